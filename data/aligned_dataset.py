@@ -1,0 +1,82 @@
+"""Pairs of pictures: side by side in one file, or of the same name in two folders."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from PIL import Image
+
+from util.util import UserError
+
+from .base_dataset import BaseDataset, get_params, get_transform
+from .image_folder import open_image
+
+
+class AlignedDataset(BaseDataset):
+    """Takes A|B from the files in `<dataroot>/<phase>`.
+
+    Where that folder is missing, A and B come from the files of the same names in
+    `<dataroot>/<phase>A` and `<dataroot>/<phase>B`.
+    """
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.dir_AB = os.path.join(opt.dataroot, opt.phase)
+        if not os.path.isdir(self.dir_AB) and os.path.isdir(self.dir_AB + "A"):
+            self.AB_paths = self._pairs(self.dir_AB + "A", self.dir_AB + "B")
+        else:
+            self.AB_paths = [(path, path) for path in self.list_images(self.dir_AB)]
+        flipped = opt.direction == "BtoA"
+        self.input_nc = opt.output_nc if flipped else opt.input_nc
+        self.output_nc = opt.input_nc if flipped else opt.output_nc
+
+    def _pairs(self, dir_A: str, dir_B: str) -> list[tuple[str, str]]:
+        """Files of two folders whose paths are the same but for the ending."""
+        sides = []
+        for folder in (dir_A, dir_B):
+            paths = self.list_images(folder)
+            sides.append({os.path.splitext(os.path.relpath(p, folder))[0]: p for p in paths})
+        lonely = sorted(sides[0].keys() ^ sides[1].keys())
+        if lonely:
+            raise UserError(
+                f"{dir_A} and {dir_B} must hold files of the same names: {len(lonely)} have no "
+                f"partner, such as {', '.join(lonely[:3])}"
+            )
+        return [(path, sides[1][name]) for name, path in sides[0].items()]
+
+    def _open(self, A_path: str, B_path: str) -> tuple[Image.Image, Image.Image]:
+        if A_path != B_path:
+            A, B = open_image(A_path), open_image(B_path)
+            if A.size != B.size:
+                raise UserError(
+                    f"a pair must be of one size: {A_path} is {A.width}x{A.height} and "
+                    f"{B_path} is {B.width}x{B.height}"
+                )
+            return A, B
+        AB = open_image(A_path)
+        width, height = AB.size
+        if width % 2:
+            raise UserError(
+                f"{A_path} is {width}x{height}: a file with A and B side by side must be of even "
+                "width"
+            )
+        half = width // 2
+        return AB.crop((0, 0, half, height)), AB.crop((half, 0, width, height))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`A`, `B`: tensors (C, H, W) in [-1, 1], cut and flipped alike; `A_paths`, `B_paths`."""
+        A_path, B_path = self.AB_paths[index]
+        A, B = self._open(A_path, B_path)
+        params = get_params(self.opt, A.size)
+        transform_A = get_transform(self.opt, params, grayscale=self.input_nc == 1)
+        transform_B = get_transform(self.opt, params, grayscale=self.output_nc == 1)
+        return {
+            "A": self.transform(A, transform_A, A_path),
+            "B": self.transform(B, transform_B, B_path),
+            "A_paths": A_path,
+            "B_paths": B_path,
+        }
+
+    def __len__(self) -> int:
+        return len(self.AB_paths)

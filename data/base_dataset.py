@@ -1,0 +1,126 @@
+"""The contract of a dataset, and the preprocessing that the command line describes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch.utils.data
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from util.util import UserError
+
+from .image_folder import list_images, open_image
+from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, RandomCrop, ScaleWidth
+
+
+class BaseDataset(torch.utils.data.Dataset, ABC):
+    """A subclass lists its files in `__init__` and returns a dictionary from `__getitem__`."""
+
+    def __init__(self, opt: argparse.Namespace):
+        self.opt = opt
+        self.root = opt.dataroot
+        self.folders: list[str] = []
+
+    @staticmethod
+    def modify_commandline_options(
+        parser: argparse.ArgumentParser, is_train: bool
+    ) -> argparse.ArgumentParser:
+        """Add options of this dataset, or change defaults; return the parser."""
+        return parser
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of items."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One item: tensors (C, H, W) in [-1, 1] by name, and the paths they come from."""
+
+    def list_images(self, folder: str | os.PathLike) -> list[str]:
+        """Paths of the pictures below a folder, at most `--max_dataset_size`, in a fixed order."""
+        self.folders.append(os.fspath(folder))
+        return list_images(folder, self.opt.max_dataset_size)
+
+    def load(self, path: str, transform: Callable | None = None) -> Any:
+        """Open a picture as RGB and transform it; errors name the file."""
+        return self.transform(open_image(path), transform, path)
+
+    @staticmethod
+    def transform(image: Image.Image, transform: Callable | None, path: str) -> Any:
+        """Transform an open picture; errors name the file."""
+        try:
+            return image if transform is None else transform(image)
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
+
+    def relative_path(self, path: str) -> str:
+        """`path` as seen from the folder it was listed in, or else from `--dataroot`."""
+        for folder in [*self.folders, self.root]:
+            relative = os.path.relpath(path, folder)
+            if not relative.startswith(os.pardir):
+                return relative
+        return os.path.basename(path)
+
+
+def get_params(opt: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
+    """Draw a crop position and a flip for a picture of `size` (width, height).
+
+    Pass them to `get_transform` to treat several pictures alike. In testing nothing is drawn: the
+    crop is the middle and there is no flip.
+    """
+    width, height = size
+    if opt.preprocess == "resize_and_crop":
+        width = height = opt.load_size
+    elif opt.preprocess == "scale_width_and_crop":
+        width, height = opt.load_size, opt.load_size * height // width
+    free_x, free_y = max(0, width - opt.crop_size), max(0, height - opt.crop_size)
+    if not getattr(opt, "isTrain", True):
+        return {"crop_pos": (free_x // 2, free_y // 2), "flip": False}
+    position = (random.randint(0, free_x), random.randint(0, free_y))
+    return {"crop_pos": position, "flip": random.random() > 0.5}
+
+
+def get_transform(
+    opt: argparse.Namespace,
+    params: dict[str, Any] | None = None,
+    grayscale: bool = False,
+    method=InterpolationMode.BICUBIC,
+    convert: bool = True,
+) -> transforms.Compose:
+    """What `--preprocess`, the sizes and `--no_flip` describe, as one transform of a PIL picture.
+
+    With `params` of `get_params` the crop and the flip are fixed, else each call draws anew (in
+    testing: the middle, no flip). `convert` ends with a tensor (C, H, W) in [-1, 1], of one channel
+    with `grayscale` and of three without.
+    """
+    train = getattr(opt, "isTrain", True)
+    steps: list[Any] = []
+    if grayscale:
+        steps.append(transforms.Grayscale(1))
+    if "resize" in opt.preprocess:
+        steps.append(transforms.Resize([opt.load_size, opt.load_size], method))
+    elif "scale_width" in opt.preprocess:
+        steps.append(ScaleWidth(opt.load_size, opt.crop_size, method))
+    if "crop" in opt.preprocess:
+        if params is not None:
+            steps.append(CropAt(params["crop_pos"], opt.crop_size))
+        else:
+            steps.append(RandomCrop(opt.crop_size) if train else CenterCrop(opt.crop_size))
+    if opt.preprocess == "none":
+        steps.append(MakeMultiple(4, method))
+    if train and not opt.no_flip:
+        if params is None:
+            steps.append(transforms.RandomHorizontalFlip())
+        elif params["flip"]:
+            steps.append(Mirror())
+    if convert:
+        half = (0.5,) if grayscale else (0.5, 0.5, 0.5)
+        steps += [transforms.ToTensor(), transforms.Normalize(half, half)]
+    return transforms.Compose(steps)

@@ -1,0 +1,31 @@
+"""Models by name.
+
+To add a model `dummy`, write `models/dummy_model.py` with a subclass of `BaseModel` called
+`DummyModel`; then say `--model dummy`. See `template_model.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from util.find_class import find_class
+
+from .base_model import BaseModel
+
+
+def find_model_using_name(model_name: str) -> type[BaseModel]:
+    """The class in `models/<name>_model.py` whose name is `<name>model` in any case."""
+    return find_class("models", "model", model_name, BaseModel)
+
+
+def get_option_setter(model_name: str) -> Callable:
+    """The function by which that model adds and changes options."""
+    return find_model_using_name(model_name).modify_commandline_options
+
+
+def create_model(opt: argparse.Namespace) -> BaseModel:
+    """The model of `opt.model`; call its `setup` before use."""
+    model = find_model_using_name(opt.model)(opt)
+    print(f"model [{type(model).__name__}] was created")
+    return model

@@ -1,0 +1,243 @@
+"""The contract of a model, and what all models share."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from util import checkpoint
+from util.util import UserError
+
+from . import networks
+from .weights import explain_mismatch, fit_state_dict
+
+
+class BaseModel(ABC):
+    """A subclass names its losses, networks and pictures, and says what one iteration does.
+
+    In `__init__`, after calling this one, it sets
+
+    - `loss_names`: `"G"` for the attribute `loss_G`, shown and logged
+    - `model_names`: `"G"` for the network `netG`, saved, loaded and printed
+    - `visual_names`: attributes with tensors (N, C, H, W) in [-1, 1], shown and saved
+    - `optimizers`: each gets a learning rate schedule
+    """
+
+    def __init__(self, opt: argparse.Namespace):
+        self.opt = opt
+        self.gpu_ids: list[int] = opt.gpu_ids
+        self.isTrain: bool = opt.isTrain
+        self.device: torch.device = opt.device
+        self.save_dir = Path(opt.checkpoints_dir) / opt.name
+        # worth it only where the size of the pictures does not change all the time
+        fixed_size = opt.preprocess not in ("scale_width", "none")
+        torch.backends.cudnn.benchmark = fixed_size and not opt.deterministic
+        self.loss_names: list[str] = []
+        self.model_names: list[str] = []
+        self.visual_names: list[str] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.schedulers: list[Any] = []
+        self.image_paths: list[str] = []
+        self.metric: float = 0  # what the learning rate policy `plateau` watches
+        self.resumed: checkpoint.FoundSet | None = None  # what --continue_train goes on from
+        self._metric_sum: torch.Tensor | float = 0.0
+        self._metric_count = 0
+
+    @staticmethod
+    def modify_commandline_options(
+        parser: argparse.ArgumentParser, is_train: bool
+    ) -> argparse.ArgumentParser:
+        """Add options of this model, or change defaults; return the parser."""
+        return parser
+
+    @abstractmethod
+    def set_input(self, input: dict[str, Any]) -> None:
+        """Take what the dataset gives, a batch, to the device."""
+
+    @abstractmethod
+    def forward(self) -> None:
+        """Compute what is shown: for training and testing."""
+
+    @abstractmethod
+    def optimize_parameters(self) -> None:
+        """Compute losses and gradients and update the networks: one iteration."""
+
+    # ---------------------------------------------------------------------------------- running
+    def setup(self, opt: argparse.Namespace) -> None:
+        """Move networks to the device, load weights where asked for, and make the schedules."""
+        for net in self.networks().values():
+            net.to(self.device)
+        if not self.isTrain:
+            self.load_networks(self.load_suffix())
+        elif opt.continue_train:
+            newest = opt.epoch == "latest" and opt.load_iter == 0
+            suffix = None if newest else self.load_suffix()
+            self.resumed = checkpoint.find_set(self.save_dir, self.networks(), suffix)
+            if self.resumed is not None:
+                self.load_networks(self.resumed.suffix)
+            elif suffix is not None:
+                self.load_networks(suffix)  # says what there is instead
+        if self.isTrain:
+            self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
+        self.print_networks(opt.verbose)
+
+    def load_suffix(self) -> str:
+        """Which save `--load_iter` and `--epoch` ask for: `iter_N`, or the epoch."""
+        return f"iter_{self.opt.load_iter}" if self.opt.load_iter > 0 else str(self.opt.epoch)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by their names in `model_names`."""
+        return {n: getattr(self, "net" + n) for n in self.model_names if isinstance(n, str)}
+
+    def eval(self) -> None:
+        """Put all networks into evaluation mode."""
+        for net in self.networks().values():
+            net.eval()
+
+    def test(self) -> None:
+        """Forward without gradients, for testing."""
+        with torch.no_grad():
+            self.forward()
+            self.compute_visuals()
+
+    def compute_visuals(self) -> None:  # noqa: B027 - most models have nothing to add
+        """Compute pictures that only the display needs; called before they are shown."""
+
+    def get_image_paths(self) -> list[str]:
+        """Files of the current batch."""
+        return self.image_paths
+
+    def update_learning_rate(self) -> None:
+        """Step the schedules, at the end of an epoch.
+
+        `plateau` watches `metric` if the model sets it, else the mean over the epoch of the sum
+        of the losses that are not a discriminator's (`track_metric`).
+        """
+        old = self.learning_rate()
+        for scheduler in self.schedulers:
+            if self.opt.lr_policy == "plateau":
+                scheduler.step(self.metric or float(self._metric_sum) / max(1, self._metric_count))
+            else:
+                scheduler.step()
+        self._metric_sum, self._metric_count = 0.0, 0
+        print(f"learning rate {old:.7f} -> {self.learning_rate():.7f}")
+
+    def learning_rate(self) -> float:
+        """The current learning rate of the first optimizer."""
+        return float(self.optimizers[0].param_groups[0]["lr"]) if self.optimizers else 0.0
+
+    def track_metric(self) -> None:
+        """Take the losses of this iteration into the mean that `plateau` watches."""
+        if self.opt.lr_policy != "plateau":
+            return
+        names = [n for n in self.loss_names if not n.startswith(("D", "gp"))]
+        # stays on the device: nothing waits for the GPU here
+        total = sum(torch.as_tensor(getattr(self, "loss_" + n)).detach() for n in names)
+        self._metric_sum, self._metric_count = self._metric_sum + total, self._metric_count + 1
+
+    # ---------------------------------------------------------------------------------- showing
+    def get_current_visuals(self) -> OrderedDict[str, Any]:
+        """The current pictures by name."""
+        return OrderedDict((n, getattr(self, n)) for n in self.visual_names if isinstance(n, str))
+
+    def get_current_losses(self) -> OrderedDict[str, float]:
+        """The current losses as numbers, by name. Waits for the GPU."""
+        return OrderedDict(
+            (n, float(getattr(self, "loss_" + n))) for n in self.loss_names if isinstance(n, str)
+        )
+
+    def print_networks(self, verbose: bool) -> None:
+        """Print the size of each network, and with `verbose` its layers."""
+        print("---------- Networks initialized -------------")
+        for name, net in self.networks().items():
+            if verbose:
+                print(net)
+            count = sum(p.numel() for p in net.parameters())
+            print(f"[Network {name}] Total number of parameters : {count / 1e6:.3f} M")
+        print("-----------------------------------------------")
+
+    # ------------------------------------------------------------------------ saving and loading
+    def network_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights of all networks by name, under plain keys."""
+        return {name: unwrap(net).state_dict() for name, net in self.networks().items()}
+
+    def save_networks(self, epoch: int | str) -> None:
+        """Write each network to `<epoch>_net_<name>.pth`, a plain state dictionary."""
+        for name, state in self.network_states().items():
+            checkpoint.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
+
+    def load_networks(self, epoch: int | str) -> None:
+        """Read the networks that `save_networks` wrote, or that the original did.
+
+        Raises UserError where a file is missing, can't be read, or does not fit; then no network
+        has changed.
+        """
+        states = {}
+        for name, net in self.networks().items():
+            path = self.save_dir / f"{epoch}_net_{name}.pth"
+            state = checkpoint.load_weights(path, self.device)
+            states[name] = fit_state_dict(state, unwrap(net))
+            problem = explain_mismatch(name, states[name], unwrap(net))
+            if problem:
+                raise UserError(f"the weights in {path} do not fit: {problem}")
+        for name, state in states.items():
+            print(f"loading the model from {self.save_dir / f'{epoch}_net_{name}.pth'}")
+            unwrap(self.networks()[name]).load_state_dict(state)
+
+    def training_state(self) -> dict[str, Any]:
+        """What training needs besides the weights: plain values and tensors.
+
+        Optimizers, schedules, and each attribute that has a state of its own, such as an image pool
+        or a gradient scaler. A model with more to remember extends this and `load_training_state`.
+        """
+        return {
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "schedulers": [s.state_dict() for s in self.schedulers],
+            "parts": {name: part.state_dict() for name, part in self._stateful_parts().items()},
+            "metric": [float(self._metric_sum), self._metric_count],
+        }
+
+    def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
+        """Take back what `training_state` gave, saved by a run with these options.
+
+        Where `--lr` or the number of epochs is another one now, the rates follow the new ones.
+        """
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        for name, part in self._stateful_parts().items():
+            if name in state["parts"]:
+                part.load_state_dict(state["parts"][name])
+        self._metric_sum, self._metric_count = state["metric"]
+        schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
+        if any(getattr(self.opt, k) != options.get(k) for k in schedule):
+            networks.rebase(self.schedulers, self.opt)
+
+    def _stateful_parts(self) -> dict[str, Any]:
+        others = (nn.Module, torch.optim.Optimizer)
+        return {
+            name: part
+            for name, part in vars(self).items()
+            if hasattr(part, "load_state_dict") and not isinstance(part, others)
+        }
+
+    # ------------------------------------------------------------------------------------ helpers
+    @staticmethod
+    def set_requires_grad(nets: nn.Module | list[nn.Module], requires_grad: bool = False) -> None:
+        """Freeze networks, or thaw them: a frozen one costs no gradients of its weights."""
+        for net in nets if isinstance(nets, list) else [nets]:
+            for parameter in net.parameters():
+                parameter.requires_grad = requires_grad
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """The network inside a wrapper for several GPUs."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return net.module if isinstance(net, wrappers) else net

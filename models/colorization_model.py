@@ -1,0 +1,38 @@
+"""Colorization: pix2pix in Lab space, from lightness to colour."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from skimage import color
+
+from .pix2pix_model import Pix2PixModel
+
+
+class ColorizationModel(Pix2PixModel):
+    """Takes L (1 channel) and gives ab (2 channels); both are shown put together as RGB."""
+
+    @staticmethod
+    def modify_commandline_options(parser, is_train=True):
+        """As pix2pix, on the colorization dataset."""
+        Pix2PixModel.modify_commandline_options(parser, is_train)
+        parser.set_defaults(dataset_mode="colorization")
+        return parser
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.visual_names = ["real_A", "real_B_rgb", "fake_B_rgb"]
+
+    def lab2rgb(self, L: torch.Tensor, AB: torch.Tensor) -> np.ndarray:
+        """The first picture of a batch, from L (N, 1, H, W) and ab (N, 2, H, W) in about [-1, 1].
+
+        Returns RGB (H, W, 3) with values in [0, 255] as floats.
+        """
+        lab = torch.cat([(L[:1] + 1.0) * 50.0, AB[:1] * 110.0], dim=1)
+        array = lab.detach()[0].float().cpu().numpy().transpose(1, 2, 0).astype(np.float64)
+        return color.lab2rgb(array) * 255
+
+    def compute_visuals(self):
+        """Put lightness and colour together for the display."""
+        self.real_B_rgb = self.lab2rgb(self.real_A, self.real_B)
+        self.fake_B_rgb = self.lab2rgb(self.real_A, self.fake_B)

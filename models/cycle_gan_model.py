@@ -1,0 +1,147 @@
+"""CycleGAN: translation learned from pictures that do not belong together in pairs.
+
+Zhu, Park, Isola, Efros: Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
+Networks, ICCV 2017, https://arxiv.org/abs/1703.10593. Equation and section numbers are that
+paper's: G is `netG_A` (A -> B), F is `netG_B` (B -> A), D_Y is `netD_A`, which judges B, and D_X is
+`netD_B`.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from util.image_pool import ImagePool
+
+from . import networks
+from .base_model import BaseModel
+
+
+class CycleGANModel(BaseModel):
+    """Two generators and two discriminators; going there and back must be the identity."""
+
+    @staticmethod
+    def modify_commandline_options(parser, is_train=True):
+        """No dropout by default, and the weights of the losses.
+
+        lambda_A and lambda_B weigh the two cycles (eq. 3); lambda_identity, times those, weighs the
+        identity loss (section 5.2), which keeps colours: 0.5 is half as strong as the cycle.
+        """
+        parser.set_defaults(no_dropout=True)
+        if is_train:
+            add = parser.add_argument_group("CycleGAN").add_argument
+            add("--lambda_A", type=float, default=10.0, help="weight of A -> B -> A")
+            add("--lambda_B", type=float, default=10.0, help="weight of B -> A -> B")
+            add("--lambda_identity", type=float, default=0.5, help="of G_A(B) = B, times lambda_B")
+        return parser
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.loss_names = ["D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B"]
+        self.model_names = ["G_A", "G_B", "D_A", "D_B"] if self.isTrain else ["G_A", "G_B"]
+        visuals_A = ["real_A", "fake_B", "rec_A"]
+        visuals_B = ["real_B", "fake_A", "rec_B"]
+        if self.isTrain and opt.lambda_identity > 0:
+            visuals_A.append("idt_B")
+            visuals_B.append("idt_A")
+        self.visual_names = visuals_A + visuals_B
+
+        build_G = [opt.ngf, opt.netG, opt.norm, not opt.no_dropout, opt.init_type, opt.init_gain]
+        self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, *build_G, self.gpu_ids)
+        self.netG_B = networks.define_G(opt.output_nc, opt.input_nc, *build_G, self.gpu_ids)
+        if not self.isTrain:
+            return
+
+        build_D = [opt.ndf, opt.netD, opt.n_layers_D, opt.norm, opt.init_type, opt.init_gain]
+        self.netD_A = networks.define_D(opt.output_nc, *build_D, self.gpu_ids)
+        self.netD_B = networks.define_D(opt.input_nc, *build_D, self.gpu_ids)
+        self.fake_A_pool = ImagePool(opt.pool_size)
+        self.fake_B_pool = ImagePool(opt.pool_size)
+        self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
+        self.criterionCycle = torch.nn.L1Loss()
+        self.criterionIdt = torch.nn.L1Loss()
+        if opt.gan_mode == "wgangp":
+            self.loss_names += ["gp_A", "gp_B"]
+        weights_G = itertools.chain(self.netG_A.parameters(), self.netG_B.parameters())
+        weights_D = itertools.chain(self.netD_A.parameters(), self.netD_B.parameters())
+        self.optimizer_G = torch.optim.Adam(weights_G, lr=opt.lr, betas=(opt.beta1, 0.999))
+        self.optimizer_D = torch.optim.Adam(weights_D, lr=opt.lr, betas=(opt.beta1, 0.999))
+        self.optimizers = [self.optimizer_G, self.optimizer_D]
+
+    def set_input(self, input):
+        """Take a batch of the dataset: `A`, `B` (N, C, H, W) in [-1, 1], and their paths.
+
+        With `--direction BtoA` the two change places: A is always where translation starts.
+        """
+        A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
+        self.real_A = input[A].to(self.device, non_blocking=True)
+        self.real_B = input[B].to(self.device, non_blocking=True)
+        self.image_paths = input[A + "_paths"]
+
+    def forward(self):
+        """Translate both ways, and back."""
+        self.fake_B = self.netG_A(self.real_A)  # G(A)
+        self.rec_A = self.netG_B(self.fake_B)  # F(G(A))
+        self.fake_A = self.netG_B(self.real_B)  # F(B)
+        self.rec_B = self.netG_A(self.fake_A)  # G(F(B))
+
+    def backward_G(self):
+        """Gradients of both generators: adversarial (eq. 1), cycle (eq. 2), identity (5.2)."""
+        lambda_A, lambda_B = self.opt.lambda_A, self.opt.lambda_B
+        lambda_idt = self.opt.lambda_identity
+        if lambda_idt > 0:
+            # G_A makes B: given a B it should leave it alone
+            self.idt_A = self.netG_A(self.real_B)
+            self.idt_B = self.netG_B(self.real_A)
+            self.loss_idt_A = self.criterionIdt(self.idt_A, self.real_B) * lambda_B * lambda_idt
+            self.loss_idt_B = self.criterionIdt(self.idt_B, self.real_A) * lambda_A * lambda_idt
+        else:
+            self.loss_idt_A = self.loss_idt_B = 0
+        self.loss_G_A = self.criterionGAN(self.netD_A(self.fake_B), True)
+        self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True)
+        self.loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * lambda_A
+        self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * lambda_B
+        self.loss_G = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B
+        self.loss_G = self.loss_G + self.loss_idt_A + self.loss_idt_B
+        self.loss_G.backward()
+
+    def backward_D_basic(self, netD, real, fake):
+        """Gradients of one discriminator; returns its loss and the gradient penalty in it.
+
+        Halved, so that it learns more slowly than the generators (section 4).
+        """
+        loss_real = self.criterionGAN(netD(real), True)
+        loss_fake = self.criterionGAN(netD(fake.detach()), False)
+        loss = (loss_real + loss_fake) * 0.5
+        penalty = torch.zeros((), device=self.device)
+        if self.opt.gan_mode == "wgangp":
+            penalty, _ = networks.cal_gradient_penalty(
+                netD, real, fake.detach(), self.device, lambda_gp=self.opt.lambda_gp
+            )
+            loss = loss + penalty
+        loss.backward()
+        return loss, penalty
+
+    def backward_D_A(self):
+        """D_A tells real B from generated B, some of which are of earlier iterations."""
+        fake_B = self.fake_B_pool.query(self.fake_B)
+        self.loss_D_A, self.loss_gp_A = self.backward_D_basic(self.netD_A, self.real_B, fake_B)
+
+    def backward_D_B(self):
+        """D_B tells real A from generated A."""
+        fake_A = self.fake_A_pool.query(self.fake_A)
+        self.loss_D_B, self.loss_gp_B = self.backward_D_basic(self.netD_B, self.real_A, fake_A)
+
+    def optimize_parameters(self):
+        """One step of both generators, then one of both discriminators."""
+        self.forward()
+        self.set_requires_grad([self.netD_A, self.netD_B], False)
+        self.optimizer_G.zero_grad()
+        self.backward_G()
+        self.optimizer_G.step()
+        self.set_requires_grad([self.netD_A, self.netD_B], True)
+        self.optimizer_D.zero_grad()
+        self.backward_D_A()
+        self.backward_D_B()
+        self.optimizer_D.step()

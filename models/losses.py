@@ -1,0 +1,85 @@
+"""Adversarial losses and the gradient penalty."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+GAN_MODES = ("lsgan", "vanilla", "wgangp")
+
+
+class GANLoss(nn.Module):
+    """The adversarial objective, with the target made to the size of the prediction.
+
+    - `lsgan`: least squares, (D(x) - label)^2 (Mao et al. 2017, eq. 9)
+    - `vanilla`: cross-entropy on logits (Goodfellow et al. 2014, eq. 1, the non-saturating form)
+    - `wgangp`: -D(x) for real and D(x) for fake (Gulrajani et al. 2017); add the penalty of
+      `cal_gradient_penalty` to the loss of the discriminator
+
+    The discriminator must not end in a sigmoid: `vanilla` takes logits.
+    """
+
+    def __init__(
+        self, gan_mode: str, target_real_label: float = 1.0, target_fake_label: float = 0.0
+    ):
+        super().__init__()
+        self.register_buffer("real_label", torch.tensor(target_real_label))
+        self.register_buffer("fake_label", torch.tensor(target_fake_label))
+        self.gan_mode = gan_mode
+        if gan_mode == "lsgan":
+            self.loss = nn.MSELoss()
+        elif gan_mode == "vanilla":
+            self.loss = nn.BCEWithLogitsLoss()
+        elif gan_mode == "wgangp":
+            self.loss = None
+        else:
+            raise ValueError(f"unknown gan_mode '{gan_mode}': choose from {', '.join(GAN_MODES)}")
+
+    def get_target_tensor(self, prediction: torch.Tensor, target_is_real: bool) -> torch.Tensor:
+        """The label, expanded to the shape of the prediction without a copy."""
+        label = self.real_label if target_is_real else self.fake_label
+        return label.expand_as(prediction)
+
+    def forward(self, prediction: torch.Tensor, target_is_real: bool) -> torch.Tensor:
+        """The mean loss, a scalar, of a map of predictions (N, 1, H, W)."""
+        if self.loss is None:
+            return -prediction.mean() if target_is_real else prediction.mean()
+        return self.loss(prediction, self.get_target_tensor(prediction, target_is_real))
+
+
+def cal_gradient_penalty(
+    netD: nn.Module,
+    real_data: torch.Tensor,
+    fake_data: torch.Tensor,
+    device: torch.device,
+    type: str = "mixed",
+    constant: float = 1.0,
+    lambda_gp: float = 10.0,
+) -> tuple[torch.Tensor | float, torch.Tensor | None]:
+    """The gradient penalty of WGAN-GP (Gulrajani et al. 2017, eq. 3).
+
+    lambda_gp * mean((|grad_x D(x)| - constant)^2), with x of shape (N, C, H, W) taken from
+    `real_data`, `fake_data`, or (`mixed`) a random point between each pair of them.
+
+    Returns the penalty and the gradients (N, C*H*W); (0.0, None) where `lambda_gp` is not positive.
+    """
+    if lambda_gp <= 0.0:
+        return 0.0, None
+    if type == "real":
+        points = real_data
+    elif type == "fake":
+        points = fake_data
+    elif type == "mixed":
+        alpha = torch.rand(real_data.shape[0], 1, 1, 1, device=device)
+        points = alpha * real_data + (1 - alpha) * fake_data
+    else:
+        raise ValueError(f"unknown type '{type}' of gradient penalty: real, fake or mixed")
+    points = points.detach().requires_grad_(True)
+    scores = netD(points)
+    (gradients,) = torch.autograd.grad(
+        scores, points, grad_outputs=torch.ones_like(scores), create_graph=True
+    )
+    gradients = gradients.reshape(real_data.size(0), -1)
+    # the small number keeps the derivative of the norm finite at 0
+    norms = (gradients + 1e-16).norm(2, dim=1)
+    return ((norms - constant) ** 2).mean() * lambda_gp, gradients

@@ -1,0 +1,412 @@
+"""Generators and discriminators, and the two functions that build them by name.
+
+The nesting of the `nn.Sequential`s is the naming of the weights on disk: change it and no released
+checkpoint loads. Losses, schedules and initialization live next door and are re-exported here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from util.util import UserError
+
+from .init import INIT_TYPES, init_net, init_weights
+from .losses import GAN_MODES, GANLoss, cal_gradient_penalty
+from .schedulers import LR_POLICIES, fast_forward, get_scheduler, rebase
+
+__all__ = [
+    "DISCRIMINATORS",
+    "GAN_MODES",
+    "GENERATORS",
+    "INIT_TYPES",
+    "LR_POLICIES",
+    "NORMS",
+    "GANLoss",
+    "Identity",
+    "NLayerDiscriminator",
+    "PixelDiscriminator",
+    "ResnetBlock",
+    "ResnetGenerator",
+    "UnetGenerator",
+    "UnetSkipConnectionBlock",
+    "cal_gradient_penalty",
+    "define_D",
+    "define_G",
+    "fast_forward",
+    "get_norm_layer",
+    "get_scheduler",
+    "init_net",
+    "init_weights",
+    "rebase",
+]
+
+NormLayer = Callable[[int], nn.Module]
+Identity = nn.Identity
+
+
+def no_norm(num_features: int) -> nn.Module:
+    """Stands where a normalization layer would, and does nothing."""
+    return nn.Identity()
+
+
+# batch norms learn an affine map and keep running statistics, instance norm has neither
+NORMS: dict[str, NormLayer] = {
+    "instance": functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
+    "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
+    "syncbatch": functools.partial(nn.SyncBatchNorm, affine=True, track_running_stats=True),
+    "none": no_norm,
+}
+
+
+def get_norm_layer(norm_type: str = "instance") -> NormLayer:
+    """A function from a number of channels to the normalization layer of that name."""
+    if norm_type not in NORMS:
+        raise ValueError(f"unknown norm '{norm_type}': choose from {', '.join(NORMS)}")
+    return NORMS[norm_type]
+
+
+def needs_bias(norm_layer: NormLayer) -> bool:
+    """Whether convolutions before this norm have a bias: before instance norm only.
+
+    Batch norm has a shift of its own. That `none` has no bias either is how released weights are.
+    """
+    layer = norm_layer.func if isinstance(norm_layer, functools.partial) else norm_layer
+    return layer is nn.InstanceNorm2d
+
+
+def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, least: int) -> torch.Tensor:
+    """Run `net` on pictures of any size, and return the size that came in.
+
+    The network halves height and width so often that both must be multiples of `multiple`, and not
+    below `least`. Other sizes are padded at the right and at the bottom, by reflection where the
+    picture is large enough for it, and the result is cut back. Sizes that fit go through untouched.
+
+    x: (N, C, H, W), returned: (N, C', H, W).
+    """
+    height, width = x.shape[-2:]
+    pad_h = max(least, -(-height // multiple) * multiple) - height
+    pad_w = max(least, -(-width // multiple) * multiple) - width
+    if pad_h == 0 and pad_w == 0:
+        return net(x)
+    mode = "reflect" if pad_h < height and pad_w < width else "replicate"
+    return net(F.pad(x, (0, pad_w, 0, pad_h), mode=mode))[..., :height, :width]
+
+
+# ------------------------------------------------------------------------------------- generators
+class ResnetGenerator(nn.Module):
+    """The generator of CycleGAN, after Johnson et al. 2016: down by 4, residual blocks, up by 4.
+
+    (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]; any H and W (see `apply_padded`).
+    """
+
+    def __init__(
+        self,
+        input_nc: int,
+        output_nc: int,
+        ngf: int = 64,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        use_dropout: bool = False,
+        n_blocks: int = 6,
+        padding_type: str = "reflect",
+    ):
+        if n_blocks < 0:
+            raise ValueError(f"n_blocks must not be negative, got {n_blocks}")
+        super().__init__()
+        bias = needs_bias(norm_layer)
+
+        def down(cin: int, cout: int) -> list[nn.Module]:
+            conv = nn.Conv2d(cin, cout, kernel_size=3, stride=2, padding=1, bias=bias)
+            return [conv, norm_layer(cout), nn.ReLU(True)]
+
+        def up(cin: int, cout: int) -> list[nn.Module]:
+            conv = nn.ConvTranspose2d(
+                cin, cout, kernel_size=3, stride=2, padding=1, output_padding=1, bias=bias
+            )
+            return [conv, norm_layer(cout), nn.ReLU(True)]
+
+        self.model = nn.Sequential(
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias),
+            norm_layer(ngf),
+            nn.ReLU(True),
+            *down(ngf, ngf * 2),
+            *down(ngf * 2, ngf * 4),
+            *(
+                ResnetBlock(ngf * 4, padding_type, norm_layer, use_dropout, bias)
+                for _ in range(n_blocks)
+            ),
+            *up(ngf * 4, ngf * 2),
+            *up(ngf * 2, ngf),
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(ngf, output_nc, kernel_size=7),
+            nn.Tanh(),
+        )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # at a quarter of 8 pixels the blocks can still reflect by one
+        return apply_padded(self.model, input, multiple=4, least=8)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions with a skip connection (He et al. 2016); no ReLU after the sum.
+
+    (N, dim, H, W) -> (N, dim, H, W).
+    """
+
+    PADDINGS = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "zero": None}
+
+    def __init__(
+        self,
+        dim: int,
+        padding_type: str,
+        norm_layer: NormLayer,
+        use_dropout: bool,
+        use_bias: bool,
+    ):
+        super().__init__()
+        self.conv_block = self.build_conv_block(
+            dim, padding_type, norm_layer, use_dropout, use_bias
+        )
+
+    def build_conv_block(
+        self,
+        dim: int,
+        padding_type: str,
+        norm_layer: NormLayer,
+        use_dropout: bool,
+        use_bias: bool,
+    ) -> nn.Sequential:
+        """Pad, convolve, normalize, ReLU, (drop out), pad, convolve, normalize."""
+        if padding_type not in self.PADDINGS:
+            raise ValueError(
+                f"unknown padding_type '{padding_type}': choose from {', '.join(self.PADDINGS)}"
+            )
+        pad = self.PADDINGS[padding_type]
+
+        def conv() -> list[nn.Module]:
+            layer = nn.Conv2d(dim, dim, kernel_size=3, padding=0 if pad else 1, bias=use_bias)
+            return [*([pad(1)] if pad else []), layer, norm_layer(dim)]
+
+        dropout = [nn.Dropout(0.5)] if use_dropout else []
+        return nn.Sequential(*conv(), nn.ReLU(True), *dropout, *conv())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv_block(x)
+
+
+class UnetGenerator(nn.Module):
+    """The generator of pix2pix: a U-Net (Ronneberger et al. 2015) of `num_downs` halvings.
+
+    (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]. With `num_downs` of 7 a picture of
+    128x128 is 1x1 at the bottleneck. Sizes that are no multiple of 2^num_downs are padded and cut
+    back (see `apply_padded`).
+    """
+
+    def __init__(
+        self,
+        input_nc: int,
+        output_nc: int,
+        num_downs: int,
+        ngf: int = 64,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        use_dropout: bool = False,
+    ):
+        super().__init__()
+        self.size_multiple = 2**num_downs
+        block = functools.partial(UnetSkipConnectionBlock, norm_layer=norm_layer)
+        # from the bottleneck outwards, each block around the one before
+        net = block(ngf * 8, ngf * 8, innermost=True)
+        for _ in range(num_downs - 5):
+            net = block(ngf * 8, ngf * 8, submodule=net, use_dropout=use_dropout)
+        net = block(ngf * 4, ngf * 8, submodule=net)
+        net = block(ngf * 2, ngf * 4, submodule=net)
+        net = block(ngf, ngf * 2, submodule=net)
+        self.model = block(output_nc, ngf, input_nc=input_nc, submodule=net, outermost=True)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return apply_padded(
+            self.model, input, multiple=self.size_multiple, least=self.size_multiple
+        )
+
+
+class UnetSkipConnectionBlock(nn.Module):
+    """One level of a U-Net: halve, run the level inside, double, and join with what came in.
+
+    (N, input_nc, H, W) -> (N, input_nc + outer_nc, H, W); the outermost level returns
+    (N, outer_nc, H, W) in [-1, 1] and joins nothing.
+    """
+
+    def __init__(
+        self,
+        outer_nc: int,
+        inner_nc: int,
+        input_nc: int | None = None,
+        submodule: nn.Module | None = None,
+        outermost: bool = False,
+        innermost: bool = False,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        use_dropout: bool = False,
+    ):
+        super().__init__()
+        self.outermost = outermost
+        bias = needs_bias(norm_layer)
+        conv = functools.partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
+        deconv = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+
+        down: list[nn.Module] = [conv(input_nc or outer_nc, inner_nc, bias=bias)]
+        # what comes from inside has been joined with its input, but for the bottleneck
+        channels = inner_nc if innermost else inner_nc * 2
+        if outermost:
+            up = [nn.ReLU(True), deconv(channels, outer_nc), nn.Tanh()]
+        else:
+            down = [nn.LeakyReLU(0.2, True), *down]
+            up = [nn.ReLU(True), deconv(channels, outer_nc, bias=bias), norm_layer(outer_nc)]
+            if not innermost:
+                down.append(norm_layer(inner_nc))
+                if use_dropout:
+                    up.append(nn.Dropout(0.5))
+        inside = [submodule] if submodule is not None else []
+        self.model = nn.Sequential(*down, *inside, *up)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.outermost:
+            return self.model(x)
+        # the first layer is the LeakyReLU; what skips is its result, as in all released weights
+        layers = iter(self.model)
+        skip = inner = next(layers)(x)
+        for layer in layers:
+            inner = layer(inner)
+        return torch.cat([skip, inner], 1)
+
+
+# --------------------------------------------------------------------------------- discriminators
+class NLayerDiscriminator(nn.Module):
+    """PatchGAN: each number of the output judges one patch of the input (Isola et al. 2017).
+
+    (N, input_nc, H, W) -> (N, 1, H/2^n - 2, W/2^n - 2) logits for n = `n_layers`. Three layers see
+    patches of 70x70 pixels, 30x30 of them on 256x256; one, two, four and five see 16, 34, 142, 286.
+    """
+
+    def __init__(
+        self,
+        input_nc: int,
+        ndf: int = 64,
+        n_layers: int = 3,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+    ):
+        super().__init__()
+        self.n_layers = n_layers
+        bias = needs_bias(norm_layer)
+        widths = [ndf * min(2**n, 8) for n in range(n_layers + 1)]
+
+        def block(cin: int, cout: int, stride: int) -> list[nn.Module]:
+            conv = nn.Conv2d(cin, cout, kernel_size=4, stride=stride, padding=1, bias=bias)
+            return [conv, norm_layer(cout), nn.LeakyReLU(0.2, True)]
+
+        layers = [
+            nn.Conv2d(input_nc, ndf, kernel_size=4, stride=2, padding=1),
+            nn.LeakyReLU(0.2, True),
+        ]
+        for n in range(1, n_layers):
+            layers += block(widths[n - 1], widths[n], stride=2)
+        layers += block(widths[-2] if n_layers else ndf, widths[-1], stride=1)
+        layers += [nn.Conv2d(widths[-1], 1, kernel_size=4, stride=1, padding=1)]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        least = 3 * 2**self.n_layers
+        if min(input.shape[-2:]) < least:
+            height, width = input.shape[-2:]
+            raise UserError(
+                f"the discriminator with --n_layers_D {self.n_layers} can't judge pictures of "
+                f"{width}x{height}: it needs at least {least}x{least}; use a larger --crop_size, "
+                "fewer layers (--netD n_layers --n_layers_D 2) or --netD pixel"
+            )
+        return self.model(input)
+
+
+class PixelDiscriminator(nn.Module):
+    """PixelGAN: judges each pixel by itself, a PatchGAN of 1x1 (Isola et al. 2017).
+
+    (N, input_nc, H, W) -> (N, 1, H, W) logits.
+    """
+
+    def __init__(self, input_nc: int, ndf: int = 64, norm_layer: NormLayer = nn.BatchNorm2d):
+        super().__init__()
+        bias = needs_bias(norm_layer)
+        self.net = nn.Sequential(
+            nn.Conv2d(input_nc, ndf, kernel_size=1),
+            nn.LeakyReLU(0.2, True),
+            nn.Conv2d(ndf, ndf * 2, kernel_size=1, bias=bias),
+            norm_layer(ndf * 2),
+            nn.LeakyReLU(0.2, True),
+            nn.Conv2d(ndf * 2, 1, kernel_size=1, bias=bias),
+        )
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.net(input)
+
+
+# -------------------------------------------------------------------------------------- factories
+# name: network of (input_nc, output_nc, ngf, norm_layer=, use_dropout=)
+GENERATORS: dict[str, Callable[..., nn.Module]] = {
+    "resnet_9blocks": functools.partial(ResnetGenerator, n_blocks=9),
+    "resnet_6blocks": functools.partial(ResnetGenerator, n_blocks=6),
+    "unet_128": lambda cin, cout, ngf, **kw: UnetGenerator(cin, cout, 7, ngf, **kw),
+    "unet_256": lambda cin, cout, ngf, **kw: UnetGenerator(cin, cout, 8, ngf, **kw),
+}
+
+# name: network of (input_nc, ndf, n_layers_D, norm_layer=)
+DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
+    "basic": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, 3, **kw),
+    "n_layers": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, n, **kw),
+    "pixel": lambda cin, ndf, n, **kw: PixelDiscriminator(cin, ndf, **kw),
+}
+
+
+def define_G(
+    input_nc: int,
+    output_nc: int,
+    ngf: int,
+    netG: str,
+    norm: str = "batch",
+    use_dropout: bool = False,
+    init_type: str = "normal",
+    init_gain: float = 0.02,
+    gpu_ids: list[int] = [],
+) -> nn.Module:
+    """Build a generator by its name in `GENERATORS` and initialize it.
+
+    `ngf` is the number of filters of the last convolution. Raises ValueError for an unknown name.
+    """
+    if netG not in GENERATORS:
+        raise ValueError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
+    norm_layer = get_norm_layer(norm)
+    net = GENERATORS[netG](input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout)
+    return init_net(net, init_type, init_gain, gpu_ids)
+
+
+def define_D(
+    input_nc: int,
+    ndf: int,
+    netD: str,
+    n_layers_D: int = 3,
+    norm: str = "batch",
+    init_type: str = "normal",
+    init_gain: float = 0.02,
+    gpu_ids: list[int] = [],
+) -> nn.Module:
+    """Build a discriminator by its name in `DISCRIMINATORS` and initialize it.
+
+    `ndf` is the number of filters of the first convolution; `n_layers_D` counts only for
+    `n_layers`. Raises ValueError for an unknown name.
+    """
+    if netD not in DISCRIMINATORS:
+        raise ValueError(f"unknown netD '{netD}': choose from {', '.join(DISCRIMINATORS)}")
+    net = DISCRIMINATORS[netD](input_nc, ndf, n_layers_D, norm_layer=get_norm_layer(norm))
+    return init_net(net, init_type, init_gain, gpu_ids)

@@ -1,0 +1,111 @@
+"""pix2pix: translation learned from pairs.
+
+Isola, Zhu, Zhou, Efros: Image-to-Image Translation with Conditional Adversarial Networks,
+CVPR 2017, https://arxiv.org/abs/1611.07004. Equation and section numbers are that paper's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import networks
+from .base_model import BaseModel
+
+
+class Pix2PixModel(BaseModel):
+    """A generator, and a discriminator that sees input and output together."""
+
+    @staticmethod
+    def modify_commandline_options(parser, is_train=True):
+        """A U-Net with batch norm and dropout, pairs, cross-entropy, and no pool of old pictures.
+
+        Full objective (eq. 4): adversarial + lambda_L1 * |B - G(A)|.
+        """
+        parser.set_defaults(norm="batch", netG="unet_256", dataset_mode="aligned")
+        if is_train:
+            parser.set_defaults(pool_size=0, gan_mode="vanilla")
+            add = parser.add_argument_group("pix2pix").add_argument
+            add("--lambda_L1", type=float, default=100.0, help="weight of the L1 loss")
+        return parser
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.loss_names = ["G_GAN", "G_L1", "D_real", "D_fake"]
+        self.visual_names = ["real_A", "fake_B", "real_B"]
+        self.model_names = ["G", "D"] if self.isTrain else ["G"]
+        self.netG = networks.define_G(
+            opt.input_nc,
+            opt.output_nc,
+            opt.ngf,
+            opt.netG,
+            opt.norm,
+            not opt.no_dropout,
+            opt.init_type,
+            opt.init_gain,
+            self.gpu_ids,
+        )
+        if not self.isTrain:
+            return
+        self.netD = networks.define_D(
+            opt.input_nc + opt.output_nc,
+            opt.ndf,
+            opt.netD,
+            opt.n_layers_D,
+            opt.norm,
+            opt.init_type,
+            opt.init_gain,
+            self.gpu_ids,
+        )
+        self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
+        self.criterionL1 = torch.nn.L1Loss()
+        if opt.gan_mode == "wgangp":
+            self.loss_names.append("D_gp")
+        betas = (opt.beta1, 0.999)
+        self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr, betas=betas)
+        self.optimizer_D = torch.optim.Adam(self.netD.parameters(), lr=opt.lr, betas=betas)
+        self.optimizers = [self.optimizer_G, self.optimizer_D]
+
+    def set_input(self, input):
+        """Take a batch of pairs: `A`, `B` (N, C, H, W) in [-1, 1]; they swap with BtoA."""
+        A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
+        self.real_A = input[A].to(self.device, non_blocking=True)
+        self.real_B = input[B].to(self.device, non_blocking=True)
+        self.image_paths = input[A + "_paths"]
+
+    def forward(self):
+        """Translate."""
+        self.fake_B = self.netG(self.real_A)  # G(A)
+
+    def backward_D(self):
+        """Gradients of the discriminator (eq. 1), halved (section 3.3)."""
+        fake_AB = torch.cat((self.real_A, self.fake_B), 1).detach()
+        real_AB = torch.cat((self.real_A, self.real_B), 1)
+        self.loss_D_fake = self.criterionGAN(self.netD(fake_AB), False)
+        self.loss_D_real = self.criterionGAN(self.netD(real_AB), True)
+        self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5
+        if self.opt.gan_mode == "wgangp":
+            self.loss_D_gp, _ = networks.cal_gradient_penalty(
+                self.netD, real_AB, fake_AB, self.device, lambda_gp=self.opt.lambda_gp
+            )
+            self.loss_D = self.loss_D + self.loss_D_gp
+        self.loss_D.backward()
+
+    def backward_G(self):
+        """Gradients of the generator (eq. 4)."""
+        fake_AB = torch.cat((self.real_A, self.fake_B), 1)
+        self.loss_G_GAN = self.criterionGAN(self.netD(fake_AB), True)
+        self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.opt.lambda_L1
+        self.loss_G = self.loss_G_GAN + self.loss_G_L1
+        self.loss_G.backward()
+
+    def optimize_parameters(self):
+        """One step of the discriminator, then one of the generator."""
+        self.forward()
+        self.set_requires_grad(self.netD, True)
+        self.optimizer_D.zero_grad()
+        self.backward_D()
+        self.optimizer_D.step()
+        self.set_requires_grad(self.netD, False)
+        self.optimizer_G.zero_grad()
+        self.backward_G()
+        self.optimizer_G.step()

@@ -1,0 +1,68 @@
+"""One generator, one way: for translating a folder of pictures."""
+
+from __future__ import annotations
+
+from options.saved_options import read_saved_options
+from util.util import UserError
+
+from . import networks
+from .base_model import BaseModel
+
+
+class TestModel(BaseModel):
+    """Loads `<epoch>_net_G.pth`, or the generator of a CycleGAN that goes in `--direction`."""
+
+    __test__ = False  # not a test class for pytest
+
+    @staticmethod
+    def modify_commandline_options(parser, is_train=True):
+        """Pictures of one folder; the ending of the generator's name can be given."""
+        if is_train:
+            raise UserError("--model test can't be trained: use it with test.py")
+        parser.set_defaults(dataset_mode="single")
+        add = parser.add_argument_group("one generator").add_argument
+        add("--model_suffix", default="", help="which one: _A loads <epoch>_net_G_A.pth")
+        return parser
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        suffix = opt.model_suffix or self._find_suffix()
+        self.model_names = ["G" + suffix]
+        self.visual_names = ["real", "fake"]
+        self.netG = networks.define_G(
+            opt.input_nc,
+            opt.output_nc,
+            opt.ngf,
+            opt.netG,
+            opt.norm,
+            not opt.no_dropout,
+            opt.init_type,
+            opt.init_gain,
+            self.gpu_ids,
+        )
+        # saving and loading look for the attribute of that name
+        setattr(self, "netG" + suffix, self.netG)
+
+    def _find_suffix(self) -> str:
+        """The ending of the generator's name that `--direction` asks for, by the files there are.
+
+        In a CycleGAN, G_A goes the way that it was trained for, and G_B goes back.
+        """
+        if (self.save_dir / f"{self.load_suffix()}_net_G.pth").exists():
+            return ""
+        trained = read_saved_options(self.save_dir).get("direction", "AtoB")
+        suffix = "_A" if self.opt.direction == trained else "_B"
+        exists = (self.save_dir / f"{self.load_suffix()}_net_G{suffix}.pth").exists()
+        return suffix if exists else ""
+
+    def set_input(self, input):
+        """Take a batch: `A` (N, C, H, W) in [-1, 1] and its paths."""
+        self.real = input["A"].to(self.device, non_blocking=True)
+        self.image_paths = input["A_paths"]
+
+    def forward(self):
+        """Translate."""
+        self.fake = self.netG(self.real)
+
+    def optimize_parameters(self):
+        """There is nothing to train."""

@@ -1,0 +1,105 @@
+"""Weights of other origins made to fit, and misfits explained in terms of the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+State = Mapping[str, torch.Tensor]
+
+
+def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
+    """A state dictionary as this version of the code names it.
+
+    - `module.` in front of all keys, from networks wrapped for several GPUs, is taken off
+    - statistics of instance norms, which PyTorch kept before 0.4, are left out
+    """
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    stateless = {
+        name
+        for name, module in net.named_modules()
+        if isinstance(module, nn.InstanceNorm2d) and not module.track_running_stats
+    }
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+
+    def is_leftover(key: str) -> bool:
+        owner, _, leaf = key.rpartition(".")
+        return owner in stateless and leaf in statistics
+
+    return {key: value for key, value in state.items() if not is_leftover(key)}
+
+
+def describe(state: State) -> dict[str, object]:
+    """The options that a network of this code must have been built with, as far as keys tell."""
+    weights = {k: v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4}
+    if not weights:
+        return {}
+    first_key, first = next(iter(weights.items()))
+    last = list(weights.values())[-1]
+    norm_weights = any(k.endswith(".weight") and v.dim() == 1 for k, v in state.items())
+    biases = sum(k.removesuffix("weight") + "bias" in state for k in weights)
+    norm = "batch" if norm_weights else "instance" if biases > 2 else "none"
+    width, inputs = first.shape[:2]
+    if first_key == "model.model.0.weight":
+        depth = max(key.count("model.") for key in weights) - 1
+        names = {7: "unet_128", 8: "unet_256"}
+        netG = names.get(depth, f"a U-Net of {depth} levels")
+        return {
+            "netG": netG,
+            "ngf": width,
+            "norm": norm,
+            "input_nc": inputs,
+            "output_nc": last.shape[1],
+        }
+    if first_key == "model.1.weight":
+        blocks = {m.group(1) for k in weights if (m := re.match(r"model\.(\d+)\.conv_block", k))}
+        dropout = any(".conv_block.6." in k for k in weights)
+        return {
+            "netG": f"resnet_{len(blocks)}blocks",
+            "ngf": width,
+            "norm": norm,
+            "no_dropout": not dropout,
+            "input_nc": inputs,
+            "output_nc": last.shape[0],
+        }
+    if first_key == "model.0.weight":
+        return {"netD": "n_layers", "n_layers_D": len(weights) - 2, "ndf": width, "norm": norm}
+    if first_key == "net.0.weight":
+        return {"netD": "pixel", "ndf": width, "norm": "batch" if norm_weights else None}
+    return {}
+
+
+def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
+    """Why `state` does not fit into `net`, naming the flags to set; None if it fits."""
+    own = net.state_dict()
+    # counters of batch norm may be missing: PyTorch did not keep them before 0.4.1
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    surplus = [k for k in state if k not in own]
+    wrong = [k for k in state if k in own and state[k].shape != own[k].shape]
+    if not (missing or surplus or wrong):
+        return None
+    there, wanted = describe(state), describe(own)
+    differing = {k: v for k, v in there.items() if v is not None and v != wanted.get(k)}
+    if there.keys() == wanted.keys() and differing:
+        flags = " ".join(_flag(k, v) for k, v in differing.items())
+        given = " ".join(_flag(k, wanted[k]) for k in differing)
+        return f"net{name} was saved with {flags}, the options say {given}; set {flags}"
+    if there and wanted:
+        flags = " ".join(_flag(k, v) for k, v in there.items() if v is not None)
+        return f"net{name} was saved with {flags}; set these flags"
+    examples = [*missing, *surplus, *wrong][:2]
+    return (
+        f"net{name} lacks {len(missing)} of its weights, {len(surplus)} are unknown and "
+        f"{len(wrong)} are of another shape (such as {', '.join(examples)}); "
+        "was it made by this model?"
+    )
+
+
+def _flag(name: str, value: object) -> str:
+    if name == "no_dropout":
+        return "--no_dropout" if value else "--dropout"
+    return f"--{name} {value}"

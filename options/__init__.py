@@ -1,0 +1,1 @@
+"""The command line: `TrainOptions` and `TestOptions` over what `BaseOptions` has for both."""

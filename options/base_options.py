@@ -1,0 +1,279 @@
+"""Options that training and testing share, and how a command line becomes an `opt`."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import data
+import models
+from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
+from util.distributed import select_device
+from util.randomness import new_seed
+from util.util import UserError
+
+from .saved_options import GENERATOR_OPTIONS, read_saved_options, restore
+
+PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line on stderr, without the usage in front; exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds the default to the help of each option that has one worth showing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.nargs == 0 or action.default in (None, "", argparse.SUPPRESS):
+            return text
+        return f"{text} [%(default)s]"
+
+
+def whole_number(least: int):
+    """An argparse type: a whole number that is not below `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is too small: at least {least}")
+        return value
+
+    return parse
+
+
+def fraction_below_one(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 0 and below 1")
+    return value
+
+
+def non_negative(text: str) -> float:
+    """An argparse type: a finite number that is not below 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 0")
+    return value
+
+
+class BaseOptions:
+    """Defines the options of both programs and turns a command line into a namespace.
+
+    The command line is parsed twice: the first time for `--model` and `--dataset_mode`, whose
+    classes may then add options and change defaults (`modify_commandline_options`).
+    """
+
+    isTrain = False
+
+    def __init__(self, cmd_line: str | Sequence[str] | None = None):
+        """`cmd_line` stands in for the program's own arguments: a string or a list of words."""
+        self.argv = shlex.split(cmd_line) if isinstance(cmd_line, str) else cmd_line
+        self.parser: argparse.ArgumentParser
+        self.message = ""
+
+    def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Add the options that training and testing share."""
+        group = parser.add_argument_group("basic")
+        add = group.add_argument
+        add("--dataroot", required=True, help="folder of pictures: with trainA, trainB, ...")
+        add("--name", default="experiment_name", help="name of the experiment, and of its folder")
+        add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
+        add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
+        add("--seed", type=whole_number(0), help="of all randomness; drawn and shown if not given")
+        add("--deterministic", action="store_true", help="the same bits in each run, but slower")
+
+        group = parser.add_argument_group("model")
+        add = group.add_argument
+        add("--model", default="cycle_gan", help="cycle_gan | pix2pix | colorization | test | ...")
+        add("--input_nc", type=whole_number(1), default=3, help="channels of input pictures")
+        add("--output_nc", type=whole_number(1), default=3, help="channels of output pictures")
+        add("--ngf", type=whole_number(1), default=64, help="filters in G's last convolution")
+        add("--ndf", type=whole_number(1), default=64, help="filters in D's first convolution")
+        add("--netD", default="basic", choices=DISCRIMINATORS, help="basic is a 70x70 PatchGAN")
+        add("--netG", default="resnet_9blocks", choices=GENERATORS, help="generator")
+        add("--n_layers_D", type=whole_number(1), default=3, help="layers of --netD n_layers")
+        add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
+        add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
+        add("--init_gain", type=float, default=0.02, help="scale of normal, xavier, orthogonal")
+        add("--no_dropout", action="store_true", help="no dropout in the generator")
+        # the partner of the flag above: some models turn that on by default
+        add(
+            "--dropout",
+            dest="no_dropout",
+            action="store_false",
+            default=argparse.SUPPRESS,
+            help="dropout in the generator, where the model's default is none",
+        )
+
+        group = parser.add_argument_group("dataset")
+        add = group.add_argument
+        add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
+        add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="which way to translate")
+        add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
+        add("--num_threads", type=whole_number(0), default=4, help="processes that load pictures")
+        add("--batch_size", type=whole_number(1), default=1, help="pictures in a batch")
+        add("--load_size", type=whole_number(1), default=286, help="scale pictures to this size")
+        add("--crop_size", type=whole_number(1), default=256, help="then crop to this size")
+        add(
+            "--max_dataset_size",
+            type=whole_number(1),
+            default=float("inf"),
+            help="use at most this many pictures",
+        )
+        add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="scale and crop")
+        add("--no_flip", action="store_true", help="no random mirroring in training")
+        add("--display_winsize", type=whole_number(1), default=256, help="picture width on pages")
+
+        group = parser.add_argument_group("loading and saving")
+        add = group.add_argument
+        add("--epoch", default="latest", help="which epoch to load: a number, latest, ...")
+        add("--load_iter", type=whole_number(0), default="0", help="load iter_N if above 0")
+        add("--verbose", action="store_true", help="print the networks layer by layer")
+        add("--suffix", default="", help="appended to --name; {option} is filled in: {netG}_{norm}")
+
+        group = parser.add_argument_group("Weights & Biases")
+        add = group.add_argument
+        add("--use_wandb", action="store_true", help="log to W&B (needs the package wandb)")
+        add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="project on W&B")
+        return parser
+
+    def gather_options(self) -> argparse.Namespace:
+        """Parse the command line, with the options of the chosen model and dataset."""
+        # no help yet: --help should list the options of the model and the dataset as well
+        parser = OneLineParser(add_help=False, formatter_class=HelpFormatter)
+        parser = self.parser = self.initialize(parser)
+        try:
+            opt, _ = parser.parse_known_args(self._without_help())
+            parser = models.get_option_setter(opt.model)(parser, self.isTrain)
+            opt, _ = parser.parse_known_args(self._without_help())
+            parser = data.get_option_setter(opt.dataset_mode)(parser, self.isTrain)
+        except UserError as e:
+            parser.error(str(e))
+        self.parser = parser
+        parser.add_argument("-h", "--help", action="help", help="show this and exit")
+        opt, unknown = parser.parse_known_args(self.argv)
+        if unknown:
+            known = [s for a in parser._actions for s in a.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
+            hint = f"; did you mean {close[0]}?" if close else f" of --model {opt.model}"
+            parser.error(f"unknown option '{unknown[0]}'{hint}")
+        return opt
+
+    def _without_help(self) -> list[str]:
+        words = list(sys.argv[1:] if self.argv is None else self.argv)
+        # --dataroot is not needed to see the help
+        if "-h" in words or "--help" in words:
+            words += ["--dataroot", "."]
+        return [w for w in words if w not in ("-h", "--help")]
+
+    def explicit_options(self) -> set[str]:
+        """Names of the options that the command line itself gives."""
+        untouched = object()
+        blank = argparse.Namespace(**{a.dest: untouched for a in self.parser._actions})
+        given = vars(self.parser.parse_known_args(self.argv, namespace=blank)[0])
+        return {name for name, value in given.items() if value is not untouched}
+
+    def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        """Stop with one line where options do not go together."""
+        crops_scaled = opt.preprocess in ("resize_and_crop", "scale_width_and_crop")
+        if crops_scaled and opt.load_size < opt.crop_size:
+            self.parser.error(
+                f"--load_size {opt.load_size} is smaller than --crop_size {opt.crop_size}: "
+                f"--preprocess {opt.preprocess} needs it at least as large"
+            )
+        if getattr(opt, "lambda_identity", 0) > 0 and opt.input_nc != opt.output_nc:
+            self.parser.error(
+                f"--lambda_identity {opt.lambda_identity:g} needs --input_nc and --output_nc to be "
+                f"equal, got {opt.input_nc} and {opt.output_nc}: say --lambda_identity 0"
+            )
+
+    def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:
+        """Options that come back from the experiment's folder unless they are given."""
+        return GENERATOR_OPTIONS
+
+    def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        """Take back the architecture that the experiment was trained with, and say so."""
+        folder = Path(opt.checkpoints_dir) / opt.name
+        names = self.restored_names(opt)
+        # options alone, without weights, are those of a training that never came to anything
+        trained = bool(names) and next(folder.glob("*_net_*.pth"), None) is not None
+        saved = read_saved_options(folder) if trained else {}
+        against = "direction" in explicit and opt.direction != saved.get("direction")
+        if opt.model == "test" and saved.get("model") == "cycle_gan" and against:
+            # the second generator of a CycleGAN takes what the first one gives
+            channels = saved.get("input_nc", ""), saved.get("output_nc", "")
+            saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
+        changed = restore(opt, self.parser, explicit, saved, names)
+        if changed:
+            what = ", ".join(f"{k}={v}" for k, v in changed.items())
+            print(f"options taken from {folder / 'train_opt.txt'}: {what}")
+
+    def parse(self, save: bool = True) -> argparse.Namespace:
+        """Parse, check and print the options; `save` also writes them to the experiment's folder.
+
+        The two programs save later, when data and model are known to be there.
+        """
+        opt = self.gather_options()
+        opt.isTrain = self.isTrain
+        explicit = self.explicit_options()
+        if opt.suffix:
+            try:
+                opt.name = f"{opt.name}_{opt.suffix.format(**vars(opt))}"
+            except (KeyError, IndexError, ValueError) as e:
+                self.parser.error(f"--suffix '{opt.suffix}' names no option: {e}")
+        if not self.isTrain and "load_size" not in explicit:
+            opt.load_size = opt.crop_size
+        self.restore_saved(opt, explicit)
+        if opt.seed is None:
+            opt.seed = new_seed()
+        self.validate(opt, explicit)
+        self.print_options(opt)
+        if save:
+            self.save(opt)
+        try:
+            opt.gpu_ids, opt.device = select_device(opt.gpu_ids)
+        except UserError as e:
+            self.parser.error(str(e))
+        self.opt = opt
+        return opt
+
+    def print_options(self, opt: argparse.Namespace) -> None:
+        """Print all options, with the default where it differs."""
+        lines = ["----------------- Options ---------------"]
+        for name, value in sorted(vars(opt).items()):
+            default = self.parser.get_default(name)
+            comment = "" if str(value) == str(default) else f"\t[default: {default}]"
+            lines.append(f"{name:>25}: {value!s:<30}{comment}")
+        lines.append("----------------- End -------------------")
+        self.message = "\n".join(lines)
+        print(self.message)
+
+    def save(self, opt: argparse.Namespace) -> None:
+        """Write the options as printed to `<checkpoints_dir>/<name>/<phase>_opt.txt`."""
+        folder = Path(opt.checkpoints_dir) / opt.name
+        path = folder / f"{opt.phase}_opt.txt"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.message + "\n", encoding="utf-8")
+        except OSError as e:
+            print(f"warning: the options were not saved to {path}: {e.strerror}", file=sys.stderr)

@@ -1,0 +1,61 @@
+"""Options that only training has."""
+
+from __future__ import annotations
+
+import argparse
+
+from models.networks import GAN_MODES, LR_POLICIES
+
+from .base_options import BaseOptions, fraction_below_one, non_negative, whole_number
+from .saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
+
+
+class TrainOptions(BaseOptions):
+    """Adds what is shown, what is saved, and how long and how fast to train."""
+
+    isTrain = True
+
+    def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser = super().initialize(parser)
+
+        group = parser.add_argument_group("display (frequencies count pictures)")
+        add = group.add_argument
+        add("--display_freq", type=whole_number(1), default=400, help="how often to show pictures")
+        add("--display_ncols", type=whole_number(0), default=4, help="columns; 0: a window each")
+        add("--display_id", type=int, default=1, help="window of the visdom page; 0: no visdom")
+        add("--display_server", default="http://localhost", help="address of the visdom server")
+        add("--display_env", default="main", help="environment on the visdom page")
+        add("--display_port", type=whole_number(1), default=8097, help="port of the visdom server")
+        add("--update_html_freq", type=whole_number(1), default=1000, help="how often to save them")
+        add("--print_freq", type=whole_number(1), default=100, help="how often to show the losses")
+        add("--no_html", action="store_true", help="no training page in <name>/web")
+
+        group = parser.add_argument_group("saving and resuming")
+        add = group.add_argument
+        add("--save_latest_freq", type=whole_number(1), default=5000, help="pictures between saves")
+        add("--save_epoch_freq", type=whole_number(1), default=5, help="epochs between kept saves")
+        add("--save_by_iter", action="store_true", help="name saves iter_N instead of latest")
+        add("--continue_train", action="store_true", help="go on with what the experiment has")
+        add("--keep_states", type=whole_number(0), default=1, help="kept epochs that can resume")
+        add("--max_hours", type=non_negative, default=None, help="save and stop after this time")
+        add("--on_nan", default="stop", choices=("stop", "skip"), help="if a loss is not finite")
+        add("--epoch_count", type=whole_number(1), default=1, help="the first epoch's number")
+        add("--phase", default="train", help="train, val, test: which folder to read")
+
+        group = parser.add_argument_group("training")
+        add = group.add_argument
+        add("--n_epochs", type=whole_number(0), default=100, help="epochs at the full rate")
+        add("--n_epochs_decay", type=whole_number(0), default=100, help="epochs of decay to zero")
+        add("--beta1", type=fraction_below_one, default=0.5, help="momentum of Adam")
+        add("--lr", type=non_negative, default=0.0002, help="learning rate of Adam")
+        add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
+        add("--lambda_gp", type=non_negative, default=10.0, help="gradient penalty of wgangp")
+        add("--pool_size", type=whole_number(0), default=50, help="generated pictures kept for D")
+        add("--lr_policy", default="linear", choices=LR_POLICIES, help="how the rate decays")
+        add("--lr_decay_iters", type=whole_number(1), default=50, help="epochs a step, for step")
+        return parser
+
+    def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:
+        if not opt.continue_train:
+            return ()
+        return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed")

@@ -1,0 +1,195 @@
+#!/usr/bin/env bash
+# Make .venv and install what training needs; with --dev, what the tests need too.
+# Safe to run again: nothing happens when all is there, and a broken installation is repaired.
+#
+# Usage: [PYTHON=python3.12] scripts/setup.sh [--dev]
+#
+# pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) are honoured, so
+# a machine without a GPU can name PyTorch's CPU-only index and save most of the download.
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="$root/.venv"
+python="$venv/bin/python"
+done_base="$venv/.setup-done"
+done_dev="$venv/.setup-done-dev"
+log="$venv/setup.log"
+
+# What "import" must find, and the distribution that brings it.
+modules=(torch:torch torchvision:torchvision numpy:numpy PIL:pillow skimage:scikit_image
+    dominate:dominate tqdm:tqdm visdom:visdom tornado:tornado)
+
+die() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+dev=false
+for arg in "$@"; do
+    case "$arg" in
+        --dev) dev=true ;;
+        -h | --help)
+            sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            exit 0
+            ;;
+        *) die "unknown argument '$arg'; allowed: --dev" ;;
+    esac
+done
+
+# ---- is there anything to do? ---------------------------------------------------------------
+
+new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
+
+missing_modules() { # prints name:distribution of each module that "import" would not find
+    "$python" - "${modules[@]}" <<'PY'
+import sys
+from importlib.machinery import PathFinder
+
+for module in sys.argv[1:]:
+    spec = PathFinder.find_spec(module.split(":")[0])
+    if spec is None or spec.origin is None:  # no origin: a folder without its __init__.py
+        print(module)
+PY
+}
+
+stamp() { # what the installation was made from and with, then what it put there
+    local files=(requirements.txt)
+    [ "$1" = dev ] && files+=(requirements-dev.txt)
+    (cd "$root" && cat "${files[@]}" | cksum)
+    "$python" -c 'import sys; print(*sys.version_info[:3], sep=".")'
+}
+
+installed() { # the packages there, each with the file that pip writes last
+    local record
+    for record in "$venv"/lib/python3*/site-packages/*.dist-info/RECORD; do
+        [ -e "$record" ] && echo "${record#"$venv"/}"
+    done
+    return 0
+}
+
+up_to_date() { # up_to_date base|dev
+    local file="$done_base" line
+    [ "$1" = dev ] && file="$done_dev"
+    [ -s "$file" ] && [ -x "$python" ] || return 1
+    [ "$(head -n 2 "$file")" = "$(stamp "$1" 2>/dev/null)" ] || return 1
+    while read -r line; do
+        [ -e "$venv/$line" ] || return 1
+    done < <(tail -n +3 "$file")
+    [ -z "$(missing_modules)" ]
+}
+
+wanted=base
+if $dev; then wanted=dev; fi
+if up_to_date "$wanted"; then
+    exit 0
+fi
+
+# ---- the environment ------------------------------------------------------------------------
+
+find_python() {
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        new_enough "$PYTHON" || die "PYTHON=$PYTHON is not a Python of 3.10 or newer that starts"
+        echo "$PYTHON"
+        return
+    fi
+    for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if new_enough "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    die "no Python of 3.10 or newer on PATH; install one, or name one: PYTHON=/path/to/python3 $0"
+}
+
+make_venv() {
+    local base
+    base="$(find_python)" || exit 1
+    echo "setup: making .venv with $("$base" -c 'import sys; print(sys.version.split()[0])')"
+    "$base" -m venv --clear "$venv" >/dev/null 2>&1 ||
+        die "'$base -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
+}
+
+if [ ! -e "$venv" ]; then
+    make_venv
+elif [ ! -x "$python" ] || ! "$python" -c '' >/dev/null 2>&1; then
+    echo "setup: .venv is broken (its Python does not start)"
+    make_venv
+elif ! new_enough "$python"; then
+    die ".venv has a Python older than 3.10; delete .venv and run this again"
+fi
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+    "$python" -m ensurepip >/dev/null 2>&1 || make_venv
+fi
+"$python" -m pip --version >/dev/null 2>&1 || die "no pip in .venv; delete .venv and run this again"
+
+# ---- the packages ---------------------------------------------------------------------------
+
+rm -f "$done_base" "$done_dev"
+
+# An interrupted pip leaves packages without the file it writes last, and would take them for
+# complete: forgotten here, they are installed anew. So is a package whose module is gone.
+for info in "$venv"/lib/python3*/site-packages/*.dist-info; do
+    if [ -d "$info" ] && [ ! -e "$info/RECORD" ]; then rm -r "$info"; fi
+done
+while IFS=: read -r _ distribution; do
+    if [ -n "$distribution" ]; then
+        rm -rf "$venv"/lib/python3*/site-packages/"$distribution"-*.dist-info
+    fi
+done < <(missing_modules)
+
+pip_install() { # one line about what went wrong, all of it in the log
+    local quiet=(-q) reason
+    [ -t 1 ] && quiet=()
+    if "$python" -m pip install --disable-pip-version-check ${quiet[@]+"${quiet[@]}"} "$@" 2>"$log"
+    then
+        return 0
+    fi
+    reason="$(grep -E '^ *(ERROR|error):' "$log" | tail -n 1 | cut -c 1-160 || true)"
+    if grep -qiE 'no space left' "$log"; then
+        reason="the disk is full"
+    elif grep -qiE 'connection broken by|failed to establish|name resolution|from versions: none' \
+        "$log"; then
+        reason="no network: pip did not reach its package index"
+    fi
+    die "${reason:-pip ended early} (all of it: .venv/setup.log)"
+}
+
+if [ -n "$(missing_modules)" ]; then
+    free="$(df -Pk "$venv" | awk 'NR == 2 { printf "%d", $4 / 1000000 }')"
+    echo "setup: installing; with CUDA's libraries that is about 3 GB to download and 6 GB of" \
+        "disk in .venv (free: $free GB), and takes minutes"
+fi
+
+# visdom's set-up needs pkg_resources; see requirements.txt.
+if ! "$python" -c 'import visdom' >/dev/null 2>&1; then
+    pip_install 'setuptools<81' wheel
+fi
+requirements="$root/requirements.txt"
+if $dev; then requirements="$root/requirements-dev.txt"; fi
+pip_install --no-build-isolation -r "$requirements"
+
+names="${modules[*]%%:*}"
+if ! problem="$("$python" -c "import ${names// /, }" 2>&1)"; then
+    die "an installed package does not import ($(tail -n 1 <<<"$problem" | cut -c 1-120));" \
+        "delete .venv and run this again"
+fi
+
+# ---- the live page's files, which are worth having but not needed ---------------------------
+
+if [ -e "$root/scripts/setup_visdom.sh" ] &&
+    ! bash "$root/scripts/setup_visdom.sh" "$python" >>"$log" 2>&1; then
+    echo "setup: visdom's page is not ready (see .venv/setup.log); training works without it," \
+        "and scripts/setup_visdom.sh tries again"
+fi
+
+for kind in base dev; do
+    if [ $kind = dev ] && ! $dev; then continue; fi
+    file="$done_base"
+    [ $kind = dev ] && file="$done_dev"
+    { stamp $kind && installed; } >"$file.part"
+    mv "$file.part" "$file"
+done
+echo "setup: .venv is ready"

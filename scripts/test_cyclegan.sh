@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Translate the test pictures of maps both ways with what train_cyclegan.sh made.
+# Flags given here are added and win: bash scripts/test_cyclegan.sh --gpu_ids -1
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+python="${PYTHON:-$root/.venv/bin/python}"
+command -v "$python" > /dev/null || python=python3
+
+exec "$python" "$root/test.py" \
+    --dataroot ./datasets/maps --name maps_cyclegan \
+    --model cycle_gan --phase test --no_dropout \
+    "$@"

@@ -1,0 +1,290 @@
+"""The shell scripts: they parse, install once, repair what was interrupted, and fail in one line.
+
+Nothing is downloaded: a copy of the script runs with a real virtual environment and a false pip.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = [
+    *sorted(ROOT.glob("scripts/*.sh")),
+    *sorted(ROOT.glob("datasets/*.sh")),
+    ROOT / ".ci/run",
+]
+
+# Stands for pip in the environments that the tests make. It writes down how it was called, and
+# "installs" by creating what setup.sh looks for: a module and its metadata.
+FALSE_PIP = """
+import os, pathlib, sys
+
+root = pathlib.Path(__file__).resolve().parent.parent
+args = sys.argv[1:]
+if args == ["--version"]:
+    sys.exit(print("pip 0"))
+with open(os.environ["PIP_CALLS"], "a") as calls:
+    print(*args, file=calls)
+mode = os.environ.get("FALSE_PIP", "works")
+if mode == "offline":
+    print("WARNING: Retrying after connection broken by 'NewConnectionError'", file=sys.stderr)
+    sys.exit("ERROR: No matching distribution found for torch")
+if mode == "full":
+    sys.exit("ERROR: Could not install packages due to an OSError: No space left on device")
+
+
+def install(module, distribution):
+    if list(root.glob(f"{distribution}-*.dist-info")):
+        return  # as the real one, it believes the metadata
+    info = root / f"{distribution}-1.0.dist-info"
+    info.mkdir()
+    (root / module).mkdir(exist_ok=True)
+    if mode == "killed" and module == "torchvision":
+        os._exit(137)
+    (root / module / "__init__.py").touch()
+    (info / "RECORD").touch()
+
+
+if "-r" in args:
+    for pair in "torch:torch torchvision:torchvision numpy:numpy PIL:pillow skimage:scikit_image \\
+        dominate:dominate tqdm:tqdm visdom:visdom tornado:tornado".split():
+        install(*pair.split(":"))
+"""
+
+# Stands for the Python that makes the environment.
+BASE_PYTHON = """#!/bin/sh
+if [ "$1" = -m ] && [ "$2" = venv ]; then
+    "{python}" -m venv --without-pip "$3" "$4" || exit 1
+    for site in "$4"/lib/python3*/site-packages; do
+        mkdir "$site/pip" && cp "{pip}" "$site/pip/__main__.py" && touch "$site/pip/__init__.py"
+    done
+    exit 0
+fi
+exec "{python}" "$@"
+"""
+
+
+def write_script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def bash(script: Path | str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(script), *args],
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+class Copy:
+    """A folder with setup.sh and the requirement files, and the environment that it makes."""
+
+    def __init__(self, folder: Path):
+        self.root = folder / "a copy"  # a space in the path must not matter
+        (self.root / "scripts").mkdir(parents=True)
+        shutil.copy(ROOT / "scripts/setup.sh", self.root / "scripts")
+        for name in ("requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / name, self.root)
+        self.calls = folder / "pip calls"
+        pip = folder / "false pip.py"
+        pip.write_text(FALSE_PIP, encoding="utf-8")
+        text = BASE_PYTHON.format(python=sys.executable, pip=pip)
+        self.python = write_script(folder / "python3", text)
+
+    def setup(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        env = {"PYTHON": str(self.python), "PIP_CALLS": str(self.calls), **env}
+        return bash(self.root / "scripts/setup.sh", *args, **env)
+
+    def take_calls(self) -> list[str]:
+        """The false pip's command lines since the last time."""
+        if not self.calls.exists():
+            return []
+        lines = self.calls.read_text(encoding="utf-8").splitlines()
+        self.calls.unlink()
+        return lines
+
+    @property
+    def site(self) -> Path:
+        return next((self.root / ".venv/lib").glob("python3*/site-packages"))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path)
+
+
+def assert_one_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert run.returncode == 1
+    assert len(run.stderr.splitlines()) == 1, run.stderr
+    for word in words:
+        assert word in run.stderr
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_is_valid_bash(path: Path):
+    assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n")
+    assert os.access(path, os.X_OK), f"chmod +x {path.name}"
+    run = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+# ---------------------------------------------------------------------------------------- setup.sh
+def test_setup_installs_once(copy: Copy):
+    first = copy.setup()
+    assert first.returncode == 0, first.stderr
+    assert "6 GB" in first.stdout
+    calls = copy.take_calls()
+    # visdom's set-up needs an old setuptools, and to be built where that one is
+    assert "setuptools<81 wheel" in calls[0]
+    assert "--no-build-isolation" in calls[1]
+    assert calls[1].endswith("/requirements.txt")
+
+    begun = time.monotonic()
+    again = copy.setup()
+    assert time.monotonic() - begun < 1
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert copy.take_calls() == []
+
+
+def test_setup_dev_adds_to_what_is_there(copy: Copy):
+    copy.setup()
+    copy.take_calls()
+    assert copy.setup("--dev").returncode == 0
+    assert [c.rsplit("/", 1)[-1] for c in copy.take_calls()] == ["requirements-dev.txt"]
+    assert copy.setup("--dev").stdout == copy.setup().stdout == ""
+    assert copy.take_calls() == []
+
+
+def test_setup_notices_changed_requirements(copy: Copy):
+    copy.setup()
+    copy.take_calls()
+    with open(copy.root / "requirements.txt", "a", encoding="utf-8") as f:
+        f.write("# changed\n")
+    assert copy.setup().returncode == 0
+    assert len(copy.take_calls()) == 1
+
+
+def test_setup_repairs_an_interrupted_installation(copy: Copy):
+    killed = copy.setup(FALSE_PIP="killed")
+    assert killed.returncode == 1
+    assert (copy.site / "torchvision-1.0.dist-info").exists()
+    assert copy.setup().returncode == 0
+    assert (copy.site / "torchvision-1.0.dist-info/RECORD").exists()
+    assert (copy.site / "torchvision/__init__.py").exists()
+
+
+@pytest.mark.parametrize("lost", ["torch", "pillow-1.0.dist-info", "skimage/__init__.py"])
+def test_setup_brings_back_what_was_lost(copy: Copy, lost: str):
+    copy.setup()
+    path = copy.site / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert copy.setup().returncode == 0
+    assert path.exists()
+    assert copy.setup().stdout == ""
+
+
+def test_setup_replaces_an_environment_whose_python_is_gone(copy: Copy):
+    copy.setup()
+    (copy.root / ".venv/bin/python").unlink()
+    run = copy.setup()
+    assert run.returncode == 0, run.stderr
+    assert "broken" in run.stdout
+
+
+def test_setup_takes_an_environment_made_by_hand(copy: Copy):
+    subprocess.run([copy.python, "-m", "venv", "--clear", copy.root / ".venv"], check=True)
+    marker = copy.root / ".venv/mine"
+    marker.touch()
+    assert copy.setup().returncode == 0
+    assert marker.exists()
+
+
+def test_setup_goes_on_without_the_live_page(copy: Copy):
+    write_script(copy.root / "scripts/setup_visdom.sh", "#!/bin/sh\necho no net >&2\nexit 1\n")
+    run = copy.setup()
+    assert run.returncode == 0
+    assert "visdom's page is not ready" in run.stdout
+
+
+def test_setup_hands_its_python_to_setup_visdom(copy: Copy):
+    write_script(
+        copy.root / "scripts/setup_visdom.sh", '#!/bin/sh\necho "$1" > "$PIP_CALLS.visdom"'
+    )
+    assert copy.setup().returncode == 0
+    given = Path(f"{copy.calls}.visdom").read_text(encoding="utf-8").strip()
+    assert given == str(copy.root / ".venv/bin/python")
+
+
+def test_setup_error_lines(copy: Copy):
+    assert_one_line(copy.setup("--devel"), "--devel", "allowed: --dev")
+    assert_one_line(copy.setup(PYTHON="/nowhere/python3"), "/nowhere/python3", "3.10")
+    old = write_script(copy.root.parent / "old", "#!/bin/sh\nexit 1\n")
+    assert_one_line(copy.setup(PYTHON=str(old)), str(old), "3.10")
+    assert_one_line(copy.setup(FALSE_PIP="offline"), "no network", "setup.log")
+    assert_one_line(copy.setup(FALSE_PIP="full"), "the disk is full")
+    # a failure is not taken for success the next time
+    assert_one_line(copy.setup(FALSE_PIP="offline"), "no network")
+
+
+def test_setup_without_any_python(copy: Copy, tmp_path: Path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "dirname", "head", "cat", "cksum", "rm", "sed"):
+        (tools / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool}"))
+    run = copy.setup(PATH=str(tools), PYTHON="")
+    assert_one_line(run, "no Python of 3.10 or newer on PATH", "PYTHON=")
+
+
+def test_setup_help(copy: Copy):
+    run = copy.setup("--help")
+    assert run.returncode == 0
+    assert run.stdout.startswith("Make .venv")
+    assert not (copy.root / ".venv").exists()
+
+
+# -------------------------------------------------------------------------- run_tests.sh, .ci/run
+def test_run_tests_hands_on_its_arguments(tmp_path: Path):
+    script = tmp_path / "scripts/run_tests.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "scripts/run_tests.sh", script)
+    write_script(script.with_name("setup.sh"), 'echo "setup $*"\n')
+    write_script(tmp_path / ".venv/bin/python", '#!/bin/sh\nfor a; do echo "<$a>"; done\nexit 3\n')
+    run = bash(script, "-k", "one or two")
+    assert run.returncode == 3
+    lines = run.stdout.splitlines()
+    assert lines[0] == "setup --dev"
+    assert lines[1:3] == ["<-m>", "<pytest>"]
+    assert lines[-2:] == ["<-k>", "<one or two>"]
+
+
+@pytest.mark.parametrize(("broken", "code"), [(None, 0), ("tests", 1), ("ruff", 1), ("pyright", 1)])
+def test_ci_runs_every_step(tmp_path: Path, broken: str | None, code: int):
+    write_script(tmp_path / ".ci/run", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    status = {name: int(name == broken) for name in ("tests", "ruff", "pyright")}
+    write_script(tmp_path / "scripts/run_tests.sh", f"exit {status['tests']}\n")
+    for name in ("ruff", "pyright"):
+        write_script(tmp_path / f".venv/bin/{name}", f"#!/bin/sh\nexit {status[name]}\n")
+    write_script(tmp_path / "bin/chromium", "#!/bin/sh\n")
+    run = bash(tmp_path / ".ci/run", PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert run.returncode == code
+    failed = {None: 0, "tests": 1, "ruff": 2, "pyright": 1}[broken]
+    assert run.stdout.count("FAILED") == failed
+    assert run.stdout.count("ci:   ok") == 4 - failed
+    last = f"ci: {failed} of 4 steps failed" if failed else "ci: all 4 steps passed"
+    assert run.stdout.splitlines()[-1] == last

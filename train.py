@@ -1,0 +1,89 @@
+"""Train a model.
+
+    python train.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
+    python train.py --dataroot ./datasets/facades --name facades_pix2pix --model pix2pix
+
+Weights, losses and pages go to `<checkpoints_dir>/<name>`. The same command with --continue_train
+goes on where the training was left, also where it was killed. See options/ for all the options.
+"""
+
+import sys
+import time
+
+from data import create_dataset
+from models import create_model
+from options.train_options import TrainOptions
+from util.randomness import seed_everything
+from util.training_run import TrainingRun
+from util.util import crossed, one_line_errors
+from util.visualizer import Visualizer
+
+
+def main() -> None:
+    options = TrainOptions()
+    opt = options.parse(save=False)
+    seed_everything(opt.seed, opt.deterministic)
+    dataset = create_dataset(opt)
+    print(f"The number of training images = {len(dataset)}")
+    model = create_model(opt)
+    model.setup(opt)
+
+    with TrainingRun(opt, model, dataset) as run:
+        at = run.resume()  # epoch, and images seen
+        options.save(opt)
+        last_epoch = opt.n_epochs + opt.n_epochs_decay
+        if at.epoch > last_epoch:
+            print(
+                f"nothing to do: epoch {last_epoch} of {last_epoch} is done; raise --n_epochs or "
+                "--n_epochs_decay to train longer"
+            )
+            return
+        visualizer = Visualizer(opt, len(dataset), at)
+
+        for epoch in range(at.epoch, last_epoch + 1):
+            epoch_start = time.time()
+            dataset.set_epoch(epoch, start=at.epoch_iter)
+            visualizer.reset()
+
+            for data in visualizer.batches(dataset):
+                before = at.total_iters
+                run.guard.start()
+                model.set_input(data)
+                model.optimize_parameters()
+                at.advance(opt.batch_size, len(dataset))
+                run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", model.get_image_paths())
+                model.track_metric()
+
+                # frequencies count images, whatever the batch size
+                if crossed(opt.display_freq, before, at.total_iters):
+                    model.compute_visuals()
+                    save = crossed(opt.update_html_freq, before, at.total_iters)
+                    visualizer.display_current_results(model.get_current_visuals(), epoch, save)
+                if crossed(opt.print_freq, before, at.total_iters):
+                    run.guard.check()
+                    visualizer.log_losses(model.get_current_losses(), model.learning_rate())
+                if crossed(opt.save_latest_freq, before, at.total_iters):
+                    print(f"saving the latest model (epoch {epoch}, total_iters {at.total_iters})")
+                    name = f"iter_{at.total_iters}" if opt.save_by_iter else "latest"
+                    run.save(name, position=at)
+                if run.stop:
+                    run.save("latest", position=at)
+                    visualizer.close()
+                    print(f"stopped: {run.stop.reason}; --continue_train goes on from here")
+                    sys.exit(run.stop.exit_code)
+
+            model.update_learning_rate()
+            at.next_epoch()
+            if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
+                print(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
+                run.save("latest", str(epoch), position=at)
+            visualizer.end_epoch(epoch)
+            seconds = time.time() - epoch_start
+            print(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
+        visualizer.close()
+        run.finish()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

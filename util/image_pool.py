@@ -1,0 +1,44 @@
+"""A history of generated pictures (Shrivastava et al. 2017, section 2.3)."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+
+class ImagePool:
+    """Keeps up to `pool_size` generated pictures, so that D also sees what G made earlier."""
+
+    def __init__(self, pool_size: int):
+        self.pool_size = pool_size
+        self.images: list[torch.Tensor] = []
+
+    def query(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures for the discriminator in exchange for the newest ones (N, C, H, W).
+
+        While the pool fills, and with a size of 0, they are the same. Then, for each picture, by a
+        half chance one from the pool comes back and the new one takes its place.
+        """
+        if self.pool_size == 0:
+            return images
+        chosen = []
+        for image in images.detach().split(1):
+            if len(self.images) < self.pool_size:
+                self.images.append(image.clone())  # not a view that keeps the whole batch
+                chosen.append(image)
+            elif random.uniform(0, 1) > 0.5:
+                index = random.randint(0, self.pool_size - 1)
+                chosen.append(self.images[index])
+                self.images[index] = image.clone()
+            else:
+                chosen.append(image)
+        return torch.cat(chosen, 0)
+
+    def state_dict(self) -> dict[str, list[torch.Tensor]]:
+        """What a resumed run needs: the pictures, in their order."""
+        return {"images": self.images}
+
+    def load_state_dict(self, state: dict[str, list[torch.Tensor]]) -> None:
+        """Take back what `state_dict` gave."""
+        self.images = list(state["images"])[: self.pool_size]

@@ -1,0 +1,167 @@
+"""The record of a run's losses: one JSON object a line, appended as training goes.
+
+The file is the truth that every view of a run is drawn from, so it survives a crash, a torn last
+line and a resumed run. Numbers that JSON does not have (NaN, infinity) are written as `null`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def _plain(value: Any) -> Any:
+    """`value` with numbers of every kind made plain, and NaN and infinity turned into None."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    number = float(value)  # also NumPy and torch scalars
+    return number if math.isfinite(number) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def parse_record(line: bytes | str) -> dict[str, Any] | None:
+    """One line as a record, None if it is not one; a loss of `null` becomes NaN."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("losses"), dict):
+        return None
+    if not (_is_number(record.get("images")) and _is_number(record.get("progress"))):
+        return None
+    record["losses"] = {
+        name: math.nan if value is None else value
+        for name, value in record["losses"].items()
+        if value is None or _is_number(value)
+    }
+    return record
+
+
+def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records in a file, in its order; torn and foreign lines are left out.
+
+    A file that is not there has no records.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := parse_record(line)) is not None]
+
+
+def thin(points: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` of the points: every second, fourth, ... of them, and always the last.
+
+    The step is a power of two, so a point once shown stays shown until the step doubles, and a
+    curve that grows does not flicker.
+    """
+    step = 1
+    while -(-(len(points) - 1) // step) + 1 > limit and step < len(points):
+        step *= 2
+    kept = list(points[::step])
+    if points and (len(points) - 1) % step:
+        kept.append(points[-1])
+    return kept
+
+
+class LossRecord:
+    """Appends records to a file, whole lines only.
+
+    Opening it mends the end of the file: a last line that a crash has torn is cut off.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def _open(self) -> None:
+        # Unbuffered: each line is one write, and nothing waits in this process to be lost.
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close())
+        self._mend()
+
+    def _mend(self) -> None:
+        """Make the file end with a line break: cut a torn line off, finish a whole one."""
+        with open(self.path, "rb") as f:
+            size = f.seek(0, os.SEEK_END)
+            tail, start = b"", size
+            while start and b"\n" not in tail:
+                step = min(start, 1 << 16)
+                start -= step
+                f.seek(start)
+                tail = f.read(step) + tail
+        last = tail[tail.rfind(b"\n") + 1 :]
+        if not last:
+            return
+        if parse_record(last) is not None:
+            self._file.write(b"\n")
+        else:
+            os.truncate(self.path, size - len(last))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record as one line.
+
+        Raises:
+            OSError: the disk did not take it; the file is left without a torn line if possible.
+        """
+        line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(f"only a part of a line could be written to {self.path}")
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise
+
+    def cut_after(self, images: int) -> int:
+        """Drop the records of more than `images` images; returns how many there were.
+
+        Used when a run goes on from a checkpoint older than its last record. Other lines are
+        kept as they are.
+        """
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = []
+        for line in lines:
+            record = parse_record(line)
+            if record is None or record["images"] <= images:
+                kept.append(line)
+        if len(kept) < len(lines):
+            temporary = self.path.with_name(f"{self.path.name}.tmp{os.getpid()}")
+            try:
+                with open(temporary, "wb") as f:
+                    f.writelines(kept)
+                    f.flush()
+                    os.fsync(f.fileno())
+                self._file.close()
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+                if self._file.closed:
+                    self._open()
+        return len(lines) - len(kept)
+
+    def close(self) -> None:
+        """Let go of the file; closing twice is fine."""
+        self._file.close()
+
+    def __enter__(self) -> LossRecord:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

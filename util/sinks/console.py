@@ -1,0 +1,46 @@
+"""Losses as lines of text: on the console, and in `loss_log.txt`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .base import Sink
+
+
+def format_line(record: dict[str, Any]) -> str:
+    """One line of text of a record: `(epoch: 1, iters: 100, time: 0.094, data: 0.009) G: 2.0`."""
+    head = (
+        f"(epoch: {record['epoch']}, iters: {record['iters']}, "
+        f"time: {record['time']:.3f}, data: {record['data']:.3f})"
+    )
+    return " ".join([head, *(f"{name}: {value:.3f}" for name, value in record["losses"].items())])
+
+
+class ConsoleSink(Sink):
+    """Prints a line for each record; a progress bar below stays whole."""
+
+    name = "console"
+
+    def log_losses(self, record: dict[str, Any]) -> None:
+        tqdm.write(format_line(record))
+
+
+class TextLogSink(Sink):
+    """Appends a line for each record to a file."""
+
+    name = "loss_log.txt"
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._append(f"================ Training Loss ({time.strftime('%c')}) ================")
+
+    def _append(self, line: str) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def log_losses(self, record: dict[str, Any]) -> None:
+        self._append(format_line(record))

@@ -1,0 +1,120 @@
+"""Losses and pictures on Weights & Biases, or in its offline folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from util.util import UserError
+
+from .background import BackgroundSink
+
+ID_FILE = "wandb_id.txt"
+START_SECONDS = 30
+
+
+class WandbSink(BackgroundSink):
+    """Logs losses, rates and pictures to a W&B run, by images seen.
+
+    The run's id is kept in the experiment's folder, so that a resumed run goes on in the same
+    W&B run. Whether it is sent anywhere is W&B's own matter: WANDB_MODE=offline keeps it here.
+
+    Args:
+        project: W&B's project.
+        name: the run's name, that of the experiment.
+        config: options to show beside it.
+        dir: the experiment's folder.
+        resumed: whether to go on in the run that the folder names.
+
+    Raises:
+        UserError: the package is not installed, or W&B can't start the run.
+    """
+
+    name = "W&B"
+    picture_backlog = 4
+
+    def __init__(
+        self,
+        project: str,
+        name: str,
+        config: dict[str, Any],
+        dir: str | os.PathLike,
+        resumed: bool = False,
+    ):
+        super().__init__()
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "--use_wandb needs the package wandb, which is not installed: "
+                "pip install wandb, or leave the flag out"
+            ) from None
+        self._wandb = wandb
+        folder = Path(dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.run_id = _run_id(folder / ID_FILE, resumed)
+        # Here and not on the thread: W&B may ask for a key, and whoever gave the flag should learn
+        # at once that it does not work. Training has not begun.
+        try:
+            self._run_handle = wandb.init(
+                project=project,
+                name=name,
+                config={str(k): v for k, v in config.items()},
+                dir=str(folder),
+                id=self.run_id,
+                resume="allow" if resumed else None,
+                settings=wandb.Settings(init_timeout=START_SECONDS),
+            )
+        except Exception as e:
+            why = " ".join(str(e).split()) or type(e).__name__
+            raise UserError(
+                f"--use_wandb: W&B can't start a run ({why[:200]}); "
+                "WANDB_MODE=offline keeps the run on this machine"
+            ) from None
+        # Not W&B's own step, which can only grow: a run may go on from an older checkpoint.
+        self._run_handle.define_metric("images")
+        self._run_handle.define_metric("*", step_metric="images")
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            last = self._stop.is_set()
+            while self._records:
+                record = self._records.popleft()
+                values = {f"loss/{name}": value for name, value in record["losses"].items()}
+                for tag, key in (("lr", "lr"), ("time/compute", "time"), ("time/data", "data")):
+                    values[tag] = record.get(key)
+                values["epoch"] = record.get("progress")
+                values = {tag: value for tag, value in values.items() if value is not None}
+                self._run_handle.log({**values, "images": record["images"]})
+            while self._pictures:
+                pictures, step = self._pictures.popleft()
+                at = f"epoch {step['epoch']}, image {step['iters']}"
+                media = {
+                    f"pictures/{label}": self._wandb.Image(array, caption=at)
+                    for label, array in pictures.items()
+                }
+                self._run_handle.log({**media, "images": step["images"]})
+            if last:
+                # What this can't send within the time of `close`, W&B sends when Python exits.
+                self._run_handle.finish()
+                return
+            self._wake.wait()
+            self._wake.clear()
+
+
+def _run_id(path: Path, resumed: bool) -> str:
+    """The id in the file for a resumed run, else a new one, which is written there."""
+    if resumed:
+        with contextlib.suppress(OSError):
+            kept = path.read_text(encoding="utf-8").strip()
+            if kept:
+                return kept
+    run_id = uuid.uuid4().hex[:12]
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    temporary.write_text(run_id + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return run_id

@@ -1,0 +1,146 @@
+"""One training run: what has to be saved to go on exactly, when to stop, and who may train."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import checkpoint, randomness
+from .checkpoint import FoundSet, Position, warn
+from .finite import FiniteGuard
+from .stopping import ExperimentLock, StopRequest
+from .util import UserError
+
+FORMAT = 1
+
+
+class TrainingRun:
+    """Saves and restores a run, holds its lock, and knows whether it should stop.
+
+    Use it in a `with` block around the training loop.
+    """
+
+    def __init__(self, opt: argparse.Namespace, model: Any, dataset: Any):
+        self.opt, self.model, self.dataset = opt, model, dataset
+        self.folder = Path(opt.checkpoints_dir) / opt.name
+        self.id = checkpoint.new_token()
+        self.lock = ExperimentLock(self.folder)
+        self.stop = StopRequest(opt.max_hours)
+        self.guard = FiniteGuard(model, opt.on_nan)
+        self.failed_save: str | None = None
+
+    def __enter__(self) -> TrainingRun:
+        self.lock.acquire()
+        self.stop.install()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.guard.close()
+        self.lock.release()
+
+    # ------------------------------------------------------------------------------------- resuming
+    def resume(self) -> Position:
+        """Take up what the experiment has, as `--continue_train` asks, and say from where."""
+        opt = self.opt
+        if not opt.continue_train:
+            if next(self.folder.glob("*_net_*.pth"), None) is not None:
+                print(
+                    f"{self.folder} has an earlier training, whose files will be overwritten "
+                    "(--continue_train goes on with it)"
+                )
+            return self._from_epoch_count()
+        found: FoundSet | None = self.model.resumed
+        if found is None:
+            print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
+            return self._from_epoch_count()
+        for reason in found.skipped:
+            warn(f"a save is not whole and is passed over: {reason}")
+        if found.state is None:
+            print(
+                f"resuming from the weights '{found.suffix}' alone: optimizers, image pools, "
+                "random state and position were not saved with them; this is epoch "
+                f"{opt.epoch_count} (--epoch_count)"
+            )
+            return self._from_epoch_count()
+        position = found.position()
+        self._restore(found.state)
+        print(
+            f"resuming from '{found.suffix}': epoch {position.epoch}, {position.epoch_iter} images "
+            f"into it, {position.total_iters} in all"
+        )
+        return position
+
+    def _from_epoch_count(self) -> Position:
+        from models.networks import fast_forward
+
+        for scheduler in self.model.schedulers:
+            fast_forward(scheduler, self.opt)
+        return Position(epoch=self.opt.epoch_count)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        opt, saved = self.opt, state["options"]
+        if opt.epoch_count not in (1, saved["epoch_count"], state["epoch"]):
+            warn(
+                f"--epoch_count {opt.epoch_count} does not count here: the saved state says that "
+                f"this is epoch {state['epoch']}"
+            )
+        # the schedule was made with it
+        opt.epoch_count = saved["epoch_count"]
+        opt.seed = self.dataset.seed = state["seed"]
+        self.model.load_training_state(state["model"], saved)
+        randomness.set_state(state["random"])
+        # to go back to an earlier save starts another branch, which later resumes must find first
+        if opt.load_iter == 0 and opt.epoch == "latest":
+            self.id = state["run"]
+
+    # --------------------------------------------------------------------------------------- saving
+    def save(self, *suffixes: str, position: Position) -> None:
+        """Save the networks and the state under each suffix.
+
+        A write that fails leaves the older save as it is and is only reported; the next save tries
+        again. Raises UserError where losses or gradients have stopped to be finite.
+        """
+        self.guard.check()
+        state = self._state(position)
+        for suffix in suffixes:
+            start = time.perf_counter()
+            try:
+                checkpoint.save_set(self.folder, suffix, self.model.network_states(), state)
+                checkpoint.prune_states(self.folder, self.opt.keep_states)
+            except (OSError, RuntimeError) as e:
+                reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
+                self.failed_save = f"saving '{suffix}' in {self.folder} failed: {reason}"
+                warn(f"{self.failed_save}; the older save is as it was, the next one tries again")
+            else:
+                self.failed_save = None
+                if self.opt.verbose:
+                    print(f"saved '{suffix}' in {time.perf_counter() - start:.2f} s")
+
+    def _state(self, position: Position) -> dict[str, Any]:
+        plain = (str, int, float, bool, type(None), list)
+        options = {k: v for k, v in vars(self.opt).items() if isinstance(v, plain)}
+        return {
+            "format": FORMAT,
+            "run": self.id,
+            **vars(position),
+            "seed": self.opt.seed,
+            "random": randomness.get_state(),
+            "model": self.model.training_state(),
+            "options": options,
+        }
+
+    def finish(self) -> None:
+        """At the very end: fails where the last save did."""
+        if self.failed_save:
+            raise UserError(f"the training is over, but {self.failed_save}")
+
+
+__all__ = ["Position", "TrainingRun"]

@@ -1,0 +1,103 @@
+"""Small helpers: tensors to pictures, pictures to files, and how mistakes are told to the user."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that says what is wrong, given, allowed, to do.
+
+    A DataLoader worker re-raises it in the main process with its own traceback put in front; only
+    the last line is kept, so that the user still reads one sentence.
+    """
+
+    def __init__(self, message: str):
+        last = message.strip().splitlines()[-1] if message.strip() else "unknown error"
+        super().__init__(last.split("UserError: ", 1)[-1])
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a `UserError` into one line on stderr and exit code 1; the rest are bugs and show."""
+    try:
+        yield
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+
+
+def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -> np.ndarray:
+    """The first picture of a batch as an array that can be shown and saved.
+
+    Takes a tensor (N, C, H, W) with values in [-1, 1] and returns (H, W, 3) with values in
+    [0, 255], rounded to the nearest level. One channel (or two) is shown as grey, of more than
+    three the first three. An array (H, W, 3) already in [0, 255] is only rounded and converted.
+    """
+    if isinstance(input_image, torch.Tensor):
+        image = input_image.detach()[0].float().cpu().numpy()
+        image = image[:1].repeat(3, axis=0) if image.shape[0] < 3 else image[:3]
+        array = (image.transpose(1, 2, 0) + 1) / 2 * 255.0
+    elif isinstance(input_image, np.ndarray):
+        array = input_image
+    else:
+        return input_image
+    if np.issubdtype(imtype, np.integer):
+        array = np.nan_to_num(array).round().clip(0, 255)
+    return array.astype(imtype)
+
+
+def save_image(image_numpy: np.ndarray, image_path: str | os.PathLike, aspect_ratio: float = 1.0):
+    """Write an array (H, W, 3) of uint8 to a file; the width is scaled by `aspect_ratio`."""
+    image = Image.fromarray(image_numpy)
+    if aspect_ratio != 1.0:
+        width = max(1, round(image.width * aspect_ratio))
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    image.save(image_path)
+
+
+def diagnose_network(net: torch.nn.Module, name: str = "network") -> None:
+    """Print the mean absolute gradient over the parameters of a network that have one."""
+    means = [p.grad.abs().mean().item() for p in net.parameters() if p.grad is not None]
+    print(name)
+    print(sum(means) / len(means) if means else 0.0)
+
+
+def print_numpy(x: np.ndarray, val: bool = True, shp: bool = False) -> None:
+    """Print the shape of an array and the mean, minimum, maximum, median and deviation of it."""
+    x = x.astype(np.float64)
+    if shp:
+        print("shape,", x.shape)
+    if val:
+        flat = x.flatten()
+        print(
+            f"mean = {flat.mean():3.3f}, min = {flat.min():3.3f}, max = {flat.max():3.3f}, "
+            f"median = {np.median(flat):3.3f}, std={flat.std():3.3f}"
+        )
+
+
+def mkdirs(paths: str | os.PathLike | list) -> None:
+    """Make a folder, or each folder of a list, with its parents; existing ones are fine."""
+    for path in paths if isinstance(paths, list) else [paths]:
+        mkdir(path)
+
+
+def mkdir(path: str | os.PathLike) -> None:
+    """Make one folder with its parents unless it is there."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def crossed(frequency: int, before: int, after: int) -> bool:
+    """Whether a counter that went from `before` to `after` passed a multiple of `frequency`.
+
+    Unlike `after % frequency == 0` this holds for every batch size.
+    """
+    return after // frequency > before // frequency

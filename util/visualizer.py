@@ -1,0 +1,238 @@
+"""The one place that the training loop shows things to, and the saving of result pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from . import util
+from .checkpoint import Position, warn
+from .html import HTML
+from .loss_record import LossRecord
+from .sinks.base import Sink
+from .sinks.console import ConsoleSink, TextLogSink
+
+ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
+ADVICE_SHARE = 0.3
+
+
+class RecordSink(Sink):
+    """Appends each record to `losses.jsonl`, which the other views are made from."""
+
+    name = "losses.jsonl"
+
+    def __init__(self, record: LossRecord):
+        self.record = record
+
+    def log_losses(self, record: dict[str, Any]) -> None:
+        self.record.append(record)
+
+
+class Visualizer:
+    """Passes losses and pictures on to sinks: console, log, record, page, and what is asked for.
+
+    A sink that fails is switched off with one warning; training goes on.
+    """
+
+    def __init__(
+        self,
+        opt: argparse.Namespace,
+        epoch_size: int | None = None,
+        position: Position | None = None,
+    ):
+        """`epoch_size` is the number of images in an epoch; `position` is kept by the loop."""
+        self.opt = opt
+        self.epoch_size = epoch_size
+        self.position = position or Position(epoch=opt.epoch_count)
+        self.folder = Path(opt.checkpoints_dir) / opt.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._start_timing(time.perf_counter())
+        self.total_waited = self.total_time = 0.0
+        self.advised = False
+        self.sinks: list[Sink] = [ConsoleSink()]
+        for make in self._sinks():
+            try:
+                self.sinks.append(make())
+            except util.UserError:
+                raise
+            except Exception as e:
+                warn(f"a view of this run can't be opened and stays off: {e}")
+
+    def _sinks(self) -> list[Any]:
+        opt, folder = self.opt, self.folder
+
+        def record() -> Sink:
+            path = folder / "losses.jsonl"
+            if self.position.total_iters == 0 and path.exists() and path.stat().st_size:
+                # curves of an earlier training under this name: kept, but not gone on with
+                os.replace(path, folder / f"losses.{int(path.stat().st_mtime)}.jsonl")
+            log = LossRecord(path)
+            log.cut_after(self.position.total_iters)
+            return RecordSink(log)
+
+        def page() -> Sink:
+            from .sinks.page import PageSink
+
+            return PageSink(folder, opt.name, opt.display_winsize)
+
+        makers = [record, lambda: TextLogSink(folder / "loss_log.txt")]
+        if not opt.no_html:
+            makers.append(page)
+        return makers
+
+    def _each(self, call: str, *args: Any) -> None:
+        for sink in list(self.sinks):
+            try:
+                getattr(sink, call)(*args)
+            except Exception as e:
+                self.sinks.remove(sink)
+                warn(f"{sink.name} is switched off: {type(e).__name__}: {e}")
+
+    # ---------------------------------------------------------------------------------- the loop
+    def batches(self, dataset: Iterable[Any]) -> Iterator[Any]:
+        """The batches of a dataset, with the wait for each one measured, under a progress bar."""
+        position, size = self.position, self.epoch_size
+        bar = tqdm(
+            total=size,
+            initial=position.epoch_iter,
+            desc=f"epoch {position.epoch}",
+            unit="img",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        )
+        with bar:
+            iterator = iter(dataset)
+            # the start of the workers is no sign of slow data
+            self._start_timing(time.perf_counter())
+            while True:
+                start = time.perf_counter()
+                try:
+                    data = next(iterator)
+                except StopIteration:
+                    return
+                self.waited += time.perf_counter() - start
+                before = position.epoch_iter
+                yield data
+                bar.update(position.epoch_iter - before)
+
+    def _start_timing(self, now: float) -> None:
+        self.since, self.since_images, self.waited = now, self.position.total_iters, 0.0
+
+    def reset(self) -> None:
+        """At the start of an epoch; nothing to do, kept for loops that call it."""
+
+    def timing(self) -> tuple[float, float]:
+        """Seconds an image since the last call: for computing, and for waiting on data."""
+        now = time.perf_counter()
+        elapsed, waited = now - self.since, self.waited
+        images = max(1, self.position.total_iters - self.since_images)
+        self._start_timing(now)
+        self.total_time += elapsed
+        self.total_waited += waited
+        slow = self.total_waited > ADVICE_SHARE * self.total_time
+        if slow and self.total_time > ADVICE_AFTER and not self.advised:
+            self.advised = True
+            share = self.total_waited / self.total_time
+            tqdm.write(
+                f"{share:.0%} of the time goes to waiting for pictures: more --num_threads (now "
+                f"{self.opt.num_threads}) or smaller files on a faster disk would help"
+            )
+        return (elapsed - waited) / images, waited / images
+
+    def log_losses(self, losses: Mapping[str, float], lr: float) -> None:
+        """Show the losses of the current iteration everywhere."""
+        compute, data = self.timing()
+        position = self.position
+        self.print_current_losses(position.epoch, position.epoch_iter, losses, compute, data, lr=lr)
+
+    def print_current_losses(
+        self,
+        epoch: int,
+        iters: int,
+        losses: Mapping[str, float],
+        t_comp: float,
+        t_data: float,
+        lr: float = 0.0,
+    ) -> None:
+        """Show losses: `iters` images into `epoch`, at so many seconds an image."""
+        record = {
+            "epoch": epoch,
+            "iters": iters,
+            "images": self.position.total_iters,
+            "progress": epoch - 1 + iters / (self.epoch_size or max(1, iters)),
+            "lr": lr,
+            "time": t_comp,
+            "data": t_data,
+            "losses": dict(losses),
+        }
+        self._each("log_losses", record)
+
+    def plot_current_losses(self, *args: Any) -> None:
+        """Nothing: `print_current_losses` feeds every view. Kept for loops that call both."""
+
+    def display_current_results(
+        self, visuals: Mapping[str, Any], epoch: int, save_result: bool
+    ) -> None:
+        """Show pictures; `save_result` keeps them on the training page even if it has some."""
+        position = self.position
+        step = {
+            "epoch": epoch,
+            "iters": position.epoch_iter,
+            "images": position.total_iters,
+            "save": save_result,
+        }
+        pictures = {label: util.tensor2im(image) for label, image in visuals.items()}
+        self._each("show_pictures", pictures, step)
+
+    def end_epoch(self, epoch: int) -> None:
+        """Tell the views that an epoch is over."""
+        self._each("end_epoch", epoch)
+
+    def close(self) -> None:
+        """Finish all views."""
+        self._each("close")
+
+
+def save_images(
+    webpage: HTML,
+    visuals: Mapping[str, Any],
+    image_path: list[str],
+    aspect_ratio: float = 1.0,
+    width: int = 256,
+    use_wandb: bool = False,
+    name: str | None = None,
+) -> None:
+    """Save the pictures of one input below the page's `images/`, and add them to it as a row.
+
+    Files are called `<name>_<label>.png`; `name` may have folders in it and is the stem of the
+    first of `image_path` if it is not given. `width` is that of a picture on the page.
+    """
+    name = name or Path(image_path[0]).stem
+    files = []
+    for label, image in visuals.items():
+        file = f"{name}_{label}.png"
+        path = webpage.get_image_dir() / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        util.save_image(util.tensor2im(image), path, aspect_ratio=aspect_ratio)
+        files.append(file)
+    webpage.add_header(name)
+    webpage.add_images(files, list(visuals), files, width=width)
+
+
+def result_name(relative_path: str, taken: set[str]) -> str:
+    """What to call the results of a picture: its path without the ending, unless that is taken.
+
+    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. Adds the name to `taken`.
+    """
+    name = os.path.splitext(relative_path)[0]
+    if name in taken:
+        name = relative_path
+    taken.add(name)
+    return name
