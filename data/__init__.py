@@ -57,6 +57,10 @@ class CustomDatasetDataLoader:
         """Make the next iteration that of `epoch`, without its first `start` items."""
         self.loader.set_epoch(epoch, start)
 
+    def close(self) -> None:
+        """End the processes that load pictures."""
+        self.loader.close()
+
     @property
     def seed(self) -> int:
         """What orders and random draws are made from, with the epoch and the item."""

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from util.randomness import derived_seed, drawn_from, new_seed
-from util.stopping import ignore_signals
+from util.stopping import leave_signals_to_parent
 
 
 class Draw(NamedTuple):
@@ -91,8 +91,15 @@ class EpochLoader:
         self._epoch, self._start = self._epoch + 1, 0
         return iter(self.loader)
 
+    def close(self) -> None:
+        """End the workers. Without this they are joined at exit, where they no longer listen."""
+        iterator = getattr(self.loader, "_iterator", None)
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+
 
 def _start_worker(worker: int) -> None:
     # several workers with a pool of threads each only get in each other's way
     torch.set_num_threads(1)
-    ignore_signals()
+    leave_signals_to_parent()

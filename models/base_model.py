@@ -138,8 +138,8 @@ class BaseModel(ABC):
             return
         names = [n for n in self.loss_names if not n.startswith(("D", "gp"))]
         # stays on the device: nothing waits for the GPU here
-        total = sum(torch.as_tensor(getattr(self, "loss_" + n)).detach() for n in names)
-        self._metric_sum, self._metric_count = self._metric_sum + total, self._metric_count + 1
+        self._metric_sum = self._metric_sum + self.loss_values(names).sum()
+        self._metric_count += 1
 
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
@@ -147,10 +147,15 @@ class BaseModel(ABC):
         return OrderedDict((n, getattr(self, n)) for n in self.visual_names if isinstance(n, str))
 
     def get_current_losses(self) -> OrderedDict[str, float]:
-        """The current losses as numbers, by name. Waits for the GPU."""
-        return OrderedDict(
-            (n, float(getattr(self, "loss_" + n))) for n in self.loss_names if isinstance(n, str)
-        )
+        """The current losses as numbers, by name. Waits for the GPU, once."""
+        names = [n for n in self.loss_names if isinstance(n, str)]
+        return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
+
+    def loss_values(self, names: list[str]) -> torch.Tensor:
+        """The current losses of these names as one tensor (number of losses,) on the device."""
+        values = [getattr(self, "loss_" + name) for name in names]
+        tensors = [torch.as_tensor(v, device=self.device).detach().float() for v in values]
+        return torch.stack([t.mean() for t in tensors]) if tensors else torch.zeros(0)
 
     def print_networks(self, verbose: bool) -> None:
         """Print the size of each network, and with `verbose` its layers."""

@@ -165,7 +165,7 @@ fi
 
 # visdom's set-up needs pkg_resources; see requirements.txt.
 if ! "$python" -c 'import visdom' >/dev/null 2>&1; then
-    pip_install 'setuptools<81' wheel
+    pip_install 'setuptools>=77.0.3,<81' wheel # torch wants 77.0.3
 fi
 requirements="$root/requirements.txt"
 if $dev; then requirements="$root/requirements-dev.txt"; fi

@@ -70,10 +70,7 @@ class FiniteGuard:
     def finish(self, where: str, paths: Sequence[str]) -> None:
         """After an iteration of this description, on these files."""
         model = self.model
-        values = [getattr(model, f"loss_{name}") for name in model.loss_names]
-        losses = torch.stack(
-            [torch.as_tensor(v, device=model.device).detach().float() for v in values]
-        )
+        losses = model.loss_values(model.loss_names)
         finite = torch.stack([losses.isfinite().all(), *self.gradients]).all()
         self.gradients.clear()
         self.pending.append(Iteration(where, paths, losses, finite))

@@ -66,6 +66,11 @@ CITYSCAPES = (
 )
 TIMEOUT = 60.0  # seconds without a byte before a download counts as dead
 CHUNK = 1 << 20
+# What the archive modules raise for a file that they can't make sense of.
+DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error),
+    *(EOFError, RuntimeError, NotImplementedError),
+)
 
 
 class DataError(ValueError):
@@ -320,9 +325,7 @@ def unpack(archive: Path, folder: Path) -> int:
                     with member.open() as source, open(target, "wb") as file:
                         shutil.copyfileobj(source, file, CHUNK)
                     written.add(path)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, RuntimeError) as e:
-        raise DataError(f"{archive.name} is damaged ({e}): download it again") from e
-    except (gzip.BadGzipFile, NotImplementedError) as e:
+    except DAMAGED as e:
         raise DataError(f"{archive.name} is damaged ({e}): download it again") from e
     for path, source in links:
         if source not in written:

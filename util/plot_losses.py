@@ -89,7 +89,7 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers in [low, high], roughly `about` of them: steps of 1, 2 or 5 times 10^k."""
     raw = (high - low) / max(about, 1)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.8)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 

@@ -13,6 +13,7 @@ from .util import UserError
 
 # Slurm sends SIGUSR1 some time before a job's limit if asked to
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
+LINGER = 60  # seconds for which a process that loads data outlives SIGTERM at most
 
 
 class StopRequest:
@@ -47,10 +48,16 @@ class StopRequest:
         return self.reason is not None
 
 
-def ignore_signals() -> None:
-    """For processes that load data: the main process decides when to stop, not the terminal."""
+def leave_signals_to_parent() -> None:
+    """For processes that load data: when a whole job is signalled, the main process decides.
+
+    It still needs them for the iteration at hand, and ends them when it has saved.
+    """
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        # a main process that dies without ending its workers must not wait for them for ever
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LINGER))
 
 
 class ExperimentLock:
@@ -72,8 +79,9 @@ class ExperimentLock:
         except OSError as e:
             raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # not flock: the processes that load data would inherit that, and outlive us a little
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             self.file.seek(0)
             owner = self.file.read().strip() or "another process"
             self.file.close()

@@ -44,6 +44,7 @@ class TrainingRun:
         traceback: TracebackType | None,
     ) -> None:
         self.guard.close()
+        self.dataset.close()
         self.lock.release()
 
     # ------------------------------------------------------------------------------------- resuming

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections import deque
@@ -72,6 +73,8 @@ class BackgroundSink(Sink):
         self._say(f"{reason}; {self.name} is off, training goes on")
 
     def _say(self, message: str) -> None:
-        # One write, so that a line of the loop's thread can't get into the middle of it.
-        sys.stdout.write(f"{self.name}: {' '.join(message.split())}\n")
-        sys.stdout.flush()
+        # One write, so that a line of the loop's thread can't get into the middle of it. A closed
+        # terminal is no reason to stop.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.write(f"{self.name}: {' '.join(message.split())}\n")
+            sys.stdout.flush()

@@ -344,13 +344,13 @@ class VisdomSink(BackgroundSink):
         self._log, output = _open_log(self._server.port)
         with output:
             # A session of its own: neither the end of training nor Ctrl-C ends the server, so the
-            # page can still be looked at. The folder: names in this one must not hide packages.
+            # page can still be looked at. The folder leads Python's path, so a harmless one.
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, *options, "-logging_level", "WARNING"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=self._log.parent,
+                cwd=os.sep,
                 start_new_session=True,
             )
         self._started = time.monotonic()
@@ -461,9 +461,9 @@ class VisdomSink(BackgroundSink):
 
 def _open_log(port: int) -> tuple[Path, io.BufferedWriter]:
     """Where the server's output goes: the user's cache folder, else a new temporary file."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     try:
-        folder = cache / "image-translation"
+        folder = cache.expanduser().absolute() / "image-translation"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"visdom-{port}.log"
         return path, open(path, "wb")

@@ -1,0 +1,179 @@
+"""Put pictures of two folders side by side, as pix2pix's aligned data sets want them.
+
+    python datasets/combine_A_and_B.py --fold_A data/A --fold_B data/B --fold_AB data/AB
+
+`data/A` and `data/B` have the same subfolders (train, val, test) with pictures of the same names;
+`data/AB` gets the subfolders with the pairs A|B. With --use_AB a pair is x_A.jpg and x_B.jpg, and
+the result x.jpg.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from util.get_data import DataError, LineParser, must_be_free, run_tool, staged
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
+# with 4:2:0 colours would bleed over the seam from one picture into the other
+JPEG = {"quality": 95, "subsampling": 0}
+SHOWN = 5  # of the failures, so that the line stays readable
+
+Pair = tuple[Path, Path, Path]  # A, B and where the combined picture goes
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Open a picture as 8-bit RGB, turned as its EXIF data say.
+
+    Raises:
+        DataError: The file can't be read as a picture.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I"):
+                # convert() would clip 16-bit values instead of scaling them; .5 rounds
+                image = image.convert("I").point(lambda v: v * (1 / 257) + 0.5).convert("L")
+            return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise DataError(f"{path} can't be read as a picture: {e}") from e
+
+
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures of the same height in one, (width_left + width_right, height)."""
+    both = Image.new("RGB", (left.width + right.width, left.height))
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width, 0))
+    return both
+
+
+def combine(pair: Pair) -> None:
+    """Write A|B to a file; JPEG and WebP with quality 95, other formats without loss.
+
+    Raises:
+        DataError: One can't be read, or they differ in size.
+    """
+    path_a, path_b, path_ab = pair
+    a, b = read_rgb(path_a), read_rgb(path_b)
+    if a.size != b.size:
+        raise DataError(
+            f"{path_a} is {a.width}x{a.height} but {path_b} is {b.width}x{b.height}: "
+            "a pair must have one size"
+        )
+    options = {".jpg": JPEG, ".jpeg": JPEG, ".webp": {"quality": 95}}
+    beside(a, b).save(path_ab, **options.get(path_ab.suffix.lower(), {}))
+
+
+def attempt(work: Callable[[Pair], None], pair: Pair) -> str | None:
+    """Do the work on a pair; returns what went wrong, since errors don't always pickle."""
+    try:
+        work(pair)
+    except (DataError, OSError, ValueError, MemoryError) as e:
+        return str(e) if isinstance(e, DataError) else f"{pair[0]}: {e!r}"
+    return None
+
+
+def combine_all(pairs: list[Pair], processes: int | None = None) -> None:
+    """Combine each pair; `processes` of 1 stays in this process, None takes one per core.
+
+    Raises:
+        DataError: Some pairs failed. The others have been tried all the same, so that one run
+            shows all that is wrong.
+    """
+    work = functools.partial(attempt, combine)
+    if processes == 1 or len(pairs) < 2:
+        results: Iterable[str | None] = map(work, pairs)
+        failures = [r for r in results if r]
+    else:
+        try:
+            with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+                failures = [r for r in pool.map(work, pairs, chunksize=16) if r]
+        except BrokenProcessPool as e:
+            raise DataError(
+                "a worker process was killed, perhaps for memory: use --no_multiprocessing"
+            ) from e
+    if failures:
+        more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+        shown = "; ".join(failures[:SHOWN])
+        raise DataError(f"{len(failures)} of {len(pairs)} pairs failed: {shown}{more}")
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The pictures directly in a folder, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+
+
+def find_pairs(
+    fold_a: Path, fold_b: Path, fold_ab: Path, num_imgs: int, use_ab: bool
+) -> tuple[list[Pair], list[Path]]:
+    """The pairs of one split, and the pictures of A that have no partner."""
+    found = [p for p in pictures(fold_a) if not use_ab or "_A." in p.name][:num_imgs]
+    pairs, alone = [], []
+    for a in found:
+        b = fold_b / (a.name.replace("_A.", "_B.") if use_ab else a.name)
+        if b.is_file():
+            pairs.append((a, b, fold_ab / (a.name.replace("_A.", ".") if use_ab else a.name)))
+        else:
+            alone.append(a)
+    return pairs, alone
+
+
+def main() -> None:
+    """Read the command line and combine the splits that A and B have."""
+    parser = LineParser(description="Put the pictures of two folders side by side.")
+    parser.add_argument("--fold_A", required=True, type=Path, help="left: has train, val, test")
+    parser.add_argument("--fold_B", required=True, type=Path, help="right: the same names as A")
+    parser.add_argument("--fold_AB", required=True, type=Path, help="gets the combined pictures")
+    parser.add_argument("--num_imgs", type=int, default=1000000, help="at most, of each split")
+    parser.add_argument("--use_AB", action="store_true", help="pairs are x_A.jpg and x_B.jpg")
+    parser.add_argument("--no_multiprocessing", action="store_true", help="only one process")
+    args = parser.parse_args()
+    if args.num_imgs < 1:
+        parser.error(f"--num_imgs {args.num_imgs}: must be 1 or more")
+    for flag in ("fold_A", "fold_B"):
+        if not getattr(args, flag).is_dir():
+            parser.error(f"--{flag} {getattr(args, flag)}: there is no such folder")
+
+    splits = sorted(p.name for p in args.fold_A.iterdir() if p.is_dir())
+    splits = [s for s in splits if (args.fold_B / s).is_dir()]
+    if not splits:
+        raise DataError(
+            f"{args.fold_A} and {args.fold_B} have no subfolder in common: "
+            "the pictures must be in train, val or test below both"
+        )
+    for split in splits:
+        must_be_free(args.fold_AB / split)
+    with staged(args.fold_AB) as folder:
+        jobs: dict[str, list[Pair]] = {}
+        for split in splits:
+            pairs, alone = find_pairs(
+                args.fold_A / split, args.fold_B / split, folder / split, args.num_imgs, args.use_AB
+            )
+            if alone:
+                print(f"{split}: {len(alone)} of A have no partner in B, such as {alone[0].name}")
+            if pairs:
+                (folder / split).mkdir()
+                jobs[split] = pairs
+        if not jobs:
+            shape = "x_A.jpg in A and x_B.jpg in B" if args.use_AB else "the same name in A and B"
+            raise DataError(
+                f"no pair found in {', '.join(splits)} of {args.fold_A} and {args.fold_B}: "
+                f"a pair has {shape}"
+            )
+        everything = list(itertools.chain.from_iterable(jobs.values()))
+        combine_all(everything, 1 if args.no_multiprocessing else os.cpu_count())
+    for split, pairs in jobs.items():
+        print(f"{split}: {len(pairs)} pairs in {args.fold_AB / split}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,79 @@
+"""Turn an unaligned data set whose pictures do correspond into an aligned one for pix2pix.
+
+    python datasets/make_dataset_aligned.py --dataset-path ./datasets/mine
+
+The pictures of trainA and trainB, in the order of their names, become train/0000.jpg, ...; those
+of testA and testB become test/.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from combine_A_and_B import EXTENSIONS, Pair, combine_all
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from util.get_data import DataError, LineParser, must_be_free, run_tool, staged
+
+
+def picture_tree(folder: Path) -> list[Path]:
+    """All pictures below a folder, sorted by their paths.
+
+    Raises:
+        DataError: There is no such folder, or it holds no picture.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing: trainA, trainB, testA and testB are needed")
+    found = [p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
+    if not found:
+        raise DataError(f"{folder} holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+    return sorted(found)
+
+
+def find_pairs(dataset: Path, phase: str, output: Path) -> list[Pair]:
+    """Pair `<phase>A` with `<phase>B` in sorted order; the results go to `output`/0000.jpg, ...
+
+    Raises:
+        DataError: A folder is missing or empty, or they hold different numbers of pictures.
+    """
+    left = picture_tree(dataset / f"{phase}A")
+    right = picture_tree(dataset / f"{phase}B")
+    if len(left) != len(right):
+        raise DataError(
+            f"{dataset / f'{phase}A'} holds {len(left)} pictures and {phase}B {len(right)}: "
+            "each needs its partner"
+        )
+    return [
+        (a, b, output / f"{i:04d}.jpg") for i, (a, b) in enumerate(zip(left, right, strict=True))
+    ]
+
+
+def main() -> None:
+    """Read the command line and write train/ and test/ into the data set."""
+    parser = LineParser(description="Pair trainA with trainB and testA with testB, in name order.")
+    parser.add_argument(
+        "--dataset-path",
+        "--dataset_path",
+        required=True,
+        type=Path,
+        help="folder with trainA, trainB, testA and testB",
+    )
+    dataset = parser.parse_args().dataset_path
+    if not dataset.is_dir():
+        parser.error(f"--dataset-path {dataset}: there is no such folder")
+    phases = ("test", "train")
+    for phase in phases:
+        must_be_free(dataset / phase)
+    with staged(dataset) as folder:
+        jobs = {phase: find_pairs(dataset, phase, folder / phase) for phase in phases}
+        for phase in phases:
+            (folder / phase).mkdir()
+        combine_all([pair for pairs in jobs.values() for pair in pairs], os.cpu_count())
+    for phase, pairs in jobs.items():
+        print(f"{phase}: {len(pairs)} pairs in {dataset / phase}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

