@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
 from models.networks import GAN_MODES, LR_POLICIES
 
@@ -29,6 +30,8 @@ class TrainOptions(BaseOptions):
         add("--update_html_freq", type=whole_number(1), default=1000, help="how often to save them")
         add("--print_freq", type=whole_number(1), default=100, help="how often to show the losses")
         add("--no_html", action="store_true", help="no training page in <name>/web")
+
+        add("--use_tensorboard", action="store_true", help="log to <name>/tb (needs tensorboard)")
 
         group = parser.add_argument_group("saving and resuming")
         add = group.add_argument
@@ -59,3 +62,12 @@ class TrainOptions(BaseOptions):
         if not opt.continue_train:
             return ()
         return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed")
+
+    def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        super().validate(opt, explicit)
+        for flag, package in (("use_wandb", "wandb"), ("use_tensorboard", "tensorboard")):
+            if getattr(opt, flag) and importlib.util.find_spec(package) is None:
+                self.parser.error(
+                    f"--{flag} needs the package {package}, which is not installed: pip install "
+                    f"{package}, or leave the flag out"
+                )

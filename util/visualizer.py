@@ -15,24 +15,10 @@ from tqdm import tqdm
 from . import util
 from .checkpoint import Position, warn
 from .html import HTML
-from .loss_record import LossRecord
-from .sinks.base import Sink
-from .sinks.console import ConsoleSink, TextLogSink
+from .sinks import open_sinks
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
 ADVICE_SHARE = 0.3
-
-
-class RecordSink(Sink):
-    """Appends each record to `losses.jsonl`, which the other views are made from."""
-
-    name = "losses.jsonl"
-
-    def __init__(self, record: LossRecord):
-        self.record = record
-
-    def log_losses(self, record: dict[str, Any]) -> None:
-        self.record.append(record)
 
 
 class Visualizer:
@@ -51,41 +37,10 @@ class Visualizer:
         self.opt = opt
         self.epoch_size = epoch_size
         self.position = position or Position(epoch=opt.epoch_count)
-        self.folder = Path(opt.checkpoints_dir) / opt.name
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._start_timing(time.perf_counter())
         self.total_waited = self.total_time = 0.0
         self.advised = False
-        self.sinks: list[Sink] = [ConsoleSink()]
-        for make in self._sinks():
-            try:
-                self.sinks.append(make())
-            except util.UserError:
-                raise
-            except Exception as e:
-                warn(f"a view of this run can't be opened and stays off: {e}")
-
-    def _sinks(self) -> list[Any]:
-        opt, folder = self.opt, self.folder
-
-        def record() -> Sink:
-            path = folder / "losses.jsonl"
-            if self.position.total_iters == 0 and path.exists() and path.stat().st_size:
-                # curves of an earlier training under this name: kept, but not gone on with
-                os.replace(path, folder / f"losses.{int(path.stat().st_mtime)}.jsonl")
-            log = LossRecord(path)
-            log.cut_after(self.position.total_iters)
-            return RecordSink(log)
-
-        def page() -> Sink:
-            from .sinks.page import PageSink
-
-            return PageSink(folder, opt.name, opt.display_winsize)
-
-        makers = [record, lambda: TextLogSink(folder / "loss_log.txt")]
-        if not opt.no_html:
-            makers.append(page)
-        return makers
+        self.sinks = open_sinks(opt, self.position)
 
     def _each(self, call: str, *args: Any) -> None:
         for sink in list(self.sinks):

@@ -1,5 +1,85 @@
 """Views of a training run: each class is one place where losses and pictures go."""
 
-from .base import Sink
+from __future__ import annotations
 
-__all__ = ["Sink"]
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from util.checkpoint import Position, warn
+from util.loss_record import LossRecord, read_records
+from util.util import UserError
+
+from .base import Sink
+from .console import ConsoleSink, TextLogSink
+from .page import PageSink
+from .record import RecordSink
+
+__all__ = ["Sink", "open_sinks"]
+
+
+def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
+    """The views that the options ask for, of a run that is at `position`.
+
+    One that can't be opened stays off with a warning; a missing optional package is a UserError.
+    """
+    folder = Path(opt.checkpoints_dir) / opt.name
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = position.total_iters > 0
+    record_path = folder / "losses.jsonl"
+
+    def record() -> Sink:
+        if not resumed and record_path.exists() and record_path.stat().st_size:
+            # of an earlier training under this name: kept, but not gone on with
+            age = int(record_path.stat().st_mtime)
+            os.replace(record_path, folder / f"losses.{age}.jsonl")
+        log = LossRecord(record_path)
+        log.cut_after(position.total_iters)
+        return RecordSink(log)
+
+    def visdom() -> Sink:
+        from .visdom_sink import VisdomSink
+
+        return VisdomSink(
+            server=opt.display_server,
+            port=opt.display_port,
+            env=opt.display_env,
+            display_id=opt.display_id,
+            ncols=opt.display_ncols,
+            title=opt.name,
+            history=read_records(record_path),
+            winsize=opt.display_winsize,
+        )
+
+    def tensorboard() -> Sink:
+        from .tensorboard_sink import TensorBoardSink
+
+        return TensorBoardSink(folder / "tb", position.total_iters if resumed else None)
+
+    def wandb() -> Sink:
+        from .wandb_sink import WandbSink
+
+        config: dict[str, Any] = {k: v for k, v in vars(opt).items() if k != "device"}
+        return WandbSink(opt.wandb_project_name, opt.name, config, folder, resumed)
+
+    # the record comes first: others read it
+    wanted: list[tuple[bool, Callable[[], Sink]]] = [
+        (True, ConsoleSink),
+        (True, lambda: TextLogSink(folder / "loss_log.txt")),
+        (True, record),
+        (not opt.no_html, lambda: PageSink(folder, opt.name, opt.display_winsize)),
+        (opt.display_id > 0, visdom),
+        (opt.use_tensorboard, tensorboard),
+        (opt.use_wandb, wandb),
+    ]
+    sinks: list[Sink] = []
+    for _, make in filter(lambda pair: pair[0], wanted):
+        try:
+            sinks.append(make())
+        except UserError:
+            raise
+        except Exception as e:
+            warn(f"a view of this run can't be opened and stays off: {type(e).__name__}: {e}")
+    return sinks

@@ -369,11 +369,12 @@ class VisdomSink(BackgroundSink):
         if self._starting:
             return 0.2
         self._failures += 1
-        # The first failure may be a restart, over in a second.
-        if self._failures == 2 and not self._told and self._outages < OUTAGES_TOLD:
+        late = isinstance(error, TimeoutError)
+        # One refusal may be a restart, over in a second.
+        if (late or self._failures > 1) and not self._told and self._outages < OUTAGES_TOLD:
             self._told = True
             self._outages += 1
-            why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            why = "no answer in time" if late else str(error)
             self._say(
                 f"the server at {self._server.url} is away or not well ({why or repr(error)}); "
                 "training goes on, and everything is sent when it is back"
