@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 from util import checkpoint
 from util.util import UserError
 
-from . import networks
+from . import acceleration, networks
 from .weights import explain_mismatch, fit_state_dict
 
 
@@ -29,15 +31,16 @@ class BaseModel(ABC):
     - `optimizers`: each gets a learning rate schedule
     """
 
+    shows_batches = True  # whether the pictures of `visual_names` are those of the whole batch
+
     def __init__(self, opt: argparse.Namespace):
         self.opt = opt
         self.gpu_ids: list[int] = opt.gpu_ids
         self.isTrain: bool = opt.isTrain
         self.device: torch.device = opt.device
         self.save_dir = Path(opt.checkpoints_dir) / opt.name
-        # worth it only where the size of the pictures does not change all the time
         fixed_size = opt.preprocess not in ("scale_width", "none")
-        torch.backends.cudnn.benchmark = fixed_size and not opt.deterministic
+        acceleration.set_backends(opt.precision, fixed_size, opt.deterministic)
         self.loss_names: list[str] = []
         self.model_names: list[str] = []
         self.visual_names: list[str] = []
@@ -46,8 +49,15 @@ class BaseModel(ABC):
         self.image_paths: list[str] = []
         self.metric: float = 0  # what the learning rate policy `plateau` watches
         self.resumed: checkpoint.FoundSet | None = None  # what --continue_train goes on from
+        self.batch_passes: bool = opt.batch_passes == "on" or (
+            opt.batch_passes == "auto" and self.device.type == "cuda"
+        )
+        # does nothing but for fp16, whose smallest numbers are too large for many gradients
+        fp16 = opt.precision == "fp16" and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
+        self._accumulated: dict[torch.optim.Optimizer, int] = {}
         self._metric_sum: torch.Tensor | float = 0.0
-        self._metric_count = 0
+        self._metric_count: torch.Tensor | int = 0
 
     @staticmethod
     def modify_commandline_options(
@@ -73,19 +83,42 @@ class BaseModel(ABC):
         """Move networks to the device, load weights where asked for, and make the schedules."""
         for net in self.networks().values():
             net.to(self.device)
+            self.prepare_network(net)
         if not self.isTrain:
             self.load_networks(self.load_suffix())
         elif opt.continue_train:
-            newest = opt.epoch == "latest" and opt.load_iter == 0
-            suffix = None if newest else self.load_suffix()
-            self.resumed = checkpoint.find_set(self.save_dir, self.networks(), suffix)
-            if self.resumed is not None:
-                self.load_networks(self.resumed.suffix)
-            elif suffix is not None:
-                self.load_networks(suffix)  # says what there is instead
+            self.load_saved(opt)
         if self.isTrain:
             self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
         self.print_networks(opt.verbose)
+
+    def load_saved(self, opt: argparse.Namespace) -> None:
+        """Find what `--continue_train` goes on from, and load its weights."""
+        newest = opt.epoch == "latest" and opt.load_iter == 0
+        suffix = None if newest else self.load_suffix()
+        self.resumed = checkpoint.find_set(self.save_dir, self.networks(), suffix)
+        if self.resumed is not None:
+            self.load_networks(self.resumed.suffix)
+        elif suffix is not None:
+            self.load_networks(suffix)  # says what there is instead
+
+    def prepare_network(self, net: nn.Module) -> None:
+        """Make a network compute as --precision, --compile and --grad_checkpoint say."""
+        opt = self.opt
+        acceleration.prepare(
+            net,
+            self.device,
+            precision=opt.precision,
+            channels_last=opt.channels_last,
+            compiled=opt.compile and not self.needs_second_gradients(net),
+            recompute=getattr(opt, "grad_checkpoint", False),
+        )
+
+    def needs_second_gradients(self, net: nn.Module) -> bool:
+        """Whether gradients of gradients go through a network, which compiled ones do not have."""
+        penalized = getattr(self.opt, "gan_mode", "") == "wgangp" and self.opt.lambda_gp > 0
+        discriminators = [n for name, n in self.networks().items() if name.startswith("D")]
+        return penalized and any(net is n for n in discriminators)
 
     def load_suffix(self) -> str:
         """Which save `--load_iter` and `--epoch` ask for: `iter_N`, or the epoch."""
@@ -120,11 +153,16 @@ class BaseModel(ABC):
         of the losses that are not a discriminator's (`track_metric`).
         """
         old = self.learning_rate()
-        for scheduler in self.schedulers:
-            if self.opt.lr_policy == "plateau":
-                scheduler.step(self.metric or float(self._metric_sum) / max(1, self._metric_count))
-            else:
-                scheduler.step()
+        with warnings.catch_warnings():
+            # a run that was resumed at the very end of an epoch has made no step of its own yet
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            for scheduler in self.schedulers:
+                if self.opt.lr_policy == "plateau":
+                    scheduler.step(
+                        self.metric or float(self._metric_sum) / max(1, int(self._metric_count))
+                    )
+                else:
+                    scheduler.step()
         self._metric_sum, self._metric_count = 0.0, 0
         print(f"learning rate {old:.7f} -> {self.learning_rate():.7f}")
 
@@ -138,8 +176,49 @@ class BaseModel(ABC):
             return
         names = [n for n in self.loss_names if not n.startswith(("D", "gp"))]
         # stays on the device: nothing waits for the GPU here
-        self._metric_sum = self._metric_sum + self.loss_values(names).sum()
-        self._metric_count += 1
+        total = self.loss_values(names).sum()
+        finite = total.isfinite()  # --on_nan skip goes on after one that is not
+        self._metric_sum = self._metric_sum + torch.where(finite, total, 0.0)
+        self._metric_count = self._metric_count + finite
+
+    # ------------------------------------------------------------------------------ optimization
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Adam with `--lr` and `--beta1`, in one fused kernel where the device has that."""
+        fused = self.device.type == "cuda"
+        betas = (self.opt.beta1, 0.999)
+        return torch.optim.Adam(parameters, lr=self.opt.lr, betas=betas, fused=fused)
+
+    def one_pass(self, net: nn.Module, *inputs: torch.Tensor) -> bool:
+        """Whether to run a network on several inputs as one larger batch, which is faster.
+
+        It gives the same, but for the rounding of sums; see --batch_passes.
+        """
+        return self.batch_passes and acceleration.fits_one_pass(net, *inputs)
+
+    def run_each(self, net: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`net(x)` for each x (N, C, H, W), in one pass where that may be."""
+        if self.one_pass(net, *inputs):
+            return acceleration.in_one_pass(net, *inputs)
+        return tuple(net(x) for x in inputs)
+
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Forget the gradients, unless --accumulate adds up those of several batches."""
+        if self._accumulated.get(optimizer, 0) == 0:
+            optimizer.zero_grad()
+
+    def backpropagate(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a loss: its share of a step, scaled up for fp16."""
+        self.scaler.scale(
+            loss / self.opt.accumulate if self.opt.accumulate > 1 else loss
+        ).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Step an optimizer, with --accumulate N each N-th time."""
+        count = (self._accumulated.get(optimizer, 0) + 1) % self.opt.accumulate
+        self._accumulated[optimizer] = count
+        if count == 0:
+            self.scaler.step(optimizer)
+            self.scaler.update()
 
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
@@ -155,7 +234,11 @@ class BaseModel(ABC):
         """The current losses of these names as one tensor (number of losses,) on the device."""
         values = [getattr(self, "loss_" + name) for name in names]
         tensors = [torch.as_tensor(v, device=self.device).detach().float() for v in values]
-        return torch.stack([t.mean() for t in tensors]) if tensors else torch.zeros(0)
+        return (
+            torch.stack([t.mean() for t in tensors])
+            if tensors
+            else torch.zeros(0, device=self.device)
+        )
 
     def print_networks(self, verbose: bool) -> None:
         """Print the size of each network, and with `verbose` its layers."""
@@ -170,7 +253,11 @@ class BaseModel(ABC):
     # ------------------------------------------------------------------------ saving and loading
     def network_states(self) -> dict[str, dict[str, torch.Tensor]]:
         """The weights of all networks by name, under plain keys."""
-        return {name: unwrap(net).state_dict() for name, net in self.networks().items()}
+        # contiguous: files are the same whatever the memory format in which was trained
+        return {
+            name: {k: v.detach().contiguous() for k, v in unwrap(net).state_dict().items()}
+            for name, net in self.networks().items()
+        }
 
     def save_networks(self, epoch: int | str) -> None:
         """Write each network to `<epoch>_net_<name>.pth`, a plain state dictionary."""
@@ -205,7 +292,13 @@ class BaseModel(ABC):
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
             "parts": {name: part.state_dict() for name, part in self._stateful_parts().items()},
-            "metric": [float(self._metric_sum), self._metric_count],
+            "metric": [float(self._metric_sum), int(self._metric_count)],
+            # what --accumulate has added up since the last step
+            "accumulated": [self._accumulated.get(o, 0) for o in self.optimizers],
+            "gradients": [
+                [p.grad if self._accumulated.get(o, 0) else None for p in parameters_of(o)]
+                for o in self.optimizers
+            ],
         }
 
     def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
@@ -221,6 +314,12 @@ class BaseModel(ABC):
             if name in state["parts"]:
                 part.load_state_dict(state["parts"][name])
         self._metric_sum, self._metric_count = state["metric"]
+        for optimizer, count, gradients in zip(
+            self.optimizers, state["accumulated"], state["gradients"], strict=True
+        ):
+            self._accumulated[optimizer] = count % self.opt.accumulate
+            for parameter, gradient in zip(parameters_of(optimizer), gradients, strict=True):
+                parameter.grad = None if gradient is None else gradient.to(self.device, copy=True)
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         if any(getattr(self.opt, k) != options.get(k) for k in schedule):
             networks.rebase(self.schedulers, self.opt)
@@ -240,6 +339,11 @@ class BaseModel(ABC):
         for net in nets if isinstance(nets, list) else [nets]:
             for parameter in net.parameters():
                 parameter.requires_grad = requires_grad
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that an optimizer steps, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def unwrap(net: nn.Module) -> nn.Module:

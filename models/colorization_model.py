@@ -6,11 +6,15 @@ import numpy as np
 import torch
 from skimage import color
 
+from util.util import UserError
+
 from .pix2pix_model import Pix2PixModel
 
 
 class ColorizationModel(Pix2PixModel):
     """Takes L (1 channel) and gives ab (2 channels); both are shown put together as RGB."""
+
+    shows_batches = False  # what is put together is the first picture
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
@@ -20,6 +24,11 @@ class ColorizationModel(Pix2PixModel):
         return parser
 
     def __init__(self, opt):
+        if (opt.input_nc, opt.output_nc) != (1, 2):
+            raise UserError(
+                "--model colorization needs --input_nc 1 --output_nc 2 (L and ab), got "
+                f"{opt.input_nc} and {opt.output_nc}: say --dataset_mode colorization"
+            )
         super().__init__(opt)
         self.visual_names = ["real_A", "real_B_rgb", "fake_B_rgb"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .acceleration import full_precision
+
 GAN_MODES = ("lsgan", "vanilla", "wgangp")
 
 
@@ -75,7 +77,9 @@ def cal_gradient_penalty(
     else:
         raise ValueError(f"unknown type '{type}' of gradient penalty: real, fake or mixed")
     points = points.detach().requires_grad_(True)
-    scores = netD(points)
+    # gradients of gradients need all the digits: half precision would lose the small ones
+    with full_precision():
+        scores = netD(points)
     (gradients,) = torch.autograd.grad(
         scores, points, grad_outputs=torch.ones_like(scores), create_graph=True
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from util.util import UserError
 
@@ -169,6 +170,7 @@ class ResnetBlock(nn.Module):
         use_bias: bool,
     ):
         super().__init__()
+        self.recompute = False  # forget activations and compute them again: --grad_checkpoint
         self.conv_block = self.build_conv_block(
             dim, padding_type, norm_layer, use_dropout, use_bias
         )
@@ -196,6 +198,8 @@ class ResnetBlock(nn.Module):
         return nn.Sequential(*conv(), nn.ReLU(True), *dropout, *conv())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return x + checkpoint(self.conv_block, x, use_reentrant=False)
         return x + self.conv_block(x)
 
 

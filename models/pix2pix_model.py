@@ -60,9 +60,8 @@ class Pix2PixModel(BaseModel):
         self.criterionL1 = torch.nn.L1Loss()
         if opt.gan_mode == "wgangp":
             self.loss_names.append("D_gp")
-        betas = (opt.beta1, 0.999)
-        self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr, betas=betas)
-        self.optimizer_D = torch.optim.Adam(self.netD.parameters(), lr=opt.lr, betas=betas)
+        self.optimizer_G = self.make_optimizer(self.netG.parameters())
+        self.optimizer_D = self.make_optimizer(self.netD.parameters())
         self.optimizers = [self.optimizer_G, self.optimizer_D]
 
     def set_input(self, input):
@@ -80,15 +79,16 @@ class Pix2PixModel(BaseModel):
         """Gradients of the discriminator (eq. 1), halved (section 3.3)."""
         fake_AB = torch.cat((self.real_A, self.fake_B), 1).detach()
         real_AB = torch.cat((self.real_A, self.real_B), 1)
-        self.loss_D_fake = self.criterionGAN(self.netD(fake_AB), False)
-        self.loss_D_real = self.criterionGAN(self.netD(real_AB), True)
+        pred_fake, pred_real = self.run_each(self.netD, fake_AB, real_AB)
+        self.loss_D_fake = self.criterionGAN(pred_fake, False)
+        self.loss_D_real = self.criterionGAN(pred_real, True)
         self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5
         if self.opt.gan_mode == "wgangp":
             self.loss_D_gp, _ = networks.cal_gradient_penalty(
                 self.netD, real_AB, fake_AB, self.device, lambda_gp=self.opt.lambda_gp
             )
             self.loss_D = self.loss_D + self.loss_D_gp
-        self.loss_D.backward()
+        self.backpropagate(self.loss_D)
 
     def backward_G(self):
         """Gradients of the generator (eq. 4)."""
@@ -96,16 +96,16 @@ class Pix2PixModel(BaseModel):
         self.loss_G_GAN = self.criterionGAN(self.netD(fake_AB), True)
         self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.opt.lambda_L1
         self.loss_G = self.loss_G_GAN + self.loss_G_L1
-        self.loss_G.backward()
+        self.backpropagate(self.loss_G)
 
     def optimize_parameters(self):
         """One step of the discriminator, then one of the generator."""
         self.forward()
         self.set_requires_grad(self.netD, True)
-        self.optimizer_D.zero_grad()
+        self.zero_grad(self.optimizer_D)
         self.backward_D()
-        self.optimizer_D.step()
+        self.step(self.optimizer_D)
         self.set_requires_grad(self.netD, False)
-        self.optimizer_G.zero_grad()
+        self.zero_grad(self.optimizer_G)
         self.backward_G()
-        self.optimizer_G.step()
+        self.step(self.optimizer_G)

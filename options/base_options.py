@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import data
 import models
+from models.acceleration import PRECISIONS, choose_fast, why_not_compile
 from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
 from util.distributed import select_device
 from util.randomness import new_seed
@@ -39,8 +40,8 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{text} [%(default)s]"
 
 
-def whole_number(least: int):
-    """An argparse type: a whole number that is not below `least`."""
+def whole_number(least: int, most: int = 2**63 - 1):
+    """An argparse type: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -49,6 +50,8 @@ def whole_number(least: int):
             raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is too small: at least {least}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{value} is too large: at most {most}")
         return value
 
     return parse
@@ -105,13 +108,25 @@ class BaseOptions:
         group = parser.add_argument_group("model")
         add = group.add_argument
         add("--model", default="cycle_gan", help="cycle_gan | pix2pix | colorization | test | ...")
-        add("--input_nc", type=whole_number(1), default=3, help="channels of input pictures")
-        add("--output_nc", type=whole_number(1), default=3, help="channels of output pictures")
-        add("--ngf", type=whole_number(1), default=64, help="filters in G's last convolution")
-        add("--ndf", type=whole_number(1), default=64, help="filters in D's first convolution")
+        add("--input_nc", type=whole_number(1, 10**6), default=3, help="channels of input pictures")
+        add(
+            "--output_nc",
+            type=whole_number(1, 10**6),
+            default=3,
+            help="channels of output pictures",
+        )
+        add(
+            "--ngf", type=whole_number(1, 10**6), default=64, help="filters in G's last convolution"
+        )
+        add(
+            "--ndf",
+            type=whole_number(1, 10**6),
+            default=64,
+            help="filters in D's first convolution",
+        )
         add("--netD", default="basic", choices=DISCRIMINATORS, help="basic is a 70x70 PatchGAN")
         add("--netG", default="resnet_9blocks", choices=GENERATORS, help="generator")
-        add("--n_layers_D", type=whole_number(1), default=3, help="layers of --netD n_layers")
+        add("--n_layers_D", type=whole_number(1, 100), default=3, help="layers of --netD n_layers")
         add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
         add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
         add("--init_gain", type=float, default=0.02, help="scale of normal, xavier, orthogonal")
@@ -125,6 +140,19 @@ class BaseOptions:
             help="dropout in the generator, where the model's default is none",
         )
 
+        group = parser.add_argument_group("speed")
+        add = group.add_argument
+        add("--precision", default="tf32", choices=PRECISIONS, help="arithmetic of the networks")
+        add("--channels_last", action="store_true", help="pictures as (N, H, W, C) in memory")
+        add("--compile", action="store_true", help="compile the networks: slow start, then faster")
+        add(
+            "--batch_passes",
+            default="auto",
+            choices=("auto", "on", "off"),
+            help="passes of one network as one batch; auto: on a GPU",
+        )
+        add("--fast", action="store_true", help="what is best on this machine; says what that is")
+
         group = parser.add_argument_group("dataset")
         add = group.add_argument
         add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
@@ -132,8 +160,13 @@ class BaseOptions:
         add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
         add("--num_threads", type=whole_number(0), default=4, help="processes that load pictures")
         add("--batch_size", type=whole_number(1), default=1, help="pictures in a batch")
-        add("--load_size", type=whole_number(1), default=286, help="scale pictures to this size")
-        add("--crop_size", type=whole_number(1), default=256, help="then crop to this size")
+        add(
+            "--load_size",
+            type=whole_number(1, 10**6),
+            default=286,
+            help="scale pictures to this size",
+        )
+        add("--crop_size", type=whole_number(1, 10**6), default=256, help="then crop to this size")
         add(
             "--max_dataset_size",
             type=whole_number(1),
@@ -142,6 +175,18 @@ class BaseOptions:
         )
         add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="scale and crop")
         add("--no_flip", action="store_true", help="no random mirroring in training")
+        add(
+            "--skip_broken",
+            action="store_true",
+            help="pass over pictures that can't be used, and list them at the end",
+        )
+        add(
+            "--value_range",
+            type=float,
+            nargs=2,
+            metavar=("LOW", "HIGH"),
+            help="read .npy, 16-bit and float pictures in full; these values become -1 and 1",
+        )
         add("--display_winsize", type=whole_number(1), default=256, help="picture width on pages")
 
         group = parser.add_argument_group("loading and saving")
@@ -201,6 +246,9 @@ class BaseOptions:
                 f"--load_size {opt.load_size} is smaller than --crop_size {opt.crop_size}: "
                 f"--preprocess {opt.preprocess} needs it at least as large"
             )
+        if opt.value_range is not None and not opt.value_range[0] < opt.value_range[1]:
+            low, high = opt.value_range
+            self.parser.error(f"--value_range {low:g} {high:g}: the first must be the lower one")
         if getattr(opt, "lambda_identity", 0) > 0 and opt.input_nc != opt.output_nc:
             self.parser.error(
                 f"--lambda_identity {opt.lambda_identity:g} needs --input_nc and --output_nc to be "
@@ -254,8 +302,20 @@ class BaseOptions:
             opt.gpu_ids, opt.device = select_device(opt.gpu_ids)
         except UserError as e:
             self.parser.error(str(e))
+        self.choose_speed(opt, explicit)
         self.opt = opt
         return opt
+
+    def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        """Settle `--fast` and `--compile` for the device, with a line for each."""
+        if opt.fast:
+            print(f"--fast stands for {' '.join(choose_fast(opt, opt.device, explicit))}")
+        reason = why_not_compile(opt, opt.device) if opt.compile else None
+        if reason:
+            print(f"--compile is off: {reason}")
+            opt.compile = False
+        elif opt.compile:
+            print("compiling: the first iterations take a minute or more, the others less")
 
     def print_options(self, opt: argparse.Namespace) -> None:
         """Print all options, with the default where it differs."""

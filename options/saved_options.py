@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 from pathlib import Path
 from typing import Any
 
 # what has to agree for weights to fit and for pictures to go the way that was learned
-GENERATOR_OPTIONS = ("netG", "norm", "ngf", "no_dropout", "input_nc", "output_nc", "direction")
+GENERATOR_OPTIONS = (
+    *("netG", "norm", "ngf", "no_dropout", "input_nc", "output_nc"),
+    *("direction", "value_range"),
+)
 DISCRIMINATOR_OPTIONS = ("netD", "ndf", "n_layers_D")
 
 _LINE = re.compile(r"^\s*(\w+): (.*?)\s*(?:\t?\[default: .*\])?\s*$")
@@ -26,6 +30,15 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
         return {}
     matches = (_LINE.match(line) for line in lines)
     return {m.group(1): m.group(2) for m in matches if m}
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """Two numbers from `[0.0, 4095.0]` as it is saved; None from anything else."""
+    try:
+        low, high = ast.literal_eval(text or "")
+        return float(low), float(high)
+    except (ValueError, SyntaxError, TypeError):
+        return None
 
 
 def restore(
@@ -46,8 +59,17 @@ def restore(
             continue
         text = saved[name]
         try:
-            value = text == "True" if action.nargs == 0 else (action.type or str)(text)
+            kind: Any = action.type or str
+            if action.nargs == 0:
+                value = text == "True"
+            elif action.nargs == 2:
+                pair = parse_range(text)
+                value = pair and list(pair)
+            else:
+                value = kind(text)
         except (ValueError, TypeError, argparse.ArgumentTypeError):
+            continue
+        if action.choices is not None and value not in action.choices:
             continue
         if value != getattr(opt, name):
             setattr(opt, name, value)

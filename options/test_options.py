@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from .base_options import BaseOptions, whole_number
+from data.picture_io import FORMATS
+from models.tiles import MODES
+
+from .base_options import BaseOptions, non_negative, whole_number
+
+OUTPUT_FORMATS = (*FORMATS, "same")
 
 
 def picture_count(text: str) -> int | float:
@@ -27,12 +32,39 @@ class TestOptions(BaseOptions):
         add("--phase", default="test", help="train, val, test: which folder to read")
         add("--eval", action="store_true", help="networks in eval mode (batch norm, dropout)")
         add("--num_test", type=picture_count, default=50, help="how many pictures, or all")
+        group = parser.add_argument_group("large pictures, other formats")
+        add = group.add_argument
+        add("--keep_size", action="store_true", help="no scaling: networks pad and cut back")
+        add("--tile", type=whole_number(16), help="compute large pictures in parts of this size")
+        add("--tile_overlap", type=whole_number(0), default=64, help="of quick tiles, in pixels")
+        add("--tile_mode", choices=MODES, help="quick, or exact; exact if the disk has room for it")
+        add("--tile_memory", type=non_negative, default=1.0, help="GiB for layers; rest on disk")
+        add("--tile_scratch", help="folder for that rest, if not the system's temporary one")
+        add("--only_outputs", action="store_true", help="no page: files of the inputs' names")
+        add("--output_format", default="png", choices=OUTPUT_FORMATS, help="of --only_outputs")
+        add("--skip_existing", action="store_true", help="leave out pictures with an output")
         parser.set_defaults(model="test")
         # no cropping unless asked for: what is loaded is as large as what is cropped
         parser.set_defaults(load_size=parser.get_default("crop_size"))
         return parser
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        # what is to keep its size is not to be scaled, unless that is said
+        keeps = "--keep_size" if opt.keep_size else "--tile" if opt.tile else ""
+        if keeps and "preprocess" in explicit and opt.preprocess != "none":
+            self.parser.error(f"{keeps} and --preprocess {opt.preprocess} contradict each other")
+        if (keeps or opt.only_outputs) and "preprocess" not in explicit:
+            opt.preprocess = "none"
+        opt.keep_size = opt.preprocess == "none" and bool(keeps or opt.only_outputs)
+        if opt.only_outputs and "num_test" not in explicit:
+            opt.num_test = float("inf")
         super().validate(opt, explicit)
+        if opt.tile and opt.tile_overlap >= opt.tile:
+            self.parser.error(f"--tile_overlap {opt.tile_overlap} is not below --tile {opt.tile}")
+        if opt.only_outputs and opt.model != "test":
+            self.parser.error(f"--only_outputs needs --model test, not {opt.model}")
+        for name in ("output_format", "skip_existing"):
+            if name in explicit and not opt.only_outputs:
+                self.parser.error(f"--{name} needs --only_outputs: a page shows PNG, all of them")
         if opt.aspect_ratio <= 0:
             self.parser.error(f"--aspect_ratio {opt.aspect_ratio:g} must be above 0")

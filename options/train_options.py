@@ -6,9 +6,12 @@ import argparse
 import importlib.util
 
 from models.networks import GAN_MODES, LR_POLICIES
+from util.evaluation import SCORES
 
 from .base_options import BaseOptions, fraction_below_one, non_negative, whole_number
+from .evaluate_options import add_weights
 from .saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
+from .test_options import picture_count
 
 
 class TrainOptions(BaseOptions):
@@ -45,6 +48,14 @@ class TrainOptions(BaseOptions):
         add("--epoch_count", type=whole_number(1), default=1, help="the first epoch's number")
         add("--phase", default="train", help="train, val, test: which folder to read")
 
+        group = parser.add_argument_group("validation")
+        add = group.add_argument
+        add("--val_freq", type=whole_number(0), default=0, help="epochs between scores; 0: none")
+        add("--val_phase", default="val", help="which folder to score: val, test")
+        add("--best_by", choices=SCORES, help="score that best_net_*.pth has [L1, unpaired: cycle]")
+        add("--num_val", type=picture_count, default=float("inf"), help="how many pictures, or all")
+        add_weights(group)
+
         group = parser.add_argument_group("training")
         add = group.add_argument
         add("--n_epochs", type=whole_number(0), default=100, help="epochs at the full rate")
@@ -54,6 +65,8 @@ class TrainOptions(BaseOptions):
         add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
         add("--lambda_gp", type=non_negative, default=10.0, help="gradient penalty of wgangp")
         add("--pool_size", type=whole_number(0), default=50, help="generated pictures kept for D")
+        add("--accumulate", type=whole_number(1), default=1, help="batches whose gradients add up")
+        add("--grad_checkpoint", action="store_true", help="less memory, a third more time")
         add("--lr_policy", default="linear", choices=LR_POLICIES, help="how the rate decays")
         add("--lr_decay_iters", type=whole_number(1), default=50, help="epochs a step, for step")
         return parser

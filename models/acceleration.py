@@ -1,0 +1,132 @@
+"""Faster arithmetic for networks, without a word of it in the models.
+
+`prepare` changes how a network computes, not what it is: names, shapes and files of its weights
+stay the same. Losses and optimizers see float32 whatever the networks use inside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_full_precision = False
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Within, prepared networks compute in float32: for gradients of gradients."""
+    global _full_precision
+    before, _full_precision = _full_precision, True
+    try:
+        yield
+    finally:
+        _full_precision = before
+
+
+def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
+    """Tell cuDNN and cuBLAS what they may do.
+
+    `tf32` is what PyTorch does by default for convolutions: 10 bits of mantissa in products, sums
+    in float32. `fp32` turns that off.
+    """
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    # worth it only where the size of the pictures does not change all the time
+    torch.backends.cudnn.benchmark = fixed_size and not deterministic
+
+
+def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str]) -> list[str]:
+    """Set what `--fast` stands for on this device, except for what was given; say what it is."""
+    chosen = {}
+    if device.type == "cuda":
+        chosen["precision"] = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        chosen["compile"] = True
+    elif device.type == "cpu":
+        # without instructions for it bf16 is emulated, and slower
+        if has_fast_bf16():
+            chosen["precision"] = "bf16"
+        chosen["compile"] = True
+    chosen["batch_passes"] = "on"
+    for name, value in chosen.items():
+        if name not in explicit:
+            setattr(opt, name, value)
+    return [f"--precision {opt.precision}"] + (["--compile"] if opt.compile else [])
+
+
+def has_fast_bf16() -> bool:
+    """Whether this processor multiplies bf16 numbers in hardware."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = file.read()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def why_not_compile(opt: argparse.Namespace, device: torch.device) -> str | None:
+    """Why `--compile` can't be had here, None if it can. Tries the compiler on a small function."""
+    if opt.preprocess in ("scale_width", "none"):
+        return f"--preprocess {opt.preprocess} gives pictures of many sizes"
+    try:
+        torch.compile(lambda x: (x * 2 + 1).relu())(torch.ones(8, device=device))
+    except Exception as e:
+        first = str(e).strip().splitlines()
+        return f"the compiler does not work here ({first[0][:120] if first else type(e).__name__})"
+    return None
+
+
+def prepare(
+    net: nn.Module,
+    device: torch.device,
+    precision: str = "tf32",
+    channels_last: bool = False,
+    compiled: bool = False,
+    recompute: bool = False,
+) -> None:
+    """Make a network compute as asked; in place, its weights keep their names.
+
+    `recompute` trades time for memory: residual blocks forget their activations and compute them
+    again in the backward pass.
+    """
+    if channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in net.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = recompute  # type: ignore[assignment]
+    if precision in _DTYPES:
+        net.forward = _autocast(net.forward, device, _DTYPES[precision])
+    if compiled:
+        net.compile(dynamic=False)
+
+
+def _autocast(forward: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    @functools.wraps(forward)
+    def wrapper(*inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, dtype, enabled=not _full_precision):
+            return forward(*inputs).float()
+
+    return wrapper
+
+
+def batches_freely(net: nn.Module) -> bool:
+    """Whether a picture's result does not depend on the others in its batch, nor on chance."""
+    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    return not any(isinstance(module, mixing) and module.training for module in net.modules())
+
+
+def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
+    """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives."""
+    return batches_freely(net) and all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
+
+
+def in_one_pass(net: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """`net(x)` for each x (N, C, H, W), computed as one larger batch."""
+    return net(torch.cat(inputs)).split([len(x) for x in inputs])

@@ -1,0 +1,34 @@
+"""Options of scripts/evaluate.py: those of test.py, and what to score with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .saved_options import read_saved_options
+from .test_options import TestOptions
+
+
+class EvaluateOptions(TestOptions):
+    """All pictures instead of fifty, and the model that the experiment was trained with."""
+
+    def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser = super().initialize(parser)
+        group = parser.add_argument_group("scores")
+        add = group.add_argument
+        add("--scores", default="all", help="which, with commas: L1,PSNR,SSIM,FID,...")
+        add_weights(group)
+        add("--cityscapes", action="store_true", help="score pictures of Cityscapes labels too")
+        parser.set_defaults(num_test=float("inf"))
+        early, _ = parser.parse_known_args(self._without_help())
+        trained = read_saved_options(Path(early.checkpoints_dir) / early.name)
+        if "model" in trained:
+            parser.set_defaults(model=trained["model"])
+        return parser
+
+
+def add_weights(group: argparse._ArgumentGroup) -> None:
+    """Add where FID, KID and LPIPS take their networks from."""
+    add = group.add_argument
+    add("--inception_weights", metavar="FILE", help="for FID and KID; else downloaded")
+    add("--lpips_weights", metavar="FILE", help="AlexNet's, for LPIPS; else downloaded")

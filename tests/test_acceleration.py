@@ -1,0 +1,195 @@
+"""Faster ways to compute give what the plain way gives, as closely as they promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import acceleration, create_model, networks
+from options.train_options import TrainOptions
+
+TINY = "--ngf 4 --ndf 4 --netG resnet_6blocks --gpu_ids -1 --display_id 0 --name x --seed 3"
+
+
+def build(tmp_path, flags: str):
+    folders = f"--dataroot {tmp_path} --checkpoints_dir {tmp_path}"
+    opt = TrainOptions(f"{folders} {TINY} {flags}").parse(save=False)
+    torch.manual_seed(0)
+    model = create_model(opt)
+    model.setup(opt)
+    return model
+
+
+def batch(n: int = 1, seed: int = 0, size: int = 32) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    pictures = torch.rand(2, n, 3, size, size, generator=generator) * 2 - 1
+    return {"A": pictures[0], "B": pictures[1], "A_paths": ["a"] * n, "B_paths": ["b"] * n}
+
+
+def gradients(model, data) -> dict[str, torch.Tensor]:
+    """What one iteration adds to the gradients, in float64 so that rounding does not show."""
+    for net in model.networks().values():
+        net.double()
+    model.criterionGAN.double()
+    for optimizer in model.optimizers:
+        optimizer.step = lambda *a, **k: None
+    data = {k: v.double() if torch.is_tensor(v) else v for k, v in data.items()}
+    model.set_input(data)
+    model.optimize_parameters()
+    return {
+        f"{name}.{key}": p.grad
+        for name, net in model.networks().items()
+        for key, p in net.named_parameters()
+        if p.grad is not None
+    }
+
+
+@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix --norm instance --no_dropout"])
+@pytest.mark.parametrize(
+    "flags", ["--batch_passes on", "--grad_checkpoint", "--channels_last --batch_passes on"]
+)
+def test_same_gradients(model, flags, tmp_path):
+    plain = gradients(build(tmp_path, f"--model {model} --batch_passes off"), batch(2))
+    fast = gradients(build(tmp_path, f"--model {model} {flags}"), batch(2))
+    assert plain.keys() == fast.keys()
+    assert len(plain) > 30
+    for key, gradient in plain.items():
+        torch.testing.assert_close(fast[key], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_passes_are_really_shared(tmp_path):
+    """Two passes fewer for each generator and one for each discriminator."""
+
+    def passes(flags: str) -> dict[str, int]:
+        model = build(tmp_path, f"--model cycle_gan {flags}")
+        counts = dict.fromkeys(model.model_names, 0)
+        for name, net in model.networks().items():
+            net.register_forward_hook(
+                lambda *_, name=name: counts.__setitem__(name, counts[name] + 1)
+            )
+        model.set_input(batch())
+        model.optimize_parameters()
+        return counts
+
+    assert passes("--batch_passes off") == {"G_A": 3, "G_B": 3, "D_A": 3, "D_B": 3}
+    assert passes("--batch_passes on") == {"G_A": 2, "G_B": 2, "D_A": 2, "D_B": 2}
+
+
+def test_batch_norm_and_dropout_keep_their_own_passes():
+    """Their result depends on the batch, so one pass would not give the same."""
+    x = torch.rand(1, 3, 32, 32)
+    for norm, dropout, free in [
+        ("instance", False, True),
+        ("none", False, True),
+        ("batch", False, False),
+        ("instance", True, False),
+    ]:
+        net = networks.define_G(3, 3, 4, "resnet_6blocks", norm, dropout)
+        assert acceleration.fits_one_pass(net, x, x) is free
+        assert acceleration.fits_one_pass(net.eval(), x, x)
+    assert not acceleration.fits_one_pass(net, x, torch.rand(1, 3, 32, 36))
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    """Two batches of 1 with --accumulate 2 step as one batch of 2: losses are means."""
+    whole = build(tmp_path, "--model cycle_gan --batch_size 2 --pool_size 0")
+    parts = build(tmp_path, "--model cycle_gan --accumulate 2 --pool_size 0")
+    data = batch(2)
+    wanted = gradients(whole, data)
+    gradients(parts, {k: v[:1] for k, v in data.items()})
+    found = gradients(parts, {k: v[1:] for k, v in data.items()})
+    for key, gradient in wanted.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_accumulation_steps_every_nth_time(tmp_path):
+    model = build(tmp_path, "--model cycle_gan --accumulate 3")
+    weight = model.netG_A.model[1].weight
+    changed = []
+    for i in range(6):
+        before = weight.detach().clone()
+        model.set_input(batch(seed=i))
+        model.optimize_parameters()
+        changed.append(not torch.equal(before, weight))
+    assert changed == [False, False, True, False, False, True]
+
+
+def test_accumulated_gradients_survive_a_resume(tmp_path):
+    """Saved in the middle of a step, the state holds the gradients of its first batches."""
+    flags = "--model cycle_gan --accumulate 2"
+    first, second = build(tmp_path, flags), build(tmp_path, flags)
+    first.set_input(batch(seed=1))
+    first.optimize_parameters()
+    for name, net in second.networks().items():
+        net.load_state_dict(first.networks()[name].state_dict())
+    second.load_training_state(first.training_state(), vars(first.opt))
+    for model in (first, second):
+        torch.manual_seed(0)
+        model.set_input(batch(seed=2))
+        model.optimize_parameters()
+    for ours, wanted in zip(second.netG_A.parameters(), first.netG_A.parameters(), strict=True):
+        assert torch.equal(ours, wanted)
+
+
+def test_bf16_is_near_and_losses_stay_float32(tmp_path):
+    """bf16 has 8 bits of mantissa: results are near those of float32, and not the same."""
+    data = batch()
+    found = {}
+    for precision in ("fp32", "bf16"):
+        model = build(tmp_path, f"--model cycle_gan --precision {precision}")
+        model.set_input(data)
+        model.optimize_parameters()
+        assert model.fake_B.dtype == torch.float32
+        assert model.loss_G.dtype == torch.float32
+        assert all(p.dtype == torch.float32 for p in model.netG_A.parameters())
+        found[precision] = model.fake_B.detach()
+    difference = (found["bf16"] - found["fp32"]).abs().max()
+    assert 1e-6 < difference < 0.1
+
+
+def test_gradient_penalty_is_computed_in_full_precision(tmp_path):
+    """With --precision bf16 the penalty is that of float32, to float32's rounding."""
+    flags = "--model cycle_gan --gan_mode wgangp --norm none"
+    plain = build(tmp_path, f"{flags} --precision fp32")
+    half = build(tmp_path, f"{flags} --precision bf16")
+    data = batch()
+    penalties = []
+    for model in (plain, half):
+        torch.manual_seed(1)
+        penalty, _ = networks.cal_gradient_penalty(
+            model.netD_A, data["A"], data["B"], torch.device("cpu")
+        )
+        penalties.append(penalty.item())
+    assert penalties[1] == pytest.approx(penalties[0], rel=1e-6)
+
+
+def test_files_are_the_same_in_every_memory_format(tmp_path):
+    model = build(tmp_path, "--model cycle_gan --channels_last")
+    for state in model.network_states().values():
+        for value in state.values():
+            assert value.is_contiguous()
+
+
+def test_compile_is_off_with_a_line_where_sizes_change(tmp_path, capsys):
+    build(tmp_path, "--model cycle_gan --compile --preprocess scale_width")
+    out = capsys.readouterr().out
+    assert "--compile is off: --preprocess scale_width gives pictures of many sizes" in out
+
+
+def test_compile_is_off_with_a_line_without_a_compiler(tmp_path, capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = build(tmp_path, "--model cycle_gan --compile")
+    assert "--compile is off: the compiler does not work here (no C++" in capsys.readouterr().out
+    model.set_input(batch())
+    model.optimize_parameters()
+
+
+def test_fast_says_what_it_is_and_leaves_what_was_given(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("options.base_options.why_not_compile", lambda *a: "not in this test")
+    model = build(tmp_path, "--model cycle_gan --fast --precision fp32")
+    assert "--fast stands for --precision fp32" in capsys.readouterr().out
+    assert model.opt.precision == "fp32"
+    assert model.batch_passes
