@@ -8,20 +8,39 @@ from pathlib import Path
 from urllib.parse import quote
 
 import dominate
-from dominate.tags import a, figcaption, figure, h1, h3, img, meta, section, style
+from dominate.tags import a, div, figcaption, figure, h1, h3, img, meta, p, section, style
+from dominate.util import raw
 
-STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 1rem; color: #222; background: #fff; }
-h1 { font-size: 1.4rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; overflow-wrap: anywhere; }
-.row { display: flex; gap: .4rem; overflow-x: auto; padding-bottom: .3rem; }
-figure { margin: 0; flex: 0 0 auto; }
-figure img { display: block; max-width: 88vw; background: #eee; image-rendering: auto; }
-figcaption { text-align: center; color: #555; font-size: .85rem; }
-.wide img { max-width: 100%; height: auto; }
-@media (prefers-color-scheme: dark) {
-  body { color: #ddd; background: #181818; } figcaption { color: #aaa; }
-}
+GAP = 6  # pixels between two pictures of a row
+MARGIN = 16  # pixels beside the page
+PHONE = 640  # a page narrower than this is one
+LEAST_ON_PHONE = 110  # pixels that a picture has there at least
+LEAST_SHARE = 0.75  # elsewhere a picture gets smaller than was asked only down to this
+
+# An image without a known height would count as empty, and all the lazy ones as in view: so they
+# are square until they are there.
+STYLE = f"""
+:root {{ color-scheme: light dark; }}
+* {{ box-sizing: border-box; }}
+html {{ -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }}
+body {{ font: 16px/1.4 system-ui, sans-serif; margin: {MARGIN}px; color: #222; background: #fff; }}
+h1 {{ font-size: 1.4rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }}
+h3 {{ font-size: 1rem; margin: 1.5rem 0 .4rem; overflow-wrap: anywhere; }}
+p {{ margin: 0 0 1rem; overflow-wrap: anywhere; }}
+.row {{ display: grid; grid-template-columns: repeat(var(--columns), minmax(0, var(--width)));
+  gap: {2 * GAP}px {GAP}px; }}
+figure {{ margin: 0; }}
+a, figure img {{ display: block; }}
+.row img {{ width: 100%; height: auto; aspect-ratio: auto 1 / 1; background: #8883; }}
+figcaption {{ text-align: center; color: #555; font-size: .875rem; overflow-wrap: anywhere; }}
+.wide {{ overflow-x: auto; }}
+.wide img {{ width: 1200px; max-width: 100%; height: auto; }}
+@media (max-width: {PHONE - 1}px) {{ .wide img {{ width: 60rem; max-width: none; }} }}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #ddd; background: #181818; }}
+  figcaption {{ color: #aaa; }}
+  .wide img {{ filter: invert(.906) hue-rotate(180deg); }}
+}}
 """
 
 
@@ -37,13 +56,14 @@ class HTML:
         self.web_dir = Path(web_dir)
         self.img_dir = self.web_dir / "images"
         self.img_dir.mkdir(parents=True, exist_ok=True)
+        self.shapes: set[tuple[int, int]] = set()  # pictures in a row, and their width
         self.doc = dominate.document(title=title)
         with self.doc.head:
             meta(charset="utf-8")
             meta(name="viewport", content="width=device-width, initial-scale=1")
             if refresh > 0:
                 meta(http_equiv="refresh", content=str(refresh))
-            style(STYLE)
+            self.style = style(raw(STYLE))
         with self.doc:
             h1(title)
 
@@ -56,25 +76,62 @@ class HTML:
         with self.doc:
             h3(text)
 
+    def add_text(self, text: str) -> None:
+        """Add a paragraph."""
+        with self.doc:
+            p(text)
+
     def add_images(
         self, ims: Sequence[str], txts: Sequence[str], links: Sequence[str], width: int = 400
     ) -> None:
-        """Add a row of pictures (paths below `images/`) with labels and what they link to."""
-        with self.doc, section(cls="row"):
+        """Add a row of pictures (paths below `images/`) with labels and what they link to.
+
+        Each has a column of at most `width` pixels. On a page too narrow for all of them the row
+        is cut into halves, quarters and so on, the same way in every row of as many pictures.
+        """
+        self.shapes.add((len(ims), width))
+        with self.doc, section(cls=f"row {_row_class(len(ims), width)}"):
             for image, text, link in zip(ims, txts, links, strict=True):
                 with figure():
                     with a(href=f"images/{quote(link)}"):
-                        img(src=f"images/{quote(image)}", width=width, loading="lazy", alt=text)
+                        img(src=f"images/{quote(image)}", loading="lazy", alt=text)
                     figcaption(text)
 
     def add_wide_image(self, path: str, text: str) -> None:
         """Add one picture as wide as the page; its path is seen from the page."""
-        with self.doc, section(cls="wide"):
+        with self.doc, div(cls="wide"), a(href=quote(path)):
             img(src=quote(path), alt=text)
 
     def save(self) -> None:
         """Write the page; a reader never sees a part of it."""
+        self.style.clear()
+        self.style.add(raw(STYLE + "\n".join(_columns(*shape) for shape in sorted(self.shapes))))
         path = self.web_dir / "index.html"
         unfinished = path.with_suffix(".html.tmp")
         unfinished.write_text(self.doc.render(), encoding="utf-8", errors="surrogateescape")
         os.replace(unfinished, path)
+
+
+def _row_class(count: int, width: int) -> str:
+    return f"of{count}w{width}"
+
+
+def _columns(count: int, width: int) -> str:
+    """The rules by which a row of `count` pictures has more columns the wider the page is."""
+    name = _row_class(count, width)
+    rules = [f".{name} {{ --width: {width}px; --columns: 1; }}"]
+
+    def rule(columns: int, least: float, from_width: int) -> None:
+        needed = columns * least + (columns - 1) * GAP + 2 * MARGIN
+        needed = max(round(needed), from_width)
+        rules.append(f"@media (min-width: {needed}px) {{ .{name} {{ --columns: {columns}; }} }}")
+
+    steps = [count]  # all in one line, then halves, ...
+    while steps[-1] > 1:
+        steps.append(-(-steps[-1] // 2))
+    for columns in reversed(steps):
+        rule(columns, min(LEAST_ON_PHONE, width), 0)
+    rules.append(f"@media (min-width: {PHONE}px) {{ .{name} {{ --columns: 1; }} }}")
+    for columns in reversed(steps):
+        rule(columns, LEAST_SHARE * width, PHONE)
+    return "\n".join(rules)

@@ -33,25 +33,28 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def parse_record(line: bytes | str) -> dict[str, Any] | None:
-    """One line as a record, None if it is not one; a loss of `null` becomes NaN."""
+def parse_record(line: bytes | str, key: str = "losses") -> dict[str, Any] | None:
+    """One line as a record, None if it is not one; a loss of `null` becomes NaN.
+
+    `key` is where the numbers are: records of scores have them under `scores`.
+    """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("losses"), dict):
+    if not isinstance(record, dict) or not isinstance(record.get(key), dict):
         return None
     if not (_is_number(record.get("images")) and _is_number(record.get("progress"))):
         return None
-    record["losses"] = {
+    record[key] = {
         name: math.nan if value is None else value
-        for name, value in record["losses"].items()
+        for name, value in record[key].items()
         if value is None or _is_number(value)
     }
     return record
 
 
-def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike, key: str = "losses") -> list[dict[str, Any]]:
     """The records in a file, in its order; torn and foreign lines are left out.
 
     A file that is not there has no records.
@@ -60,7 +63,7 @@ def read_records(path: str | os.PathLike) -> list[dict[str, Any]]:
         lines = Path(path).read_bytes().splitlines()
     except FileNotFoundError:
         return []
-    return [record for line in lines if (record := parse_record(line)) is not None]
+    return [record for line in lines if (record := parse_record(line, key)) is not None]
 
 
 def thin(points: Sequence[T], limit: int) -> list[T]:
@@ -84,8 +87,8 @@ class LossRecord:
     Opening it mends the end of the file: a last line that a crash has torn is cut off.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, key: str = "losses"):
+        self.path, self.key = Path(path), key
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open()
 
@@ -107,7 +110,7 @@ class LossRecord:
         last = tail[tail.rfind(b"\n") + 1 :]
         if not last:
             return
-        if parse_record(last) is not None:
+        if parse_record(last, self.key) is not None:
             self._file.write(b"\n")
         else:
             os.truncate(self.path, size - len(last))
@@ -138,7 +141,7 @@ class LossRecord:
         lines = self.path.read_bytes().splitlines(keepends=True)
         kept = []
         for line in lines:
-            record = parse_record(line)
+            record = parse_record(line, self.key)
             if record is None or record["images"] <= images:
                 kept.append(line)
         if len(kept) < len(lines):

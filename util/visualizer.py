@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import util
+from .background import BackgroundWork
 from .checkpoint import Position, warn
 from .html import HTML
 from .sinks import open_sinks
@@ -49,6 +51,8 @@ class Visualizer:
             except Exception as e:
                 self.sinks.remove(sink)
                 warn(f"{sink.name} is switched off: {type(e).__name__}: {e}")
+                with contextlib.suppress(Exception):
+                    sink.switch_off()
 
     # ---------------------------------------------------------------------------------- the loop
     def batches(self, dataset: Iterable[Any]) -> Iterator[Any]:
@@ -146,6 +150,10 @@ class Visualizer:
         pictures = {label: util.tensor2im(image) for label, image in visuals.items()}
         self._each("show_pictures", pictures, step)
 
+    def log_scores(self, record: Mapping[str, Any]) -> None:
+        """Show the scores of a validation everywhere."""
+        self._each("log_scores", record)
+
     def end_epoch(self, epoch: int) -> None:
         """Tell the views that an epoch is over."""
         self._each("end_epoch", epoch)
@@ -163,19 +171,22 @@ def save_images(
     width: int = 256,
     use_wandb: bool = False,
     name: str | None = None,
+    encoders: BackgroundWork | None = None,
 ) -> None:
     """Save the pictures of one input below the page's `images/`, and add them to it as a row.
 
     Files are called `<name>_<label>.png`; `name` may have folders in it and is the stem of the
-    first of `image_path` if it is not given. `width` is that of a picture on the page.
+    first of `image_path` if it is not given. `width` is that of a picture on the page. With
+    `encoders` the files are written in the background.
     """
+    encoders = encoders or BackgroundWork(0)
     name = name or Path(image_path[0]).stem
     files = []
     for label, image in visuals.items():
         file = f"{name}_{label}.png"
         path = webpage.get_image_dir() / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        util.save_image(util.tensor2im(image), path, aspect_ratio=aspect_ratio)
+        encoders.submit(util.save_image, util.tensor2im(image), path, aspect_ratio)
         files.append(file)
     webpage.add_header(name)
     webpage.add_images(files, list(visuals), files, width=width)

@@ -15,7 +15,7 @@ from util.util import UserError
 from .base import Sink
 from .console import ConsoleSink, TextLogSink
 from .page import PageSink
-from .record import RecordSink
+from .record import RecordSink, ScoreRecordSink
 
 __all__ = ["Sink", "open_sinks"]
 
@@ -28,16 +28,26 @@ def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
     folder = Path(opt.checkpoints_dir) / opt.name
     folder.mkdir(parents=True, exist_ok=True)
     resumed = position.total_iters > 0
-    record_path = folder / "losses.jsonl"
+    record_path, scores_path = folder / "losses.jsonl", folder / "scores.jsonl"
+
+    def open_record(path: Path, key: str) -> LossRecord:
+        if not resumed and path.exists() and path.stat().st_size:
+            # of an earlier training under this name: kept, but not gone on with
+            age = int(path.stat().st_mtime)
+            os.replace(path, folder / f"{key}.{age}.jsonl")
+        log = LossRecord(path, key)
+        log.cut_after(position.total_iters)
+        return log
 
     def record() -> Sink:
-        if not resumed and record_path.exists() and record_path.stat().st_size:
-            # of an earlier training under this name: kept, but not gone on with
-            age = int(record_path.stat().st_mtime)
-            os.replace(record_path, folder / f"losses.{age}.jsonl")
-        log = LossRecord(record_path)
-        log.cut_after(position.total_iters)
-        return RecordSink(log)
+        return RecordSink(open_record(record_path, "losses"))
+
+    def scores() -> Sink:
+        return ScoreRecordSink(open_record(scores_path, "scores"))
+
+    def page() -> Sink:
+        resumed_at = position.epoch if resumed else None
+        return PageSink(folder, opt.name, opt.display_winsize, resumed_at)
 
     def visdom() -> Sink:
         from .visdom_sink import VisdomSink
@@ -50,6 +60,7 @@ def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
             ncols=opt.display_ncols,
             title=opt.name,
             history=read_records(record_path),
+            scores=read_records(scores_path, "scores") if opt.val_freq else (),
             winsize=opt.display_winsize,
         )
 
@@ -69,7 +80,8 @@ def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
         (True, ConsoleSink),
         (True, lambda: TextLogSink(folder / "loss_log.txt")),
         (True, record),
-        (not opt.no_html, lambda: PageSink(folder, opt.name, opt.display_winsize)),
+        (opt.val_freq > 0, scores),
+        (not opt.no_html, page),
         (opt.display_id > 0, visdom),
         (opt.use_tensorboard, tensorboard),
         (opt.use_wandb, wandb),

@@ -41,11 +41,25 @@ class BackgroundSink(Sink):
             self._records.append({**record, "losses": dict(record["losses"])})
             self._wake.set()
 
+    def log_scores(self, record: dict[str, Any]) -> None:
+        """Keep one set of scores for the thread, as a record without losses."""
+        if not self._off:
+            self._records.append({**record, "losses": {}, "scores": dict(record["scores"])})
+            self._wake.set()
+
     def show_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
         """Keep the newest pictures for the thread; see `Sink.show_pictures`."""
         if not self._off:
             self._pictures.append((dict(pictures), dict(step)))
             self._wake.set()
+
+    def switch_off(self) -> None:
+        """Let the thread end without waiting for it; see `Sink.switch_off`."""
+        self._off = True
+        self._records.clear()
+        self._pictures.clear()
+        self._stop.set()
+        self._wake.set()
 
     def close(self) -> None:
         """Let the thread finish, for a few seconds at most; closing twice is fine."""

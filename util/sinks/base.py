@@ -32,8 +32,18 @@ class Sink:
         to keep the pictures as files.
         """
 
+    def log_scores(self, record: dict[str, Any]) -> None:
+        """Take the scores of a validation (`--val_freq`).
+
+        `record` holds `epoch`, `images` and `progress` as above, `phase` (`val`), `pictures` (how
+        many), `scores` (name: value) and `best` (`by` which score, its `value`, of which `epoch`).
+        """
+
     def end_epoch(self, epoch: int) -> None:
         """Called when an epoch is over."""
+
+    def switch_off(self) -> None:
+        """Called, in place of `close`, when one of these methods has raised: end all activity."""
 
     def close(self) -> None:
         """Finish and let go of everything within a few seconds."""

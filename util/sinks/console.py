@@ -20,6 +20,14 @@ def format_line(record: dict[str, Any]) -> str:
     return " ".join([head, *(f"{name}: {value:.3f}" for name, value in record["losses"].items())])
 
 
+def format_scores(record: dict[str, Any]) -> str:
+    """One line of text of scores: `(epoch: 5, val) L1: 0.081 PSNR: 20.31 | best L1: 0.081 ...`."""
+    scores = " ".join(f"{name}: {value:.4g}" for name, value in record["scores"].items())
+    best = record.get("best")
+    tail = f" | best {best['by']}: {best['value']:.4g} (epoch {best['epoch']})" if best else ""
+    return f"(epoch: {record['epoch']}, {record['phase']}) {scores}{tail}"
+
+
 class ConsoleSink(Sink):
     """Prints a line for each record; a progress bar below stays whole."""
 
@@ -27,6 +35,9 @@ class ConsoleSink(Sink):
 
     def log_losses(self, record: dict[str, Any]) -> None:
         tqdm.write(format_line(record))
+
+    def log_scores(self, record: dict[str, Any]) -> None:
+        tqdm.write(format_scores(record))
 
 
 class TextLogSink(Sink):
@@ -44,3 +55,6 @@ class TextLogSink(Sink):
 
     def log_losses(self, record: dict[str, Any]) -> None:
         self._append(format_line(record))
+
+    def log_scores(self, record: dict[str, Any]) -> None:
+        self._append(format_scores(record))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,55 @@ from util.loss_record import read_records
 from util.plot_losses import draw
 
 from .base import Sink
+from .console import format_scores
 
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
 
 
+class _Seldom:
+    """Does something when it is called, unless that would take more than a hundredth of the time.
+
+    `now()` does it in any case.
+    """
+
+    def __init__(self, do: Callable[[], None]):
+        self.do, self.not_before = do, 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self.not_before:
+            self.now()
+
+    def now(self) -> None:
+        start = time.monotonic()
+        self.do()
+        end = time.monotonic()
+        self.not_before = end + 99 * (end - start)
+
+
 class PageSink(Sink):
-    """Keeps the pictures of one moment of each epoch and lists those that exist, newest first."""
+    """Keeps the pictures of one moment of each epoch and lists those that exist, newest first.
+
+    Args:
+        folder: that of the experiment; the page is in its folder `web`.
+        title: name of the experiment.
+        width: that of a picture, in pixels.
+        resumed_at: the epoch that a run goes on in, None for a new one. A new run puts the page
+            of an earlier one aside, one that goes on leaves out what comes after this epoch.
+    """
 
     name = "training page"
 
-    def __init__(self, folder: Path, title: str, width: int = 256):
-        """`folder` is that of the experiment; `width` is that of a picture, in pixels."""
+    def __init__(self, folder: Path, title: str, width: int = 256, resumed_at: int | None = None):
         self.folder, self.title, self.width = folder, title, width
         self.web_dir = folder / "web"
+        self.epoch = resumed_at or 0
         self.saved_epoch = 0
-        self.plot_time, self.plot_cost = 0.0, 0.0
+        self.plot, self.write = _Seldom(self._plot), _Seldom(self._write)
+        if resumed_at is None and (self.web_dir / "index.html").exists():
+            age = int((self.web_dir / "index.html").stat().st_mtime)
+            while (folder / f"web.{age}").exists():
+                age += 1
+            os.replace(self.web_dir, folder / f"web.{age}")
         # the order of labels on the page is that in which the model names its pictures
         self.labels: list[str] = []
         (self.web_dir / "images").mkdir(parents=True, exist_ok=True)
@@ -38,41 +74,48 @@ class PageSink(Sink):
     def show_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
         if not step["save"] and self.saved_epoch == step["epoch"]:
             return
-        self.saved_epoch, self.labels = step["epoch"], list(pictures)
+        self.epoch = self.saved_epoch = step["epoch"]
+        self.labels = list(pictures)
         for label, picture in pictures.items():
             path = self.web_dir / "images" / f"epoch{step['epoch']:03d}_{label}.png"
             util.save_image(picture, path)
         self.write()
 
-    def end_epoch(self, epoch: int) -> None:
-        # a plot costs time too: at most a hundredth of it
-        if time.monotonic() - self.plot_time > 100 * self.plot_cost:
-            self.plot()
+    def log_scores(self, record: dict[str, Any]) -> None:
+        self.write()
 
-    def close(self) -> None:
+    def end_epoch(self, epoch: int) -> None:
         self.plot()
 
-    def plot(self) -> None:
-        """Draw the losses, to the experiment's folder and to the page."""
-        start = time.monotonic()
-        records = read_records(self.folder / "losses.jsonl")
-        if records:
-            first = not (self.web_dir / "loss.png").exists()
-            draw(records, self.folder / "loss.png", self.title)
-            shutil.copyfile(self.folder / "loss.png", self.web_dir / "loss.png")
-            if first:
-                self.write()
-        self.plot_time = time.monotonic()
-        self.plot_cost = self.plot_time - start
+    def close(self) -> None:
+        self.plot.now()
+        self.write.now()
 
-    def write(self) -> None:
+    def _plot(self) -> None:
+        """Draw the losses, to the experiment's folder and to the page."""
+        records = read_records(self.folder / "losses.jsonl")
+        if not any(record["losses"] for record in records):
+            return
+        draw(records, self.folder / "loss.png", self.title)
+        first = not (self.web_dir / "loss.png").exists()
+        unfinished = self.web_dir / "loss.png.tmp"
+        shutil.copyfile(self.folder / "loss.png", unfinished)
+        os.replace(unfinished, self.web_dir / "loss.png")
+        if first:
+            self.write.now()
+
+    def _write(self) -> None:
         """Write the page from the files there are."""
         page = HTML(self.web_dir, f"Experiment name = {self.title}", refresh=0)
         if (self.web_dir / "loss.png").exists():
             page.add_wide_image("loss.png", "losses by epoch")
+        scores = read_records(self.folder / "scores.jsonl", "scores")
+        if scores:
+            page.add_text(format_scores(scores[-1]))
         epochs: dict[int, dict[str, str]] = {}
         for path in page.get_image_dir().iterdir():
-            if match := _PICTURE.fullmatch(path.name):
+            match = _PICTURE.fullmatch(path.name)
+            if match and int(match.group(1)) <= self.epoch:
                 epochs.setdefault(int(match.group(1)), {})[match.group(2)] = path.name
         for epoch in sorted(epochs, reverse=True):
             files = epochs[epoch]

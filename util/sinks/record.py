@@ -1,4 +1,4 @@
-"""The record of a run, `losses.jsonl`, which the other views are made from."""
+"""The records of a run, `losses.jsonl` and `scores.jsonl`, which other views are made from."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ class RecordSink(Sink):
         self.record = record
 
     def log_losses(self, record: dict[str, Any]) -> None:
+        self.record.append(record)
+
+    def close(self) -> None:
+        self.record.close()
+
+
+class ScoreRecordSink(Sink):
+    """Appends the scores of each validation as one line."""
+
+    name = "scores.jsonl"
+
+    def __init__(self, record: LossRecord):
+        self.record = record
+
+    def log_scores(self, record: dict[str, Any]) -> None:
         self.record.append(record)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ FLUSH_SECONDS = 10
 
 
 class TensorBoardSink(BackgroundSink):
-    """Writes `loss/<name>`, `lr` and `time/...` by images seen, and the pictures.
+    """Writes `loss/<name>`, `val/<name>`, `lr` and `time/...` by images seen, and the pictures.
 
     Args:
         log_dir: folder of the event files.
@@ -66,6 +66,7 @@ class TensorBoardSink(BackgroundSink):
     def _write_record(self, record: dict[str, Any]) -> None:
         step = record["images"]
         scalars = {f"loss/{name}": value for name, value in record["losses"].items()}
+        scalars |= {f"val/{name}": value for name, value in record.get("scores", {}).items()}
         scalars |= {
             tag: record.get(key)
             for tag, key in (("lr", "lr"), ("time/compute", "time"), ("time/data", "data"))

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ UPDATE_SECONDS = 0.5  # the page is renewed at most this often
 LONGEST_PAUSE = 10.0  # between two tries of a server that is away
 START_SECONDS = 60.0  # a server that was started and still does not answer is given up
 MAX_POINTS = 1000  # of a curve
+SCORE_ROWS = 20  # validations in the table
 OUTAGES_TOLD = 5  # a server that comes and goes must not fill the console
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; black comes last.
@@ -129,6 +131,7 @@ class VisdomSink(BackgroundSink):
         ncols: pictures in a row of the grid; 0 gives each picture a window of its own.
         title: name of the experiment.
         history: records of the run so far, when it is resumed.
+        scores: its validations so far.
         winsize: longest side of a picture on the page, in pixels.
     """
 
@@ -143,6 +146,7 @@ class VisdomSink(BackgroundSink):
         ncols: int = 4,
         title: str = "training",
         history: Iterable[dict[str, Any]] = (),
+        scores: Iterable[dict[str, Any]] = (),
         winsize: int = 256,
     ):
         super().__init__()
@@ -164,7 +168,9 @@ class VisdomSink(BackgroundSink):
         self._outages = 0  # told to the user
         self._told = False  # that the server is away now
         self._greeted = False  # whether visdom has ever answered here
+        self._scores: deque[dict[str, Any]] = deque(maxlen=SCORE_ROWS)
         self._records.extend(history)
+        self._records.extend({**record, "losses": {}} for record in scores)
         try:
             self._server = _Connection(server, port)
         except (_TurnOff, ValueError) as e:  # ValueError: a port that is no number
@@ -223,7 +229,11 @@ class VisdomSink(BackgroundSink):
                 xs, ys = self._curves.setdefault(str(name), (array("d"), array("d")))
                 xs.append(record["progress"])
                 ys.append(math.nan if value is None else value)
-            self._stale.add("losses")
+            if record["losses"]:
+                self._stale.add("losses")
+            if record.get("scores"):
+                self._scores.append(record)
+                self._stale.add("scores")
         if self._pictures:
             self._newest = self._pictures.pop()
             self._stale.add("pictures")
@@ -232,6 +242,8 @@ class VisdomSink(BackgroundSink):
         self._check = ""
         if self._curves:
             self._stale.add("losses")
+        if self._scores:
+            self._stale.add("scores")
         if self._newest:
             self._stale.add("pictures")
 
@@ -259,7 +271,11 @@ class VisdomSink(BackgroundSink):
         return text == "true"
 
     def _send(self) -> None:
-        for part, windows in (("losses", self._loss_windows), ("pictures", self._picture_windows)):
+        for part, windows in (
+            ("losses", self._loss_windows),
+            ("scores", self._score_windows),
+            ("pictures", self._picture_windows),
+        ):
             if part not in self._stale:
                 continue
             for window, body in windows():
@@ -416,6 +432,23 @@ class VisdomSink(BackgroundSink):
         title = f"{self.title}: loss over time"
         window, body = self._window("losses", title, {"layout": layout}, width=640, height=420)
         yield window, body[:-1] + b', "data": [' + b", ".join(traces) + b"]}"
+
+    def _score_windows(self) -> Iterator[Window]:
+        """The newest validations as a table, newest first; the best one's epoch is bold."""
+        names = list(dict.fromkeys(name for record in self._scores for name in record["scores"]))
+        best = self._scores[-1].get("best", {}).get("epoch")
+        cell = '<td style="padding: 2px 8px; text-align: right">'
+        rows = ["".join(f"{cell}{html.escape(name)}</td>" for name in ["epoch", *names])]
+        for record in reversed(self._scores):
+            values = [record["scores"].get(name) for name in names]
+            texts = ["" if v is None else f"{v:.4g}" for v in values]
+            epoch = record["epoch"]
+            first = f"<b>{epoch}</b>" if epoch == best else f"{epoch}"
+            rows.append("".join(f"{cell}{text}</td>" for text in [first, *texts]))
+        table = "".join(f"<tr>{row}</tr>" for row in rows)
+        data = {"data": [{"type": "text", "content": f"<table>{table}</table>"}]}
+        size = {"width": 90 + 90 * len(names), "height": 80 + 24 * len(rows)}
+        yield self._window("scores", f"{self.title}: scores on val", data, **size)
 
     def _picture_windows(self) -> Iterator[Window]:
         if self._newest is None:

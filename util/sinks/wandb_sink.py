@@ -85,6 +85,7 @@ class WandbSink(BackgroundSink):
             while self._records:
                 record = self._records.popleft()
                 values = {f"loss/{name}": value for name, value in record["losses"].items()}
+                values |= {f"val/{name}": v for name, v in record.get("scores", {}).items()}
                 for tag, key in (("lr", "lr"), ("time/compute", "time"), ("time/data", "data")):
                     values[tag] = record.get(key)
                 values["epoch"] = record.get("progress")

@@ -1,0 +1,136 @@
+"""The record of losses: whole lines whatever happens, and nothing foreign is taken for one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from util.loss_record import LossRecord, read_records, thin
+
+
+def record(images: int, **losses) -> dict:
+    return {
+        "epoch": 1,
+        "iters": images,
+        "images": images,
+        "progress": images / 100,
+        "lr": 2e-4,
+        "time": 0.1,
+        "data": 0.01,
+        "losses": losses or {"G": 1.5, "D": 0.5},
+    }
+
+
+def write(path, n: int) -> None:
+    with LossRecord(path) as losses:
+        for i in range(1, n + 1):
+            losses.append(record(i))
+
+
+def images(path) -> list[int]:
+    return [r["images"] for r in read_records(path)]
+
+
+def test_written_and_read(tmp_path):
+    path = tmp_path / "new folder" / "losses.jsonl"
+    with LossRecord(path) as losses:
+        losses.append(record(1))
+        assert read_records(path) == [record(1)]  # at once, not only when closed
+        losses.append(record(2, G=np.float32(0.25), D=3))
+    assert read_records(path) == [record(1), record(2, G=0.25, D=3)]
+    assert read_records(tmp_path / "none") == []
+
+
+def test_what_json_does_not_have_is_null(tmp_path):
+    path = tmp_path / "losses.jsonl"
+    with LossRecord(path) as losses:
+        losses.append(record(1, G=math.nan, D=math.inf, E=-math.inf, F=np.float64("nan")))
+    line = json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(c))
+    assert line["losses"] == {"G": None, "D": None, "E": None, "F": None}
+    (back,) = read_records(path)
+    assert all(math.isnan(value) for value in back["losses"].values())
+
+
+@pytest.mark.parametrize("size", [1, 40, 200_000])
+def test_torn_last_line_is_cut_off(tmp_path, size):
+    path = tmp_path / "losses.jsonl"
+    write(path, 3)
+    whole = path.read_bytes()
+    torn = json.dumps({**record(4), "x": "y" * size}).encode()[: size + 20]
+    path.write_bytes(whole + torn)
+    assert images(path) == [1, 2, 3]
+    with LossRecord(path) as losses:
+        assert path.read_bytes() == whole
+        losses.append(record(4))
+    assert images(path) == [1, 2, 3, 4]
+
+
+def test_only_a_torn_line(tmp_path):
+    path = tmp_path / "losses.jsonl"
+    path.write_bytes(b'{"epoch": 1, "los')
+    LossRecord(path).close()
+    assert path.read_bytes() == b""
+
+
+def test_last_line_without_line_break_is_kept(tmp_path):
+    path = tmp_path / "losses.jsonl"
+    path.write_text(json.dumps(record(1)))
+    with LossRecord(path) as losses:
+        losses.append(record(2))
+    assert images(path) == [1, 2]
+
+
+def test_foreign_lines_are_left_out(tmp_path):
+    path = tmp_path / "losses.jsonl"
+    write(path, 2)
+    foreign = [
+        b"not json",
+        b"\xff\xfe\x00",
+        b"",
+        b"[1, 2]",
+        b"null",
+        b'{"losses": 3, "images": 1, "progress": 1}',
+        b'{"losses": {}, "images": "1", "progress": 1}',
+        b'{"losses": {}, "images": 1}',
+        b"[" * 100_000,
+    ]
+    with open(path, "ab") as f:
+        f.write(b"\n".join(foreign) + b"\n")
+        f.write(json.dumps(record(3, G=1.0, text="x", flag=True)).encode() + b"\r\n")
+    assert [r["losses"] for r in read_records(path)] == [record(1)["losses"]] * 2 + [{"G": 1.0}]
+
+
+def test_cut_after(tmp_path):
+    path = tmp_path / "losses.jsonl"
+    write(path, 10)
+    with open(path, "ab") as f:
+        f.write(b"a foreign line\n")
+    with LossRecord(path) as losses:
+        assert losses.cut_after(20) == 0
+        assert losses.cut_after(6) == 4
+        assert images(path) == [1, 2, 3, 4, 5, 6]
+        assert b"a foreign line\n" in path.read_bytes()
+        losses.append(record(7))
+    assert images(path) == [1, 2, 3, 4, 5, 6, 7]
+    assert os.listdir(tmp_path) == ["losses.jsonl"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_full_disk_says_so():
+    with LossRecord("/dev/full") as losses, pytest.raises(OSError, match="No space"):
+        losses.append(record(1))
+
+
+def test_thin():
+    for n in (0, 1, 2, 999, 1000, 1001, 2000, 12_345):
+        kept = thin(range(n), 1000)
+        assert len(kept) <= 1000
+        assert len(kept) == n if n <= 1000 else len(kept) >= 500
+        assert kept[:1] == list(range(n))[:1]
+        assert kept[-1:] == list(range(n))[-1:]
+    # What was shown stays shown while the curve grows, but for its end.
+    assert set(thin(range(3000), 1000)[:-1]) <= set(thin(range(3100), 1000))

@@ -1,0 +1,117 @@
+"""TensorBoard and W&B: what they hold after a run and a resumed one, and what is said without."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.visdom_helpers import MadeUpTraining
+from util.sinks.background import BackgroundSink
+from util.sinks.tensorboard_sink import TensorBoardSink
+from util.sinks.wandb_sink import ID_FILE, WandbSink
+from util.util import UserError
+
+PICTURES = {"real_A": np.zeros((32, 48, 3), np.uint8), "fake_B": np.ones((32, 48, 3), np.uint8)}
+
+
+def record(images: int) -> dict:
+    position = {"epoch": 1, "iters": images, "images": images, "progress": images / 100}
+    return {**position, "lr": 2e-4, "time": 0.1, "data": 0.01, "losses": {"G": 1 / images}}
+
+
+def drive(sink, first: int, last: int) -> None:
+    for images in range(first, last + 1):
+        sink.log_losses(record(images))
+    sink.show_pictures(PICTURES, {"epoch": 1, "iters": last, "images": last, "save": False})
+    sink.close()
+    sink.close()  # twice is fine
+
+
+def test_tensorboard_and_resume(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    drive(TensorBoardSink(tmp_path), 1, 30)
+    time.sleep(1.1)  # the files' names hold the second, and are read in the order of their names
+    drive(TensorBoardSink(tmp_path, resumed_at=20), 21, 25)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) == {"loss/G", "lr", "time/compute", "time/data"}
+    assert set(tags["images"]) == {"pictures/real_A", "pictures/fake_B"}
+    scalars = events.Scalars("loss/G")
+    assert [s.step for s in scalars] == list(range(1, 26))  # no second 21, no stale 26 to 30
+    assert scalars[9].value == pytest.approx(0.1)
+    (picture,) = events.Images("pictures/real_A")
+    assert (picture.step, picture.width, picture.height) == (25, 48, 32)
+
+
+def test_wandb_offline_and_resume(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    folder = tmp_path / "run"
+    first = WandbSink("project", "run", {"lr": 2e-4}, folder)
+    drive(first, 1, 5)
+    second = WandbSink("project", "run", {"lr": 2e-4}, folder, resumed=True)
+    drive(second, 4, 8)
+    assert first.run_id == second.run_id == (folder / ID_FILE).read_text().strip()
+    kept = list(folder.glob(f"wandb/offline-run-*/run-{first.run_id}.wandb"))
+    assert kept
+    assert all(path.stat().st_size for path in kept)
+    assert list(folder.glob("wandb/offline-run-*/files/media/images/pictures/*.png"))
+
+    third = WandbSink("project", "run", {}, folder)  # a new run in the same folder
+    third.close()
+    assert third.run_id != first.run_id
+
+    def no_run(**kwargs):
+        raise wandb.errors.CommError("no net")
+
+    monkeypatch.setattr(wandb, "init", no_run)
+    with pytest.raises(UserError, match=r"--use_wandb.*no net.*WANDB_MODE=offline"):
+        WandbSink("project", "run", {}, folder)
+
+
+@pytest.mark.parametrize(
+    ("package", "flag", "make"),
+    [
+        ("tensorboard", "--use_tensorboard", lambda path: TensorBoardSink(path)),
+        ("wandb", "--use_wandb", lambda path: WandbSink("project", "run", {}, path)),
+    ],
+)
+def test_absence_is_one_line(package, flag, make, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # importing it now raises ImportError
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(UserError) as e:
+        make(tmp_path / "x")
+    assert flag in str(e.value)
+    assert f"pip install {package}" in str(e.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_loop_never_waits_for_a_slow_or_broken_sink(capfd):
+    class Slow(BackgroundSink):
+        name = "slow"
+        close_seconds = 0.2
+
+        def _run(self):
+            time.sleep(1)
+            raise RuntimeError("disk\ngone")
+
+    sink = Slow()
+    sink._thread.start()
+    training = MadeUpTraining(sink)
+    training.run(0.3)
+    training.check_waits("a sink that hangs")
+    began = time.monotonic()
+    sink.close()
+    assert time.monotonic() - began < 0.5
+    sink._thread.join()
+    said = "slow: RuntimeError: disk gone; slow is off, training goes on\n"
+    assert capfd.readouterr().out.endswith(said)

@@ -1,0 +1,109 @@
+"""The files of visdom's page: put in place from packages, mended, and never half there."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from util import visdom_assets
+from util.visdom_assets import ASSETS, AssetError, install, missing_assets, up_to_date
+
+# Stands for npm: writes an archive for each package asked for, with every file of the table.
+FALSE_NPM = """#!{python}
+import io, os, sys, tarfile
+sys.path.insert(0, {root!r})
+from util.visdom_assets import ASSETS
+open({calls!r}, "a").write("call\\n")
+if os.environ.get("FALSE_NPM") == "fails":
+    sys.exit("npm ERR! network\\nnpm ERR! no route")
+for package in (a for a in sys.argv[2:] if not a.startswith("-")):
+    with tarfile.open(package.replace("@", "-") + ".tgz", "w:gz") as tar:
+        for name in ["README.md", *ASSETS[package]]:
+            info = tarfile.TarInfo("package/" + name)
+            info.size = len(package)
+            tar.addfile(info, io.BytesIO(package.encode()))
+"""
+
+
+@pytest.fixture
+def static(tmp_path: Path, monkeypatch) -> Path:
+    """An installed visdom without its files, and a false npm that counts its calls."""
+    static = tmp_path / "visdom" / "static"
+    static.mkdir(parents=True)
+    (tmp_path / "visdom" / "VERSION").write_text("0.2.4\n")
+    monkeypatch.setattr(visdom_assets, "static_dir", lambda: static)
+    npm = tmp_path / "npm"
+    root = str(Path(visdom_assets.__file__).resolve().parent.parent)
+    calls = str(tmp_path / "calls")
+    npm.write_text(FALSE_NPM.format(python=sys.executable, root=root, calls=calls))
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(visdom_assets.shutil, "which", lambda name: str(npm))
+
+    def no_net(*args):
+        raise AssetError("visdom's download failed: no route")
+
+    monkeypatch.setattr(visdom_assets, "fetch_with_visdom", no_net)
+    return static
+
+
+def calls(static: Path) -> int:
+    path = static.parent.parent / "calls"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_put_in_place_once_and_mended(static):
+    assert len(missing_assets(static)) == 29
+    assert "have been put in place" in install()
+    assert up_to_date(static)
+    assert (static / "js/plotly-plotly.min.js").read_text() == "plotly.js-dist-min@2.11.1"
+    assert (static / "js/mathjax/2.7.5/jax/output/SVG/fonts/TeX/Size1/Regular/Main.js").exists()
+    assert not list(static.rglob("*.tmp*"))
+    assert "are in place" in install()
+    assert calls(static) == 1
+
+    (static / "js/sjcl.js").write_bytes(b"")
+    (static / "fonts/classnames").unlink()
+    assert missing_assets(static) == ["js/sjcl.js", "fonts/classnames"]
+    install()
+    assert up_to_date(static)
+    assert calls(static) == 2
+
+    (static / "version.built").write_text("0.2.3")  # visdom would fetch everything again
+    assert not up_to_date(static)
+    install()
+    assert up_to_date(static)
+    assert calls(static) == 2  # the files themselves are there
+
+
+def test_without_npm_and_net(static, monkeypatch, capsys):
+    monkeypatch.setenv("FALSE_NPM", "fails")
+    assert visdom_assets.main() == 1
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "npm pack failed: npm ERR! no route; visdom's download failed" in said.err
+    assert "scripts/setup_visdom.sh" in said.err
+    assert not (static / "version.built").exists()
+
+
+def test_npm_that_hangs(static, monkeypatch):
+    def hang(*args, timeout, **kwargs):
+        assert timeout == visdom_assets.NPM_SECONDS
+        raise subprocess.TimeoutExpired("npm", timeout)
+
+    monkeypatch.setattr(visdom_assets.subprocess, "run", hang)
+    with pytest.raises(AssetError, match="npm took longer than 300 s"):
+        install()
+
+
+def test_no_visdom(monkeypatch):
+    monkeypatch.setattr(visdom_assets, "static_dir", lambda: None)
+    with pytest.raises(AssetError, match="visdom is not installed"):
+        install()
+
+
+def test_packages_have_exact_versions():
+    assert all(package.rpartition("@")[2].count(".") == 2 for package in ASSETS)

@@ -1,0 +1,322 @@
+"""The live page's sink: it never keeps the training loop waiting, whatever the server does."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.visdom_helpers import (
+    CYCLE_GAN_LOSSES,
+    LABELS,
+    MadeUpTraining,
+    Server,
+    curve_lengths,
+    free_port,
+    post,
+    wait_for,
+    windows,
+)
+from util.sinks import visdom_sink
+from util.sinks.visdom_sink import VisdomSink
+
+pytest.importorskip("visdom")
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+class FakeServer:
+    """Answers everything with one status; the first `healthy` requests as visdom would."""
+
+    def __init__(self, status: int, healthy: int = 0, text: str = "no"):
+        outer = self
+        self.requests = 0
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                outer.requests += 1
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                well = outer.requests <= healthy
+                answer = body.get("win", '["main"]') if well else text
+                self.send_response(200 if well else status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer.encode())
+
+            def log_message(self, format, *args):
+                pass
+
+        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.httpd.server_port
+        self.thread = threading.Thread(target=self.httpd.serve_forever, daemon=True)
+        self.thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+
+def make(port: int, **kwargs) -> VisdomSink:
+    return VisdomSink("http://127.0.0.1", port, title="made up", **kwargs)
+
+
+def close(sink: VisdomSink) -> float:
+    began = time.monotonic()
+    sink.close()
+    return time.monotonic() - began
+
+
+def expected(images: int, total: dict[str, int]) -> bool:
+    """Whether every loss has its curve, thinned as it should be, up to the last image."""
+    return set(total) == set(CYCLE_GAN_LOSSES) and all(
+        n == images if images <= 1000 else 500 <= n <= 1000 for n in total.values()
+    )
+
+
+def test_healthy(server, monkeypatch):
+    # A proxy that leads nowhere: the sink must not use it.
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    sink = make(server.port)
+    training = MadeUpTraining(sink)
+    training.run(3)
+    assert close(sink) < 5
+    # Closing has sent the last point.
+    assert expected(training.images, curve_lengths(server.port))
+    (table,) = (w for w in windows(server.port).values() if w["type"] == "text")
+    assert table["content"].count("data:image/png;base64,") == len(LABELS)
+    assert all(f"<br>{label}</td>" in table["content"] for label in LABELS)
+    assert table["content"].count("<tr>") == 2  # of four columns each
+    training.check_waits("healthy")
+
+
+def test_away_and_killed_and_restarted(server, capfd):
+    sink = make(server.port)
+    training = MadeUpTraining(sink)
+    training.run(1)
+    assert wait_for(lambda: curve_lengths(server.port))
+    training.check_waits("before")
+
+    server.kill()
+    training.waits.clear()
+    training.run(4)
+    training.check_waits("away")
+
+    server.start()
+    training.waits.clear()
+    training.run(1)
+    training.check_waits("restarted")
+    images = training.images
+    # Nothing more is logged: everything comes back by itself.
+    assert wait_for(lambda: expected(images, curve_lengths(server.port)), 20)
+    assert wait_for(lambda: len(windows(server.port)) == 2)
+    assert close(sink) < 5
+    said = capfd.readouterr().out
+    print(said)
+    assert said.count("watch this run at") == 1
+    assert said.count("is away or not well") == 1
+    assert said.count(f"{server.port} is back\n") == 1
+    assert "Traceback" not in said
+
+
+def test_restarted_between_two_checks(server):
+    """An empty server that is up again before the sink has noticed anything."""
+    sink = make(server.port)
+    training = MadeUpTraining(sink)
+    training.step(pictures=True)
+    training.step()
+    assert wait_for(lambda: expected(2, curve_lengths(server.port)))
+    assert wait_for(lambda: len(windows(server.port)) == 2)
+    server.kill()
+    server.start()
+    assert wait_for(lambda: expected(2, curve_lengths(server.port)))
+    assert wait_for(lambda: len(windows(server.port)) == 2)
+    post(server.port, "close", {"win": None, "eid": "main"})  # wiped by hand
+    assert wait_for(lambda: len(windows(server.port)) == 2)
+    sink.close()
+
+
+def test_frozen(server, capfd):
+    sink = make(server.port)
+    training = MadeUpTraining(sink)
+    training.run(1)
+    server.freeze()
+    try:
+        training.waits.clear()
+        training.run(5)
+        training.check_waits("frozen")
+        said = capfd.readouterr().out
+        print(said)
+        assert "away or not well (no answer in time)" in said
+    finally:
+        server.freeze(False)
+    training.waits.clear()
+    training.run(1)
+    training.check_waits("thawed")
+    images = training.images
+    assert wait_for(lambda: expected(images, curve_lengths(server.port)), 20)
+    server.freeze()
+    training.step(pictures=True)
+    assert close(sink) < 5
+    server.freeze(False)
+
+
+@pytest.mark.parametrize("healthy", [0, 3])
+def test_answers_500(healthy, capfd):
+    with FakeServer(500, healthy) as fake:
+        sink = make(fake.port)
+        training = MadeUpTraining(sink)
+        training.run(3)
+        training.check_waits(f"500 after {healthy} answers")
+        assert close(sink) < 5
+        assert healthy < fake.requests < 30  # it tried again, with pauses
+    said = capfd.readouterr().out
+    print(said)
+    assert said.count("away or not well (status 500)") == 1
+
+
+def test_not_visdom(capfd):
+    with FakeServer(404) as fake:
+        sink = make(fake.port)
+        training = MadeUpTraining(sink)
+        assert wait_for(lambda: not sink._thread.is_alive())
+        training.run(0.2)
+        training.check_waits("not visdom")
+        sink.close()
+        assert fake.requests == 1
+    said = capfd.readouterr().out
+    print(said)
+    assert [line for line in said.splitlines() if line.startswith("visdom:")] == [
+        f"visdom: what answers at http://127.0.0.1:{fake.port} is not visdom, choose another "
+        "--display_port; visdom is off, training goes on"
+    ]
+
+
+@pytest.mark.parametrize("lack", ["package", "assets"])
+def test_no_server_can_be_started(lack, monkeypatch, capfd, tmp_path):
+    static = None if lack == "package" else tmp_path
+    monkeypatch.setattr(visdom_sink, "static_dir", lambda: static)
+    sink = make(free_port())
+    assert wait_for(lambda: not sink._thread.is_alive())
+    training = MadeUpTraining(sink)
+    training.run(0.1)
+    sink.close()
+    said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("visdom:")]
+    assert len(said) == 1
+    wanted = "visdom is not installed" if lack == "package" else "scripts/setup_visdom.sh"
+    assert wanted in said[0]
+    assert said[0].endswith("visdom is off, training goes on")
+
+
+def test_nonsense_address(capfd):
+    sink = VisdomSink("ftp://somewhere", 8097)
+    MadeUpTraining(sink).step()
+    sink.close()
+    assert "no address of a server" in capfd.readouterr().out
+
+
+def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    port = free_port()
+    sink = make(port, ncols=0)
+    training = MadeUpTraining(sink)
+    training.run(0.3)
+    training.check_waits("starting a server")
+    try:
+        # Even a run of a moment has shown what it had.
+        assert close(sink) < 5
+        assert expected(training.images, curve_lengths(port))
+        pictures = [w for w in windows(port).values() if w["type"] == "image"]
+        assert [w["title"] for w in pictures] == list(LABELS)
+        assert capfd.readouterr().out.count(f"watch this run at http://127.0.0.1:{port}\n") == 1
+        assert sink._process is not None
+        assert os.getsid(sink._process.pid) == sink._process.pid
+        assert (tmp_path / "cache" / "image-translation" / f"visdom-{port}.log").exists()
+
+        again = make(port)  # a second run uses the server that is there
+        MadeUpTraining(again).step()
+        again.close()
+        assert again._process is None
+    finally:
+        if sink._process:
+            os.kill(sink._process.pid, signal.SIGTERM)
+            sink._process.wait(10)
+
+
+def test_two_at_once_make_one_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    port = free_port()
+    sinks = [make(port, display_id=i) for i in (1, 2)]
+    try:
+        for sink in sinks:
+            MadeUpTraining(sink).step()
+        assert wait_for(lambda: len(windows(port)) == 2)
+    finally:
+        for sink in sinks:
+            sink.close()
+            if sink._process:
+                sink._process.terminate()
+                sink._process.wait(10)
+
+
+@pytest.fixture
+def idle(monkeypatch) -> VisdomSink:
+    """A sink whose thread never runs, to look at what it would send."""
+    monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+    history = [MadeUpTraining.record(i) for i in range(1, 5001)]
+    return VisdomSink(title="a <b>", history=history, env="my/env")
+
+
+def test_windows(idle):
+    record = {**MadeUpTraining.record(5001), "losses": {"<i>x": math.inf, "y": 1e-30, "z": None}}
+    idle.log_losses(record)
+    idle._take_news()
+    ((window, body),) = idle._loss_windows()
+    message = json.loads(body, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
+    assert window == message["win"] == "a__b_-1-losses"
+    curves = {trace["name"]: trace for trace in message["data"]}
+    assert list(curves) == [*CYCLE_GAN_LOSSES, "&lt;i&gt;x", "y", "z"]
+    assert curves["&lt;i&gt;x"]["y"] == [None]
+    assert curves["y"]["y"] == [1e-30]
+    for name in CYCLE_GAN_LOSSES:
+        x, y = curves[name]["x"], curves[name]["y"]
+        assert len(x) == len(y)
+        assert 500 <= len(x) <= 1000
+        assert (x[0], x[-1]) == (0.01, 50.0)
+        assert y[-1] == pytest.approx(MadeUpTraining.record(5000)["losses"][name], rel=1e-5)
+    assert idle.url == "http://localhost:8097/env/my_env"
+
+
+def test_pictures_are_shrunk_and_labels_escaped(idle):
+    picture = np.zeros((300, 1024, 3), np.uint8)
+    idle.show_pictures({"<script>": picture}, {"epoch": 3, "iters": 40, "images": 9})
+    idle._take_news()
+    ((_, body),) = idle._picture_windows()
+    message = json.loads(body)
+    content = message["data"][0]["content"]
+    assert message["opts"]["title"] == "a <b>: epoch 3, image 40"
+    assert "<script>" not in content
+    assert "&lt;script&gt;" in content
+    assert 'width="256" height="75"' in content
