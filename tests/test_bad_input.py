@@ -1,0 +1,326 @@
+"""A user's mistake: one line on stderr that names the thing, no zero exit code, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import networks
+from tests.helpers import (
+    SHORT,
+    TINY,
+    Finished,
+    aligned,
+    damaged_inside,
+    files_below,
+    picture,
+    run,
+    run_process,
+    truncated,
+    unaligned,
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    return aligned(unaligned(tmp_path_factory.mktemp("pictures")))
+
+
+class Place:
+    """Where a program may write, and what it wrote."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.checkpoints, self.results = folder / "checkpoints", folder / "results"
+
+    def flags(self, program: str) -> list[str]:
+        results = ["--results_dir", str(self.results)] if program == "test.py" else SHORT
+        return ["--checkpoints_dir", str(self.checkpoints), "--gpu_ids", "-1", *results]
+
+    def run(self, program: str, *words: object) -> Finished:
+        return run(program, *self.flags(program), *words)
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(tmp_path / "out")
+
+
+def assert_one_line(result: Finished, code: int, *named: object) -> None:
+    assert result.code == code, result.err
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert "Traceback" not in result.out
+    for text in named:
+        assert str(text) in lines[0]
+
+
+def assert_nothing_written(place: Place) -> None:
+    assert not place.folder.exists(), files_below(place.folder)
+
+
+# ------------------------------------------------------------------------------- the command line
+COMMAND_LINES = {
+    "model": (["--model", "cyclegan"], ["unknown model 'cyclegan'", "cycle_gan", "pix2pix"]),
+    "path as model": (["--model", "../x"], ["unknown model '../x'"]),
+    "dataset": (["--dataset_mode", "pairs"], ["unknown dataset 'pairs'", "aligned", "single"]),
+    "netG": (["--netG", "resnet_3blocks"], ["--netG", "resnet_3blocks", "unet_128"]),
+    "norm": (["--norm", "layer"], ["--norm", "layer", "instance"]),
+    "option": (["--lamda_A", "3"], ["--lamda_A"]),
+    "load_size": (["--load_size", "30", "--crop_size", "64"], ["--load_size 30", "--crop_size 64"]),
+    "gpu": (["--gpu_ids", "3"], ["--gpu_ids 3", "no GPU 3"]),
+    "direction": (["--direction", "both"], ["--direction", "both", "AtoB"]),
+    "preprocess": (["--preprocess", "resize"], ["--preprocess", "resize_and_crop"]),
+}
+TRAINING_ONLY = {
+    "netD": (["--netD", "patch"], ["--netD", "patch", "pixel"]),
+    "policy": (["--lr_policy", "exp"], ["--lr_policy", "exp", "cosine"]),
+    "gan_mode": (["--gan_mode", "hinge"], ["--gan_mode", "hinge", "lsgan"]),
+    "identity": (
+        ["--input_nc", "1", "--lambda_identity", "0.5"],
+        ["--lambda_identity 0.5", "--input_nc", "1 and 3"],
+    ),
+    "identity by default": (["--output_nc", "1"], ["--lambda_identity 0.5", "3 and 1"]),
+    "test model": (["--model", "test"], ["--model test"]),
+    "on_nan": (["--on_nan", "ignore"], ["--on_nan", "ignore"]),
+}
+ALL_LINES = [
+    *(("train.py", *case) for case in (COMMAND_LINES | TRAINING_ONLY).values()),
+    *(("test.py", *case) for case in COMMAND_LINES.values()),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "named"), ALL_LINES, ids=[f"{c[0]} {' '.join(c[1])}" for c in ALL_LINES]
+)
+def test_command_line(program, words, named, pictures, place, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    result = place.run(program, "--dataroot", pictures, *words)
+    assert_one_line(result, 2, program, *named)
+    assert_nothing_written(place)
+
+
+@pytest.mark.parametrize("program", ["train.py", "test.py"])
+def test_dataroot_is_required(program, place):
+    assert_one_line(place.run(program), 2, "--dataroot")
+    assert_nothing_written(place)
+
+
+# ------------------------------------------------------------------------------------- the pictures
+def train(place: Place, dataroot: Path, model: str = "cycle_gan", *words: object) -> Finished:
+    return place.run("train.py", *TINY, "--dataroot", dataroot, "--model", model, *words)
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [("cycle_gan", "trainA"), ("pix2pix", "train"), ("colorization", "train")],
+)
+@pytest.mark.parametrize("exists", [True, False])
+def test_dataroot_is_missing_or_empty(model, folder, exists, place, tmp_path):
+    dataroot = tmp_path / "photos"
+    if exists:
+        (dataroot / "holiday").mkdir(parents=True)
+    result = train(
+        place, dataroot, model, *(["--netG", "unet_128"] if model != "cycle_gan" else [])
+    )
+    assert_one_line(result, 1, f"no folder {dataroot / folder}", *(["holiday"] if exists else []))
+    assert_nothing_written(place)
+
+
+@pytest.mark.parametrize("empty", ["A", "B"])
+def test_pictures_in_one_of_two_folders(empty, place, tmp_path):
+    dataroot = unaligned(tmp_path / "photos")
+    folder = dataroot / f"train{empty}"
+    for path in folder.iterdir():
+        path.rename(path.with_suffix(".doc"))
+    assert_one_line(train(place, dataroot), 1, f"no pictures in {folder}", ".png", "3 .doc")
+    for path in folder.iterdir():
+        path.unlink()
+    assert_one_line(train(place, dataroot), 1, f"no pictures in {folder}", "found nothing")
+    folder.rmdir()
+    other = {"A": "B", "B": "A"}[empty]
+    assert_one_line(train(place, dataroot), 1, f"no folder {folder}", f"train{other}")
+    assert_nothing_written(place)
+
+
+def test_dataroot_is_a_file(place, tmp_path):
+    path = picture(tmp_path / "photo.png")
+    assert_one_line(train(place, path), 1, f"no folder {path / 'trainA'}")
+    assert_nothing_written(place)
+
+
+@pytest.mark.parametrize("kind", ["cut off", "text", "empty"])
+def test_a_corrupt_picture(kind, place, tmp_path):
+    dataroot = unaligned(tmp_path / "photos")
+    path = dataroot / "trainB" / "1.png"
+    truncated(path)
+    if kind != "cut off":
+        path.write_text("this is no picture" if kind == "text" else "")
+    assert_one_line(train(place, dataroot), 1, "can't read the picture", path)
+    assert_nothing_written(place)
+
+
+def test_a_picture_damaged_inside(place, tmp_path):
+    # nothing short of decoding all pictures finds it before the training has begun
+    dataroot = unaligned(tmp_path / "photos")
+    path = damaged_inside(dataroot / "trainA" / "1.png")
+    assert_one_line(train(place, dataroot), 1, "can't read the picture", path)
+    assert not list(place.checkpoints.rglob("*.pth"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("model", "side"), [("cycle_gan", "trainB"), ("pix2pix", "train")])
+def test_a_picture_smaller_than_the_crop(model, side, workers, place, tmp_path):
+    dataroot = aligned(unaligned(tmp_path / "photos"))
+    path = picture(dataroot / side / "1.png", 62 if model == "pix2pix" else 31, 50)
+    words = ["--preprocess", "crop", "--num_threads", workers, "--n_epochs", "3"]
+    result = train(place, dataroot, model, *words)
+    assert_one_line(result, 1, path, "31x50", "--crop_size 32")
+    assert_nothing_written(place)
+
+
+def test_a_pair_of_odd_width(place, tmp_path):
+    dataroot = aligned(tmp_path / "photos", count=1)
+    path = picture(dataroot / "train" / "0.png", 81, 40)
+    assert_one_line(train(place, dataroot, "pix2pix"), 1, path, "81x40", "even width")
+    assert not list(place.checkpoints.rglob("*.pth"))
+
+
+def test_model_and_dataset_that_do_not_go_together(pictures, place):
+    result = train(place, pictures / "trainA", "cycle_gan", "--dataset_mode", "single")
+    assert_one_line(result, 1, "'B'", "--model and --dataset_mode")
+
+
+def test_pictures_too_small_for_the_discriminator(pictures, place):
+    result = train(place, pictures, "cycle_gan", "--crop_size", "16")
+    assert_one_line(result, 1, "16x16", "--crop_size", "--n_layers_D 3")
+    assert not list(place.checkpoints.rglob("*.pth"))
+
+
+# -------------------------------------------------------------------------------------- the weights
+def translate(place: Place, dataroot: Path, *words: object) -> Finished:
+    flags = ["--crop_size", "32", "--load_size", "32", "--num_threads", "0"]
+    return place.run("test.py", *flags, "--dataroot", dataroot, *words)
+
+
+def save(place: Place, name: str, file: str, **options: object) -> Path:
+    net = networks.define_G(3, 3, 4, "resnet_6blocks", **options)
+    path = place.checkpoints / name / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("model", ["test", "cycle_gan"])
+def test_an_experiment_that_does_not_exist(model, pictures, place):
+    dataroot = pictures / "testA" if model == "test" else pictures
+    result = translate(place, dataroot, "--name", "horse2zebra", "--model", model)
+    assert_one_line(result, 1, "no experiment --name horse2zebra", place.checkpoints)
+    assert_nothing_written(place)
+    save(place, "maps", "latest_net_G.pth", norm="instance")
+    save(place, "facades", "latest_net_G.pth", norm="instance")
+    before = files_below(place.folder)
+    result = translate(place, dataroot, "--name", "horse2zebra", "--model", model)
+    assert_one_line(result, 1, "--name horse2zebra", "there are facades, maps")
+    assert files_below(place.folder) == before
+    assert not (place.checkpoints / "horse2zebra").exists()
+
+
+@pytest.mark.parametrize("words", [["--epoch", "7"], ["--load_iter", "7"]])
+def test_an_epoch_that_does_not_exist(words, pictures, place):
+    save(place, "x", "latest_net_G.pth", norm="instance")
+    save(place, "x", "5_net_G.pth", norm="instance")
+    before = files_below(place.folder)
+    result = translate(place, pictures / "testA", "--name", "x", *words)
+    assert_one_line(result, 1, "7_net_G", "5_net_G.pth, latest_net_G.pth")
+    assert files_below(place.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ([], "set --ngf 4"),
+        (["--ngf", "4", "--netG", "resnet_9blocks"], "set --netG resnet_6blocks"),
+        (["--ngf", "4", "--netG", "unet_128"], "--netG resnet_6blocks"),
+        (["--ngf", "4", "--norm", "batch", "--no_dropout"], "set --norm instance"),
+        (["--ngf", "4", "--dropout"], "set --no_dropout"),
+        (["--ngf", "4", "--no_dropout", "--input_nc", "1"], "set --input_nc 3"),
+    ],
+)
+def test_weights_that_do_not_fit(words, flag, pictures, place):
+    path = save(place, "x", "latest_net_G.pth", norm="instance")
+    before = files_below(place.folder)
+    defaults = ["--netG", "resnet_6blocks", "--no_dropout"] if "--dropout" not in words else []
+    defaults = defaults or ["--netG", "resnet_6blocks"]
+    result = translate(place, pictures / "testA", "--name", "x", *defaults, *words)
+    assert_one_line(result, 1, path, flag)
+    assert files_below(place.folder) == before
+
+
+@pytest.mark.parametrize("content", ["nothing", "text", "half", "code"])
+def test_weights_that_can_not_be_read(content, pictures, place):
+    path = save(place, "x", "latest_net_G.pth", norm="instance")
+    whole = path.read_bytes()
+    if content == "code":
+        torch.save({"model": networks.PixelDiscriminator(3, 2)}, path)
+    else:
+        path.write_bytes({"nothing": b"", "text": b"hello", "half": whole[:5000]}[content])
+    before = files_below(place.folder)
+    result = translate(place, pictures / "testA", "--name", "x", "--ngf", "4")
+    assert_one_line(result, 1, path)
+    assert files_below(place.folder) == before
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "corrupt"])
+def test_pictures_to_translate(kind, place, tmp_path):
+    save(place, "x", "latest_net_G.pth", norm="instance")
+    before = files_below(place.folder)
+    dataroot = tmp_path / "photos"
+    if kind != "missing":
+        dataroot.mkdir()
+    if kind == "corrupt":
+        picture(dataroot / "0.png")
+        truncated(dataroot / "1.png")
+    words = ["--name", "x", "--ngf", "4", "--netG", "resnet_6blocks", "--no_dropout"]
+    result = translate(place, dataroot, *words)
+    assert_one_line(result, 1, dataroot / "1.png" if kind == "corrupt" else dataroot)
+    assert files_below(place.folder) == before
+
+
+def test_continuing_with_weights_that_do_not_fit(pictures, place):
+    for name in ("G_A", "G_B", "D_A", "D_B"):
+        save(place, "x", f"latest_net_{name}.pth", norm="instance")
+    before = files_below(place.folder)
+    words = ["--name", "x", "--continue_train", "--ngf", "8", "--no_dropout"]
+    result = train(place, pictures, "cycle_gan", *words)
+    assert_one_line(result, 1, "latest_net_G_A.pth", "set --ngf 4")
+    assert files_below(place.folder) == before
+
+
+# ------------------------------------------------------------------------ once more, for real
+@pytest.mark.parametrize(
+    ("program", "words", "code", "named"),
+    [
+        ("train.py", ["--norm", "layer"], 2, "--norm"),
+        ("train.py", ["--dataroot", "{nowhere}"], 1, "nowhere"),
+        ("test.py", ["--name", "horse2zebra"], 1, "--name horse2zebra"),
+    ],
+)
+def test_as_processes(program, words, code, named, pictures, place):
+    words = [w.format(nowhere=place.folder / "nowhere") for w in words]
+    dataroot = pictures if program == "train.py" else pictures / "testA"
+    result = run_process(program, *place.flags(program), "--dataroot", dataroot, *words)
+    assert_one_line(result, code, named)
+    assert_nothing_written(place)
+
+
+@pytest.mark.slow
+def test_a_damaged_picture_in_a_worker_as_a_process(place, tmp_path):
+    dataroot = unaligned(tmp_path / "photos")
+    path = damaged_inside(dataroot / "trainA" / "1.png")
+    words = ["--dataroot", dataroot, *TINY, "--num_threads", "2"]
+    result = run_process("train.py", *place.flags("train.py"), *words)
+    assert_one_line(result, 1, "can't read the picture", path)

@@ -1,0 +1,464 @@
+"""The command line: what there is, how it is parsed and printed, and what comes back from disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import networks
+from options.saved_options import read_saved_options
+from options.test_options import TestOptions
+from options.train_options import TrainOptions
+from tests.conformance import probe
+from tests.helpers import ROOT, files_below, run, run_process, unaligned
+
+GOLDEN = json.loads((ROOT / "tests" / "conformance" / "golden.json").read_text())["cases"][
+    "options"
+]
+
+# what this project adds to the original's command lines: default, and kind. An option that is
+# added, dropped or changed on purpose is changed here too.
+BOTH = {
+    "--seed": [None, "value"],
+    "--deterministic": [False, "flag"],
+    "--dropout": ["that of --no_dropout", "flag"],
+    "--precision": ["tf32", "value"],
+    "--channels_last": [False, "flag"],
+    "--compile": [False, "flag"],
+    "--batch_passes": ["auto", "value"],
+    "--fast": [False, "flag"],
+    "--skip_broken": [False, "flag"],
+    "--value_range": [None, "value"],
+}
+ADDED = {
+    "train": BOTH
+    | {
+        "--use_tensorboard": [False, "flag"],
+        "--keep_states": [1, "value"],
+        "--max_hours": [None, "value"],
+        "--on_nan": ["stop", "value"],
+        "--lambda_gp": [10.0, "value"],
+        "--accumulate": [1, "value"],
+        "--grad_checkpoint": [False, "flag"],
+        "--val_freq": [0, "value"],
+        "--val_phase": ["val", "value"],
+        "--best_by": [None, "value"],
+        "--num_val": ["inf", "value"],
+        "--inception_weights": [None, "value"],
+        "--lpips_weights": [None, "value"],
+    },
+    "test": BOTH
+    | {
+        "--keep_size": [False, "flag"],
+        "--tile": [None, "value"],
+        "--tile_overlap": [64, "value"],
+        "--tile_mode": [None, "value"],
+        "--tile_memory": [1.0, "value"],
+        "--tile_scratch": [None, "value"],
+        "--only_outputs": [False, "flag"],
+        "--output_format": ["png", "value"],
+        "--skip_existing": [False, "flag"],
+    },
+}
+COMMANDS = [name for name in GOLDEN if not name.endswith("/file")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_line_is_frozen(name, tmp_path):
+    added = dict(ADDED[name.split("/")[0]])
+    added["--dropout"] = [GOLDEN[name]["--no_dropout"][0], "flag"]
+    ours = probe.command_line(name, tmp_path)
+    del ours["--help"]
+    # --load_iter "0": argparse turns a default that is a text into a number
+    assert ours == GOLDEN[name] | added
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_complete(name, tmp_path, capsys):
+    program, model = name.split("/")
+    kind = TrainOptions if program == "train" else TestOptions
+    with pytest.raises(SystemExit) as end:
+        kind(["--model", model, "--help"]).parse()
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for option in GOLDEN[name].keys() | ADDED[program].keys():
+        assert f"{option} " in text or f"{option}\n" in text, option
+
+
+def test_help_shows_what_model_and_dataset_add(capsys):
+    words = ["--model", "template", "--dataset_mode", "template", "-h"]
+    with pytest.raises(SystemExit):
+        TrainOptions(words).parse()
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--lambda_regression LAMBDA_REGRESSION weight of the regression loss [1.0]" in text
+    assert "--new_dataset_option" in text
+    assert "--lambda_L1" not in text
+
+
+# ----------------------------------------------------------------------------------------- parsing
+def parse(tmp_path: Path, *words: str, train: bool = True):
+    kind = TrainOptions if train else TestOptions
+    where = ["--dataroot", str(tmp_path), "--checkpoints_dir", str(tmp_path / "c")]
+    return kind([*where, "--gpu_ids", "-1", *words]).parse(save=False)
+
+
+def test_model_and_dataset_change_defaults(tmp_path):
+    opt = parse(tmp_path)
+    assert (opt.model, opt.netG, opt.norm, opt.no_dropout) == (
+        "cycle_gan",
+        "resnet_9blocks",
+        "instance",
+        True,
+    )
+    opt = parse(tmp_path, "--model", "pix2pix")
+    assert (opt.netG, opt.norm, opt.dataset_mode, opt.gan_mode, opt.pool_size) == (
+        "unet_256",
+        "batch",
+        "aligned",
+        "vanilla",
+        0,
+    )
+    # the model chooses the dataset, which then has its say
+    opt = parse(tmp_path, "--model", "colorization")
+    assert (opt.dataset_mode, opt.input_nc, opt.output_nc) == ("colorization", 1, 2)
+    # what is given wins over both, wherever it stands
+    opt = parse(tmp_path, "--norm", "none", "--model", "pix2pix", "--netG", "unet_128")
+    assert (opt.norm, opt.netG) == ("none", "unet_128")
+
+
+def test_an_option_of_another_model_is_unknown(tmp_path, capsys):
+    assert parse(tmp_path, "--model", "pix2pix", "--lambda_L1", "7").lambda_L1 == 7.0
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, "--model", "cycle_gan", "--lambda_L1", "7")
+    assert end.value.code == 2
+    assert "unknown option '--lambda_L1'" in capsys.readouterr().err
+
+
+def test_dropout_can_be_turned_on_and_off(tmp_path):
+    assert parse(tmp_path).no_dropout is True
+    assert parse(tmp_path, "--dropout").no_dropout is False
+    assert parse(tmp_path, "--model", "pix2pix").no_dropout is False
+    assert parse(tmp_path, "--model", "pix2pix", "--no_dropout").no_dropout is True
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("--lambda_identiti", "--lambda_identity"), ("--batchsize", "--batch_size")],
+)
+def test_did_you_mean(given, meant, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, given, "3")
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"unknown option '{given}'; did you mean {meant}?" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--netG resnet", "resnet_9blocks"),
+        ("--direction both", "BtoA"),
+        ("--batch_size 0", "at least 1"),
+        ("--batch_size two", "'two' is not a whole number"),
+        ("--lr -1", "at least 0"),
+        ("--lr nan", "--lr"),
+        ("--beta1 1", "below 1"),
+        ("--num_threads -1", "at least 0"),
+        ("--norm", "expected one argument"),
+    ],
+)
+def test_bad_values(words, named, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, *words.split())
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert words.split()[0] in error
+    assert named in error
+    assert error.count("\n") == 1
+
+
+def test_num_test(tmp_path):
+    assert parse(tmp_path, train=False).num_test == 50
+    assert parse(tmp_path, "--num_test", "7", train=False).num_test == 7
+    assert parse(tmp_path, "--num_test", "all", train=False).num_test == float("inf")
+
+
+def test_testing_loads_as_large_as_it_crops(tmp_path):
+    assert parse(tmp_path, train=False).load_size == 256
+    assert parse(tmp_path, "--crop_size", "64", train=False).load_size == 64
+    words = ("--crop_size", "64", "--load_size", "70")
+    assert parse(tmp_path, *words, train=False).load_size == 70
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name"),
+    [
+        ("{netG}_{norm}", "x_unet_256_batch"),
+        ("{load_size}", "x_286"),
+        ("{lambda_L1}_{direction}", "x_100.0_AtoB"),
+        ("plain", "x_plain"),
+    ],
+)
+def test_suffix_is_filled_in(suffix, name, tmp_path):
+    words = ["--name", "x", "--model", "pix2pix", "--suffix", suffix]
+    assert parse(tmp_path, *words).name == name
+
+
+@pytest.mark.parametrize("suffix", ["{nothing}", "{", "{}"])
+def test_suffix_of_no_option(suffix, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, "--suffix", suffix)
+    assert end.value.code == 2
+    assert f"--suffix '{suffix}'" in capsys.readouterr().err
+
+
+def test_a_seed_is_drawn_and_kept(tmp_path):
+    drawn = {parse(tmp_path).seed for _ in range(4)}
+    assert len(drawn) == 4
+    assert all(isinstance(seed, int) for seed in drawn)
+    assert parse(tmp_path, "--seed", "0").seed == 0
+
+
+# ---------------------------------------------------------------------------- printing and saving
+def test_options_are_printed_and_saved(tmp_path, capsys):
+    words = ["--dataroot", "D", "--checkpoints_dir", str(tmp_path), "--name", "x"]
+    words += ["--gpu_ids", "-1", "--model", "pix2pix", "--lr", "0.001", "--seed", "4"]
+    TrainOptions(words).parse()
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    start = lines.index("----------------- Options ---------------")
+    end = lines.index("----------------- End -------------------")
+    body = lines[start + 1 : end]
+    # in the original's columns: right-justified names, and defaults where they differ
+    assert f"{'lr':>25}: {'0.001':<30}\t[default: 0.0002]" in body
+    assert f"{'beta1':>25}: {'0.5':<30}" in body
+    # what the model has set is its default
+    assert f"{'norm':>25}: {'batch':<30}" in body
+    names = [line.split(":")[0].strip() for line in body]
+    assert names == sorted(names)
+    assert files_below(tmp_path) == ["x/train_opt.txt"]
+    assert (tmp_path / "x" / "train_opt.txt").read_text() in printed
+
+
+def test_saved_options_are_read_back_as_written(tmp_path):
+    words = ["--dataroot", "a: b", "--checkpoints_dir", str(tmp_path), "--name", "x"]
+    parsed = TrainOptions([*words, "--gpu_ids", "-1", "--lr", "0.001"])
+    opt = parsed.parse()
+    saved = read_saved_options(tmp_path / "x")
+    assert saved["lr"] == "0.001"
+    assert saved["dataroot"] == "a: b"
+    assert saved["suffix"] == ""
+    for name in ("netG", "ngf", "no_dropout", "direction", "n_epochs", "max_dataset_size"):
+        assert saved[name] == str(getattr(opt, name))
+    assert saved.keys() >= {a.dest for a in parsed.parser._actions} - {"help"}
+
+
+def test_saved_options_of_the_original(tmp_path):
+    # lines as the original wrote them in 2018 and in 2025
+    (tmp_path / "train_opt.txt").write_text(
+        "----------------- Options ---------------\n"
+        "               batch_size: 1                             \n"
+        "                     beta1: 0.5                           \n"
+        "          checkpoints_dir: ./checkpoints                 \n"
+        "                 dataroot: ./datasets/maps               \t[default: None]\n"
+        "                     netG: unet_128                      \t[default: unet_256]\n"
+        "                     name: maps                          \t[default: experiment_name]\n"
+        "               no_dropout: True                          \t[default: False]\n"
+        "                   suffix:                               \n"
+        "----------------- End -------------------\n"
+    )
+    assert read_saved_options(tmp_path) == {
+        "batch_size": "1",
+        "beta1": "0.5",
+        "checkpoints_dir": "./checkpoints",
+        "dataroot": "./datasets/maps",
+        "netG": "unet_128",
+        "name": "maps",
+        "no_dropout": "True",
+        "suffix": "",
+    }
+    assert read_saved_options(tmp_path / "none") == {}
+
+
+# ------------------------------------------------------------------------------------ coming back
+def experiment(tmp_path: Path, **values: object) -> None:
+    """A folder as the original leaves it: options as text, and weights."""
+    folder = tmp_path / "c" / "x"
+    folder.mkdir(parents=True)
+    lines = [
+        "----------------- Options ---------------",
+        *(f"{k:>25}: {v!s:<30}\t[default: something]" for k, v in values.items()),
+        "----------------- End -------------------",
+    ]
+    (folder / "train_opt.txt").write_text("\n".join(lines) + "\n")
+    torch.save({}, folder / "latest_net_G.pth")
+
+
+SAVED = {
+    "netG": "unet_128",
+    "norm": "batch",
+    "ngf": 16,
+    "no_dropout": False,
+    "input_nc": 1,
+    "output_nc": 2,
+    "direction": "BtoA",
+    "lr": 0.5,
+    "batch_size": 9,
+}
+RESTORED = ("netG", "norm", "ngf", "no_dropout", "input_nc", "output_nc", "direction")
+
+
+def test_architecture_comes_back_at_test_time(tmp_path, capsys):
+    experiment(tmp_path, **SAVED)
+    opt = parse(tmp_path, "--name", "x", "--model", "cycle_gan", train=False)
+    assert [getattr(opt, name) for name in RESTORED] == [SAVED[name] for name in RESTORED]
+    assert opt.batch_size == 1  # this is no matter of the architecture
+    told = [line for line in capsys.readouterr().out.splitlines() if "options taken from" in line]
+    assert len(told) == 1
+    assert str(tmp_path / "c" / "x" / "train_opt.txt") in told[0]
+    assert all(f"{name}={SAVED[name]}" in told[0] for name in RESTORED)
+
+
+def test_what_is_given_wins_over_what_was_saved(tmp_path, capsys):
+    experiment(tmp_path, **SAVED)
+    words = "--name x --model cycle_gan --netG resnet_6blocks --no_dropout --ngf=8".split()
+    opt = parse(tmp_path, *words, train=False)
+    assert (opt.netG, opt.no_dropout, opt.ngf, opt.norm) == ("resnet_6blocks", True, 8, "batch")
+    told = capsys.readouterr().out
+    assert "norm=batch" in told
+    assert "netG=unet_128" not in told
+
+
+def test_nothing_comes_back_without_weights_or_in_a_new_training(tmp_path, capsys):
+    experiment(tmp_path, **SAVED)
+    assert parse(tmp_path, "--name", "x").netG == "resnet_9blocks"
+    assert parse(tmp_path, "--name", "y", train=False).netG == "resnet_9blocks"
+    (tmp_path / "c" / "x" / "latest_net_G.pth").unlink()
+    assert parse(tmp_path, "--name", "x", train=False).netG == "resnet_9blocks"
+    assert "options taken" not in capsys.readouterr().out
+
+
+def test_architecture_comes_back_in_a_continued_training(tmp_path):
+    experiment(tmp_path, **{**SAVED, "input_nc": 3, "output_nc": 3}, ndf=5, n_layers_D=2, seed=77)
+    opt = parse(tmp_path, "--name", "x", "--continue_train")
+    assert (opt.netG, opt.ndf, opt.n_layers_D, opt.seed, opt.lr) == ("unet_128", 5, 2, 77, 0.0002)
+
+
+@pytest.mark.parametrize("line", [{"netG": "resnet_3blocks"}, {"ngf": "many"}, {"norm": "layer"}])
+def test_a_saved_value_that_is_not_allowed_is_passed_over(line, tmp_path):
+    experiment(tmp_path, **line)
+    opt = parse(tmp_path, "--name", "x", train=False)
+    assert (opt.netG, opt.ngf, opt.norm) == ("resnet_9blocks", 64, "instance")
+
+
+# ---------------------------------------------------------------------------------------- devices
+@pytest.fixture
+def gpus(monkeypatch):
+    """Pretend that the machine has so many GPUs."""
+
+    def pretend(count: int) -> list[int]:
+        chosen: list[int] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        return chosen
+
+    return pretend
+
+
+def parse_gpus(tmp_path: Path, ids: str | None):
+    words = ["--dataroot", str(tmp_path), "--checkpoints_dir", str(tmp_path)]
+    return TrainOptions([*words, *(["--gpu_ids", ids] if ids else [])]).parse(save=False)
+
+
+@pytest.mark.parametrize(
+    ("count", "ids", "device", "used"),
+    [
+        (1, None, "cuda:0", [0]),
+        (1, "0", "cuda:0", [0]),
+        (4, "2", "cuda:2", [2]),
+        (4, "1,3", "cuda:1", [1, 3]),
+        (4, "-1", "cpu", []),
+        (0, "-1", "cpu", []),
+        (0, None, "cpu", []),
+    ],
+)
+def test_devices(count, ids, device, used, gpus, tmp_path):
+    gpus(count)
+    opt = parse_gpus(tmp_path, ids)
+    assert (opt.device, opt.gpu_ids) == (torch.device(device), used)
+
+
+def test_falling_back_to_the_cpu_is_said_once(gpus, tmp_path, capsys):
+    gpus(0)
+    parse_gpus(tmp_path, None)
+    said = [line for line in capsys.readouterr().out.splitlines() if "no GPU" in line]
+    assert len(said) == 1
+    assert "CPU" in said[0]
+    parse_gpus(tmp_path, "-1")  # asked for
+    assert "no GPU" not in capsys.readouterr().out
+
+
+def test_mps_is_used_where_it_is_the_only_accelerator(gpus, tmp_path, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    opt = parse_gpus(tmp_path, None)
+    assert (opt.device, opt.gpu_ids) == (torch.device("mps"), [])
+    gpus(1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert parse_gpus(tmp_path, None).device == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("count", "ids", "named"),
+    [
+        (1, "3", "no GPU 3, this machine has GPU 0 only"),
+        (2, "0,2", "no GPU 2, this machine has GPUs 0 to 1"),
+        (0, "1", "no GPU 1, this machine has no GPU"),
+        (1, "zero", "--gpu_ids 'zero'"),
+    ],
+)
+def test_a_gpu_that_is_not_there(count, ids, named, gpus, tmp_path, capsys):
+    gpus(count)
+    with pytest.raises(SystemExit) as end:
+        parse_gpus(tmp_path, ids)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert "--gpu_ids" in error
+    assert error.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------ exit codes
+def test_exit_codes(tmp_path):
+    data = unaligned(tmp_path / "data")
+    common = ["--checkpoints_dir", tmp_path / "c", "--gpu_ids", "-1"]
+    assert run("train.py", "--help").code == 0
+    assert run("train.py", "--dataroot", data, *common, "--netG", "x").code == 2
+    assert run("train.py", *common).code == 2  # --dataroot is required
+    assert run("train.py", "--dataroot", tmp_path / "none", *common).code == 1
+    assert run("test.py", "--dataroot", data / "testA", "--name", "none", *common).code == 1
+
+
+def test_registries_are_the_choices(tmp_path):
+    parsed = TrainOptions(["--dataroot", ".", "--checkpoints_dir", str(tmp_path)])
+    parsed.parse(save=False)
+    choices = {a.dest: list(a.choices) for a in parsed.parser._actions if a.choices}
+    assert choices["netG"] == list(networks.GENERATORS)
+    assert choices["netD"] == list(networks.DISCRIMINATORS)
+    assert choices["norm"] == ["instance", "batch", "syncbatch", "none"]
+    assert choices["lr_policy"] == ["linear", "step", "plateau", "cosine"]
+    assert choices["gan_mode"] == ["lsgan", "vanilla", "wgangp"]
+    assert choices["direction"] == ["AtoB", "BtoA"]
+
+
+def test_help_as_a_program():
+    result = run_process("train.py", "--help")
+    assert result.code == 0
+    assert result.err == ""
+    assert "--lambda_identity" in result.out
