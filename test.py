@@ -2,17 +2,28 @@
 
     python test.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
     python test.py --dataroot ./datasets/maps/testA --name maps_cyclegan --model test
+    python test.py --dataroot ./photos --name maps_cyclegan --model test --only_outputs
 
-Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`. See options/ for all the options.
+Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`, or with `--only_outputs` to that
+folder under the names of the inputs. See options/ for all the options.
 """
 
 import os
+import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
-from data import create_dataset
+from data import create_dataset, equal_batches
+from data.base_dataset import reader
+from data.picture_io import list_pictures
 from models import create_model
+from models.acceleration import batches_freely
+from models.folder import FolderTranslation
+from models.tiles import TileOptions, tile_generators
+from models.translator import Translator
 from options.test_options import TestOptions
+from util.background import BackgroundWork
 from util.html import HTML
 from util.randomness import seed_everything
 from util.util import one_line_errors
@@ -22,12 +33,11 @@ from util.visualizer import result_name, save_images
 def main() -> None:
     options = TestOptions()
     opt = options.parse(save=False)
-    opt.num_threads = 0
-    opt.batch_size = 1
     opt.serial_batches = True  # A and B in the order of their names
     opt.no_flip = True
     seed_everything(opt.seed, opt.deterministic)
-    dataset = create_dataset(opt)
+    paths = list_pictures(opt.dataroot) if opt.only_outputs else []
+    dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     model = create_model(opt)
     model.setup(opt)
     options.save(opt)
@@ -38,31 +48,78 @@ def main() -> None:
     if opt.load_iter > 0:
         folder = f"{opt.phase}_iter{opt.load_iter}"
     web_dir = os.path.join(opt.results_dir, opt.name, folder)
-    title = f"Experiment = {opt.name}, Phase = {opt.phase}, Epoch = {opt.epoch}"
-    webpage = HTML(web_dir, title)
+    if dataset is None:
+        translate_files(opt, model, paths, Path(web_dir))
+    else:
+        write_page(opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}")
+
+
+def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
+    """Translate a dataset, and show inputs and outputs on a page."""
+    webpage = HTML(web_dir, f"Experiment = {opt.name}, {what}")
     count = int(min(opt.num_test, len(dataset)))
     hint = " (--num_test all takes them all)" if count < len(dataset) else ""
     print(f"translating {count} of {len(dataset)} pictures{hint}")
+    free = model.shows_batches and all(map(batches_freely, model.networks().values()))
+    if opt.batch_size > 1 and not free:
+        print("batch size 1: the results of this model depend on the batch")
+    if tiles := TileOptions.of(opt):
+        tile_generators(model, tiles, opt.precision)
 
     taken: set[str] = set()
-    for i, data in zip(tqdm(range(count), unit="img", disable=None), dataset, strict=False):
-        model.set_input(data)
-        model.test()
-        visuals = model.get_current_visuals()
-        paths = model.get_image_paths()
-        if i % 5 == 0:
-            tqdm.write(f"processing ({i:04d})-th image... {paths}")
-        name = result_name(dataset.dataset.relative_path(paths[0]), taken)
-        save_images(
-            webpage,
-            visuals,
-            paths,
-            aspect_ratio=opt.aspect_ratio,
-            width=opt.display_winsize,
-            name=name,
-        )
+    done = 0
+    with tqdm(total=count, unit="img", disable=None) as bar, BackgroundWork(opt.num_threads) as bg:
+        for data in equal_batches(dataset, opt.batch_size if free else 1, count):
+            model.set_input(data)
+            model.test()
+            visuals = model.get_current_visuals()
+            paths = model.get_image_paths()
+            for i, path in enumerate(paths):
+                if done % 5 == 0:
+                    tqdm.write(f"processing ({done:04d})-th image... {[path]}")
+                save_images(
+                    webpage,
+                    {k: v[i : i + 1] if free else v for k, v in visuals.items()},
+                    [path],
+                    aspect_ratio=opt.aspect_ratio,
+                    width=opt.display_winsize,
+                    name=result_name(dataset.dataset.relative_path(path), taken),
+                    encoders=bg,
+                )
+                done += 1
+            bar.update(len(paths))
     webpage.save()
+    dataset.close()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
+
+
+def translate_files(opt, model, paths: list[str], out: Path) -> None:
+    """Translate a folder to files of the same names; ends with exit code 1 if some failed."""
+    weights = model.save_dir / f"{model.load_suffix()}_net_{model.model_names[0]}.pth"
+    value_range = tuple(opt.value_range) if opt.value_range else None
+    options = vars(opt)
+    work = FolderTranslation(
+        Translator(model.netG, model.device, options, weights, value_range, opt.precision),
+        opt.output_format,
+        opt.batch_size,
+        opt.num_threads,
+        TileOptions.of(opt),
+        None if opt.preprocess == "none" else reader(opt, grayscale=opt.input_nc == 1),
+    )
+    jobs = work.jobs(paths, opt.dataroot, out)
+    if opt.skip_existing:
+        jobs = [job for job in jobs if not job.target.exists()]
+    there = len(paths) - len(jobs)
+    jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
+    print(
+        f"translating {len(jobs)} of {len(paths)} pictures" + f", {there} are there" * bool(there)
+    )
+    failed = work.run(jobs)
+    print(f"results: {out}")
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} pictures failed:", file=sys.stderr)
+        print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from options.train_options import TrainOptions
 from util.randomness import seed_everything
 from util.training_run import TrainingRun
 from util.util import crossed, one_line_errors
+from util.validation import Validation
 from util.visualizer import Visualizer
 
 
@@ -39,6 +40,7 @@ def main() -> None:
             )
             return
         visualizer = Visualizer(opt, len(dataset), at)
+        validation = Validation(opt, model, visualizer)
 
         for epoch in range(at.epoch, last_epoch + 1):
             epoch_start = time.time()
@@ -51,7 +53,7 @@ def main() -> None:
                 model.set_input(data)
                 model.optimize_parameters()
                 at.advance(opt.batch_size, len(dataset))
-                run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", model.get_image_paths())
+                run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", data)
                 model.track_metric()
 
                 # frequencies count images, whatever the batch size
@@ -69,9 +71,11 @@ def main() -> None:
                 if run.stop:
                     run.save("latest", position=at)
                     visualizer.close()
+                    run.finish()
                     print(f"stopped: {run.stop.reason}; --continue_train goes on from here")
                     sys.exit(run.stop.exit_code)
 
+            validation.end_epoch(at)
             model.update_learning_rate()
             at.next_epoch()
             if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:

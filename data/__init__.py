@@ -8,8 +8,11 @@ To add a dataset `dummy`, write `data/dummy_dataset.py` with a subclass of `Base
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import torch
 
 from util.find_class import find_class
 
@@ -27,27 +30,72 @@ def get_option_setter(dataset_name: str) -> Callable:
     return find_dataset_using_name(dataset_name).modify_commandline_options
 
 
-def create_dataset(opt: argparse.Namespace) -> CustomDatasetDataLoader:
-    """The dataset of `opt.dataset_mode`, ready to be iterated over in batches."""
-    return CustomDatasetDataLoader(opt)
+def create_dataset(
+    opt: argparse.Namespace, batch_size: int | None = None
+) -> CustomDatasetDataLoader:
+    """The dataset of `opt.dataset_mode`, ready to be iterated over in batches.
+
+    Batches are of `--batch_size` unless another size is given.
+    """
+    return CustomDatasetDataLoader(opt, batch_size)
+
+
+def equal_batches(
+    items: Iterable[dict[str, Any]], size: int, count: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Put neighbours of equal size together: batches of one item become batches of up to `size`.
+
+    Takes `count` items, all if that is not given; their order stays.
+    """
+    waiting: list[dict[str, Any]] = []
+
+    def joined() -> dict[str, Any]:
+        batch = {
+            key: torch.cat([item[key] for item in waiting])
+            if isinstance(value, torch.Tensor)
+            else [v for item in waiting for v in item[key]]
+            for key, value in waiting[0].items()
+        }
+        waiting.clear()
+        return batch
+
+    def sizes(item: dict[str, Any]) -> list[torch.Size]:
+        return [value.shape for value in item.values() if isinstance(value, torch.Tensor)]
+
+    for item in itertools.islice(items, count):
+        if size == 1:
+            yield item
+            continue
+        if waiting and (len(waiting) == size or sizes(item) != sizes(waiting[-1])):
+            yield joined()
+        waiting.append(item)
+    if waiting:
+        yield joined()
 
 
 class CustomDatasetDataLoader:
     """A dataset with its loader: iterating over it gives the batches of one epoch."""
 
-    def __init__(self, opt: argparse.Namespace):
+    def __init__(self, opt: argparse.Namespace, batch_size: int | None = None):
         self.opt = opt
         self.dataset = find_dataset_using_name(opt.dataset_mode)(opt)
         print(f"dataset [{type(self.dataset).__name__}] was created")
         self.loader = EpochLoader(
             self.dataset,
-            batch_size=opt.batch_size,
+            batch_size=batch_size or opt.batch_size,
             shuffle=not opt.serial_batches,
             workers=int(opt.num_threads),
             limit=opt.max_dataset_size,
             seed=getattr(opt, "seed", None),
             pin_memory=bool(opt.gpu_ids),
+            broken=self._treatment_of_broken(),
         )
+
+    def _treatment_of_broken(self) -> str:
+        if not getattr(self.opt, "skip_broken", False):
+            return "raise"
+        # in training an epoch keeps its length; a result of another picture would be a false one
+        return "replace" if self.opt.isTrain else "drop"
 
     def load_data(self) -> CustomDatasetDataLoader:
         """Itself; kept for code that calls it."""
@@ -58,8 +106,11 @@ class CustomDatasetDataLoader:
         self.loader.set_epoch(epoch, start)
 
     def close(self) -> None:
-        """End the processes that load pictures."""
+        """End the processes that load pictures, and list what `--skip_broken` passed over."""
         self.loader.close()
+        broken, self.loader.broken = sorted(self.loader.broken), {}
+        if broken:
+            print(f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  ", flush=True)
 
     @property
     def seed(self) -> int:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from PIL import Image
-
 from util.util import UserError
 
 from .base_dataset import BaseDataset, get_params, get_transform
-from .image_folder import open_image
 
 
 class AlignedDataset(BaseDataset):
@@ -26,7 +23,7 @@ class AlignedDataset(BaseDataset):
         if not os.path.isdir(self.dir_AB) and os.path.isdir(self.dir_AB + "A"):
             self.AB_paths = self._pairs(self.dir_AB + "A", self.dir_AB + "B")
         else:
-            self.AB_paths = [(path, path) for path in self.list_images(self.dir_AB)]
+            self.AB_paths = [(path, path) for path in self.list_images(self.dir_AB, 2)]
         flipped = opt.direction == "BtoA"
         self.input_nc = opt.output_nc if flipped else opt.input_nc
         self.output_nc = opt.input_nc if flipped else opt.output_nc
@@ -45,16 +42,16 @@ class AlignedDataset(BaseDataset):
             )
         return [(path, sides[1][name]) for name, path in sides[0].items()]
 
-    def _open(self, A_path: str, B_path: str) -> tuple[Image.Image, Image.Image]:
+    def _open(self, A_path: str, B_path: str) -> tuple[Any, Any]:
         if A_path != B_path:
-            A, B = open_image(A_path), open_image(B_path)
+            A, B = self.open(A_path), self.open(B_path)
             if A.size != B.size:
                 raise UserError(
                     f"a pair must be of one size: {A_path} is {A.width}x{A.height} and "
                     f"{B_path} is {B.width}x{B.height}"
                 )
             return A, B
-        AB = open_image(A_path)
+        AB = self.open(A_path)
         width, height = AB.size
         if width % 2:
             raise UserError(

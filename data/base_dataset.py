@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,9 @@ from torchvision.transforms import InterpolationMode
 
 from util.util import UserError
 
+from .deep_picture import DeepPicture, deep_transform
 from .image_folder import list_images, open_image
+from .picture_io import list_pictures
 from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, RandomCrop, ScaleWidth
 
 
@@ -43,14 +46,26 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One item: tensors (C, H, W) in [-1, 1] by name, and the paths they come from."""
 
-    def list_images(self, folder: str | os.PathLike) -> list[str]:
-        """Paths of the pictures below a folder, at most `--max_dataset_size`, in a fixed order."""
+    def list_images(self, folder: str | os.PathLike, columns: int = 1) -> list[str]:
+        """Paths of the pictures below a folder, at most `--max_dataset_size`, in a fixed order.
+
+        `columns` is the number of pictures side by side in a file.
+        """
         self.folders.append(os.fspath(folder))
-        return list_images(folder, self.opt.max_dataset_size)
+        skip_broken = getattr(self.opt, "skip_broken", False)
+        if getattr(self.opt, "value_range", None):
+            return list_pictures(folder)[: int(min(self.opt.max_dataset_size, sys.maxsize))]
+        # the other ways of preprocessing scale first
+        crop_size = self.opt.crop_size if self.opt.preprocess == "crop" else 0
+        return list_images(folder, self.opt.max_dataset_size, not skip_broken, crop_size, columns)
+
+    def open(self, path: str) -> Any:
+        """A picture as RGB, or with `--value_range` at full depth."""
+        return open_picture(self.opt, path)
 
     def load(self, path: str, transform: Callable | None = None) -> Any:
         """Open a picture as RGB and transform it; errors name the file."""
-        return self.transform(open_image(path), transform, path)
+        return self.transform(self.open(path), transform, path)
 
     @staticmethod
     def transform(image: Image.Image, transform: Callable | None, path: str) -> Any:
@@ -67,6 +82,18 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             if not relative.startswith(os.pardir):
                 return relative
         return os.path.basename(path)
+
+
+def open_picture(opt: argparse.Namespace, path: str) -> Any:
+    """A picture as RGB of 8 bits, or with `--value_range` at full depth, as `DeepPicture`."""
+    value_range = getattr(opt, "value_range", None)
+    return DeepPicture.open(path, tuple(value_range)) if value_range else open_image(path)
+
+
+def reader(opt: argparse.Namespace, grayscale: bool) -> Callable[[str], Any]:
+    """From a path to a tensor (C, H, W) in [-1, 1], as the options say."""
+    transform = get_transform(opt, grayscale=grayscale)
+    return lambda path: BaseDataset.transform(open_picture(opt, path), transform, path)
 
 
 def get_params(opt: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
@@ -101,6 +128,8 @@ def get_transform(
     with `grayscale` and of three without.
     """
     train = getattr(opt, "isTrain", True)
+    if getattr(opt, "value_range", None):
+        return deep_transform(opt, params, grayscale, method, convert)
     steps: list[Any] = []
     if grayscale:
         steps.append(transforms.Grayscale(1))
@@ -113,7 +142,7 @@ def get_transform(
             steps.append(CropAt(params["crop_pos"], opt.crop_size))
         else:
             steps.append(RandomCrop(opt.crop_size) if train else CenterCrop(opt.crop_size))
-    if opt.preprocess == "none":
+    if opt.preprocess == "none" and not getattr(opt, "keep_size", False):
         steps.append(MakeMultiple(4, method))
     if train and not opt.no_flip:
         if params is None:

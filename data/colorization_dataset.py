@@ -30,6 +30,8 @@ class ColorizationDataset(BaseDataset):
                 "--dataset_mode colorization needs --input_nc 1 --output_nc 2 --direction AtoB, "
                 f"got {opt.input_nc}, {opt.output_nc} and {opt.direction}"
             )
+        if opt.value_range:
+            raise UserError("--dataset_mode colorization reads 8-bit colour: no --value_range")
         self.dir = os.path.join(opt.dataroot, opt.phase)
         self.AB_paths = self.list_images(self.dir)
         self.rgb_transform = get_transform(opt, convert=False)

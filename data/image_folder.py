@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 
 from util.util import UserError
 
+from .transforms import check_crop_size
+
 # names are compared in lower case: .PNG and .Png count too
 IMG_EXTENSIONS = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"]
 
@@ -22,12 +24,16 @@ IMG_EXTENSIONS = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".we
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
-def is_image_file(filename: str | os.PathLike) -> bool:
+def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_EXTENSIONS) -> bool:
     """Whether the name ends as a picture's does, in any case."""
-    return os.path.splitext(os.fspath(filename))[1].lower() in IMG_EXTENSIONS
+    return os.path.splitext(os.fspath(filename))[1].lower() in extensions
 
 
-def make_dataset(dir: str | os.PathLike, max_dataset_size: float = float("inf")) -> list[str]:
+def make_dataset(
+    dir: str | os.PathLike,
+    max_dataset_size: float = float("inf"),
+    extensions: Sequence[str] = IMG_EXTENSIONS,
+) -> list[str]:
     """Paths of all pictures in a folder and the folders below it, in a fixed order.
 
     Links to folders are followed, once each. Raises UserError where there is no such folder.
@@ -46,13 +52,23 @@ def make_dataset(dir: str | os.PathLike, max_dataset_size: float = float("inf"))
             subfolders.clear()
             continue
         seen.add(real)
-        images += [os.path.join(folder, name) for name in names if is_image_file(name)]
+        images += [os.path.join(folder, name) for name in names if is_image_file(name, extensions)]
     images.sort()
     return images[: int(min(max_dataset_size, len(images)))]
 
 
-def list_images(dir: str | os.PathLike, max_dataset_size: float = float("inf")) -> list[str]:
-    """Like `make_dataset`, and checks what it can in a moment; raises UserError for no pictures."""
+def list_images(
+    dir: str | os.PathLike,
+    max_dataset_size: float = float("inf"),
+    check: bool = True,
+    crop_size: int = 0,
+    columns: int = 1,
+) -> list[str]:
+    """Like `make_dataset`, and raises UserError for no pictures.
+
+    `check` looks for broken ones as far as that can be done in a moment, and raises as well; so it
+    does for those of which a column, if there are several side by side, is below `crop_size`.
+    """
     paths = make_dataset(dir, max_dataset_size)
     if not paths:
         others = Counter(p.suffix or p.name for p in Path(dir).rglob("*") if p.is_file())
@@ -60,27 +76,36 @@ def list_images(dir: str | os.PathLike, max_dataset_size: float = float("inf")) 
         raise UserError(
             f"no pictures in {dir}: looked for {' '.join(IMG_EXTENSIONS)}, found {found}"
         )
-    quick_check(paths)
+    if check:
+        quick_check(paths, crop_size, columns)
     return paths
 
 
-def quick_check(paths: Sequence[str], seconds: float = 2.0) -> None:
+def quick_check(
+    paths: Sequence[str], crop_size: int = 0, columns: int = 1, seconds: float = 2.0
+) -> None:
     """Read the head and the tail of pictures, so that a broken one is known before work starts.
 
-    Raises UserError for the first that is no picture or is cut off. Stops after `seconds`: on a
+    Raises UserError for the first that is no picture, is cut off, or is too small. Stops after `seconds`: on a
     large or slow disk the rest is found when it is read.
     """
     end = time.monotonic() + seconds
     for path in paths:
+        size = None
         try:
             with Image.open(path) as image, open(path, "rb") as file:
+                size = image.size
                 ending = _ENDINGS.get(image.format or "", b"")
                 file.seek(-min(os.path.getsize(path), 64), os.SEEK_END)
                 whole = ending in file.read()
         except Exception:
             whole = False
         if not whole:
-            open_image(path)  # an odd ending need not be a fault: decoding decides
+            size = open_image(path).size  # an odd ending need not be a fault: decoding decides
+        try:
+            check_crop_size(size[0] // columns, size[1], crop_size)
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
         if time.monotonic() > end:
             return
 
@@ -144,3 +169,5 @@ class ImageFolder(Dataset):
 
 # a picture may be larger than Pillow's guess of an attack; above twice that it is still an error
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# what is only odd about a file (its EXIF data, say) is not worth a line; what is broken is an error
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -6,14 +6,19 @@ has to be known of the workers, and nothing that they had loaded ahead is lost.
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from util.randomness import derived_seed, drawn_from, new_seed
 from util.stopping import leave_signals_to_parent
+from util.util import UserError
 
 
 class Draw(NamedTuple):
@@ -43,19 +48,99 @@ class EpochOrder(Sampler):
         return self.size
 
 
+# what decoders raise on a damaged file; open_image turns it into a UserError, which is a ValueError
+BROKEN = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+MOST_TRIES = 100  # items in a row that can't be loaded: then it is no matter of single pictures
+
+
+class Loaded(NamedTuple):
+    """An item, and why others were passed over in its favour. `item` is None if it was dropped."""
+
+    item: Any
+    broken: list[str]
+
+
 class SeededItems(Dataset):
-    """Loads an item with its own random draws, and leaves the random sources as they were."""
+    """Loads an item with its own random draws, and leaves the random sources as they were.
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    What happens with one that can't be loaded is up to `broken`: `raise` lets the error through,
+    `replace` takes the next item that can be, which depends on nothing but the item and its seed,
+    and `drop` gives none.
+    """
 
-    def __getitem__(self, draw: Draw) -> Any:
-        with drawn_from(draw.seed):
-            return self.dataset[draw.index]
+    def __init__(self, dataset: Dataset, broken: str = "raise", size: int | None = None):
+        self.dataset, self.broken = dataset, broken
+        self.size = len(dataset) if size is None else size  # type: ignore[arg-type]
+
+    def __getitem__(self, draw: Draw) -> Loaded:
+        if self.broken == "raise":
+            with drawn_from(draw.seed):
+                return Loaded(self.dataset[draw.index], [])
+        reasons: list[str] = []
+        for attempt in range(min(self.size, MOST_TRIES)):
+            index = (draw.index + attempt) % self.size
+            # another seed each time: a random partner may be the one that is broken
+            seed = derived_seed(draw.seed, attempt) if attempt else draw.seed
+            try:
+                with drawn_from(seed):
+                    return Loaded(self.dataset[index], reasons)
+            except BROKEN as e:
+                reasons.append(self._reason(e, index))
+            if self.broken == "drop":
+                return Loaded(None, reasons)
+        raise UserError(
+            f"--skip_broken: {len(reasons)} items in a row can't be loaded, the last one because: "
+            f"{reasons[-1]}"
+        )
+
+    def _reason(self, error: Exception, index: int) -> str:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UserError):
+            return text  # names the file
+        # somebody's own dataset: the lists of paths that it keeps say what the item is made of
+        lists = [v for k, v in vars(self.dataset).items() if k.endswith("paths")]
+        paths = [v[index] for v in lists if isinstance(v, (list, tuple)) and index < len(v)]
+        named = [str(p) for p in paths if str(p) not in text]
+        return f"{', '.join(named) or f'item {index}'}: {text}"
+
+
+class NoSuchEntry(UserError, KeyError):
+    """A model asked for something that the dataset does not give."""
+
+    __str__ = BaseException.__str__  # that of KeyError adds quotes
+
+
+class Batch(dict):
+    """What a dataset gave, by name; to ask it for more is the user's mistake, and says so."""
+
+    def __missing__(self, key: Any) -> Any:
+        raise NoSuchEntry(
+            f"the model needs '{key}', and the dataset gives only {', '.join(map(str, self))}: "
+            "--model and --dataset_mode do not go together"
+        )
+
+
+def collate(loaded: list[Loaded]) -> tuple[Any, list[str]]:
+    """A batch (None if all its items were dropped), and why items were passed over."""
+    items = [one.item for one in loaded if one.item is not None]
+    return default_collate(items) if items else None, [r for one in loaded for r in one.broken]
 
 
 class EpochLoader:
-    """Iterating over it gives the batches of the epoch that was set, else of the next one."""
+    """Iterating over it gives the batches of the epoch that was set, else of the next one.
+
+    `broken` says what to do with items that can't be loaded, see `SeededItems`; `self.broken`
+    collects the reasons, once each.
+    """
 
     def __init__(
         self,
@@ -66,11 +151,13 @@ class EpochLoader:
         limit: float = float("inf"),
         seed: int | None = None,
         pin_memory: bool = False,
+        broken: str = "raise",
     ):
         size = int(min(len(dataset), limit))
         self.order = EpochOrder(size, shuffle, new_seed() if seed is None else seed)
         self.loader = DataLoader(
-            SeededItems(dataset),
+            SeededItems(dataset, broken, size),
+            collate_fn=collate,
             batch_size=batch_size,
             sampler=self.order,
             num_workers=workers,
@@ -81,6 +168,7 @@ class EpochLoader:
             generator=torch.Generator().manual_seed(0),
         )
         self._epoch, self._start = 0, 0
+        self.broken: dict[str, None] = {}  # in the order in which they came up
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Make the next iteration that of `epoch`, without its first `start` items."""
@@ -89,7 +177,13 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Any]:
         self.order.epoch, self.order.start = self._epoch, self._start
         self._epoch, self._start = self._epoch + 1, 0
-        return iter(self.loader)
+        return self._batches(iter(self.loader))
+
+    def _batches(self, loaded: Iterator[tuple[Any, list[str]]]) -> Iterator[Any]:
+        for batch, broken in loaded:
+            self.broken.update(dict.fromkeys(broken))
+            if batch is not None:
+                yield Batch(batch) if type(batch) is dict else batch
 
     def close(self) -> None:
         """End the workers. Without this they are joined at exit, where they no longer listen."""
@@ -103,3 +197,7 @@ def _start_worker(worker: int) -> None:
     # several workers with a pool of threads each only get in each other's way
     torch.set_num_threads(1)
     leave_signals_to_parent()
+
+
+# more processes than cores can be right, where they wait for a disk: --num_threads is the user's
+warnings.filterwarnings("ignore", message="This DataLoader will create")

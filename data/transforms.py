@@ -95,8 +95,13 @@ class Mirror:
 
 def check_crop(image: Image.Image, size: int) -> None:
     """Raise UserError where a picture is smaller than the square to be cut from it."""
-    if min(image.size) < size:
+    check_crop_size(*image.size, size)
+
+
+def check_crop_size(width: int, height: int, size: int) -> None:
+    """Like `check_crop`, for a picture that need not be opened."""
+    if min(width, height) < size:
         raise UserError(
-            f"a picture of {image.width}x{image.height} is too small for --crop_size {size}: use a "
+            f"a picture of {width}x{height} is too small for --crop_size {size}: use a "
             "smaller --crop_size, or a --preprocess that scales, such as resize_and_crop"
         )

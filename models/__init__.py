@@ -8,10 +8,32 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from util.find_class import find_class
 
 from .base_model import BaseModel
+
+if TYPE_CHECKING:
+    from .translator import Translator, load_generator
+
+__all__ = [
+    "BaseModel",
+    "Translator",
+    "create_model",
+    "find_model_using_name",
+    "get_option_setter",
+    "load_generator",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # not at the top: the translator imports the data package, and that may import this one
+    if name in ("Translator", "load_generator"):
+        from . import translator
+
+        return getattr(translator, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def find_model_using_name(model_name: str) -> type[BaseModel]:

@@ -69,7 +69,7 @@ def describe(state: State) -> dict[str, object]:
     if first_key == "model.0.weight":
         return {"netD": "n_layers", "n_layers_D": len(weights) - 2, "ndf": width, "norm": norm}
     if first_key == "net.0.weight":
-        return {"netD": "pixel", "ndf": width, "norm": "batch" if norm_weights else None}
+        return {"netD": "pixel", "ndf": width, "norm": norm}
     return {}
 
 
@@ -83,13 +83,13 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     if not (missing or surplus or wrong):
         return None
     there, wanted = describe(state), describe(own)
-    differing = {k: v for k, v in there.items() if v is not None and v != wanted.get(k)}
+    differing = {k: v for k, v in there.items() if v != wanted.get(k)}
     if there.keys() == wanted.keys() and differing:
         flags = " ".join(_flag(k, v) for k, v in differing.items())
         given = " ".join(_flag(k, wanted[k]) for k in differing)
         return f"net{name} was saved with {flags}, the options say {given}; set {flags}"
     if there and wanted:
-        flags = " ".join(_flag(k, v) for k, v in there.items() if v is not None)
+        flags = " ".join(_flag(k, v) for k, v in there.items())
         return f"net{name} was saved with {flags}; set these flags"
     examples = [*missing, *surplus, *wrong][:2]
     return (

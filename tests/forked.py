@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,32 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["train", "tests.forked"])
 
 
-def start(argv: list[str], log: Path, crash_at: int | None = None) -> Any:
+def start(
+    argv: list[str],
+    log: Path,
+    crash_at: int | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> Any:
     """Start `train.py` with these arguments; output is appended to `log`.
 
     With `crash_at` the process kills itself before the so many-th operation of the file system
-    that saving makes (opening, flushing, renaming, deleting files).
+    that saving makes (opening, flushing, renaming, deleting files). `prepare`, a function of a
+    module, is called in the process before training.
     """
-    process = _context.Process(target=_child, args=(argv, str(log), crash_at))
+    process = _context.Process(target=_child, args=(argv, str(log), crash_at, prepare))
     process.start()
     return process
 
 
-def run(argv: list[str], log: Path, crash_at: int | None = None, seconds: float = 120) -> int:
+def run(
+    argv: list[str],
+    log: Path,
+    crash_at: int | None = None,
+    seconds: float = 120,
+    prepare: Callable[[], None] | None = None,
+) -> int:
     """Like `start`, and waits for the end; returns the exit code (negative: the signal)."""
-    process = start(argv, log, crash_at)
+    process = start(argv, log, crash_at, prepare)
     process.join(seconds)
     if process.exitcode is None:
         process.kill()
@@ -36,7 +49,16 @@ def run(argv: list[str], log: Path, crash_at: int | None = None, seconds: float 
     return process.exitcode
 
 
-def _child(argv: list[str], log: str, crash_at: int | None) -> None:
+def call(function: Callable[..., None], *args: Any) -> Any:
+    """Start a function of a module in a process of its own."""
+    process = _context.Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def _child(
+    argv: list[str], log: str, crash_at: int | None, prepare: Callable[[], None] | None
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -53,6 +75,8 @@ def _child(argv: list[str], log: str, crash_at: int | None) -> None:
     torch.set_num_threads(1)
     if crash_at is not None:
         _crash_in_save(crash_at)
+    if prepare is not None:
+        prepare()
     with one_line_errors(), contextlib.suppress(KeyboardInterrupt):
         train.main()
 
@@ -82,4 +106,4 @@ def _crash_in_save(crash_at: int) -> None:
             return getattr(os, name)
 
     checkpoint.os = CountedOs()  # type: ignore[assignment]
-    checkpoint.ChecksumWriter.write = counted(checkpoint.ChecksumWriter.write)  # type: ignore
+    checkpoint.DiskWriter.write = counted(checkpoint.DiskWriter.write)  # type: ignore

@@ -46,9 +46,9 @@ def install(module, distribution):
     info = root / f"{distribution}-1.0.dist-info"
     info.mkdir()
     (root / module).mkdir(exist_ok=True)
+    (root / module / "__init__.py").touch()
     if mode == "killed" and module == "torchvision":
         os._exit(137)
-    (root / module / "__init__.py").touch()
     (info / "RECORD").touch()
 
 
@@ -87,6 +87,14 @@ def bash(script: Path | str, *args: str, **env: str) -> subprocess.CompletedProc
         text=True,
         timeout=120,
     )
+
+
+def link_tools(folder: Path, *tools: str) -> Path:
+    """A folder to be the whole PATH: these programs and no others."""
+    folder.mkdir()
+    for tool in tools:
+        (folder / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool} here"))
+    return folder
 
 
 class Copy:
@@ -148,13 +156,16 @@ def test_setup_installs_once(copy: Copy):
     assert "6 GB" in first.stdout
     calls = copy.take_calls()
     # visdom's set-up needs an old setuptools, and to be built where that one is
-    assert "setuptools<81 wheel" in calls[0]
+    assert "setuptools>=77.0.3,<81 wheel" in calls[0]
     assert "--no-build-isolation" in calls[1]
     assert calls[1].endswith("/requirements.txt")
 
-    begun = time.monotonic()
-    again = copy.setup()
-    assert time.monotonic() - begun < 1
+    seconds = []
+    for _ in range(3):
+        begun = time.monotonic()
+        again = copy.setup()
+        seconds.append(time.monotonic() - begun)
+    assert min(seconds) < 1
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert copy.take_calls() == []
 
@@ -243,10 +254,7 @@ def test_setup_error_lines(copy: Copy):
 
 
 def test_setup_without_any_python(copy: Copy, tmp_path: Path):
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("bash", "dirname", "head", "cat", "cksum", "rm", "sed"):
-        (tools / tool).symlink_to(shutil.which(tool) or pytest.skip(f"no {tool}"))
+    tools = link_tools(tmp_path / "tools", "bash", "dirname", "head", "cat", "cksum", "rm", "sed")
     run = copy.setup(PATH=str(tools), PYTHON="")
     assert_one_line(run, "no Python of 3.10 or newer on PATH", "PYTHON=")
 
@@ -273,18 +281,78 @@ def test_run_tests_hands_on_its_arguments(tmp_path: Path):
     assert lines[-2:] == ["<-k>", "<one or two>"]
 
 
+def ci_copy(folder: Path, broken: str | None = None) -> Path:
+    """.ci/run with stand-ins for all that it calls, one of which may fail."""
+    status = {name: int(name == broken) for name in ("tests", "ruff", "pyright")}
+    write_script(folder / "scripts/run_tests.sh", f"exit {status['tests']}\n")
+    for name in ("ruff", "pyright"):
+        write_script(folder / f".venv/bin/{name}", f"#!/bin/sh\nexit {status[name]}\n")
+    return write_script(folder / ".ci/run", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize(("broken", "code"), [(None, 0), ("tests", 1), ("ruff", 1), ("pyright", 1)])
 def test_ci_runs_every_step(tmp_path: Path, broken: str | None, code: int):
-    write_script(tmp_path / ".ci/run", (ROOT / ".ci/run").read_text(encoding="utf-8"))
-    status = {name: int(name == broken) for name in ("tests", "ruff", "pyright")}
-    write_script(tmp_path / "scripts/run_tests.sh", f"exit {status['tests']}\n")
-    for name in ("ruff", "pyright"):
-        write_script(tmp_path / f".venv/bin/{name}", f"#!/bin/sh\nexit {status[name]}\n")
+    ci = ci_copy(tmp_path, broken)
     write_script(tmp_path / "bin/chromium", "#!/bin/sh\n")
-    run = bash(tmp_path / ".ci/run", PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    run = bash(ci, PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
     assert run.returncode == code
     failed = {None: 0, "tests": 1, "ruff": 2, "pyright": 1}[broken]
     assert run.stdout.count("FAILED") == failed
     assert run.stdout.count("ci:   ok") == 4 - failed
     last = f"ci: {failed} of 4 steps failed" if failed else "ci: all 4 steps passed"
     assert run.stdout.splitlines()[-1] == last
+
+
+def test_ci_goes_on_without_chromium(tmp_path: Path):
+    ci = ci_copy(tmp_path)
+    tools = link_tools(tmp_path / "tools", "bash", "sh", "dirname")
+    write_script(tools / "apt-get", "#!/bin/sh\nexit 100\n")
+    run = bash(ci, PATH=str(tools))
+    assert run.returncode == 0, run.stdout
+    assert "chromium could not be installed by apt-get" in run.stdout
+
+
+# ----------------------------------------------------------------------------------- quickstart.sh
+def commands_of_quickstart(folder: Path, gpu: bool) -> tuple[list[list[str]], str]:
+    """Run the script with a Python that only writes down its arguments."""
+    script = folder / "scripts/quickstart.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "scripts/quickstart.sh", script)
+    write_script(script.with_name("setup.sh"), "exit 0\n")
+    write_script(
+        folder / ".venv/bin/python",
+        f"""#!/bin/sh
+if [ "$1" = -c ]; then exit {int(not gpu)}; fi
+printf '%s\\t' "$@" >> calls
+echo >> calls
+mkdir -p results/quickstart/test_latest && touch results/quickstart/test_latest/index.html
+""",
+    )
+    run = bash(script)
+    assert run.returncode == 0, run.stderr
+    calls = (folder / "calls").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t")[:-1] for line in calls], run.stdout
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_quickstart_gives_commands_that_parse(tmp_path: Path, gpu: bool):
+    from options.test_options import TestOptions
+    from options.train_options import TrainOptions
+
+    (train, test), output = commands_of_quickstart(tmp_path, gpu)
+    assert (train[0], test[0]) == ("train.py", "test.py")
+    opt = TrainOptions(train[1:]).gather_options()
+    opt_test = TestOptions(test[1:]).gather_options()
+    assert opt.gpu_ids == opt_test.gpu_ids == ("0" if gpu else "-1")
+    assert (opt.name, opt.model, opt.dataroot) == (opt_test.name, opt_test.model, opt_test.dataroot)
+    assert (ROOT / opt.dataroot / "testA").is_dir()
+    page = output.splitlines()[-1].split(" open ")[1]
+    assert Path(page).is_absolute()
+    assert Path(page).exists()
+
+
+def test_quickstart_takes_no_arguments():
+    run = bash(ROOT / "scripts/quickstart.sh", "--epochs", "3")
+    assert run.returncode == 2
+    assert len(run.stderr.splitlines()) == 1
+    assert "--epochs 3" in run.stderr

@@ -29,7 +29,7 @@ class ImagePool:
                 chosen.append(image)
             elif random.uniform(0, 1) > 0.5:
                 index = random.randint(0, self.pool_size - 1)
-                chosen.append(self.images[index])
+                chosen.append(self.images[index].to(image.device))  # a resumed one is on the CPU
                 self.images[index] = image.clone()
             else:
                 chosen.append(image)

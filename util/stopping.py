@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from .checkpoint import warn
 from .util import UserError
 
 # Slurm sends SIGUSR1 some time before a job's limit if asked to
@@ -27,11 +30,20 @@ class StopRequest:
         self.exit_code = 0
         self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
         self.max_hours = max_hours
+        self.before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals; only possible on the main thread."""
-        for name in SIGNALS:
-            signal.signal(getattr(signal, name), self._handle)
+        """Take over the signals; only possible, and only done, on the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for name in SIGNALS:
+                number = getattr(signal, name)
+                self.before[number] = signal.signal(number, self._handle)
+
+    def uninstall(self) -> None:
+        """Give the signals back: what comes after training ends at once."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None:
@@ -65,7 +77,7 @@ class ExperimentLock:
 
     def __init__(self, folder: Path):
         self.path = folder / ".lock"
-        self.file = None
+        self.descriptor: int | None = None
 
     def acquire(self) -> None:
         """Raises UserError where another process trains this experiment."""
@@ -73,33 +85,50 @@ class ExperimentLock:
             import fcntl
         except ImportError:  # Windows
             return
+        while self.descriptor is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # a folder of somebody else's may have a link here to a file that matters
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(self.path, flags, 0o666)
+            except OSError as e:
+                raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
+            try:
+                # not flock: the processes that load data would inherit that, and outlive us
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                owner = os.read(descriptor, 200).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise UserError(
+                    f"{self.path.parent} is being trained by {owner or 'another process'}: stop "
+                    "that one, or choose another --name"
+                ) from None
+            except OSError:
+                # some network file systems have no locks: train without
+                os.close(descriptor)
+                warn(f"{self.path} can't be locked on this file system")
+                return
+            if self._is_still_there(descriptor):
+                self.descriptor = descriptor
+            else:
+                # its owner let go, and removed it, after we had opened it
+                os.close(descriptor)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a+")  # noqa: SIM115 - held open for as long as we train
-        except OSError as e:
-            raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
-        try:
-            # not flock: the processes that load data would inherit that, and outlive us a little
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            self.file.seek(0)
-            owner = self.file.read().strip() or "another process"
-            self.file.close()
-            raise UserError(
-                f"{self.path.parent} is being trained by {owner}: stop that one, or choose "
-                "another --name"
-            ) from None
+            os.ftruncate(self.descriptor, 0)
+            os.write(self.descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
         except OSError:
-            # some network file systems have no locks: train without
-            print(f"warning: {self.path} can't be locked on this file system", file=sys.stderr)
-            return
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self.file.flush()
+            pass  # only a help for the one who is refused; the disk may be full
+
+    def _is_still_there(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path))
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Let go, and remove the file."""
-        if self.file is not None:
-            self.path.unlink(missing_ok=True)
-            self.file.close()
-            self.file = None
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            os.close(self.descriptor)
+            self.descriptor = None

@@ -9,12 +9,10 @@ from types import TracebackType
 from typing import Any
 
 from . import checkpoint, randomness
-from .checkpoint import FoundSet, Position, warn
+from .checkpoint import FoundSet, Position, first_line, warn
 from .finite import FiniteGuard
 from .stopping import ExperimentLock, StopRequest
 from .util import UserError
-
-FORMAT = 1
 
 
 class TrainingRun:
@@ -26,11 +24,11 @@ class TrainingRun:
     def __init__(self, opt: argparse.Namespace, model: Any, dataset: Any):
         self.opt, self.model, self.dataset = opt, model, dataset
         self.folder = Path(opt.checkpoints_dir) / opt.name
-        self.id = checkpoint.new_token()
+        self.id = ""
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)
         self.guard = FiniteGuard(model, opt.on_nan)
-        self.failed_save: str | None = None
+        self.failed: list[str] = []  # what went wrong in the last save
 
     def __enter__(self) -> TrainingRun:
         self.lock.acquire()
@@ -46,11 +44,13 @@ class TrainingRun:
         self.guard.close()
         self.dataset.close()
         self.lock.release()
+        self.stop.uninstall()
 
     # ------------------------------------------------------------------------------------- resuming
     def resume(self) -> Position:
         """Take up what the experiment has, as `--continue_train` asks, and say from where."""
         opt = self.opt
+        self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
             if next(self.folder.glob("*_net_*.pth"), None) is not None:
                 print(
@@ -59,6 +59,10 @@ class TrainingRun:
                 )
             return self._from_epoch_count()
         found: FoundSet | None = self.model.resumed
+        if checkpoint.tokens(self.folder) != (found.there if found else {}):
+            # another training had the lock until a moment ago, and saved as it stopped
+            self.model.load_saved(opt)
+            found = self.model.resumed
         if found is None:
             print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
             return self._from_epoch_count()
@@ -72,7 +76,14 @@ class TrainingRun:
             )
             return self._from_epoch_count()
         position = found.position()
-        self._restore(found.state)
+        try:
+            self._restore(found.state)
+        except Exception as e:  # the files are whole, but not what this program writes
+            path = checkpoint.state_path(self.folder, found.suffix)
+            raise UserError(
+                f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
+                "the options that it was saved with, or delete it to go on from weights alone"
+            ) from e
         print(
             f"resuming from '{found.suffix}': epoch {position.epoch}, {position.epoch_iter} images "
             f"into it, {position.total_iters} in all"
@@ -93,6 +104,12 @@ class TrainingRun:
                 f"--epoch_count {opt.epoch_count} does not count here: the saved state says that "
                 f"this is epoch {state['epoch']}"
             )
+        size = len(self.dataset)
+        if (saved_size := state.get("epoch_size", size)) != size:
+            warn(
+                f"there are {size} pictures in an epoch now, {saved_size} when this was saved: the "
+                "order is another one from here on"
+            )
         # the schedule was made with it
         opt.epoch_count = saved["epoch_count"]
         opt.seed = self.dataset.seed = state["seed"]
@@ -111,27 +128,31 @@ class TrainingRun:
         """
         self.guard.check()
         state = self._state(position)
+        self.failed = []
         for suffix in suffixes:
             start = time.perf_counter()
             try:
                 checkpoint.save_set(self.folder, suffix, self.model.network_states(), state)
-                checkpoint.prune_states(self.folder, self.opt.keep_states)
-            except (OSError, RuntimeError) as e:
-                reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
-                self.failed_save = f"saving '{suffix}' in {self.folder} failed: {reason}"
-                warn(f"{self.failed_save}; the older save is as it was, the next one tries again")
-            else:
-                self.failed_save = None
-                if self.opt.verbose:
-                    print(f"saved '{suffix}' in {time.perf_counter() - start:.2f} s")
+            except (OSError, RuntimeError, MemoryError) as e:
+                reason = getattr(e, "strerror", None) or first_line(e)
+                failed = f"saving '{suffix}' in {self.folder} failed: {reason}"
+                self.failed.append(failed)
+                warn(f"{failed}; the older save is as it was, the next one tries again")
+                continue
+            if self.opt.verbose:
+                print(f"saved '{suffix}' in {time.perf_counter() - start:.2f} s")
+        try:
+            checkpoint.prune_states(self.folder, self.opt.keep_states)
+        except OSError as e:
+            warn(f"an old training state can't be deleted: {e}")
 
     def _state(self, position: Position) -> dict[str, Any]:
         plain = (str, int, float, bool, type(None), list)
         options = {k: v for k, v in vars(self.opt).items() if isinstance(v, plain)}
         return {
-            "format": FORMAT,
             "run": self.id,
             **vars(position),
+            "epoch_size": len(self.dataset),
             "seed": self.opt.seed,
             "random": randomness.get_state(),
             "model": self.model.training_state(),
@@ -139,9 +160,12 @@ class TrainingRun:
         }
 
     def finish(self) -> None:
-        """At the very end: fails where the last save did."""
-        if self.failed_save:
-            raise UserError(f"the training is over, but {self.failed_save}")
+        """At the very end: raises UserError where the last save failed."""
+        if self.failed:
+            raise UserError(
+                f"the training is over, but {'; '.join(self.failed)}; --continue_train goes on "
+                "from the older save"
+            )
 
 
 __all__ = ["Position", "TrainingRun"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,26 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit code 1; the rest are bugs and show."""
+    """Turn a `UserError` into one line on stderr and exit code 1, and so a lack of memory.
+
+    The rest are bugs and show.
+    """
     try:
         yield
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as e:
+        # on the CPU torch has no class of its own for it
+        words = "allocate memory|not enough memory|size calculation overflow"
+        lack = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or re.search(words, str(e))
+        if not lack:
+            raise
+        print(
+            "error: out of memory: choose a smaller --batch_size, --crop_size or --ngf, or leave "
+            "memory to this process",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

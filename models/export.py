@@ -1,0 +1,215 @@
+"""A generator as a file that needs none of this code: ONNX, TorchScript, or PyTorch's own pt2.
+
+All three take pictures (N, C, H, W) of float32 with values in [-1, 1], of any N, H and W, and
+return the same sizes: the padding of `networks.apply_padded` is part of the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from util.util import UserError
+
+from .streaming import size_needed
+
+INPUT, OUTPUT = "picture", "translated"
+METADATA = "metadata.json"
+ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
+TOLERANCE = 1e-3  # of values in [-1, 1]
+
+# batch, height, width: a usual size, one that fits no network, and one smaller than a U-Net's step
+SIZES = ((1, 256, 256), (2, 75, 109), (1, 90, 300))
+
+_LARGEST = 2**20  # pixels a side, over the step: what the exporter may assume
+
+
+def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
+    """A copy of a generator on the CPU that draws nothing and learns nothing.
+
+    Batch norms use the statistics of the picture itself, each picture of a batch by itself, as
+    `test.py` does; with `eval` those that training has stored. Dropout is off either way.
+    """
+    net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+                setattr(parent, name, _plain_norm(child, eval))
+    return net
+
+
+def _plain_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm, eval: bool) -> nn.Module:
+    # with the statistics of one picture the two norms are the same
+    kind = nn.BatchNorm2d if eval else nn.InstanceNorm2d
+    plain = kind(norm.num_features, eps=norm.eps, affine=norm.affine)
+    plain.load_state_dict(norm.state_dict(), strict=eval)
+    return plain.eval().requires_grad_(False)
+
+
+class AnySize(nn.Module):
+    """`networks.apply_padded` for the exporters: one graph for all sizes, without a branch.
+
+    Rows and columns are picked by number, which pads by reflection, or by repeating the last one
+    where the picture is too small for that.
+    """
+
+    def __init__(self, net: nn.Module, multiple: int, least: int):
+        super().__init__()
+        self.net, self.multiple, self.fewest = net, multiple, least // multiple
+
+    def _padded(self, size: int):
+        """The size to pad to.
+
+        It goes through a tensor, so that the exporter takes it for a number that it knows nothing
+        of; else it would ask for each layer whether padded and unpadded sizes are the same.
+        """
+        steps = (torch.full((), size, dtype=torch.int64) + (self.multiple - 1)) // self.multiple
+        count = steps.clamp(min=self.fewest).item()  # no int(): that would fix it
+        torch._check(count >= self.fewest)
+        torch._check(count <= _LARGEST)
+        return self.multiple * count
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        bottom, right = picture.shape[-2] - 1, picture.shape[-1] - 1
+        rows = torch.arange(self._padded(bottom + 1), device=picture.device)
+        columns = torch.arange(self._padded(right + 1), device=picture.device)
+        mirrored_rows = bottom - (rows - bottom).abs()
+        mirrored_columns = right - (columns - right).abs()
+        mirrors = (mirrored_rows.amin(0) >= 0) & (mirrored_columns.amin(0) >= 0)
+        rows = torch.where(mirrors, mirrored_rows, rows.clamp(max=bottom)).clamp(min=0)
+        columns = torch.where(mirrors, mirrored_columns, columns.clamp(max=right)).clamp(min=0)
+        padded = picture.index_select(2, rows).index_select(3, columns)
+        return self.net(padded)[..., : bottom + 1, : right + 1]
+
+
+class AnySizeScript(nn.Module):
+    """The same in the part of Python that TorchScript has."""
+
+    def __init__(self, net: nn.Module, multiple: int, least: int):
+        super().__init__()
+        self.net, self.multiple, self.least = net, multiple, least
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        height, width, step = picture.size(2), picture.size(3), self.multiple
+        pad_h = max(self.least, (height + step - 1) // step * step) - height
+        pad_w = max(self.least, (width + step - 1) // step * step) - width
+        if pad_h > 0 or pad_w > 0:
+            mode = "reflect" if pad_h < height and pad_w < width else "replicate"
+            picture = F.pad(picture, [0, pad_w, 0, pad_h], mode=mode)
+        return self.net(picture)[:, :, :height, :width]
+
+
+def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[str, str]) -> None:
+    """Write a generator that `frozen` returned to a file, `metadata` in it.
+
+    Raises UserError where a package is missing.
+    """
+    inner = net.model
+    assert isinstance(inner, nn.Module)
+    multiple, least = size_needed(net)
+    example = torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5)
+    writer: Callable = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[form]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside of torch
+        writer(inner, multiple, least, example, path, metadata)
+
+
+def _graph(inner: nn.Module, multiple: int, least: int, example: torch.Tensor):
+    anything = torch.export.Dim.DYNAMIC
+    shapes = ({0: anything, 2: anything, 3: anything},)
+    net = AnySize(inner, multiple, least).eval()
+    return torch.export.export(net, (example,), dynamic_shapes=shapes, strict=False)
+
+
+def _onnx(
+    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
+) -> None:
+    need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
+    import onnx
+
+    program = torch.onnx.export(
+        _graph(inner, multiple, least, example),
+        (example,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    for value in (model.graph.input[0], model.graph.output[0]):
+        dims = value.type.tensor_type.shape.dim
+        for i, name in ((0, "batch"), (2, "height"), (3, "width")):
+            dims[i].dim_param = name
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, str(path))
+
+
+def _torchscript(
+    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
+) -> None:
+    # no layer looks at the size of what it gets, so a trace of the layers holds for all sizes
+    fitting = torch.zeros(2, example.shape[1], 2 * least, 3 * least)
+    traced = torch.jit.trace(inner, fitting, check_trace=False)
+    script = torch.jit.script(AnySizeScript(traced, multiple, least).eval())
+    torch.jit.save(script, str(path), _extra_files={METADATA: json.dumps(metadata)})
+
+
+def _pt2(
+    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
+) -> None:
+    program = _graph(inner, multiple, least, example)
+    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+
+
+def reader(form: str, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The exported file as a function of pictures (N, C, H, W), on the CPU."""
+    if form == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
+    if form == "torchscript":
+        script = torch.jit.load(str(path), map_location="cpu")
+        return lambda x: script(x)
+    module = torch.export.load(path).module()
+    return lambda x: module(x)
+
+
+def largest_difference(
+    net: nn.Module,
+    exported: Callable[[torch.Tensor], torch.Tensor],
+    input_nc: int,
+    sizes: Iterable[tuple[int, int, int]] = SIZES,
+) -> dict[str, float]:
+    """By size `NxHxW`, the largest difference between a network and what was made of it.
+
+    The pictures are uniform noise in [-1, 1], the same in each call.
+    """
+    source = torch.Generator().manual_seed(0)
+    found = {}
+    with torch.inference_mode():
+        for batch, height, width in sizes:
+            x = torch.rand(batch, input_nc, height, width, generator=source) * 2 - 1
+            wanted, got = net(x), exported(x)
+            same = wanted.shape == got.shape
+            difference = (wanted - got).abs().max().item() if same else float("inf")
+            found[f"{batch}x{height}x{width}"] = difference
+    return found
+
+
+def need_packages(what: str, names: Iterable[str]) -> None:
+    """Raise UserError that names the packages which are not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{what} needs {', '.join(missing)}: pip install {' '.join(missing)}")

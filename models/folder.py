@@ -1,0 +1,222 @@
+"""Translate a folder of pictures to files of the same relative paths: `test.py --only_outputs`."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.picture_io import (
+    FORMATS,
+    Picture,
+    check_writable,
+    naming,
+    read_picture,
+    write_bands,
+    write_picture,
+)
+from util.background import BackgroundWork
+from util.util import UserError
+from util.visualizer import result_name
+
+from .acceleration import batches_freely
+from .tiles import TileOptions
+from .translator import Translator
+
+# what one picture may raise without ending the work on the others
+FAILURES = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
+
+
+class Job(NamedTuple):
+    """A picture to translate, and the file that is to come of it."""
+
+    source: str
+    target: Path
+
+
+class Ready(NamedTuple):
+    """A picture that was read: `x` (C, H, W) in [-1, 1], None where tiles take `picture`."""
+
+    job: Job
+    picture: Picture
+    x: torch.Tensor | None
+
+
+@dataclass
+class FolderTranslation:
+    """How the pictures of a folder are translated.
+
+    Attributes:
+        translator: the generator.
+        format: `png`, `jpg` or `webp` (8 bits), `tiff` (the input's depth), or `same` (the input's
+            format and depth).
+        batch_size: pictures of equal size computed together, where that gives the same results.
+        threads: that read, and as many that write; 0 does all in turn.
+        tiles: how large pictures are cut up; None computes each in one piece.
+        prepare: reads a file as (C, H, W) in [-1, 1] at another size; None keeps the size.
+    """
+
+    translator: Translator
+    format: str = "png"
+    batch_size: int = 1
+    threads: int = 4
+    tiles: TileOptions | None = None
+    prepare: Callable[[str], torch.Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tiles is not None:
+            self.threads = 0  # one large picture in memory at a time
+        if self.batch_size > 1 and not batches_freely(self.translator.net):
+            print("batch size 1: batch norm and dropout depend on the batch (not with --eval)")
+            self.batch_size = 1
+        if self.format in ("png", "jpg", "webp"):
+            check_writable(FORMATS[self.format], self.translator.output_nc, np.uint8)
+
+    # -------------------------------------------------------------------------------------- naming
+    def jobs(self, paths: Sequence[str], root: str | os.PathLike, out: Path) -> list[Job]:
+        """The result of each path below `root`: the same path below `out`, with the format's ending."""
+        taken: set[str] = set()
+        jobs = []
+        for path in paths:
+            relative = os.path.relpath(path, root)
+            if self.format != "same":
+                relative = result_name(relative, taken) + FORMATS[self.format]
+            jobs.append(Job(path, out / relative))
+        return jobs
+
+    # ------------------------------------------------------------------------------------- running
+    def run(self, jobs: Sequence[Job]) -> list[tuple[str, str]]:
+        """Translate; returns the paths that failed with the reasons, in order."""
+        failed: dict[str, str] = {}
+
+        def fail(job: Job, error: Exception) -> None:
+            failed[job.source] = _reason(error)
+
+        bar = tqdm(total=len(jobs), unit="pictures", disable=None)
+        with bar, BackgroundWork(self.threads) as encoders:
+            for batch in self._batches(self._read_all(jobs, fail)):
+                try:
+                    if batch[0].x is None:
+                        self._write_tiled(batch[0])
+                    else:
+                        self._translate(batch, encoders, fail)
+                except FAILURES as e:
+                    for ready in batch:
+                        fail(ready.job, e)
+                bar.update(len(batch))
+            bar.update(len(jobs) - bar.n)
+        return [(job.source, failed[job.source]) for job in jobs if job.source in failed]
+
+    def _translate(
+        self,
+        batch: list[Ready],
+        encoders: BackgroundWork,
+        fail: Callable[[Job, Exception], None],
+    ) -> None:
+        xs = [ready.x for ready in batch if ready.x is not None]
+        outputs = self.translator.run(torch.stack(xs)).cpu()
+        for ready, output in zip(batch, outputs, strict=True):
+
+            def failed(e: Exception, job: Job = ready.job) -> None:
+                fail(job, e)
+
+            encoders.submit(self._write, ready, output, failed=failed)
+
+    def _write(self, ready: Ready, output: torch.Tensor) -> None:
+        dtype = self._dtype(ready.picture)
+        result = self.translator.finish(output, ready.picture, dtype)
+        write_picture(ready.job.target, result.pixels, result.alpha)
+
+    def _write_tiled(self, ready: Ready) -> None:
+        assert self.tiles is not None
+        picture, dtype = ready.picture, self._dtype(ready.picture)
+        bands = self.translator.tiled(picture, self.tiles, dtype)
+        shape = (*picture.pixels.shape[:2], self.translator.output_nc)
+        try:
+            write_bands(ready.job.target, bands, shape, dtype, picture.alpha)
+        finally:
+            bands.close()  # removes scratch files
+            # let go of: the next one is read before this one would be
+            picture.pixels, picture.alpha = picture.pixels[:0].copy(), None
+
+    def _dtype(self, picture: Picture) -> np.dtype:
+        return picture.pixels.dtype if self.format in ("tiff", "same") else np.dtype(np.uint8)
+
+    # ------------------------------------------------------------------------------------- reading
+    def _read(self, job: Job) -> Ready:
+        with naming(job.source):
+            if self.prepare is not None:
+                x = self.prepare(job.source)
+                # its type is that of 8-bit pixels: what was read at another size has no alpha
+                return Ready(job, Picture(np.empty((0, 0, 1), np.uint8)), x)
+            picture = read_picture(job.source)
+            if self.tiles is not None and max(picture.size) > self.tiles.size:
+                return Ready(job, picture, None)
+            return Ready(job, picture, self.translator.unit(picture))
+
+    def _read_all(
+        self, jobs: Sequence[Job], fail: Callable[[Job, Exception], None]
+    ) -> Iterator[Ready]:
+        """Pictures in order, read ahead by threads."""
+
+        def result(job: Job, get: Callable[[], Ready]) -> Ready | None:
+            try:
+                return get()
+            except FAILURES as e:
+                fail(job, e)
+                return None
+
+        if self.threads == 0:
+            for job in jobs:
+                ready = result(job, lambda job=job: self._read(job))
+                if ready is not None:
+                    yield ready
+            return
+        ahead = 2 * self.threads + self.batch_size
+        with ThreadPoolExecutor(self.threads, "decode") as pool:
+            coming: deque[tuple[Job, Any]] = deque()
+            left = iter(jobs)
+            try:
+                while True:
+                    while len(coming) < ahead and (job := next(left, None)) is not None:
+                        coming.append((job, pool.submit(self._read, job)))
+                    if not coming:
+                        return
+                    job, future = coming.popleft()
+                    ready = result(job, future.result)
+                    if ready is not None:
+                        yield ready
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _batches(self, pictures: Iterator[Ready]) -> Iterator[list[Ready]]:
+        """Neighbours of equal size together, at most `batch_size` of them."""
+        batch: list[Ready] = []
+        for ready in pictures:
+            if batch and _shape(ready) != _shape(batch[-1]):
+                yield batch
+                batch = []
+            batch.append(ready)
+            if len(batch) == self.batch_size or ready.x is None:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def _shape(ready: Ready) -> torch.Size | None:
+    return None if ready.x is None else ready.x.shape
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "out of memory: try --tile 1024"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,274 @@
+"""Large pictures in bounded memory: `exact`, see `streaming.py`, or `quick`, in tiles that overlap.
+
+Quick tiles are run one by one. Neighbours share a strip of `overlap` pixels; of that the outer
+parts, which see the padding at the border of their tile, are thrown away, and over the middle (at
+most 64 pixels wide) one tile fades into the other. Norms that take their statistics from the
+picture get the same ones in all tiles: those of 16 sample tiles of 256x256 pixels, spread evenly
+over the picture and run as one batch. With norms that need none (batch norm in eval mode) quick
+tiles are exact where the overlap covers the field of view on both sides and the fade: 184 pixels
+for resnet_6blocks, 232 for resnet_9blocks, 832 for unet_128 and 1600 for unet_256, whose outputs
+depend on inputs up to 60, 84, 381 and 765 pixels away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data.picture_io import Range, fit_channels, to_unit
+from util.util import UserError
+
+from .networks import ResnetGenerator, UnetGenerator
+from .streaming import Padded, Plan, Room, RowSource, size_needed, uses_own_statistics
+
+MODES = ("exact", "quick")
+SAMPLES, SAMPLE_SIZE = 16, 256
+WIDEST_FADE = 64
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """How large pictures are cut up.
+
+    Attributes:
+        size: side of a tile; exact bands have as many pixels as a tile of this size.
+        overlap: pixels that neighbours share (`quick` only).
+        mode: `exact`, `quick`, or None: exact if the disk has room for it, else quick.
+        memory: GiB for what exact tiles keep between passes; the rest goes to files.
+        scratch: folder for those files; the system's folder for temporary files if None.
+    """
+
+    size: int = 512
+    overlap: int = 64
+    mode: str | None = None
+    memory: float = 1.0
+    scratch: str | os.PathLike | None = None
+
+    @classmethod
+    def of(cls, opt: argparse.Namespace) -> TileOptions | None:
+        """What the command line says; None without `--tile`."""
+        if not opt.tile:
+            return None
+        return cls(opt.tile, opt.tile_overlap, opt.tile_mode, opt.tile_memory, opt.tile_scratch)
+
+    def __post_init__(self) -> None:
+        if self.mode not in (*MODES, None):
+            raise UserError(f"tile mode '{self.mode}': choose exact or quick")
+        if self.size < 16:
+            raise UserError(f"tiles of {self.size} pixels are too small: at least 16")
+        if not 0 <= self.overlap < self.size:
+            raise UserError(f"tiles of {self.size} pixels can't overlap by {self.overlap}")
+
+
+def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Makes the context in which a network computes with `--precision`."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is None:
+        return contextlib.nullcontext
+    return functools.partial(torch.autocast, device.type, dtype)
+
+
+def tile_generators(model: object, options: TileOptions, precision: str = "tf32") -> None:
+    """Make the generators of a model cut up what they are given."""
+    for name, net in list(vars(model).items()):
+        if isinstance(net, (ResnetGenerator, UnetGenerator)):
+            setattr(model, name, TiledNet(net, options, precision))
+
+
+class TiledNet(nn.Module):
+    """A generator that cuts up what it is given: (N, C, H, W) in [-1, 1], any N, H and W.
+
+    Bounds what the network takes; the pictures themselves are there in whole.
+    """
+
+    def __init__(self, net: nn.Module, options: TileOptions, precision: str = "tf32"):
+        super().__init__()
+        self.net, self.options, self.precision = net, options, precision
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        results = []
+        for picture in x:
+            if max(picture.shape[1:]) <= self.options.size:
+                results.append(self.net(picture[None])[0])
+                continue
+            autocast = autocast_of(self.precision, x.device)
+            source = TensorRows(picture)
+            bands = translate_in_tiles(self.net, source, self.options, x.device, autocast)
+            results.append(torch.cat([band.to(x.device) for band in bands], 1))
+        return torch.stack(results)
+
+
+class TensorRows:
+    """A tensor (C, H, W) as a source of rows."""
+
+    def __init__(self, picture: torch.Tensor):
+        self.picture = picture
+        self.channels, self.height, self.width = picture.shape
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        return self.picture[:, top:bottom].cpu()
+
+
+class ArrayRows:
+    """Pixels (H, W, C) as a source of rows in [-1, 1], for a network of `channels`."""
+
+    def __init__(self, pixels: np.ndarray, channels: int, value_range: Range | None = None):
+        self.pixels, self.channels, self.value_range = pixels, channels, value_range
+        self.height, self.width = pixels.shape[:2]
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        return to_unit(fit_channels(self.pixels[top:bottom], self.channels), self.value_range)
+
+
+def translate_in_tiles(
+    net: nn.Module,
+    source: RowSource,
+    options: TileOptions,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+) -> Generator[torch.Tensor, None, None]:
+    """Translate a picture of any size: bands (C', h, W) in [-1, 1], from top to bottom.
+
+    `autocast` makes the context in which the network computes. Raises UserError for networks that
+    can't be cut up, and where exact tiles have no room.
+    """
+    room = Room(int(options.memory * 2**30), options.scratch)
+    bands = None
+    if options.mode != "quick":
+        plan = Plan(net, source, device)
+        try:
+            room.check(plan.peak * 4)  # bytes of a float
+            bands = plan.run(room, options.size**2)
+        except UserError as e:
+            if options.mode == "exact":
+                raise
+            print(f"quick tiles instead of exact ones: {e}", flush=True)
+    if bands is None:
+        bands = quick_tiles(net, source, options, device)
+    try:
+        while True:
+            # not around the loop: a generator would leave its contexts on for its caller
+            with torch.no_grad(), autocast():
+                band = next(bands, None)
+            if band is None:
+                return
+            yield band.float()
+    finally:
+        room.close()
+
+
+# ------------------------------------------------------------------------------------- quick tiles
+def quick_tiles(
+    net: nn.Module, source: RowSource, options: TileOptions, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Overlapping tiles with common statistics, blended; see above."""
+    multiple, least = size_needed(net)
+    picture = Padded(source, multiple, least, torch.device("cpu"))
+    tile = max(least, -(-options.size // multiple) * multiple)
+    # at multiples, so that a network that halves sees its own grid
+    step = max(multiple, (tile - options.overlap) // multiple * multiple)
+    overlap = min(options.overlap, tile - step)
+    tops, lefts = (_starts(n, tile, step) for n in (picture.height, picture.width))
+    across = _weights(lefts, picture.width, tile, overlap)
+    down = _weights(tops, picture.height, tile, overlap)
+    with common_statistics(net, picture, device, len(tops) * len(lefts) > 1):
+        held = torch.zeros(0, 0, 0)  # the rows that the next tiles add to
+        for row, top in enumerate(tops):
+            bottom = min(picture.height, top + tile)
+            strip = picture.rows(top, bottom)
+            sums = torch.zeros(0)
+            for column, left in enumerate(lefts):
+                right = min(picture.width, left + tile)
+                result = net(strip[..., left:right].contiguous().to(device))[0].float().cpu()
+                if column == 0:
+                    sums = torch.zeros(result.shape[0], bottom - top, picture.width)
+                sums[..., left:right] += result * across[column] * down[row][:, None]
+            if row:
+                sums[:, : held.shape[1]] += held
+            end = tops[row + 1] if row + 1 < len(tops) else picture.height
+            yield sums[:, : max(0, min(end, source.height) - top), : source.width]
+            held = sums[:, end - top :]
+
+
+def _starts(length: int, tile: int, step: int) -> list[int]:
+    """Where tiles begin along one axis; the last one ends with the picture."""
+    return [*range(0, length - tile, step), max(0, length - tile)]
+
+
+def _weights(starts: list[int], length: int, tile: int, overlap: int) -> list[torch.Tensor]:
+    """How much each tile counts at each of its pixels along one axis; together 1 everywhere."""
+    fade = min(overlap // 2, WIDEST_FADE)
+    margin = (overlap - fade) / 2
+    total = torch.zeros(length, dtype=torch.float64)
+    weights = []
+    for start in starts:
+        end = min(length, start + tile)
+        at = torch.arange(start, end, dtype=torch.float64) + 0.5
+        weight = torch.ones(end - start, dtype=torch.float64)
+        if overlap:
+            if start > 0:
+                weight *= ((at - start - margin) / max(fade, 1)).clamp(0, 1)
+            if end < length:
+                weight *= ((end - at - margin) / max(fade, 1)).clamp(0, 1)
+        total[start:end] += weight
+        weights.append(weight)
+    pairs = zip(starts, weights, strict=True)
+    return [(w / total[start : start + len(w)]).float() for start, w in pairs]
+
+
+@contextlib.contextmanager
+def common_statistics(
+    net: nn.Module, picture: Padded, device: torch.device, several: bool
+) -> Iterator[None]:
+    """Within, norms that would take the statistics of each tile use those of sample tiles."""
+    norms = [m for m in net.modules() if uses_own_statistics(m)]
+    if not norms or not several:
+        yield
+        return
+    learned: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def learn(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+        learned[module] = mean, variance
+        return apply(module, x)
+
+    def apply(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        mean, variance = learned[module]
+        weight, bias = module.weight, module.bias
+        eps = float(module.eps)  # type: ignore[arg-type]
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps)  # type: ignore[arg-type]
+
+    def use(function: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
+        for module in norms:
+            module.forward = lambda x, m=module: function(m, x)  # type: ignore[method-assign]
+
+    try:
+        use(learn)
+        net(_samples(picture).to(device))
+        use(apply)
+        yield
+    finally:
+        for module in norms:
+            module.__dict__.pop("forward", None)
+
+
+def _samples(picture: Padded) -> torch.Tensor:
+    """Tiles (16, C, h, w), evenly spread."""
+    height, width = min(SAMPLE_SIZE, picture.height), min(SAMPLE_SIZE, picture.width)
+    side = round(SAMPLES**0.5)
+    tiles = []
+    for top in np.linspace(0, picture.height - height, side).round().astype(int):
+        strip = picture.rows(int(top), int(top) + height)
+        for left in np.linspace(0, picture.width - width, side).round().astype(int):
+            tiles.append(strip[..., left : left + width])
+    return torch.cat(tiles)

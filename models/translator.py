@@ -1,0 +1,328 @@
+"""A trained generator as a function of pictures.
+
+from models import load_generator
+
+G = load_generator("checkpoints/maps_cyclegan", "AtoB")
+out = G(Image.open("photo.jpg"))
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from data.picture_io import (
+    Picture,
+    Range,
+    change_depth,
+    fit_channels,
+    from_pil,
+    from_unit,
+    naming,
+    read_picture,
+    to_unit,
+)
+from options.saved_options import parse_range, read_saved_options
+from util import checkpoint
+from util.util import UserError
+
+from .acceleration import PRECISIONS, batches_freely, prepare, set_backends
+from .networks import GENERATORS, NORMS, get_norm_layer
+from .tiles import ArrayRows, TileOptions, autocast_of, translate_in_tiles
+from .weights import describe, explain_mismatch, fit_state_dict
+
+
+def load_generator(
+    folder: str | os.PathLike,
+    direction: str | None = None,
+    epoch: str | int = "latest",
+    device: str | torch.device | None = None,
+    precision: str = "tf32",
+    eval: bool = False,
+) -> Translator:
+    """The generator of an experiment, ready to be called with pictures.
+
+    Args:
+        folder: the experiment's folder, such as `checkpoints/maps_cyclegan`.
+        direction: `AtoB` or `BtoA`; None is the way that was trained.
+        epoch: which save: `latest`, a number, or `iter_5000`.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; None takes a GPU if there is one.
+        precision: `tf32`, `fp32`, `bf16` or `fp16`, as `--precision`.
+        eval: as `--eval`: batch norms use the statistics of training and dropout is off. Without
+            it they are as in training, which is what the papers and `test.py` do: each picture has
+            its own statistics, and dropout draws from torch's random source. For the usual CycleGAN
+            (instance norm, no dropout) this makes no difference.
+
+    The architecture comes from `train_opt.txt` in the folder, or without that file from the weights
+    themselves. Raises UserError (a ValueError) that says what is missing or does not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+        raise UserError(f"no folder {folder}: {folder.parent} has {', '.join(there[:8]) or 'none'}")
+    if direction not in ("AtoB", "BtoA", None):
+        raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision '{precision}': choose from {', '.join(PRECISIONS)}")
+    chosen = _device(device)
+    saved = read_saved_options(folder)
+    trained = saved.get("direction")
+    path = folder / f"{epoch}_net_G.pth"
+    if path.exists():
+        if direction and trained and direction != trained:
+            raise UserError(
+                f"{folder} was trained {trained} and has one generator: it can't go {direction}"
+            )
+    elif any(folder.glob("*_net_G_[AB].pth")):
+        side = "A" if direction in (trained or "AtoB", None) else "B"
+        path = folder / f"{epoch}_net_G_{side}.pth"
+    state = checkpoint.load_weights(path, "cpu")
+    options = {**saved, **_architecture(state, saved, path)}
+    options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
+    net = GENERATORS[options["netG"]](
+        options["input_nc"],
+        options["output_nc"],
+        options["ngf"],
+        norm_layer=get_norm_layer(options["norm"]),
+        use_dropout=not options["no_dropout"],
+    )
+    state = fit_state_dict(state, net)
+    problem = explain_mismatch("G", state, net)
+    if problem:
+        raise UserError(f"the weights in {path} do not fit: {problem}")
+    net.load_state_dict(state)
+    net.to(chosen).train(not eval)
+    set_backends(precision, fixed_size=False, deterministic=False)
+    prepare(net, chosen, precision)
+    value_range = parse_range(saved.get("value_range"))
+    return Translator(net, chosen, options, path, value_range, precision)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device '{device}' can't be used: {str(e).splitlines()[0]}") from e
+    return chosen
+
+
+def _architecture(
+    state: dict[str, torch.Tensor], saved: dict[str, str], path: Path
+) -> dict[str, Any]:
+    """What the generator was built with: from its weights, and where they can't tell as saved."""
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    found = describe(state)
+    if found.get("netG") not in GENERATORS:
+        what = found.get("netG") or found.get("netD") or "no network of this code"
+        raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}")
+    if saved.get("norm") in NORMS:
+        found["norm"] = saved["norm"]
+    if "no_dropout" not in found:
+        # without the file: as test.py, which has dropout unless told otherwise
+        found["no_dropout"] = saved.get("no_dropout") == "True"
+    return found
+
+
+class Translator:
+    """A generator that takes pictures and gives pictures of the same kind.
+
+    Attributes:
+        net: the network, (N, input_nc, H, W) to (N, output_nc, H, W), both in [-1, 1].
+        device: where it computes.
+        options: what it was trained and built with, by the names of the options.
+        weights: the file that was loaded.
+        input_nc, output_nc: channels of input and output pictures.
+        value_range: which values become -1 and 1; None: all of an integer type, [0, 1] of floats.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        device: torch.device,
+        options: dict[str, Any],
+        weights: Path,
+        value_range: Range | None = None,
+        precision: str = "tf32",
+    ):
+        self.net = net
+        self.device = device
+        self.options = options
+        self.weights = weights
+        self.input_nc = int(options["input_nc"])
+        self.output_nc = int(options["output_nc"])
+        self.value_range = value_range
+        self._precision = precision
+
+    def __call__(
+        self, picture: Any, batch_size: int = 8, tile: int | TileOptions | None = None
+    ) -> Any:
+        """Translate a picture, or a list of pictures.
+
+        Args:
+            picture: one of
+                - a picture of Pillow: gives one, with its transparency put back;
+                - a path: gives a picture of Pillow, or an array where Pillow has no such kind
+                  (`.npy`, colour of more than 8 bits);
+                - an array (H, W) or (H, W, C) of uint8, uint16 or floats (in [0, 1], or in
+                  `value_range`): gives an array of its type;
+                - a tensor (C, H, W) or (N, C, H, W) in [-1, 1]: gives a tensor on `device`;
+                - a list of these: gives a list; those of equal size are computed together.
+            batch_size: how many are computed together at most; one at a time where the results
+                depend on each other (batch norm or dropout without `eval`).
+            tile: for large pictures: computes in tiles of this many pixels; see `TileOptions`.
+
+        Sizes are kept. Raises UserError where a picture can't be read, or its channels do not fit.
+        """
+        if isinstance(picture, (list, tuple)):
+            return self._list(picture, batch_size, tile)
+        return self._list([picture], 1, tile)[0]
+
+    def _list(
+        self, pictures: Sequence[Any], batch_size: int, tile: int | TileOptions | None
+    ) -> list[Any]:
+        results: list[Any] = [None] * len(pictures)
+        waiting: list[tuple[int, Any, Picture, torch.Tensor]] = []
+        size = batch_size if batches_freely(self.net) else 1
+
+        def flush() -> None:
+            if waiting:
+                outputs = self.run(torch.stack([x for *_, x in waiting])).cpu()
+                for (i, given, read, _), output in zip(waiting, outputs, strict=True):
+                    results[i] = self._like(given, read, self.finish(output, read))
+                waiting.clear()
+
+        for i, given in enumerate(pictures):
+            if isinstance(given, torch.Tensor):
+                results[i] = self._tensor(given)
+                continue
+            read = self._read(given)
+            if tile is not None:
+                bands = list(self.tiled(read, tile))
+                results[i] = self._like(given, read, Picture(np.concatenate(bands), read.alpha))
+                continue
+            x = self.unit(read)
+            if len(waiting) >= size or (waiting and waiting[-1][3].shape != x.shape):
+                flush()
+            waiting.append((i, given, read, x))
+        flush()
+        return results
+
+    # ---------------------------------------------------------------------------------- the steps
+    def unit(self, picture: Picture) -> torch.Tensor:
+        """A picture as the network takes it: (input_nc, H, W) in [-1, 1], on the CPU."""
+        return to_unit(fit_channels(picture.pixels, self.input_nc), self.value_range)
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        """The network without gradients: (N, C, H, W) to (N, C', H, W) on `device`."""
+        if batch.shape[1] != self.input_nc:
+            raise UserError(
+                f"a tensor of shape {tuple(batch.shape)}: the network takes {self.input_nc} "
+                "channels, (N, C, H, W)"
+            )
+        with torch.no_grad():
+            return self.net(batch.to(self.device, non_blocking=True))
+
+    def finish(
+        self, output: torch.Tensor, picture: Picture, dtype: np.dtype | type | None = None
+    ) -> Picture:
+        """What came of a picture: `output` (C', H, W) with its type (or `dtype`) and its alpha."""
+        alpha = picture.alpha
+        if alpha is not None and alpha.shape != output.shape[1:]:
+            alpha = None
+        dtype = np.dtype(dtype or picture.pixels.dtype)
+        return Picture(from_unit(output, dtype, self.range_for(picture, dtype)), alpha)
+
+    def range_for(self, picture: Picture, dtype: np.dtype | type) -> Range | None:
+        """The range of results: that of the inputs, unless they are of another type."""
+        return self.value_range if np.dtype(dtype) == picture.pixels.dtype else None
+
+    def tiled(
+        self,
+        picture: Picture,
+        tile: int | TileOptions,
+        dtype: np.dtype | type | None = None,
+    ) -> Generator[np.ndarray, None, None]:
+        """The result of a large picture in bands (h, W, C'), top to bottom."""
+        options = TileOptions(tile) if isinstance(tile, int) else tile
+        dtype = np.dtype(dtype or picture.pixels.dtype)
+        source = ArrayRows(picture.pixels, self.input_nc, self.value_range)
+        autocast = autocast_of(self._precision, self.device)
+        for band in translate_in_tiles(self.net, source, options, self.device, autocast):
+            yield from_unit(band, dtype, self.range_for(picture, dtype))
+
+    # ------------------------------------------------------------------------------ kinds of input
+    def _tensor(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() not in (3, 4):
+            raise UserError(f"a tensor of shape {tuple(x.shape)}: it must be (N, C, H, W)")
+        return self.run(x.float()) if x.dim() == 4 else self.run(x.float()[None])[0]
+
+    def _read(self, given: Any) -> Picture:
+        if isinstance(given, Image.Image):
+            return from_pil(given)
+        if isinstance(given, (str, os.PathLike)):
+            picture = read_picture(given)
+            with naming(given):
+                return self._without_alpha(picture)
+        if isinstance(given, np.ndarray):
+            array = given[..., None] if given.ndim == 2 else given
+            if array.ndim != 3 or array.dtype.kind not in "uif" or 0 in array.shape:
+                raise UserError(
+                    f"an array of shape {given.shape} and type {given.dtype}: it must be "
+                    "(H, W, C) of integers or floats"
+                )
+            return self._without_alpha(Picture(array))
+        raise UserError(
+            f"can't translate a {type(given).__name__}: give a picture of Pillow, a path, "
+            "an array (H, W, C), a tensor, or a list of these"
+        )
+
+    def _without_alpha(self, picture: Picture) -> Picture:
+        """Set aside a channel more than the network takes, of arrays (H, W, 2) or (H, W, 4)."""
+        channels = picture.pixels.shape[2]
+        if picture.alpha is None and channels in (2, 4) and channels == self.input_nc + 1:
+            return Picture(picture.pixels[..., :-1], picture.pixels[..., -1])
+        return picture
+
+    def _like(self, given: Any, read: Picture, result: Picture) -> Any:
+        """The result as the same kind of thing that was given."""
+        pixels, alpha = result.pixels, result.alpha
+        array = isinstance(given, np.ndarray) or str(given).lower().endswith(".npy")
+        if not array and pixels.dtype != np.uint8 and pixels.shape[2] == 3:
+            array = not isinstance(given, Image.Image)
+            if not array:  # from 16-bit grey, and Pillow knows no such colour
+                pixels = change_depth(pixels, np.uint8)
+        if alpha is not None and (array or pixels.shape[2] in (1, 3)):
+            part = change_depth(alpha, pixels.dtype)[..., None]
+            pixels = np.concatenate([pixels, part], axis=2)
+        if array:
+            return pixels[..., 0] if getattr(given, "ndim", 3) == 2 else pixels
+        return to_pil(pixels)
+
+
+def to_pil(pixels: np.ndarray) -> Image.Image:
+    """Pixels (H, W, C) as a picture of Pillow; raises UserError where it has no such kind."""
+    channels = pixels.shape[2]
+    if pixels.dtype == np.uint8 and channels in (1, 2, 3, 4):
+        mode = ("L", "LA", "RGB", "RGBA")[channels - 1]
+        if channels == 2:
+            return Image.merge("LA", [Image.fromarray(pixels[..., i]) for i in range(2)])
+        image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+        assert image.mode == mode
+        return image
+    if channels == 1 and pixels.dtype in (np.uint16, np.float32):
+        return Image.fromarray(pixels[..., 0])
+    raise UserError(
+        f"Pillow has no pictures of {channels} channels of {pixels.dtype}: give an array instead"
+    )

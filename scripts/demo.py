@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""A local page to try a trained model: drop a picture, see what becomes of it.
+
+    python scripts/demo.py --name maps_cyclegan
+
+Listens on 127.0.0.1 unless --host says otherwise, and asks nothing of other machines. Needs the
+package gradio, which nothing else here does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import re
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image
+
+from models import load_generator
+from options.saved_options import read_saved_options
+from util.checkpoint import load_weights
+from util.util import UserError, one_line_errors
+
+_GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?\.pth")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serve a page to try a model.")
+    add = parser.add_argument
+    add("--name", required=True, help="name of the experiment")
+    add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
+    add("--device", help="cpu, cuda, cuda:1, ... [the GPU if there is one]")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1]")
+    add("--port", type=int, default=7860, help="port to listen on; 0: any that is free [7860]")
+    add("--largest", type=int, default=2048, help="shrink pictures to this longest side [2048]")
+    return parser.parse_args(argv)
+
+
+def choices(folder: Path) -> tuple[list[str], list[str]]:
+    """Epochs that have a generator, newest first, and the directions there are generators for."""
+    found: dict[str, set[str]] = {}
+    for path in folder.glob("*_net_G*.pth"):
+        if match := _GENERATOR.fullmatch(path.name):
+            found.setdefault(match.group(1), set()).add(match.group(2) or "")
+    if not found:
+        load_weights(folder / "latest_net_G.pth")  # raises, and says what is there instead
+    named = [epoch for epoch in ("latest", "best") if epoch in found]
+    numbers = sorted((e for e in found if e.isdigit()), key=int, reverse=True)
+    others = sorted(found.keys() - {*named, *numbers})
+    trained = read_saved_options(folder).get("direction", "AtoB")
+    both = any({"_A", "_B"} <= kinds for kinds in found.values())
+    back = "BtoA" if trained == "AtoB" else "AtoB"
+    return [*named, *numbers, *others], [trained, back] if both else [trained]
+
+
+def build(args: argparse.Namespace, gradio: Any) -> Any:
+    """The page."""
+    folder = Path(args.checkpoints_dir) / args.name
+    epochs, directions = choices(folder)
+
+    @functools.lru_cache(maxsize=4)
+    def generator(direction: str, epoch: str) -> Any:
+        return load_generator(folder, direction=direction, epoch=epoch, device=args.device)
+
+    generator(directions[0], epochs[0])  # what is wrong with the weights is told before the page
+
+    def translate(given: Image.Image | None, direction: str, epoch: str) -> tuple[Any, Any, str]:
+        if given is None:
+            return None, None, "drop a picture on the left first"
+        picture = given.convert("RGB")
+        picture.thumbnail((args.largest, args.largest), Image.Resampling.LANCZOS)
+        try:
+            G = generator(direction, epoch)
+            start = time.perf_counter()
+            translated = G(picture.convert("L") if G.input_nc == 1 else picture)
+            seconds = time.perf_counter() - start
+        except UserError as e:
+            raise gradio.Error(str(e)) from e
+        size = f"{picture.width}x{picture.height}"
+        said = f"{size} in {seconds:.2f} s, {G.weights.name} on {G.device}"
+        return translated, (picture, translated), said
+
+    theme = gradio.themes.Default(
+        # no fonts from elsewhere
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    # pictures that were dropped here are deleted after an hour
+    forget = (600, 3600)
+    title = f"{args.name}: try it"
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=forget) as page:
+        gradio.Markdown(f"## {args.name}")
+        with gradio.Row():
+            direction = gradio.Radio(directions, value=directions[0], label="direction")
+            epoch = gradio.Dropdown(epochs, value=epochs[0], label="epoch")
+        with gradio.Row():
+            source = gradio.Image(
+                type="pil", label="input", sources=["upload", "clipboard"], elem_id="input"
+            )
+            output = gradio.Image(
+                type="pil",
+                label="output",
+                format="png",
+                buttons=["download", "fullscreen"],  # not "share", which uploads
+                elem_id="output",
+            )
+        said = gradio.Markdown(elem_id="said")
+        slider = gradio.ImageSlider(
+            type="pil", label="drag to compare", format="png", elem_id="compare"
+        )
+        for change in (source.change, direction.change, epoch.change):
+            change(translate, [source, direction, epoch], [output, slider, said], api_name=False)
+    page.chosen_theme = theme
+    return page
+
+
+def free_port(host: str) -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as s:
+        s.bind((host, 0))
+        return s.getsockname()[1]
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    # before the import, which looks at them
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("the page needs the package gradio: pip install gradio") from None
+    page = build(args, gradio)
+    _, url, _ = page.launch(
+        server_name=args.host,
+        server_port=args.port or free_port(args.host),
+        share=False,
+        theme=page.chosen_theme,
+        ssr_mode=False,
+        show_error=True,
+        footer_links=[],
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    print(f"try it at {url} (Ctrl-C ends this)", flush=True)
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Score a trained model on the pictures of a data set.
+
+    python scripts/evaluate.py --dataroot ./datasets/facades --name facades_pix2pix
+    python scripts/evaluate.py --dataroot ./datasets/maps --name maps_cyclegan --phase val
+
+Takes the options of test.py. Writes `<results_dir>/<name>/<phase>_<epoch>/scores.json` and the
+table that it prints, `scores.txt`, beside it. See docs/scores.md for what each score is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data import create_dataset
+from models import create_model
+from options.evaluate_options import EvaluateOptions
+from util.evaluation import Evaluator, parse_scores, report, table
+from util.files import write_whole
+from util.randomness import seed_everything
+from util.util import UserError, one_line_errors
+
+
+def main() -> None:
+    opt = EvaluateOptions().parse(save=False)
+    opt.num_threads, opt.batch_size = 0, 1
+    opt.serial_batches = opt.no_flip = True
+    seed_everything(opt.seed, opt.deterministic)
+    evaluator = Evaluator(opt, parse_scores(opt.scores), opt.cityscapes)
+    dataset = create_dataset(opt)
+    model = create_model(opt)
+    model.setup(opt)
+    if opt.eval:
+        model.eval()
+    result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
+    dataset.close()
+    if not result.scores:
+        raise UserError(
+            "nothing could be scored: "
+            + "; ".join(f"{name}: {why}" for name, why in result.left_out.items())
+            + "; pairs need --dataset_mode aligned, sets --model cycle_gan"
+        )
+    facts = report(opt, model, evaluator, result)
+    text = table(facts)
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
+    write_whole(folder / "scores.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
+    write_whole(folder / "scores.txt", text + "\n")
+    print(text)
+    print(f"wrote {os.path.join(folder, 'scores.json')} and scores.txt")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""Translate a folder of pictures with a file of scripts/export.py, without PyTorch.
+
+    python run_onnx.py MODEL.onnx PICTURES TRANSLATED
+
+Needs numpy, Pillow and onnxruntime, and nothing else of this repository: copy it where you like.
+Each picture is translated at its own size and written as PNG under its own relative path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Translate a folder with ONNX Runtime.")
+    parser.add_argument("model", type=Path, help="file of scripts/export.py --format onnx")
+    parser.add_argument("pictures", type=Path, help="folder to read, with the folders below it")
+    parser.add_argument("translated", type=Path, help="folder to write")
+    parser.add_argument("--device", default="cpu", choices=PROVIDERS, help="where to run [cpu]")
+    return parser.parse_args(argv)
+
+
+def stop(message: str) -> None:
+    """End with one line on stderr and exit code 1."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def open_model(path: Path, device: str):
+    """The session and the file's metadata."""
+    try:
+        import onnxruntime
+    except ImportError:
+        stop("this needs the package onnxruntime: pip install onnxruntime")
+        raise
+    if not path.is_file():
+        stop(f"no model {path}: write one with scripts/export.py --format onnx")
+    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        stop(f"--device {device}: this onnxruntime can't; install onnxruntime-gpu, or say cpu")
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=[PROVIDERS[device]])
+    except Exception as e:
+        stop(f"can't read the model {path}: {' '.join(str(e).split())[:200]}")
+        raise
+    return session, session.get_modelmeta().custom_metadata_map
+
+
+def read_picture(path: Path, channels: int, low: float, high: float):
+    """A picture as an array (1, C, H, W) of float32 with values from `low` to `high`."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if image.mode.startswith("I;16"):  # 16-bit grey, by value
+            levels = np.asarray(image).astype(np.float32) / 257
+            levels = np.repeat(levels[..., None], channels, axis=2)
+        else:
+            levels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32)
+            levels = levels.reshape(*levels.shape[:2], channels)
+    return (levels / 255 * (high - low) + low).transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def write_picture(values, path: Path, low: float, high: float) -> None:
+    """Write an array (1, C, H, W) with values from `low` to `high` as 8-bit PNG."""
+    import numpy as np
+    from PIL import Image
+
+    levels = ((values[0] - low) / (high - low) * 255).round().clip(0, 255).astype(np.uint8)
+    levels = levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(levels).save(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    session, metadata = open_model(args.model, args.device)
+    source = session.get_inputs()[0]
+    inputs, outputs = source.shape[1], session.get_outputs()[0].shape[1]
+    if inputs not in (1, 3) or outputs not in (1, 3):
+        stop(f"{args.model} takes {inputs} channels and gives {outputs}: pictures have 1 or 3")
+    low, high = map(float, metadata.get("value_range", "-1 1").split())
+    print(", ".join(f"{key}: {value}" for key, value in sorted(metadata.items())))
+
+    if not args.pictures.is_dir():
+        stop(f"no folder {args.pictures}")
+    paths = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in ENDINGS)
+    if not paths:
+        stop(f"no pictures in {args.pictures}: looked for {' '.join(ENDINGS)}")
+    failed: list[str] = []
+    taken: set[Path] = set()
+    for path in paths:
+        relative = path.relative_to(args.pictures)
+        name = relative.with_suffix(".png")
+        if name in taken:  # a.png and a.jpg become a.png and a.jpg.png
+            name = relative.with_name(relative.name + ".png")
+        taken.add(name)
+        try:
+            picture = read_picture(path, inputs, low, high)
+            values = session.run(None, {source.name: picture})[0]
+            write_picture(values, args.translated / name, low, high)
+        except Exception as e:
+            failed.append(f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}")
+    print(f"translated {len(paths) - len(failed)} of {len(paths)} pictures to {args.translated}")
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""`python -m data.check`: finds what training would stop at, and what is odd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import check
+from tests import helpers
+
+
+def run(capsys, *argv: object) -> tuple[int, str]:
+    """The exit code and what was printed; in this process unless asked otherwise."""
+    words = [str(w) for w in argv]
+    code = check.main([*words, *([] if "--num_threads" in words else ["--num_threads", "0"])])
+    return code, capsys.readouterr().out
+
+
+def sections(text: str) -> dict[str, list[str]]:
+    """The listed files by the line above them."""
+    found: dict[str, list[str]] = {}
+    title = ""
+    for line in text.splitlines():
+        if line.startswith(("training would stop at:", "worth a look:")):
+            title = line.split(": ", 1)[1].rsplit(" (", 1)[0]
+            found[title] = []
+        elif line.startswith("  ") and title:
+            found[title].append(line.strip())
+    return found
+
+
+def noise(path: Path, width: int, height: int, mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+def test_a_good_data_set(tmp_path, capsys):
+    helpers.unaligned(tmp_path, count=6)
+    code, out = run(capsys, "--dataroot", tmp_path)
+    assert code == 0
+    assert not sections(out)
+    rows = [line.split() for line in out.splitlines()[2:6]]
+    assert rows == [
+        [f, "6", "0", "40x40", "RGB", "PNG"] for f in ("trainA", "trainB", "testA", "testB")
+    ]
+    assert out.splitlines()[-1] == "training would go through all of it"
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_broken_files(threads, tmp_path, capsys):
+    helpers.unaligned(tmp_path, count=9)
+    cut = helpers.truncated(tmp_path / "trainA" / "3.png")
+    inside = helpers.damaged_inside(tmp_path / "trainB" / "sub" / "x.png")
+    text = tmp_path / "trainB" / "text.jpg"
+    text.write_text("no picture")
+    empty = tmp_path / "trainB" / "empty.webp"
+    empty.touch()
+    code, out = run(capsys, "--dataroot", tmp_path, "--phase", "train", "--num_threads", threads)
+    assert code == 1
+    listed = sections(out)["can't be read"]
+    assert [line.split(": ")[0] for line in listed] == [str(p) for p in (cut, empty, inside, text)]
+    assert all(line.split(": ", 1)[1] for line in listed)
+    assert "trainA  9         1 " in out
+    assert "trainB  12        3 " in out
+    assert out.splitlines()[-1].startswith("training would stop; with --skip_broken it would pass")
+
+
+def test_peculiar_pictures(tmp_path, capsys):
+    for i in range(30):
+        helpers.picture(tmp_path / f"{i:02}.png", k=i)
+    noise(tmp_path / "wide.png", 64, 40)
+    noise(tmp_path / "grey.png", 40, 40, "L")
+    noise(tmp_path / "alpha.png", 40, 40, "RGBA")
+    noise(tmp_path / "cmyk.jpg", 40, 40, "CMYK")
+    Image.new("RGB", (40, 40), (200, 10, 10)).save(tmp_path / "red.png")
+    levels = np.linspace(0, 65535, 1600).reshape(40, 40).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    image = Image.open(noise(tmp_path / "rotated.jpg", 40, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "rotated.jpg", exif=exif)
+    frames = [Image.new("RGB", (40, 40), c) for c in ("red", "blue")]
+    noise(tmp_path / "frames.tif", 40, 40)
+    Image.open(tmp_path / "07.png").save(
+        tmp_path / "frames.tif", save_all=True, append_images=frames
+    )
+    (tmp_path / "notes.txt").write_text("x")
+    code, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", "single")
+    assert code == 0
+    found = {what: [Path(f.split(": ")[0]).name for f in v] for what, v in sections(out).items()}
+    assert found.pop("of another size than nearly all in .: 40x40") == ["wide.png"]
+    assert set(found.pop("of another mode than nearly all in .: RGB")) == {
+        "grey.png", "alpha.png", "cmyk.jpg", "deep.png"
+    }  # fmt: skip
+    assert found.pop("nearly one colour") == ["red.png"]
+    assert found.pop("transparency: left out") == ["alpha.png"]
+    assert found.pop("mode CMYK: converted to RGB") == ["cmyk.jpg"]
+    assert found.pop("16 bits a channel: scaled to 8 by value") == ["deep.png"]
+    assert found.pop("to be shown rotated (EXIF): taken as it is stored") == ["rotated.jpg"]
+    assert found.pop("several pictures in one file: the first is taken") == ["frames.tif"]
+    assert found.pop("not taken for pictures, by their names") == [tmp_path.name]
+    assert not found
+
+
+def test_aligned_files_of_odd_width(tmp_path, capsys):
+    helpers.aligned(tmp_path, count=3)
+    odd = helpers.picture(tmp_path / "train" / "odd.png", 81, 40)
+    argv = ["--dataroot", tmp_path, "--dataset_mode", "aligned"]
+    code, out = run(capsys, *argv)
+    assert code == 1
+    assert sections(out)["A and B side by side, but of odd width"] == [f"{odd}: 81x40"]
+    odd.unlink()
+    assert run(capsys, *argv)[0] == 0
+
+
+def test_pairs_of_two_folders(tmp_path, capsys):
+    for side in "AB":
+        for i in range(4):
+            helpers.picture(tmp_path / f"train{side}" / "sub" / f"{i}.png")
+    argv = ["--dataroot", tmp_path, "--dataset_mode", "aligned"]
+    assert run(capsys, *argv)[0] == 0
+    helpers.picture(tmp_path / "trainB" / "sub" / "1.png", 40, 44)
+    lonely = helpers.picture(tmp_path / "trainA" / "lonely.png")
+    code, out = run(capsys, *argv)
+    assert code == 1
+    found = sections(out)
+    assert found["no partner of this name in trainB"] == [str(lonely)]
+    (pair,) = found["a pair of two sizes"]
+    assert pair.endswith("sub/1.png: 40x44")
+    assert out.splitlines()[-1] == "training would stop"
+    # no pairs are asked for here
+    assert run(capsys, "--dataroot", tmp_path)[0] == 0
+
+
+def test_too_small_for_the_crop(tmp_path, capsys):
+    helpers.aligned(tmp_path, count=2, size=64)
+    argv = ["--dataroot", tmp_path, "--dataset_mode", "aligned", "--preprocess", "crop"]
+    assert run(capsys, *argv, "--crop_size", 64)[0] == 0
+    code, out = run(capsys, *argv, "--crop_size", 65)
+    assert code == 1
+    assert len(sections(out)["too small for --crop_size 65"]) == 4
+    assert run(capsys, *argv[:-2], "--crop_size", 65)[0] == 0
+
+
+def test_a_batch_needs_one_size(tmp_path, capsys):
+    helpers.picture(tmp_path / "a.png", 40, 40)
+    helpers.picture(tmp_path / "b.png", 44, 40)
+    argv = ["--dataroot", tmp_path, "--dataset_mode", "single", "--preprocess", "none"]
+    assert run(capsys, *argv)[0] == 0
+    code, out = run(capsys, *argv, "--batch_size", 2)
+    assert code == 1
+    assert "--batch_size 2 needs pictures of one size with --preprocess none" in sections(out)
+
+
+def test_long_lists_are_cut(tmp_path, capsys):
+    for i in range(15):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    argv = ["--dataroot", tmp_path, "--dataset_mode", "single"]
+    _, out = run(capsys, *argv)
+    assert "  ... and 5 more (--all lists them)" in out
+    _, out = run(capsys, *argv, "--all")
+    assert len(sections(out)["can't be read"]) == 15
+
+
+def test_missing_and_empty_folders(tmp_path, capsys):
+    helpers.picture(tmp_path / "trainA" / "0.png")
+    code, out = run(capsys, "--dataroot", tmp_path)
+    assert code == 1
+    assert f"no folder {tmp_path / 'trainB'}" in sections(out)["missing"][0]
+    (tmp_path / "trainB").mkdir()
+    code, out = run(capsys, "--dataroot", tmp_path)
+    assert code == 1
+    (what,) = sections(out)
+    assert what.startswith("no pictures (.jpg ")
+
+
+@pytest.mark.slow
+def test_the_programs(tmp_path):
+    helpers.aligned(tmp_path / "good")
+    good = ["--dataroot", tmp_path / "good", "--dataset_mode", "aligned"]
+    result = helpers.run_process("-m", "data.check", *good)
+    assert (result.code, result.err) == (0, "")
+    # from any folder
+    program = helpers.ROOT / "scripts/check_dataset.py"
+    result = helpers.run_process(program, "--dataroot", tmp_path / "good", cwd=tmp_path)
+    assert result.code == 1
+    assert "which has test, train: choose another --dataset_mode" in result.err
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--num_threads", "-1"], ["--what"]])
+def test_wrong_command_lines(wrong, capsys):
+    with pytest.raises(SystemExit) as ended:
+        check.main(["--dataroot", ".", *wrong])
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_agrees_with_training(tmp_path, capsys):
+    """What it objects to stops training, and what it lets pass does not."""
+    helpers.unaligned(tmp_path / "data")
+    noise(tmp_path / "data" / "trainA" / "deep.png", 40, 40, "I;16")
+    noise(tmp_path / "data" / "trainA" / "palette.png", 90, 50, "P")
+    words = ["--dataroot", tmp_path / "data", "--checkpoints_dir", tmp_path, *helpers.TINY]
+    words += [*helpers.SHORT, "--no_html"]
+    assert run(capsys, "--dataroot", tmp_path / "data")[0] == 0
+    assert helpers.run("train.py", *words).code == 0
+    helpers.damaged_inside(tmp_path / "data" / "trainB" / "x.png")
+    assert run(capsys, "--dataroot", tmp_path / "data")[0] == 1
+    assert helpers.run("train.py", *words).code == 1

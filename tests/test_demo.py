@@ -1,0 +1,154 @@
+"""The page of scripts/demo.py in a real browser: drop a picture, see what becomes of it.
+
+CI_BROWSER=1 makes a missing browser a failure instead of a skip.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models import load_generator
+from tests.helpers import ROOT, SHORT, TINY, Finished, picture, succeed, unaligned
+
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+WIDTHS = """selector => [...document.querySelectorAll(selector + ' img')].map(
+    image => image.complete ? image.naturalWidth : 0)"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    where = ["--dataroot", unaligned(root / "data"), "--checkpoints_dir", root, "--name", "x"]
+    succeed("train.py", *where, "--model", "cycle_gan", *TINY, *SHORT)
+    return root
+
+
+def demo(*words: object, before: str = "pass") -> list[str]:
+    """The command that runs the program after the statement `before`."""
+    code = (
+        f"import sys, runpy; {before}; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    return [sys.executable, "-c", code, str(ROOT / "scripts/demo.py"), *map(str, words)]
+
+
+def finish(command: list[str]) -> Finished:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def test_without_gradio_one_line_says_so(trained):
+    words = ["--checkpoints_dir", trained, "--name", "x"]
+    result = finish(demo(*words, before="sys.modules['gradio'] = None"))
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "error: the page needs the package gradio: pip install gradio\n"
+
+
+def test_an_unknown_experiment_is_one_line(trained):
+    pytest.importorskip("gradio")
+    result = finish(demo("--checkpoints_dir", trained, "--name", "y"))
+    assert result.code == 1
+    assert result.err == (
+        f"error: no weights {trained}/y/latest_net_G.pth: there is no experiment --name y; "
+        "there are x\n"
+    )
+
+
+@pytest.fixture
+def browser():
+    def unavailable(why: str):
+        pytest.fail(why) if os.environ.get("CI_BROWSER") else pytest.skip(why)
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if importlib.util.find_spec("gradio") is None:
+        unavailable("gradio is not installed")
+    if importlib.util.find_spec("playwright") is None:
+        unavailable("playwright is not installed")
+    if chromium is None:
+        unavailable("chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def url(trained, tmp_path):
+    """The page of a server of the test's own."""
+    log = tmp_path / "log"
+    words = ["--checkpoints_dir", trained, "--name", "x", "--port", 0, "--device", "cpu"]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            demo(*words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        end = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < end:
+            if found := re.search(r"try it at (http://127\.0\.0\.1:\d+)", log.read_text()):
+                yield found.group(1)
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail(log.read_text())
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_picture_is_translated(trained, browser, url, tmp_path):
+    requests, bad = [], []
+    page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    page.on("request", lambda r: requests.append(r.url))
+    page.on("websocket", lambda w: requests.append(w.url))
+    page.on("pageerror", lambda e: bad.append(str(e)))
+    page.on("response", lambda r: r.status >= 400 and bad.append(f"{r.status} {r.url}"))
+
+    def translated() -> np.ndarray:
+        """The output picture, once it is there, is new and has loaded."""
+        page.wait_for_function(
+            f"old => ({WIDTHS})('#output').join() === '52' && "
+            "document.querySelector('#output img').src !== old",
+            arg=translated.shown,
+            timeout=60_000,
+        )
+        translated.shown = page.locator("#output img").get_attribute("src")
+        with Image.open(io.BytesIO(page.request.get(translated.shown).body())) as image:
+            return np.asarray(image.convert("RGB"), int)
+
+    translated.shown = ""
+    file = picture(tmp_path / "mine.png", 52, 44, 5)
+    page.goto(url)
+    page.wait_for_selector("#input input[type=file]", state="attached", timeout=60_000)
+    page.set_input_files("#input input[type=file]", str(file))
+    there = translated()
+    page.wait_for_function(f"() => ({WIDTHS})('#compare').join() === '52,52'", timeout=30_000)
+    page.get_by_label("BtoA").check()
+    back = translated()
+    with Image.open(file) as image:
+        for direction, shown in (("AtoB", there), ("BtoA", back)):
+            G = load_generator(trained / "x", direction, device="cpu")
+            assert np.abs(np.asarray(G(image), int) - shown).max() <= 1
+    assert "latest_net_G_B.pth on cpu" in page.locator("#said").inner_text()
+    page.close()
+    local = (url, url.replace("http:", "ws:"), "data:", "blob:")
+    assert [r for r in requests if not r.startswith(local)] == []
+    assert bad == []

@@ -1,0 +1,409 @@
+"""scripts/evaluate.py and --val_freq: what they report, and that training does not notice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import load_generator
+from options.evaluate_options import EvaluateOptions
+from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, unaligned
+from util import metrics
+from util.evaluation import Evaluator, levels, parse_scores
+from util.loss_record import read_records
+from util.util import UserError, tensor2im
+
+PIX2PIX = "--model pix2pix --netG resnet_6blocks".split()
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory) -> Path:
+    """Data of pairs, and a model of one epoch called p."""
+    root = tmp_path_factory.mktemp("paired")
+    data = aligned(root / "data")
+    for i in range(2):
+        picture(data / "val" / f"{i}.png", 80, 40, 30 + i)
+    where = ["--dataroot", data, "--checkpoints_dir", root, "--name", "p"]
+    succeed("train.py", *where, *PIX2PIX, *TINY, *SHORT)
+    return root
+
+
+@pytest.fixture(scope="module")
+def unpaired(tmp_path_factory) -> Path:
+    """Data of two folders of different length, and a model of one epoch called u."""
+    root = tmp_path_factory.mktemp("unpaired")
+    data = unaligned(root / "data")
+    picture(data / "testB" / "more.png", 40, 40, 77)
+    for i in range(2):
+        for side in "AB":
+            picture(data / f"val{side}" / f"{i}.png", 40, 40, 30 + i)
+    where = ["--dataroot", data, "--checkpoints_dir", root, "--name", "u"]
+    succeed("train.py", *where, "--model", "cycle_gan", *TINY, *SHORT)
+    return root
+
+
+def evaluate(root: Path, name: str, *words: object) -> dict:
+    """The report of scripts/evaluate.py."""
+    where = ["--dataroot", root / "data", "--checkpoints_dir", root, "--name", name]
+    size = "--gpu_ids -1 --crop_size 32 --scores L1,PSNR,SSIM,MS-SSIM,cycle".split()
+    succeed("scripts/evaluate.py", *where, *size, "--results_dir", root / "results", *words)
+    (path,) = (root / "results" / name).glob("*/scores.json")
+    facts = json.loads(path.read_text())
+    assert (path.parent / "scores.txt").read_text().startswith(f"{name}: ")
+    path.unlink()
+    return facts
+
+
+# --------------------------------------------------------------------------------------- the report
+def test_scores_of_pairs_are_those_of_saved_pictures(paired):
+    """The report against the files that test.py writes, opened and compared one by one."""
+    facts = evaluate(paired, "p", "--eval")
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", paired, "--name", "p"]
+    test = ["--results_dir", paired / "results", "--eval", *PIX2PIX, "--gpu_ids", "-1"]
+    succeed("test.py", *where, *test, "--crop_size", 32)
+    images = paired / "results" / "p" / "test_latest" / "images"
+    values = {"L1": [], "PSNR": [], "SSIM": []}
+    for fake in sorted(images.glob("*_fake_B.png")):
+        real = fake.with_name(fake.name.replace("fake", "real"))
+        a, b = (
+            torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1)[None] for p in (fake, real)
+        )
+        for name, formula in (
+            ("L1", metrics.l1),
+            ("PSNR", metrics.psnr),
+            ("SSIM", metrics.ssim),
+        ):
+            values[name].append(float(formula(a, b)))
+    assert len(values["L1"]) == 3
+    found = facts["scores"]["fake_B"]
+    for name, each in values.items():
+        assert found[name]["value"] == pytest.approx(np.mean(each), abs=1e-12)
+        assert found[name]["spread"] == pytest.approx(np.std(each), abs=1e-12)
+        assert found[name]["pictures"] == 3
+
+
+def test_report_says_what_it_holds_for(paired):
+    facts = evaluate(paired, "p", "--num_test", 2, "--epoch", 1)
+    assert (facts["name"], facts["model"], facts["epoch"]) == ("p", "pix2pix", "1")
+    assert facts["pictures"] == 2
+    assert facts["resize"] == {"preprocess": "resize_and_crop", "load_size": 32, "crop_size": 32}
+    weights = (paired / "p" / "1_net_G.pth").read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    assert facts["weights"] == [{"file": "1_net_G.pth", "sha256": digest}]
+    assert "161x161" in facts["left_out"]["MS-SSIM"]
+    assert facts["variant"]["mode"].startswith("train")
+    assert set(facts["variant"]["scores"]) == {"L1", "PSNR", "SSIM"}
+
+
+def test_cycle_of_unpaired_data(unpaired):
+    facts = evaluate(unpaired, "u")
+    assert set(facts["scores"]) == {"rec_A", "rec_B"}
+    there = load_generator(unpaired / "u", "AtoB", device="cpu")
+    back = load_generator(unpaired / "u", "BtoA", device="cpu")
+    # testB has one picture more, so the first of testA comes twice
+    values = []
+    for name in ("0", "1", "2", "0"):
+        real = Image.open(unpaired / "data" / "testA" / f"{name}.png")
+        real = real.resize((32, 32), Image.Resampling.BICUBIC)
+        x = torch.from_numpy(np.array(real)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        rec = tensor2im(back(there(x)))
+        values.append(np.abs(rec / 255 - np.asarray(real) / 255).mean())
+    found = facts["scores"]["rec_A"]["cycle"]
+    assert found["value"] == pytest.approx(np.mean(values), abs=1e-5)
+    assert facts["left_out"]["L1"] == "the data are no pairs"
+
+
+def test_cycle_gan_on_pairs_has_both_kinds(paired, unpaired, tmp_path):
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", unpaired, "--name", "u"]
+    words = "--gpu_ids -1 --crop_size 32 --dataset_mode aligned --scores L1,cycle".split()
+    succeed("scripts/evaluate.py", *where, *words, "--results_dir", tmp_path)
+    facts = json.loads((tmp_path / "u" / "test_latest" / "scores.json").read_text())
+    assert {k: set(v) for k, v in facts["scores"].items()} == {
+        "fake_A": {"L1"},
+        "fake_B": {"L1"},
+        "rec_A": {"cycle"},
+        "rec_B": {"cycle"},
+    }
+
+
+@pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
+def test_one_generator_on_pairs(paired, tmp_path, direction):
+    """--model test takes the side of the direction, and is compared with the other one."""
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", paired, "--name", "p"]
+    words = "--gpu_ids -1 --crop_size 32 --model test --dataset_mode aligned --scores L1 --eval"
+    more = ["--direction", direction, "--results_dir", tmp_path, "--model_suffix", ""]
+    succeed("scripts/evaluate.py", *where, *words.split(), *more)
+    facts = json.loads((tmp_path / "p" / "test_latest" / "scores.json").read_text())
+    G = load_generator(paired / "p", device="cpu", eval=True)
+    values = []
+    for i in range(3):
+        both = Image.open(paired / "data" / "test" / f"{i}.png")
+        sides = [both.crop((0, 0, 40, 40)), both.crop((40, 0, 80, 40))]
+        a, b = (s.resize((32, 32), Image.Resampling.BICUBIC) for s in sides)
+        a, b = (a, b) if direction == "AtoB" else (b, a)
+        values.append(np.abs(np.asarray(G(a), float) - np.asarray(b, float)).mean() / 255)
+    assert facts["scores"]["fake_B"]["L1"]["value"] == pytest.approx(np.mean(values), abs=1e-5)
+
+
+def test_cityscapes_labels_are_scored(paired):
+    facts = evaluate(paired, "p", "--cityscapes", "--eval")
+    found = facts["scores"]["fake_B"]
+    for name in ("pixel accuracy", "class accuracy", "class IoU"):
+        assert 0 <= found[name]["value"] <= 1
+    assert "nearest colour" in facts["variant"]["scores"]["pixel accuracy"]
+
+
+def test_levels_are_those_of_saved_pictures():
+    x = torch.linspace(-1.1, 1.1, 3 * 50 * 40).reshape(1, 3, 50, 40)
+    assert np.array_equal(levels(x)[0].permute(1, 2, 0).numpy(), tensor2im(x))
+    array = np.random.default_rng(0).random((7, 5, 3)) * 255
+    assert np.array_equal(levels(array)[0].permute(1, 2, 0).numpy(), tensor2im(array))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--scores", "L1,beauty"], "beauty is no score"),
+        (["--scores", "L1", "--dataset_mode", "single", "--model", "test"], "nothing could be"),
+        (["--scores", "FID", "--inception_weights", "nowhere.pth"], "nowhere.pth"),
+        (["--scores", "LPIPS", "--lpips_weights", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_mistakes_are_one_line(paired, tmp_path, words, said):
+    if "FID" in words:
+        pytest.importorskip("torch_fidelity")
+    if "LPIPS" in words:
+        pytest.importorskip("torchmetrics")
+    where = ["--dataroot", paired / "data" / "test", "--checkpoints_dir", paired, "--name", "p"]
+    result = run("scripts/evaluate.py", *where, "--gpu_ids", -1, "--results_dir", tmp_path, *words)
+    assert result.code == 1
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_names_of_scores():
+    assert parse_scores("psnr, fid") == ("PSNR", "FID")
+    assert "cycle" in parse_scores("all")
+    with pytest.raises(UserError, match="choose from L1, PSNR"):
+        parse_scores("")
+
+
+# ---------------------------------------------------------------------------- FID, KID and LPIPS
+def options(root: Path, *words: object) -> object:
+    where = ["--dataroot", root / "data", "--checkpoints_dir", root, "--gpu_ids", -1]
+    return EvaluateOptions([*map(str, [*where, *words])]).parse(save=False)
+
+
+@pytest.mark.parametrize(("score", "package"), [("FID", "torch_fidelity"), ("LPIPS", None)])
+def test_a_score_without_weights_is_left_out_with_a_reason(
+    paired, tmp_path, monkeypatch, score, package
+):
+    pytest.importorskip(package or "torchmetrics")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    offline = mock.Mock(side_effect=OSError("no route to host"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    opt = options(paired, "--name", "p")
+    evaluator = Evaluator(opt, ["L1", score])
+    assert evaluator.wanted == {"L1"}
+    said = evaluator.left_out[score]
+    assert "no route to host" in said
+    assert "FILE takes them from a file" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("score", ["FID", "LPIPS"])
+def test_a_score_without_its_package_is_left_out(paired, monkeypatch, score):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    names = ("torch_fidelity", "torchmetrics")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in names else found(n))
+    evaluator = Evaluator(options(paired, "--name", "p"), [score])
+    assert "pip install torch" in evaluator.left_out[score]
+
+
+@pytest.mark.slow
+def test_fid_and_kid_with_weights_from_a_file(unpaired, tmp_path):
+    """Inception with random weights: the report names the file, and pictures count once."""
+    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    torch.manual_seed(0)
+    with (
+        mock.patch.object(fidelity, "load_state_dict_from_url", return_value={}),
+        mock.patch.object(torch.nn.Module, "load_state_dict"),
+    ):
+        net = fidelity.FeatureExtractorInceptionV3("x", ["2048"])
+    weights = tmp_path / "inception.pth"
+    torch.save(net.state_dict(), weights)
+    where = ["--dataroot", unpaired / "data", "--checkpoints_dir", unpaired, "--name", "u"]
+    words = ["--crop_size", 32, "--scores", "FID,KID", "--inception_weights", weights]
+    result = succeed(
+        "scripts/evaluate.py", *where, *words, "--gpu_ids", -1, "--results_dir", tmp_path
+    )
+    assert "not the released" in result.err
+    facts = json.loads((tmp_path / "u" / "test_latest" / "scores.json").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    expected = {"file": "inception.pth", "sha256": digest, "released": False}
+    assert facts["extractors"]["inception"] == expected
+    # testA has three pictures, testB four
+    assert facts["scores"]["fake_B"]["FID"]["pictures"] == 3
+    assert facts["scores"]["fake_A"]["FID"]["pictures"] == 4
+    assert facts["scores"]["fake_A"]["KID"]["spread"] > 0
+
+    net = net.eval()
+
+    def look(pictures: list[np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+            return np.concatenate([net(x[None])[0].numpy() for x in batch])
+
+    G = load_generator(unpaired / "u", "AtoB", device="cpu")
+    sides = {}
+    for side, count in (("A", ["0", "1", "2"]), ("B", ["0", "1", "2", "more"])):
+        opened = [Image.open(unpaired / "data" / f"test{side}" / f"{n}.png") for n in count]
+        sides[side] = [p.resize((32, 32), Image.Resampling.BICUBIC) for p in opened]
+    fake = [np.asarray(G(p)) for p in sides["A"]]
+    wanted = metrics.fid(look([np.asarray(p) for p in sides["B"]]), look(fake))
+    assert facts["scores"]["fake_B"]["FID"]["value"] == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_lpips_with_weights_from_a_file(tmp_path):
+    """AlexNet with random weights, against the formula of the paper written out."""
+    pytest.importorskip("torchmetrics")
+    import torchmetrics.functional.image.lpips as theirs
+    from torchvision.models import alexnet
+
+    from util.extractors import Lpips
+
+    torch.manual_seed(0)
+    net = alexnet(weights=None).eval()
+    torch.save(net.state_dict(), tmp_path / "alexnet.pth")
+    lpips = Lpips(str(tmp_path / "alexnet.pth"))
+    assert not lpips.weights.released
+    heads = torch.load(
+        Path(theirs.__file__).parent / "lpips_models" / "alex.pth",
+        map_location="cpu",
+        weights_only=True,
+    )
+    a, b = (torch.from_numpy(pixels(64, 64, k)).permute(2, 0, 1)[None].contiguous() for k in (0, 3))
+    shift = torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None]
+    scale = torch.tensor([0.458, 0.448, 0.450])[None, :, None, None]
+    x, y = ((p.float() / 127.5 - 1 - shift) / scale for p in (a, b))
+    total, stage = 0.0, 0
+    with torch.no_grad():
+        for layer in net.features:
+            x, y = layer(x), layer(y)
+            if isinstance(layer, torch.nn.ReLU):
+                p, q = (z / (z.square().sum(1, keepdim=True).sqrt() + 1e-10) for z in (x, y))
+                weight = heads[f"lin{stage}.model.1.weight"]
+                total += float(((p - q) ** 2 * weight).sum(1).mean())
+                stage += 1
+    assert stage == 5
+    assert lpips(a, b) == pytest.approx(total, rel=1e-4)
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="no weights of torchvision's AlexNet"):
+        Lpips(str(tmp_path / "other.pth"))
+
+
+# ----------------------------------------------------------------------------------- while training
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted(folder.glob("latest_net_*.pth")):
+        state = torch.load(path, weights_only=True)
+        found |= {f"{path.name}:{key}": value for key, value in state.items()}
+    return found
+
+
+@pytest.mark.parametrize("model", ["pix2pix", "cycle_gan"])
+def test_training_does_not_notice_validation(paired, unpaired, tmp_path, model):
+    """Dropout, batch norm, image pools, orders and crops: all end in the same weights."""
+    root = paired if model == "pix2pix" else unpaired
+    where = ["--dataroot", root / "data", "--checkpoints_dir", tmp_path]
+    words = [*TINY, *SHORT, "--n_epochs", 3, "--pool_size", 2, "--model", model, "--no_html"]
+    words += ["--netG", "resnet_6blocks", "--norm", "batch", "--dropout", "--batch_size", 2]
+    for name, freq in (("without", 0), ("with", 1)):
+        succeed("train.py", *where, "--name", name, *words, "--val_freq", freq)
+    assert not (tmp_path / "without" / "scores.jsonl").exists()
+    assert (tmp_path / "with" / "scores.jsonl").exists()
+    wanted, ours = weights_of(tmp_path / "without"), weights_of(tmp_path / "with")
+    assert wanted.keys() == ours.keys()
+    assert [key for key in wanted if not torch.equal(wanted[key], ours[key])] == []
+
+
+def test_best_weights_are_kept_across_a_resume(paired, tmp_path):
+    """In one piece and in two: the same scores, the same best, and the figures in every view."""
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1, "--best_by", "PSNR", "--lr", "0.01"]
+    one = succeed("train.py", *where, "--name", "one", *words, "--n_epochs", 4)
+    succeed("train.py", *where, "--name", "two", *words, "--n_epochs", 2)
+    # as if killed after the second epoch of a training of four: the rate was the same
+    said = succeed("train.py", *where, "--name", "two", *words, "--n_epochs", 4, "--continue_train")
+    assert "best so far: PSNR" in said.out
+    records = [read_records(tmp_path / name / "scores.jsonl", "scores") for name in ("one", "two")]
+    for record in (r for records_of in records for r in records_of):
+        del record["seconds"]
+    assert [r["epoch"] for r in records[0]] == [1, 2, 3, 4]
+    assert records[0] == records[1]
+    values = [r["scores"]["PSNR"] for r in records[0]]
+    best = int(np.argmax(values)) + 1
+    for name in ("one", "two"):
+        facts = json.loads((tmp_path / name / "best_scores.json").read_text())
+        assert (facts["by"], facts["epoch"]) == ("PSNR", best)
+        assert facts["value"] == max(values)
+        digest = hashlib.sha256((tmp_path / name / "best_net_G.pth").read_bytes()).hexdigest()
+        assert facts["weights"] == [{"file": "best_net_G.pth", "sha256": digest}]
+    assert one.out.count(", val) L1: ") == 4
+    assert (tmp_path / "one" / "loss_log.txt").read_text().count(", val) L1: ") == 4
+    assert "(epoch: 4, val)" in (tmp_path / "one" / "web" / "index.html").read_text()
+    load_generator(tmp_path / "one", epoch="best", device="cpu")
+
+
+def test_best_of_unpaired_is_by_the_cycle(unpaired, tmp_path):
+    where = ["--dataroot", unpaired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    succeed("train.py", *where, "--model", "cycle_gan", *TINY, *SHORT, "--val_freq", 1)
+    facts = json.loads((tmp_path / "x" / "best_scores.json").read_text())
+    each = [facts["scores"][visual]["cycle"]["value"] for visual in ("rec_A", "rec_B")]
+    assert facts["by"] == "cycle"
+    assert facts["value"] == pytest.approx(sum(each) / 2)
+    (record,) = read_records(tmp_path / "x" / "scores.jsonl", "scores")
+    assert set(record["scores"]) == {"cycle rec_A", "cycle rec_B"}
+
+
+def test_scores_in_tensorboard(paired, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1, "--use_tensorboard", "--no_html"]
+    succeed("train.py", *where, *words)
+    events = accumulator.EventAccumulator(str(tmp_path / "x" / "tb")).Reload()
+    (record,) = read_records(tmp_path / "x" / "scores.jsonl", "scores")
+    (point,) = events.Scalars("val/PSNR")
+    assert point.value == pytest.approx(record["scores"]["PSNR"], rel=1e-6)
+    assert point.step == record["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--best_by", "SSIM", "--model", "cycle_gan"], "--best_by SSIM needs pairs"),
+        (
+            ["--model", "pix2pix", "--dataroot", "elsewhere"],
+            "needs pictures to score (--val_phase val)",
+        ),
+    ],
+)
+def test_what_can_not_be_validated_is_said_before_training(unpaired, tmp_path, words, said):
+    root = aligned(tmp_path / "elsewhere") if "elsewhere" in words else unpaired / "data"
+    words = [root if word == "elsewhere" else word for word in words]
+    where = ["--dataroot", root, "--checkpoints_dir", tmp_path, "--name", "x"]
+    netG = ["--netG", "resnet_6blocks"]
+    result = run("train.py", *where, *TINY, *SHORT, "--val_freq", 1, *words, *netG)
+    assert result.code == 1
+    assert said in result.err
+    assert "End of epoch" not in result.out

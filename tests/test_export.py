@@ -1,0 +1,211 @@
+"""Exported files give what PyTorch gives, at every size, and run where there is no PyTorch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import load_generator
+from models.export import METADATA, export, frozen, largest_difference, reader
+from models.networks import GENERATORS, NORMS, define_G
+from tests.helpers import ROOT, SHORT, TINY, picture, run, succeed, unaligned
+
+NETWORKS = [(netG, norm) for netG in GENERATORS for norm in NORMS]
+QUICK = {("resnet_6blocks", "instance"), ("unet_128", "batch")}
+
+
+def networks_of(quick: set[tuple[str, str]]) -> list:
+    return [
+        pytest.param(*pair, marks=() if pair in quick else pytest.mark.slow, id="-".join(pair))
+        for pair in NETWORKS
+    ]
+
+
+def network(netG: str, norm: str) -> torch.nn.Module:
+    """A network whose output is far from grey, and whose batch norms have seen something."""
+    torch.manual_seed(0)
+    net = define_G(3, 2, 4, netG, norm, use_dropout=True)
+    source = torch.Generator().manual_seed(1)
+    for name, value in net.state_dict().items():
+        if value.dim() == 4:
+            torch.nn.init.kaiming_normal_(value, generator=source)
+        elif name.endswith("running_mean"):
+            value.uniform_(-0.5, 0.5, generator=source)
+        elif name.endswith("running_var"):
+            value.uniform_(0.5, 2, generator=source)
+    return net
+
+
+def sizes(netG: str) -> list[tuple[int, int, int]]:
+    """Batch, height, width: fitting, not fitting, too small to reflect, and a single row."""
+    step = {"unet_128": 128, "unet_256": 256}.get(netG, 4)
+    return [(1, 2 * step, step), (2, step + 3, step + 41), (3, 5, 3), (1, 17, 40), (1, 2, 300)]
+
+
+def check(form: str, netG: str, norm: str, tmp_path: Path, eval: bool = False) -> None:
+    net = network(netG, norm)
+    path = tmp_path / f"net.{'pt2' if form == 'pt2' else form}"
+    export(frozen(net, eval), 3, form, path, {"value_range": "-1 1"})
+    exported = reader(form, path)
+    # dropout off, batch norms as they were trained or as they train: one picture at a time
+    original = net.train(not eval)
+    for module in original.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    one_by_one = lambda x: torch.cat([original(x[i : i + 1]) for i in range(len(x))])  # noqa: E731
+    if norm == "syncbatch" and not eval:
+        one_by_one = frozen(net)  # it trains on GPUs only
+    differences = largest_difference(one_by_one, exported, 3, sizes(netG))  # type: ignore[arg-type]
+    assert max(differences.values()) < 1e-3, differences
+
+
+@pytest.mark.parametrize(("netG", "norm"), networks_of(QUICK))
+def test_onnx(netG, norm, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    check("onnx", netG, norm, tmp_path)
+
+
+@pytest.mark.parametrize(("netG", "norm"), networks_of(QUICK | {("unet_256", "instance")}))
+def test_torchscript(netG, norm, tmp_path):
+    check("torchscript", netG, norm, tmp_path)
+
+
+@pytest.mark.parametrize(("netG", "norm"), networks_of(QUICK))
+def test_pt2(netG, norm, tmp_path):
+    check("pt2", netG, norm, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["torchscript", "pt2"])
+def test_stored_statistics(form, tmp_path):
+    check(form, "unet_128", "batch", tmp_path, eval=True)
+
+
+@pytest.mark.slow
+def test_stored_statistics_in_onnx(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    check("onnx", "unet_128", "batch", tmp_path, eval=True)
+
+
+# ----------------------------------------------------------------------------------- the programs
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The folder of checkpoints of a CycleGAN of one epoch."""
+    root = tmp_path_factory.mktemp("trained")
+    data = unaligned(root / "data")
+    where = ["--dataroot", data, "--checkpoints_dir", root, "--name", "x"]
+    succeed("train.py", *where, "--model", "cycle_gan", *TINY, *SHORT)
+    return root
+
+
+@pytest.mark.parametrize(("form", "ending"), [("torchscript", "pt"), ("pt2", "pt2")])
+def test_metadata_in_the_file(trained, form, ending):
+    words = ["--checkpoints_dir", trained, "--name", "x", "--format", form]
+    said = succeed("scripts/export.py", *words, "--direction", "BtoA").out
+    assert "largest difference from PyTorch" in said
+    path = trained / "x" / f"latest_BtoA.{ending}"
+    found = {METADATA: ""}
+    if form == "torchscript":
+        torch.jit.load(str(path), _extra_files=found)
+    else:
+        torch.export.load(path, extra_files=found)
+    facts = json.loads(found[METADATA])
+    assert facts["direction"] == "BtoA"
+    assert facts["weights"] == "latest_net_G_B.pth"
+    assert facts["value_range"] == "-1 1"
+    assert (facts["netG"], facts["ngf"]) == ("resnet_6blocks", "4")
+
+
+def test_onnx_without_torch(trained, tmp_path):
+    """The folder program in a process in which torch can't be imported, from another folder."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    succeed("scripts/export.py", "--checkpoints_dir", trained, "--name", "x", "--epoch", 1)
+    model = shutil.copy(trained / "x" / "1_AtoB.onnx", tmp_path)
+    program = shutil.copy(ROOT / "scripts" / "run_onnx.py", tmp_path)
+    folder = tmp_path / "in"
+    picture(folder / "a.png", 40, 52)
+    picture(folder / "sub" / "b.JPG", 37, 41, 1)
+    picture(folder / "sub" / "b.png", 9, 5, 2)
+    picture(folder / "grey.png", 33, 70, 3, mode="L")
+    (folder / "bad.png").write_bytes(b"no picture")
+    block = (
+        "import sys, runpy\n"
+        "for name in ('torch', 'torchvision', 'models', 'util'): sys.modules[name] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", block, str(program), str(model), "in", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr  # one picture could not be read
+    assert "translated 4 of 5" in done.stdout
+    assert "direction: AtoB" in done.stdout
+    assert done.stderr.count("failed: ") == 1
+    assert "bad.png" in done.stderr
+    G = load_generator(trained / "x", "AtoB", epoch=1, device="cpu")
+    for source, name in (
+        ("a.png", "a.png"),
+        ("grey.png", "grey.png"),
+        ("sub/b.JPG", "sub/b.png"),
+        ("sub/b.png", "sub/b.png.png"),
+    ):
+        with Image.open(folder / source) as given, Image.open(tmp_path / "out" / name) as got:
+            wanted = np.asarray(G(given.convert("RGB")), int)
+            assert np.abs(np.asarray(got, int) - wanted).max() <= 1
+
+
+def test_onnx_metadata(trained):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = trained / "elsewhere.onnx"
+    words = ["--checkpoints_dir", trained, "--name", "x", "--output", path]
+    succeed("scripts/export.py", *words)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", 3, "height", "width"]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["weights_sha256"]
+    assert {"name", "direction", "epoch", "value_range", "netG", "norm"} <= facts.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--name", "y"], "y"),
+        (["--name", "x", "--epoch", "77"], "77_net_G_A.pth"),
+        (["--name", "x", "--format", "pt2", "--output", "f.onnx"], "must end in .pt2"),
+    ],
+)
+def test_mistakes_are_one_line(trained, words, said):
+    result = run("scripts/export.py", "--checkpoints_dir", trained, *words)
+    assert result.code == 1
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert said in result.err
+
+
+def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
+    import models.export
+
+    monkeypatch.setattr(models.export, "largest_difference", lambda *_: {"1x8x8": 0.5})
+    path = tmp_path / "f.pt"
+    words = ["--checkpoints_dir", trained, "--name", "x", "--format", "torchscript"]
+    result = run("scripts/export.py", *words, "--output", path)
+    assert result.code == 1
+    assert "differs from PyTorch by 0.5" in result.err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,315 @@
+"""Reading and writing pictures of each format and depth, and their way through a network."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+from data.picture_io import (
+    Picture,
+    fit_channels,
+    from_unit,
+    list_pictures,
+    read_picture,
+    to_unit,
+    write_bands,
+    write_picture,
+)
+from models.folder import FolderTranslation
+from models.tiles import TileOptions
+from models.translator import Translator
+from util.util import UserError, tensor2im
+
+RNG = np.random.default_rng(5)
+
+
+def values(dtype: type, channels: int, height: int = 37, width: int = 29) -> np.ndarray:
+    """Pixels with the least and the most of their type among them."""
+    if np.dtype(dtype).kind == "f":
+        array = RNG.random((height, width, channels)).astype(dtype)
+        most = 1.0
+    else:
+        most = np.iinfo(dtype).max
+        array = RNG.integers(0, most, (height, width, channels), dtype, endpoint=True)
+    array[0, 0], array[-1, -1] = 0, most
+    return array
+
+
+# ---------------------------------------------------------- PNG, by the letter of its specification
+def png(pixels: np.ndarray, filters: list[int]) -> bytes:
+    """A PNG file whose rows have these filters in turn."""
+    depth, (height, width, channels) = pixels.dtype.itemsize, pixels.shape
+    step = depth * channels
+    above, data = bytes(width * step), b""
+    for y, row in enumerate(pixels):
+        line = row.astype(f">u{depth}").tobytes()
+        kind = filters[y % len(filters)]
+        out = bytearray([kind])
+        for i, value in enumerate(line):
+            a = line[i - step] if i >= step else 0
+            b, c = above[i], above[i - step] if i >= step else 0
+            out.append((value - predicted(kind, a, b, c)) % 256)
+        above, data = line, data + out
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, 8 * depth, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def predicted(kind: int, a: int, b: int, c: int) -> int:
+    """What each filter expects from left, above, and above left."""
+    p = a + b - c
+    paeth = min((abs(p - a), 0, a), (abs(p - b), 1, b), (abs(p - c), 2, c))[2]
+    return (0, a, b, (a + b) // 2, paeth)[kind]
+
+
+def unpng(data: bytes) -> np.ndarray:
+    """The pixels of a PNG file (not interlaced); checks the checksums."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, packed, head = 8, b"", ()
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        name, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        (crc,) = struct.unpack(">I", data[at + 8 + length : at + 12 + length])
+        assert crc == zlib.crc32(name + body)
+        at += 12 + length
+        if name == b"IHDR":
+            head = struct.unpack(">IIBBBBB", body)
+        elif name == b"IDAT":
+            packed += body
+    width, height, bits, colour = head[:4]
+    channels, depth = {0: 1, 4: 2, 2: 3, 6: 4}[colour], bits // 8
+    step, raw = channels * depth, zlib.decompress(packed)
+    row, lines = width * step, []
+    above = bytes(row)
+    for y in range(height):
+        kind, line = raw[y * (row + 1)], bytearray(raw[y * (row + 1) + 1 : (y + 1) * (row + 1)])
+        for i in range(row):
+            a = line[i - step] if i >= step else 0
+            c = above[i - step] if i >= step else 0
+            line[i] = (line[i] + predicted(kind, a, above[i], c)) % 256
+        above = bytes(line)
+        lines.append(above)
+    array = np.frombuffer(b"".join(lines), f">u{depth}").reshape(height, width, channels)
+    return array.astype(f"u{depth}")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_is_read_in_full(tmp_path, channels):
+    pixels = values(np.uint16, channels)
+    (tmp_path / "a.png").write_bytes(png(pixels, [0, 1, 2, 3, 4]))
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.pixels.dtype == np.uint16
+    colours = channels - (channels in (2, 4))
+    np.testing.assert_array_equal(picture.pixels, pixels[..., :colours])
+    if channels in (2, 4):
+        np.testing.assert_array_equal(picture.alpha, pixels[..., -1])
+    else:
+        assert picture.alpha is None
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_written_png_is_what_others_read(tmp_path, dtype, channels, alpha):
+    pixels = values(dtype, channels)
+    extra = values(dtype, 1)[..., 0] if alpha else None
+    wanted = pixels if extra is None else np.concatenate([pixels, extra[..., None]], 2)
+    write_picture(tmp_path / "a.png", pixels, extra)
+    np.testing.assert_array_equal(unpng((tmp_path / "a.png").read_bytes()), wanted)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_pictures_in_bands(tmp_path, monkeypatch):
+    # as if it were too large for Pillow, 8 bits too
+    monkeypatch.setattr("data.picture_io._pillow_can", lambda *_: False)
+    for dtype, ending in [(np.uint16, "png"), (np.uint8, "tiff"), (np.float32, "npy")]:
+        pixels = values(dtype, 3, 90, 31)
+        path = tmp_path / f"a.{ending}"
+        bands = (pixels[i : i + 7] for i in range(0, 90, 7))
+        write_bands(path, bands, pixels.shape, dtype)
+        np.testing.assert_array_equal(read_picture(path).pixels, pixels)
+    pixels = values(np.uint8, 3, 90, 31)
+    bands = (pixels[i : i + 7] for i in range(0, 90, 7))
+    write_bands(tmp_path / "b.bmp", bands, pixels.shape, np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.bmp")), pixels)
+
+
+# -------------------------------------------------------------------------- through an identity net
+class Same(nn.Module):
+    """Gives back what it takes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def identity(channels: int, value_range=None) -> Translator:
+    options = {"input_nc": channels, "output_nc": channels}
+    return Translator(Same(), torch.device("cpu"), options, Path("none"), value_range)
+
+
+KINDS = [
+    *[("png", d, c, a) for d in (np.uint8, np.uint16) for c in (1, 3) for a in (0, 1)],
+    *[("tiff", d, c, a) for d in (np.uint8, np.uint16) for c in (1, 3) for a in (0, 1)],
+    *[("tif", np.float32, c, 0) for c in (1, 3)],
+    *[("npy", d, c, 0) for d in (np.uint8, np.uint16, np.float32, np.float64) for c in (1, 5)],
+    *[("webp", np.uint8, 3, a) for a in (0, 1)],
+    *[("bmp", np.uint8, c, 0) for c in (1, 3)],
+    *[("jpg", np.uint8, c, 0) for c in (1, 3)],
+]
+
+
+@pytest.mark.parametrize(("ending", "dtype", "channels", "alpha"), KINDS)
+def test_round_trip(tmp_path, ending, dtype, channels, alpha):
+    path = tmp_path / "in" / f"a.{ending}"
+    write_picture(path, values(dtype, channels), values(dtype, 1)[..., 0] if alpha else None)
+    given = read_picture(path)
+    assert (given.alpha is not None) == bool(alpha)
+    work = FolderTranslation(identity(channels), "same", threads=0)
+    assert work.run(work.jobs([str(path)], tmp_path / "in", tmp_path / "out")) == []
+    got = read_picture(tmp_path / "out" / path.name)
+    assert got.pixels.dtype == given.pixels.dtype == dtype
+    assert got.pixels.shape == given.pixels.shape
+    if ending in ("jpg", "webp"):  # these lose a little each time
+        far = np.abs(got.pixels.astype(float) - given.pixels.astype(float)).mean()
+        assert far < 20
+    elif np.dtype(dtype).kind == "f":
+        np.testing.assert_allclose(got.pixels, given.pixels, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(got.pixels, given.pixels)
+    if alpha:
+        np.testing.assert_array_equal(got.alpha, given.alpha)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_round_trip_of_a_range(tmp_path, dtype):
+    pixels = RNG.integers(100, 4000, (20, 24, 5)).astype(dtype)
+    np.save(tmp_path / "a.npy", pixels)
+    G = identity(5, (0.0, 4095.0))
+    assert (
+        np.abs(G.unit(Picture(pixels)).numpy() - (pixels.transpose(2, 0, 1) / 2047.5 - 1)).max()
+        < 1e-6
+    )
+    out = G(tmp_path / "a.npy")
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out, pixels, atol=0 if dtype != np.float32 else 1e-3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "F", "CMYK"])
+def test_pictures_of_pillow(mode):
+    grey = mode in ("1", "L", "LA", "I;16", "F")
+    if mode == "I;16":
+        image = Image.fromarray(values(np.uint16, 1)[..., 0])
+    elif mode == "F":
+        image = Image.fromarray(values(np.float32, 1)[..., 0])
+    elif mode in ("LA", "RGBA"):
+        image = Image.fromarray(values(np.uint8, 4)).convert(mode)
+    else:
+        image = Image.fromarray(values(np.uint8, 3)).convert(mode)
+    out = identity(1 if grey else 3)(image)
+    wanted = {"1": "L", "P": "RGB", "CMYK": "RGB"}.get(mode, mode)
+    assert out.mode == wanted
+    assert out.size == image.size
+    expected = image if mode == wanted else image.convert(wanted)
+    np.testing.assert_allclose(np.asarray(out), np.asarray(expected), atol=1e-6)
+
+
+def test_grey_and_colour():
+    grey, colour = values(np.uint8, 1), values(np.uint8, 3)
+    assert identity(3)(Image.fromarray(grey[..., 0])).mode == "RGB"
+    np.testing.assert_array_equal(
+        fit_channels(colour, 1)[..., 0], np.asarray(Image.fromarray(colour).convert("L"))
+    )
+    deep = fit_channels(colour.astype(np.uint16) * 257, 1)
+    np.testing.assert_allclose(deep / 257, fit_channels(colour, 1), atol=0.6)
+    with pytest.raises(UserError, match="has 5 channels, the network takes 3"):
+        identity(3)(values(np.uint8, 5))
+
+
+def test_8_bits_are_the_bits_of_the_transforms():
+    pixels = values(np.uint8, 3)
+    half = (0.5, 0.5, 0.5)
+    steps = [transforms.ToTensor(), transforms.Normalize(half, half)]
+    wanted = transforms.Compose(steps)(Image.fromarray(pixels))
+    unit = to_unit(pixels)
+    assert torch.equal(unit, wanted)
+    np.testing.assert_array_equal(from_unit(unit * 0.9, np.uint8), tensor2im(unit[None] * 0.9))
+
+
+def test_outputs_of_8_bits(tmp_path):
+    path = tmp_path / "in" / "a.tiff"
+    write_picture(path, np.array([[[0.0], [0.5], [1.0]]], np.float32))
+    for kind, dtype in (("png", np.uint8), ("tiff", np.float32), ("same", np.float32)):
+        work = FolderTranslation(identity(1), kind, threads=0)
+        jobs = work.jobs([str(path)], tmp_path / "in", tmp_path / kind)
+        assert work.run(jobs) == []
+        got = read_picture(jobs[0].target).pixels
+        assert got.dtype == dtype
+        np.testing.assert_allclose(
+            got[0, :, 0], [0, 128, 255] if dtype == np.uint8 else [0, 0.5, 1]
+        )
+
+
+def test_tiled_results_are_written_in_bands(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "models.translator.translate_in_tiles",
+        lambda net, source, *_: (
+            source.rows(i, min(i + 8, source.height)) for i in range(0, 37, 8)
+        ),
+    )
+    pixels, alpha = values(np.uint16, 3), values(np.uint16, 1)[..., 0]
+    for ending in ("png", "tiff"):
+        write_picture(tmp_path / "in" / f"a.{ending}", pixels, alpha)
+    work = FolderTranslation(identity(3), "same", tiles=TileOptions(16, 4))
+    paths = list_pictures(tmp_path / "in")
+    assert work.run(work.jobs(paths, tmp_path / "in", tmp_path / "out")) == []
+    for ending in ("png", "tiff"):
+        got = read_picture(tmp_path / "out" / f"a.{ending}")
+        np.testing.assert_array_equal(got.pixels, pixels)
+        np.testing.assert_array_equal(got.alpha, alpha)
+
+
+# ---------------------------------------------------------------------------------------- mistakes
+def test_mistakes(tmp_path):
+    np.save(tmp_path / "flat.npy", np.zeros(5))
+    np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("flat.npy", "objects.npy", "text.png", "missing.png"):
+        with pytest.raises(UserError, match=f"can't read the picture .*{name}"):
+            read_picture(tmp_path / name)
+    with pytest.raises(UserError, match=r"jpg can't hold 3 channels of uint16"):
+        write_picture(tmp_path / "a.jpg", values(np.uint16, 3))
+    with pytest.raises(UserError, match=r"png can't hold 5 channels"):
+        write_picture(tmp_path / "a.png", values(np.uint8, 5))
+    with pytest.raises(UserError, match=r"floats from 0 to 7 need their range: --value_range"):
+        to_unit(np.array([[[0.0, 7.0]]]))
+    with pytest.raises(UserError, match="no pictures in"):
+        list_pictures(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
+
+
+def test_tifffile_is_asked_for(tmp_path, monkeypatch):
+    write_picture(tmp_path / "a.tiff", values(np.uint16, 3))
+    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    with pytest.raises(UserError, match="needs the package tifffile: pip install tifffile"):
+        read_picture(tmp_path / "a.tiff")
+
+
+def test_pictures_larger_than_pillow_allows(tmp_path, monkeypatch):
+    write_picture(tmp_path / "a.png", values(np.uint8, 3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert read_picture(tmp_path / "a.png").size == (29, 37)
+    assert Image.MAX_IMAGE_PIXELS == 10

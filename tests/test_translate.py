@@ -1,0 +1,425 @@
+"""Using a model: from Python, and on folders of pictures."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from models import Translator, load_generator
+from models.networks import define_G
+from tests.helpers import ROOT, aligned, files_below, picture, pixels, run, succeed, truncated
+from util.util import UserError, tensor2im
+
+
+def save(path: Path, netG="resnet_6blocks", norm="instance", dropout=False, nc=(3, 3), seed=1):
+    """Weights of a tiny generator whose outputs fill their range; returns the network."""
+    torch.manual_seed(seed)
+    net = define_G(*nc, 4, netG, norm, dropout, init_type="kaiming")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(net.state_dict(), path)
+    return net
+
+
+def options(folder: Path, **values) -> None:
+    lines = [f"{k:>25}: {v!s:<30}" for k, v in values.items()]
+    (folder / "train_opt.txt").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def cycle(tmp_path) -> Path:
+    """A CycleGAN's folder."""
+    folder = tmp_path / "ck" / "cycle"
+    save(folder / "latest_net_G_A.pth", seed=1)
+    save(folder / "latest_net_G_B.pth", seed=2)
+    options(folder, model="cycle_gan", netG="resnet_6blocks", ngf=4, norm="instance",
+            no_dropout=True, direction="AtoB", input_nc=3, output_nc=3)  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def pix(tmp_path) -> Path:
+    """A pix2pix with batch norm and dropout."""
+    folder = tmp_path / "ck" / "pix"
+    save(folder / "latest_net_G.pth", "unet_128", "batch", dropout=True)
+    options(folder, model="pix2pix", netG="unet_128", ngf=4, norm="batch",
+            no_dropout=False, direction="BtoA", input_nc=3, output_nc=3)  # fmt: skip
+    return folder
+
+
+def reference(net: torch.nn.Module, array: np.ndarray) -> np.ndarray:
+    """What a network makes of 8-bit pixels (H, W, 3), by the formulas of the original."""
+    x = torch.from_numpy(array).permute(2, 0, 1)[None].float().div(255).sub(0.5).div(0.5)
+    with torch.no_grad():
+        return tensor2im(net(x))
+
+
+# -------------------------------------------------------------------------------------- finding it
+def test_a_cyclegan_goes_both_ways(cycle):
+    array = pixels(36, 44)
+    for direction, name in [("AtoB", "A"), ("BtoA", "B"), (None, "A")]:
+        G = load_generator(cycle, direction, device="cpu")
+        assert G.weights == cycle / f"latest_net_G_{name}.pth"
+        assert G.options["direction"] == (direction or "AtoB")
+        net = save(cycle.parent / "other" / "x.pth", seed=1 if name == "A" else 2)
+        np.testing.assert_array_equal(G(array), reference(net, array))
+
+
+def test_one_that_was_trained_the_other_way(cycle):
+    text = (cycle / "train_opt.txt").read_text().replace("AtoB", "BtoA")
+    (cycle / "train_opt.txt").write_text(text)
+    assert load_generator(cycle, "BtoA", device="cpu").weights.name == "latest_net_G_A.pth"
+    assert load_generator(cycle, "AtoB", device="cpu").weights.name == "latest_net_G_B.pth"
+
+
+@pytest.mark.parametrize("netG", ["resnet_6blocks", "resnet_9blocks", "unet_128", "unet_256"])
+@pytest.mark.parametrize("norm", ["instance", "batch", "none"])
+def test_without_options_the_weights_tell(tmp_path, netG, norm):
+    net = save(tmp_path / "x" / "7_net_G.pth", netG, norm, nc=(3, 1))
+    G = load_generator(tmp_path / "x", epoch=7, device="cpu", eval=True)
+    assert (G.options["netG"], G.options["norm"], G.options["ngf"]) == (netG, norm, 4)
+    assert (G.input_nc, G.output_nc, G.value_range) == (3, 1, None)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(G(x), net.eval()(x))
+
+
+def test_what_can_not_be_loaded(cycle, pix, tmp_path):
+    with pytest.raises(UserError, match=r"no folder .*nothing: .*ck has cycle, pix"):
+        load_generator(cycle.parent / "nothing")
+    with pytest.raises(UserError, match="no weights .*9_net_G_A.pth"):
+        load_generator(cycle, epoch=9)
+    with pytest.raises(UserError, match="trained BtoA and has one generator: it can't go AtoB"):
+        load_generator(pix, "AtoB")
+    with pytest.raises(UserError, match="direction 'up': choose"):
+        load_generator(pix, "up")
+    with pytest.raises(UserError, match="precision 'half': choose"):
+        load_generator(pix, precision="half")
+    with pytest.raises(UserError, match="device 'toaster' can't be used"):
+        load_generator(pix, device="toaster")
+    torch.save({"a.weight": torch.zeros(3)}, tmp_path / "ck" / "pix" / "latest_net_G.pth")
+    with pytest.raises(UserError, match="holds no network of this code"):
+        load_generator(pix)
+
+
+def test_no_argparse_and_no_dataset_is_needed(cycle):
+    code = (
+        "import sys; sys.argv = ['x', '--nonsense']\n"
+        "from models import load_generator\n"
+        f"G = load_generator({str(cycle)!r}, device='cpu')\n"
+        "import numpy as np\n"
+        "print(G(np.zeros((20, 21, 3), np.uint8)).shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("(20, 21, 3)"), done.stderr
+
+
+def test_the_package_has_no_other_names():
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        models.nothing  # noqa: B018
+    assert models.Translator is Translator
+
+
+# -------------------------------------------------------------------------------------- calling it
+def test_kinds_of_pictures(cycle, tmp_path):
+    G = load_generator(cycle, device="cpu")
+    path = picture(tmp_path / "a.png", 37, 30)
+    image, array = Image.open(path), pixels(37, 30)
+    out = G(array)
+    assert out.shape == (30, 37, 3)
+    assert out.dtype == np.uint8
+    np.testing.assert_array_equal(np.asarray(G(image)), out)
+    np.testing.assert_array_equal(np.asarray(G(path)), out)
+    np.testing.assert_array_equal(np.asarray(G(str(path))), out)
+    deep = G(array.astype(np.uint16) * 257)
+    assert deep.dtype == np.uint16
+    np.testing.assert_allclose(deep / 257, out, atol=0.51)
+    floats = G((array / 255).astype(np.float32))
+    assert floats.dtype == np.float32
+    np.testing.assert_allclose(floats * 255, out, atol=0.51)
+    rgba = G(np.dstack([array, array[..., :1]]))
+    np.testing.assert_array_equal(rgba, np.dstack([out, array[..., :1]]))
+    assert G(Image.fromarray(array).convert("RGBA")).mode == "RGBA"
+    assert G(array[..., 0]).shape == (30, 37, 3)  # grey in, colour out
+    x = torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
+    assert torch.equal(G(x), G(x[None])[0])
+    np.testing.assert_array_equal(tensor2im(G(x[None])), out)
+
+
+def test_lists_keep_their_order(cycle):
+    G = load_generator(cycle, device="cpu")
+    arrays = [pixels(32, 32 if k % 3 else 40, k) for k in range(7)]
+    results = G(arrays, batch_size=4)
+    for array, result in zip(arrays, results, strict=True):
+        np.testing.assert_allclose(result, G(array), atol=1)
+    assert G([]) == []
+
+
+def test_each_picture_has_its_own_statistics(pix):
+    # batch norm as in training: together, pictures would change each other
+    G = load_generator(pix, device="cpu")
+    for module in G.net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    arrays = [pixels(128, 128, k) for k in range(3)]
+    for array, result in zip(arrays, G(arrays), strict=True):
+        np.testing.assert_array_equal(result, G(array))
+
+
+def test_eval_is_asked_for(pix):
+    array = pixels(128, 128)
+    plain, fixed = load_generator(pix, device="cpu"), load_generator(pix, device="cpu", eval=True)
+    assert plain.net.training
+    assert not fixed.net.training
+    np.testing.assert_array_equal(fixed(array), fixed(array))
+    assert (plain(array) != plain(array)).any()  # dropout draws
+
+
+def test_tiles_of_the_translator(cycle):
+    G = load_generator(cycle, device="cpu")
+    array = pixels(90, 70)
+    np.testing.assert_allclose(G(array, tile=32), G(array), atol=1)
+
+
+def test_precision(cycle):
+    array = pixels(40, 40)
+    exact = load_generator(cycle, device="cpu")(array).astype(int)
+    G = load_generator(cycle, device="cpu", precision="bf16")
+    assert 0 < np.abs(G(array) - exact).mean() < 12
+    assert np.abs(G(array, tile=16) - exact).mean() < 12
+
+
+def test_what_can_not_be_translated(cycle):
+    G = load_generator(cycle, device="cpu")
+    for wrong, said in [
+        (3, "can't translate a int"),
+        (np.zeros((4, 4, 7), np.uint8), "has 7 channels, the network takes 3"),
+        (np.zeros((4, 4, 3), complex), "of integers or floats"),
+        (torch.zeros(1, 2, 8, 8), "the network takes 3 channels"),
+        (torch.zeros(8, 8), r"must be \(N, C, H, W\)"),
+        (np.full((8, 8, 3), 300.0), "need their range: --value_range"),
+        ("no/such.png", "can't read the picture no/such.png"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            G(wrong)
+
+
+# ----------------------------------------------------------------------------------- the test page
+def test_program(cycle, folder, *more):
+    return [
+        *("--dataroot", folder, "--name", cycle.name, "--checkpoints_dir", cycle.parent),
+        *("--results_dir", cycle.parent.parent / "results", "--model", "test", "--gpu_ids", "-1"),
+        *("--num_threads", "0", *more),
+    ]
+
+
+test_program.__test__ = False  # type: ignore[attr-defined]
+
+
+def results(folder: Path) -> Path:
+    return folder.parent.parent / "results" / folder.name / "test_latest"
+
+
+def test_page_keeps_sizes(cycle, tmp_path):
+    picture(tmp_path / "in" / "a.png", 45, 38)
+    G = load_generator(cycle, device="cpu")
+    arguments = test_program(cycle, tmp_path / "in")
+    for more in ("--keep_size", "--tile=24", "--tile=24 --tile_mode=quick"):
+        out = succeed("test.py", *arguments, *more.split())
+        assert "translating 1 of 1" in out.out
+        fake = np.asarray(Image.open(results(cycle) / "images" / "a_fake.png"))
+        assert fake.shape == (38, 45, 3)
+        if "quick" not in more:
+            np.testing.assert_allclose(fake, G(pixels(45, 38)), atol=1)
+    # as it always was
+    succeed("test.py", *arguments, "--preprocess", "none")
+    fake = Image.open(results(cycle) / "images" / "a_fake.png")
+    assert fake.size == (44, 40)
+
+
+def images_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
+
+
+def test_batches_and_workers_make_the_same_page(cycle, tmp_path):
+    for k in range(9):
+        picture(tmp_path / "in" / f"{k}.png", 40 if k % 4 else 48, 40, k)
+    shots = []
+    for more in (["--batch_size", "1"], ["--batch_size", "4"], ["--num_threads", "2"]):
+        succeed("test.py", *test_program(cycle, tmp_path / "in", *more, "--keep_size"))
+        shots.append(images_of(results(cycle)))
+        shutil.rmtree(results(cycle))
+    assert len(shots[0]) == 19
+    assert shots[0] == shots[1] == shots[2]
+
+
+def test_models_that_depend_on_the_batch_run_one_by_one(pix, tmp_path):
+    aligned(tmp_path / "al", 3, 128)
+    arguments = [
+        *("--dataroot", tmp_path / "al", "--name", "pix", "--checkpoints_dir", pix.parent),
+        *("--results_dir", tmp_path / "results", "--model", "pix2pix", "--gpu_ids", "-1"),
+        *("--seed", 5, "--num_threads", 0, "--load_size", 128, "--crop_size", 128),
+    ]
+    shots = []
+    for size in (1, 3):
+        out = succeed("test.py", *arguments, "--batch_size", size).out
+        shots.append(images_of(results(pix)))
+    assert shots[0] == shots[1]  # dropout too: the draws come in the same order
+    assert "batch size 1: the results of this model depend on the batch" in out
+
+
+# ------------------------------------------------------------------------------------ only outputs
+def test_only_outputs(cycle, tmp_path):
+    root = tmp_path / "in"
+    picture(root / "a.png", 45, 38, 1)
+    picture(root / "deep" / "a.PNG", 40, 40, 2)
+    picture(root / "deep" / "b.jpg", 40, 40, 3)
+    picture(root / "deep" / "b.png", 40, 40, 4, mode="RGBA")
+    G = load_generator(cycle, device="cpu")
+    out = succeed("test.py", *test_program(cycle, root, "--only_outputs"))
+    assert "translating 4 of 4 pictures" in out.out
+    names = ["a.png", "deep/a.png", "deep/b.jpg.png", "deep/b.png"]
+    found = files_below(results(cycle))
+    assert len(found) == 4
+    assert "index.html" not in found
+    assert found[:2] == names[:2]
+    np.testing.assert_allclose(
+        np.asarray(Image.open(results(cycle) / "a.png")), G(pixels(45, 38, 1)), atol=1
+    )
+    assert Image.open(results(cycle) / "deep" / found[-1].split("/")[1]).mode in ("RGB", "RGBA")
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [("jpg", ["a.jpg", "b.jpg"]), ("webp", ["a.webp", "b.webp"]), ("tiff", ["a.tiff", "b.tiff"]),
+     ("same", ["a.png", "b.bmp"])],
+)  # fmt: skip
+def test_formats(cycle, tmp_path, kind, names):
+    for name in ("a.png", "b.bmp"):
+        picture(tmp_path / "in" / name, 41, 33)
+    arguments = test_program(cycle, tmp_path / "in", "--only_outputs", "--output_format", kind)
+    succeed("test.py", *arguments)
+    assert files_below(results(cycle)) == names
+    assert {Image.open(results(cycle) / name).size for name in names} == {(41, 33)}
+
+
+def test_existing_outputs_are_skipped(cycle, tmp_path):
+    for k in range(3):
+        picture(tmp_path / "in" / f"{k}.png", 40, 40, k)
+    arguments = test_program(cycle, tmp_path / "in", "--only_outputs", "--skip_existing")
+    succeed("test.py", *arguments)
+    first = images_of(results(cycle))
+    (results(cycle) / "1.png").unlink()
+    (results(cycle) / "2.png").write_bytes(b"touched")
+    out = succeed("test.py", *arguments)
+    assert "translating 1 of 3 pictures (2 are there)" in out.out
+    second = images_of(results(cycle))
+    assert second["1.png"] == first["1.png"]
+    assert second["2.png"] == b"touched"
+
+
+@pytest.mark.parametrize("threads", ["0", "3"])
+@pytest.mark.parametrize("tile", [[], ["--tile", "32"]])
+def test_failures_are_listed_and_the_rest_is_done(cycle, tmp_path, threads, tile):
+    for k in range(4):
+        picture(tmp_path / "in" / f"{k}.png", 40, 40, k)
+    truncated(tmp_path / "in" / "1.png")
+    np.save(tmp_path / "in" / "9.npy", np.zeros((9, 9, 7), np.uint8))
+    arguments = test_program(cycle, tmp_path / "in", "--only_outputs", "--num_threads", threads)
+    out = run("test.py", *arguments, *tile)
+    assert out.code == 1
+    last = out.err.strip().splitlines()[-3:]
+    assert last[0] == "2 of 5 pictures failed:"
+    assert "can't read the picture" in last[1]
+    assert "1.png" in last[1]
+    assert "9.npy: the picture has 7 channels" in last[2]
+    assert files_below(results(cycle)) == ["0.png", "2.png", "3.png"]
+
+
+def test_batches_and_threads_write_the_same_files(cycle, tmp_path):
+    for k in range(11):
+        picture(tmp_path / "in" / f"{k:02d}.png", 40 if k % 4 else 48, 40, k)
+    shots = []
+    for size, threads in [(1, 0), (4, 0), (4, 3)]:
+        more = ("--only_outputs", "--batch_size", size, "--num_threads", threads)
+        succeed("test.py", *test_program(cycle, tmp_path / "in", *more))
+        shots.append(images_of(results(cycle)))
+        shutil.rmtree(results(cycle))
+    assert len(shots[0]) == 11
+    assert shots[0] == shots[1] == shots[2]
+
+
+def test_scaled_only_outputs_equal_those_of_the_page(cycle, tmp_path):
+    picture(tmp_path / "in" / "a.png", 90, 70)
+    more = ["--preprocess", "resize_and_crop", "--crop_size", "48"]
+    succeed("test.py", *test_program(cycle, tmp_path / "in", *more))
+    succeed("test.py", *test_program(cycle, tmp_path / "in", *more, "--only_outputs"))
+    page = np.asarray(Image.open(results(cycle) / "images" / "a_fake.png"))
+    np.testing.assert_array_equal(np.asarray(Image.open(results(cycle) / "a.png")), page)
+
+
+def test_five_channels_and_a_range(tmp_path):
+    folder = tmp_path / "ck" / "five"
+    save(folder / "latest_net_G.pth", nc=(5, 2))
+    options(folder, model="pix2pix", netG="resnet_6blocks", ngf=4, norm="instance",
+            no_dropout=True, input_nc=5, output_nc=2, value_range=[0.0, 4095.0])  # fmt: skip
+    array = np.random.default_rng(0).integers(0, 4096, (30, 35, 5)).astype(np.uint16)
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", array)
+    arguments = test_program(folder, tmp_path / "in", "--only_outputs")
+    out = run("test.py", *arguments)
+    assert "png can't hold 2 channels" in out.err
+    succeed("test.py", *arguments, "--output_format", "same")
+    got = np.load(results(folder) / "a.npy")
+    assert got.dtype == np.uint16
+    assert got.max() > 2048
+    G = load_generator(folder, device="cpu")
+    assert G.value_range == (0.0, 4095.0)
+    np.testing.assert_allclose(got.astype(int), G(array).astype(int), atol=1)
+
+
+def test_training_at_full_depth(tmp_path):
+    rng = np.random.default_rng(0)
+    for side in ("trainA", "trainB"):
+        (tmp_path / "un" / side).mkdir(parents=True)
+        for k in range(2):
+            array = rng.integers(0, 4096, (40, 44, 5)).astype(np.uint16)
+            np.save(tmp_path / "un" / side / f"{k}.npy", array)
+    common = [
+        *("--dataroot", tmp_path / "un", "--name", "x", "--checkpoints_dir", tmp_path / "ck"),
+        *("--gpu_ids", "-1", "--num_threads", "0", "--input_nc", "5", "--output_nc", "5"),
+        *("--value_range", "0", "4095"),
+    ]
+    small = "--netG resnet_6blocks --ngf 4 --ndf 4 --load_size 36 --crop_size 32".split()
+    epochs = "--display_id 0 --n_epochs 1 --n_epochs_decay 0".split()
+    succeed("train.py", *common, *small, *epochs)
+    G = load_generator(tmp_path / "ck" / "x", device="cpu")
+    assert (G.input_nc, G.value_range) == (5, (0.0, 4095.0))
+    out = run("train.py", *common, *small, *epochs, "--input_nc", "3", "--output_nc", "3")
+    assert "the picture has 5 channels, the networks take 3" in out.err
+
+
+# ---------------------------------------------------------------------------------------- mistakes
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--keep_size", "--preprocess", "crop"], "contradict each other"),
+        (["--tile", "64", "--preprocess", "crop"], "--tile and --preprocess crop contradict"),
+        (["--tile", "64", "--tile_overlap", "64"], "--tile_overlap 64 is not below --tile 64"),
+        (["--only_outputs", "--model", "cycle_gan"], "--only_outputs needs --model test"),
+        (["--skip_existing"], "--skip_existing needs --only_outputs"),
+        (["--output_format", "jpg"], "--output_format needs --only_outputs"),
+        (["--value_range", "3", "3"], "the first must be the lower one"),
+    ],
+)
+def test_options_that_do_not_go_together(cycle, tmp_path, more, said):
+    out = run("test.py", *test_program(cycle, tmp_path, *more))
+    assert out.code == 2
+    assert said in out.err

@@ -1,0 +1,171 @@
+"""Networks that scores look through: Inception for FID and KID, AlexNet for LPIPS.
+
+Their weights come from a file that the user names, else from PyTorch's cache, else from where the
+package that has the network downloads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .checkpoint import load_weights, warn
+from .files import sha256
+from .util import UserError
+
+DOWNLOAD_SECONDS = 30  # without an answer
+
+
+class Unavailable(Exception):
+    """A network can't be had; the text is one line that says why, and what to do."""
+
+
+class Weights:
+    """A file of weights: where it is, its SHA-256, and whether it is the one that was released.
+
+    The name of a released file ends in the first digits of its SHA-256.
+    """
+
+    def __init__(self, given: str | None, url: str, flag: str):
+        name = url.rsplit("/", 1)[-1]
+        match = re.search(r"-([0-9a-f]{8,})\.pth$", name)
+        prefix = match.group(1) if match else ""
+        if given:
+            self.path = Path(given)
+            if not self.path.is_file():
+                raise UserError(f"{flag} {given}: there is no such file")
+        else:
+            self.path = Path(torch.hub.get_dir()) / "checkpoints" / name
+            if not self.path.is_file():
+                self._download(url, prefix, flag)
+        self.state = load_weights(self.path)
+        self.sha256 = sha256(self.path)
+        self.released = bool(prefix) and self.sha256.startswith(prefix)
+        if not self.released:
+            warn(
+                f"{self.path} is not the released {name}, whose SHA-256 begins with {prefix}: "
+                "scores made with it compare only with each other"
+            )
+
+    def _download(self, url: str, prefix: str, flag: str) -> None:
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(DOWNLOAD_SECONDS)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(self.path), prefix or None, progress=False)
+        except Exception as e:
+            why = " ".join(str(e).split())[:120] or type(e).__name__
+            raise Unavailable(
+                f"its weights can't be downloaded ({why}); {flag} FILE takes them from a file"
+            ) from None
+        finally:
+            socket.setdefaulttimeout(before)
+
+    def report(self) -> dict[str, Any]:
+        """What a report says about the file."""
+        return {"file": self.path.name, "sha256": self.sha256, "released": self.released}
+
+
+def _need(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise Unavailable(f"it needs the package {name}: pip install {name}")
+
+
+def _fit(net: nn.Module, weights: Weights, flag: str, what: str) -> None:
+    try:
+        net.load_state_dict(weights.state)
+    except RuntimeError as e:
+        first = " ".join(str(e).split())[:160]
+        raise UserError(f"{flag} {weights.path}: these are no weights of {what} ({first})") from e
+
+
+class Inception:
+    """The features of FID and KID: Inception v3 as in Heusel et al. 2017, 2048 numbers a picture.
+
+    That of torch-fidelity, which resizes to 299x299 as TensorFlow 1 did. Raises Unavailable where
+    package or weights can't be had, UserError for a file that is something else.
+    """
+
+    flag = "--inception_weights"
+    variant = "torch-fidelity inception-v3-compat, 2048 features, resized to 299x299 by itself"
+
+    def __init__(self, given: str | None, device: torch.device | str = "cpu"):
+        _need("torch_fidelity")
+        from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+        self.device = torch.device(device)
+        self.weights = Weights(given, fidelity.URL_INCEPTION_V3, self.flag)
+        # checked before torch-fidelity, which would say the same in a hundred lines
+        try:
+            net = fidelity.FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=self.weights.path
+            )
+        except RuntimeError as e:
+            first = " ".join(str(e).split())[:160]
+            raise UserError(
+                f"{self.flag} {self.weights.path}: these are no weights of torch-fidelity's "
+                f"Inception ({first})"
+            ) from e
+        self.net = net.to(self.device).eval()
+
+    def __call__(self, pictures: torch.Tensor) -> np.ndarray:
+        """Features (N, 2048) of pictures (N, 3, H, W) of uint8."""
+        with torch.no_grad():
+            return self.net(pictures.to(self.device))[0].double().cpu().numpy()
+
+
+class Lpips:
+    """LPIPS 0.1 with AlexNet (Zhang et al. 2018): the distance of two pictures.
+
+    That of torchmetrics, which brings the linear layers along; AlexNet itself is torchvision's.
+    Raises Unavailable where package or weights can't be had, UserError for another file.
+    """
+
+    flag = "--lpips_weights"
+    variant = "torchmetrics LPIPS 0.1, AlexNet, at the size of the pictures"
+
+    def __init__(self, given: str | None, device: torch.device | str = "cpu"):
+        _need("torchmetrics")
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import AlexNet_Weights, alexnet
+
+        self.device = torch.device(device)
+        url = AlexNet_Weights.IMAGENET1K_V1.url
+        self.weights = Weights(given, url, self.flag)
+        _fit(alexnet(weights=None), self.weights, self.flag, "torchvision's AlexNet")
+        with _hub_with(url.rsplit("/", 1)[-1], self.weights.state):
+            self.net = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(self.device)
+
+    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> float:
+        """The distance of two pictures (1, 3, H, W) of uint8."""
+        first, second = (x.to(self.device).float() / 127.5 - 1 for x in (a, b))
+        with torch.no_grad():
+            return float(self.net(first, second))
+
+
+@contextlib.contextmanager
+def _hub_with(name: str, state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Within, PyTorch's cache of downloads is a folder that holds just this file.
+
+    torchvision reads weights from its cache only, so this is how it gets those of a given file.
+    """
+    before = torch.hub.get_dir()
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        (Path(folder) / "checkpoints").mkdir()
+        torch.save(state, Path(folder) / "checkpoints" / name)
+        torch.hub.set_dir(folder)
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before)

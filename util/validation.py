@@ -1,0 +1,178 @@
+"""Scores on held-out pictures while training, and the best weights so far."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import randomness
+from .checkpoint import Position, warn
+from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, is_paired, report
+from .files import write_whole
+from .util import UserError
+
+BEST = "best_scores.json"
+
+
+class Validation:
+    """Scores the model on the split `--val_phase` every `--val_freq` epochs; off where that is 0.
+
+    The networks that score best by `--best_by` are kept as `best_net_*.pth`, with their scores in
+    `best_scores.json`. Training goes on as if nothing had happened: random sources, statistics of
+    norms and what the model holds are as before.
+
+    Raises UserError at once where the split is not there or `--best_by` can't be had.
+    """
+
+    def __init__(self, opt: argparse.Namespace, model: Any, visualizer: Any):
+        self.every, self.model, self.visualizer = opt.val_freq, model, visualizer
+        self.folder = Path(opt.checkpoints_dir) / opt.name
+        if not self.every:
+            return
+        self.opt = validation_options(opt)
+        self.by = opt.best_by or ("L1" if is_paired(opt) else "cycle")
+        needs_network = {*SETS, "LPIPS"} & {self.by}
+        wanted = {"L1", "PSNR", "SSIM", "MS-SSIM", "cycle", self.by}
+        # the two of them cost as much as one
+        wanted |= set(SETS) if self.by in SETS or opt.inception_weights else set()
+        wanted |= {"LPIPS"} if opt.lpips_weights else set()
+        if self.by in PAIRED and not is_paired(opt):
+            raise UserError(
+                f"--best_by {self.by} needs pairs, which --dataset_mode {opt.dataset_mode} does "
+                "not give; choose cycle, FID or KID"
+            )
+        with _undisturbed_random():
+            self.evaluator = Evaluator(self.opt, wanted)
+            if needs_network and self.by in self.evaluator.left_out:
+                raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
+            from data import create_dataset
+
+            try:
+                self.dataset = create_dataset(self.opt)
+            except UserError as e:
+                raise UserError(
+                    f"--val_freq needs pictures to score (--val_phase {opt.val_phase}): {e}"
+                ) from e
+        self.count = int(min(opt.num_val, len(self.dataset)))
+        self.best = self._read_best() if opt.continue_train else None
+        if self.best is not None:
+            print(
+                f"best so far: {self.by} {self.best['value']:.5g} of epoch {self.best['epoch']}, "
+                f"kept as best_net_*.pth"
+            )
+
+    def _read_best(self) -> dict[str, Any] | None:
+        try:
+            best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
+            kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            warn(f"{self.folder / BEST} can't be read ({e}): the best score starts anew")
+            return None
+        if kept["by"] != self.by:
+            warn(f"the best so far was by {kept['by']}: --best_by {self.by} starts anew")
+            return None
+        return kept
+
+    def end_epoch(self, position: Position) -> None:
+        """Score the model if this epoch is one to do so after; keep it if it is the best."""
+        if not self.every or position.epoch % self.every:
+            return
+        start = time.perf_counter()
+        with undisturbed(self.model):
+            result = self.evaluator.run(self.model, self.dataset, self.count)
+        value = result.mean(self.by)
+        if math.isnan(value):
+            why = result.left_out.get(self.by, "the model makes no pictures that have it")
+            warn(f"no best_net_*.pth of epoch {position.epoch}: --best_by {self.by}: {why}")
+        elif self.best is None or better(self.by, value, self.best["value"]):
+            self._keep(position, value, result)
+        self.visualizer.log_scores(
+            {
+                "epoch": position.epoch,
+                "images": position.total_iters,
+                "progress": float(position.epoch),
+                "phase": self.opt.phase,
+                "pictures": result.pictures,
+                "seconds": time.perf_counter() - start,
+                "scores": result.flat(),
+                "best": {k: self.best[k] for k in ("by", "value", "epoch")} if self.best else {},
+            }
+        )
+
+    def _keep(self, position: Position, value: float, result: Evaluation) -> None:
+        """Write the weights, then what they score: killed in between, the epoch comes again."""
+        best = {
+            "by": self.by,
+            "value": value,
+            "epoch": position.epoch,
+            "images": position.total_iters,
+        }
+        try:
+            self.model.save_networks("best")
+            facts = report(self.opt, self.model, self.evaluator, result, "best")
+            facts |= best
+            # an infinite PSNR is read back as what it is
+            write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
+        except (OSError, RuntimeError) as e:
+            reason = " ".join(str(e).split())[:200]
+            warn(f"best_net_*.pth of epoch {position.epoch} could not be saved: {reason}")
+            return
+        self.best = best
+
+
+def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
+    """The options of a training run as test.py would have them for its `val` split."""
+    val = copy.copy(opt)
+    val.isTrain, val.phase, val.eval = False, opt.val_phase, False
+    val.serial_batches = val.no_flip = True
+    val.num_threads, val.batch_size = 0, 1
+    val.max_dataset_size = math.inf
+    if "crop" in val.preprocess and val.preprocess != "crop":
+        val.load_size = val.crop_size  # the whole picture, as in testing
+    return val
+
+
+@contextlib.contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Within, a model may be run, with the same random draws each time; afterwards it is as before.
+
+    Networks run as they do in test.py without `--eval`, which moves the statistics of batch norms:
+    those are put back.
+    """
+    held = dict(vars(model))
+    modules = [m for net in model.networks().values() for m in net.modules()]
+    modes = [(module, module.training) for module in modules]
+    buffers = [(b, b.clone()) for module in modules for b in module.buffers(recurse=False)]
+    with _undisturbed_random():
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for buffer, value in buffers:
+                buffer.copy_(value)
+            vars(model).clear()
+            vars(model).update(held)
+
+
+@contextlib.contextmanager
+def _undisturbed_random() -> Iterator[None]:
+    state = randomness.get_state()
+    try:
+        with randomness.drawn_from(0):
+            if torch.cuda.is_initialized():
+                torch.cuda.manual_seed_all(0)
+            yield
+    finally:
+        randomness.set_state(state)
