@@ -77,7 +77,9 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
     def relative_path(self, path: str) -> str:
         """`path` as seen from the folder it was listed in, or else from `--dataroot`."""
-        for folder in [*self.folders, self.root]:
+        # a dataset that lists its files by itself does so in one of these, as a rule
+        usual = os.path.join(self.root, getattr(self.opt, "phase", ""))
+        for folder in [*self.folders, usual, usual + "A", usual + "B", self.root]:
             relative = os.path.relpath(path, folder)
             if not relative.startswith(os.pardir):
                 return relative

@@ -86,12 +86,12 @@ def quick_check(
 ) -> None:
     """Read the head and the tail of pictures, so that a broken one is known before work starts.
 
-    Raises UserError for the first that is no picture, is cut off, or is too small. Stops after `seconds`: on a
-    large or slow disk the rest is found when it is read.
+    Raises UserError for the first that is no picture, is cut off, or is too small. Stops after
+    `seconds`: on a large or slow disk the rest is found when it is read.
     """
     end = time.monotonic() + seconds
     for path in paths:
-        size = None
+        size = (0, 0)
         try:
             with Image.open(path) as image, open(path, "rb") as file:
                 size = image.size

@@ -95,7 +95,7 @@ class Mirror:
 
 def check_crop(image: Image.Image, size: int) -> None:
     """Raise UserError where a picture is smaller than the square to be cut from it."""
-    check_crop_size(*image.size, size)
+    check_crop_size(image.width, image.height, size)
 
 
 def check_crop_size(width: int, height: int, size: int) -> None:

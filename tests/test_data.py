@@ -487,6 +487,10 @@ def test_relative_path_is_seen_from_the_folder_that_was_listed(tmp_path):
     items = dataset(tmp_path, "unaligned")
     assert items.relative_path(str(tmp_path / "trainB" / "x" / "1.png")) == "x/1.png"
     assert items.relative_path(str(tmp_path / "1.png")) == "1.png"
+    items.folders.clear()  # somebody's own dataset may not say what it listed
+    assert items.relative_path(str(tmp_path / "trainB" / "x" / "1.png")) == "x/1.png"
+    assert items.relative_path(str(tmp_path / "train" / "1.png")) == "1.png"
+    assert items.relative_path(str(tmp_path / "other" / "1.png")) == "other/1.png"
     assert items.relative_path("/somewhere/else/1.png") == "1.png"
 
 
