@@ -47,15 +47,16 @@ class CycleGANModel(BaseModel):
             visuals_B.append("idt_A")
         self.visual_names = visuals_A + visuals_B
 
-        build_G = [opt.ngf, opt.netG, opt.norm, not opt.no_dropout, opt.init_type, opt.init_gain]
-        self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, *build_G, self.gpu_ids)
-        self.netG_B = networks.define_G(opt.output_nc, opt.input_nc, *build_G, self.gpu_ids)
+        drawn = {"init_type": opt.init_type, "init_gain": opt.init_gain, "gpu_ids": self.gpu_ids}
+        build_G = (opt.ngf, opt.netG, opt.norm, not opt.no_dropout)
+        self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, *build_G, **drawn)
+        self.netG_B = networks.define_G(opt.output_nc, opt.input_nc, *build_G, **drawn)
         if not self.isTrain:
             return
 
-        build_D = [opt.ndf, opt.netD, opt.n_layers_D, opt.norm, opt.init_type, opt.init_gain]
-        self.netD_A = networks.define_D(opt.output_nc, *build_D, self.gpu_ids)
-        self.netD_B = networks.define_D(opt.input_nc, *build_D, self.gpu_ids)
+        build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.norm)
+        self.netD_A = networks.define_D(opt.output_nc, *build_D, **drawn)
+        self.netD_B = networks.define_D(opt.input_nc, *build_D, **drawn)
         self.fake_A_pool = ImagePool(opt.pool_size)
         self.fake_B_pool = ImagePool(opt.pool_size)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)

@@ -266,6 +266,6 @@ def test_epoch_500(tmp_path, watched):
     assert min(cost) < 5
     assert seconds < 30
     assert size < 2e6
-    assert 0 < at_once < 400
-    assert whole < 1000
+    assert 0 < at_once < 100  # 168 if pictures to come had no height
+    assert whole < 200
     watched.check(tmp_path.as_uri())

@@ -58,12 +58,12 @@ def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -
     [0, 255], rounded to the nearest level. One channel (or two) is shown as grey, of more than
     three the first three. An array (H, W, 3) already in [0, 255] is only rounded and converted.
     """
-    if isinstance(input_image, torch.Tensor):
+    if isinstance(input_image, np.ndarray):
+        array = input_image
+    elif isinstance(input_image, torch.Tensor):
         image = input_image.detach()[0].float().cpu().numpy()
         image = image[:1].repeat(3, axis=0) if image.shape[0] < 3 else image[:3]
         array = (image.transpose(1, 2, 0) + 1) / 2 * 255.0
-    elif isinstance(input_image, np.ndarray):
-        array = input_image
     else:
         return input_image
     if np.issubdtype(imtype, np.integer):
