@@ -109,11 +109,9 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     jobs = work.jobs(paths, opt.dataroot, out)
     if opt.skip_existing:
         jobs = [job for job in jobs if not job.target.exists()]
-    there = len(paths) - len(jobs)
+    there = f" ({len(paths) - len(jobs)} are there)" if opt.skip_existing else ""
     jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
-    print(
-        f"translating {len(jobs)} of {len(paths)} pictures" + f", {there} are there" * bool(there)
-    )
+    print(f"translating {len(jobs)} of {len(paths)} pictures{there}")
     failed = work.run(jobs)
     print(f"results: {out}")
     if failed:

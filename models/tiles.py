@@ -42,14 +42,14 @@ class TileOptions:
 
     Attributes:
         size: side of a tile; exact bands have as many pixels as a tile of this size.
-        overlap: pixels that neighbours share (`quick` only).
+        overlap: pixels that neighbours share (`quick` only); None: 64, of small tiles a quarter.
         mode: `exact`, `quick`, or None: exact if the disk has room for it, else quick.
         memory: GiB for what exact tiles keep between passes; the rest goes to files.
         scratch: folder for those files; the system's folder for temporary files if None.
     """
 
     size: int = 512
-    overlap: int = 64
+    overlap: int | None = None
     mode: str | None = None
     memory: float = 1.0
     scratch: str | os.PathLike | None = None
@@ -61,12 +61,17 @@ class TileOptions:
             return None
         return cls(opt.tile, opt.tile_overlap, opt.tile_mode, opt.tile_memory, opt.tile_scratch)
 
+    @property
+    def shared(self) -> int:
+        """`overlap`, or its default."""
+        return min(64, self.size // 4) if self.overlap is None else self.overlap
+
     def __post_init__(self) -> None:
         if self.mode not in (*MODES, None):
             raise UserError(f"tile mode '{self.mode}': choose exact or quick")
         if self.size < 16:
             raise UserError(f"tiles of {self.size} pixels are too small: at least 16")
-        if not 0 <= self.overlap < self.size:
+        if not 0 <= self.shared < self.size:
             raise UserError(f"tiles of {self.size} pixels can't overlap by {self.overlap}")
 
 
@@ -176,8 +181,8 @@ def quick_tiles(
     picture = Padded(source, multiple, least, torch.device("cpu"))
     tile = max(least, -(-options.size // multiple) * multiple)
     # at multiples, so that a network that halves sees its own grid
-    step = max(multiple, (tile - options.overlap) // multiple * multiple)
-    overlap = min(options.overlap, tile - step)
+    step = max(multiple, (tile - options.shared) // multiple * multiple)
+    overlap = min(options.shared, tile - step)
     tops, lefts = (_starts(n, tile, step) for n in (picture.height, picture.width))
     across = _weights(lefts, picture.width, tile, overlap)
     down = _weights(tops, picture.height, tile, overlap)

@@ -307,7 +307,8 @@ class Translator:
             part = change_depth(alpha, pixels.dtype)[..., None]
             pixels = np.concatenate([pixels, part], axis=2)
         if array:
-            return pixels[..., 0] if getattr(given, "ndim", 3) == 2 else pixels
+            flat = getattr(given, "ndim", 3) == 2 and pixels.shape[2] == 1
+            return pixels[..., 0] if flat else pixels
         return to_pil(pixels)
 
 

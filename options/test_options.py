@@ -36,7 +36,7 @@ class TestOptions(BaseOptions):
         add = group.add_argument
         add("--keep_size", action="store_true", help="no scaling: networks pad and cut back")
         add("--tile", type=whole_number(16), help="compute large pictures in parts of this size")
-        add("--tile_overlap", type=whole_number(0), default=64, help="of quick tiles, in pixels")
+        add("--tile_overlap", type=whole_number(0), help="of quick tiles, in pixels [64]")
         add("--tile_mode", choices=MODES, help="quick, or exact; exact if the disk has room for it")
         add("--tile_memory", type=non_negative, default=1.0, help="GiB for layers; rest on disk")
         add("--tile_scratch", help="folder for that rest, if not the system's temporary one")
@@ -59,7 +59,7 @@ class TestOptions(BaseOptions):
         if opt.only_outputs and "num_test" not in explicit:
             opt.num_test = float("inf")
         super().validate(opt, explicit)
-        if opt.tile and opt.tile_overlap >= opt.tile:
+        if opt.tile and (opt.tile_overlap or 0) >= opt.tile:
             self.parser.error(f"--tile_overlap {opt.tile_overlap} is not below --tile {opt.tile}")
         if opt.only_outputs and opt.model != "test":
             self.parser.error(f"--only_outputs needs --model test, not {opt.model}")

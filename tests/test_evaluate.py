@@ -388,6 +388,33 @@ def test_scores_in_tensorboard(paired, tmp_path):
     assert point.step == record["images"] == 3
 
 
+def test_scores_on_the_live_page(tmp_path):
+    """A table in a window of its own, newest first, with those of before a resume."""
+    pytest.importorskip("visdom")
+    from tests.visdom_helpers import Server, wait_for, windows
+    from util.sinks.visdom_sink import VisdomSink
+
+    def record(epoch: int) -> dict:
+        scores = {"L1": epoch / 7, "<b>": 2.0}
+        best = {"by": "L1", "value": 1 / 7, "epoch": 1}
+        facts = {"epoch": epoch, "images": epoch, "progress": float(epoch), "phase": "val"}
+        return {**facts, "scores": scores, "best": best}
+
+    server = Server(tmp_path)
+    try:
+        address = "http://127.0.0.1"
+        sink = VisdomSink(address, server.port, title="t", scores=[record(1)])
+        sink.log_scores(record(2))
+        sink.close()
+        shown = wait_for(lambda: windows(server.port).get("t-1-scores"))
+    finally:
+        server.kill()
+    text = shown["content"]
+    assert shown["title"] == "t: scores on val"
+    assert text.index(">0.2857<") < text.index("<b>1</b>") < text.index(">0.1429<")
+    assert "&lt;b&gt;" in text
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

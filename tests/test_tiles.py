@@ -1,4 +1,4 @@
-"""Tiles against the whole picture at once; the whole is what a tile must not be seen to be part of."""
+"""Tiles against the whole picture computed at once."""
 
 from __future__ import annotations
 
@@ -119,7 +119,6 @@ def test_no_room(tmp_path, monkeypatch, capsys):
 
 
 def test_dropout_is_drawn_once_for_a_pixel():
-    # drawn anew each time that rows are read, blocks would not fit together: NaN-free and in range
     net, x = network("unet_128", "batch", use_dropout=True), scene(128, 256)
     got = tiled(net, x, TileOptions(48, 8, "exact"))
     assert got.isfinite().all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_without_options_the_weights_tell(tmp_path, netG, norm):
 def test_what_can_not_be_loaded(cycle, pix, tmp_path):
     with pytest.raises(UserError, match=r"no folder .*nothing: .*ck has cycle, pix"):
         load_generator(cycle.parent / "nothing")
-    with pytest.raises(UserError, match="no weights .*9_net_G_A.pth"):
+    with pytest.raises(UserError, match=r"no weights .*9_net_G_A\.pth"):
         load_generator(cycle, epoch=9)
     with pytest.raises(UserError, match="trained BtoA and has one generator: it can't go AtoB"):
         load_generator(pix, "AtoB")
@@ -248,6 +249,18 @@ def images_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_below(folder)}
 
 
+def assert_same_but_for_rounding(one: dict[str, bytes], other: dict[str, bytes]) -> None:
+    """Convolutions add up in another order for another batch size: a level, here and there."""
+    assert list(one) == list(other)
+    for name, data in one.items():
+        if name.endswith(".html"):
+            assert data == other[name]
+            continue
+        a, b = (np.asarray(Image.open(io.BytesIO(d))).astype(int) for d in (data, other[name]))
+        assert np.abs(a - b).max() <= 1, name
+        assert (a != b).mean() < 1e-3, name
+
+
 def test_batches_and_workers_make_the_same_page(cycle, tmp_path):
     for k in range(9):
         picture(tmp_path / "in" / f"{k}.png", 40 if k % 4 else 48, 40, k)
@@ -257,7 +270,8 @@ def test_batches_and_workers_make_the_same_page(cycle, tmp_path):
         shots.append(images_of(results(cycle)))
         shutil.rmtree(results(cycle))
     assert len(shots[0]) == 19
-    assert shots[0] == shots[1] == shots[2]
+    assert_same_but_for_rounding(shots[0], shots[1])
+    assert shots[0] == shots[2]
 
 
 def test_models_that_depend_on_the_batch_run_one_by_one(pix, tmp_path):
@@ -285,15 +299,13 @@ def test_only_outputs(cycle, tmp_path):
     G = load_generator(cycle, device="cpu")
     out = succeed("test.py", *test_program(cycle, root, "--only_outputs"))
     assert "translating 4 of 4 pictures" in out.out
-    names = ["a.png", "deep/a.png", "deep/b.jpg.png", "deep/b.png"]
     found = files_below(results(cycle))
-    assert len(found) == 4
-    assert "index.html" not in found
-    assert found[:2] == names[:2]
-    np.testing.assert_allclose(
-        np.asarray(Image.open(results(cycle) / "a.png")), G(pixels(45, 38, 1)), atol=1
-    )
-    assert Image.open(results(cycle) / "deep" / found[-1].split("/")[1]).mode in ("RGB", "RGBA")
+    # two of one name: the second keeps its ending
+    assert found == ["a.png", "deep/a.png", "deep/b.png", "deep/b.png.png"]
+    got = np.asarray(Image.open(results(cycle) / "a.png"))
+    np.testing.assert_array_equal(got, G(pixels(45, 38, 1)))
+    assert Image.open(results(cycle) / "deep" / "b.png").mode == "RGB"
+    assert Image.open(results(cycle) / "deep" / "b.png.png").mode == "RGBA"
 
 
 @pytest.mark.parametrize(
@@ -347,13 +359,14 @@ def test_batches_and_threads_write_the_same_files(cycle, tmp_path):
     for k in range(11):
         picture(tmp_path / "in" / f"{k:02d}.png", 40 if k % 4 else 48, 40, k)
     shots = []
-    for size, threads in [(1, 0), (4, 0), (4, 3)]:
+    for size, threads in [(1, 0), (4, 0), (1, 3)]:
         more = ("--only_outputs", "--batch_size", size, "--num_threads", threads)
         succeed("test.py", *test_program(cycle, tmp_path / "in", *more))
         shots.append(images_of(results(cycle)))
         shutil.rmtree(results(cycle))
     assert len(shots[0]) == 11
-    assert shots[0] == shots[1] == shots[2]
+    assert_same_but_for_rounding(shots[0], shots[1])
+    assert shots[0] == shots[2]
 
 
 def test_scaled_only_outputs_equal_those_of_the_page(cycle, tmp_path):

@@ -31,6 +31,8 @@ def select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
     missing = [i for i in ids if i >= count]
     if count and not missing:
         torch.cuda.set_device(ids[0])
+        if len(ids) > 1:
+            print(f"training on several GPUs is not there yet: only GPU {ids[0]} is used")
         return ids, torch.device("cuda", ids[0])
     if count or ids != [0]:
         there = f"GPUs 0 to {count - 1}" if count > 1 else "GPU 0 only" if count else "no GPU"

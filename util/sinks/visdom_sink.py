@@ -448,7 +448,8 @@ class VisdomSink(BackgroundSink):
         table = "".join(f"<tr>{row}</tr>" for row in rows)
         data = {"data": [{"type": "text", "content": f"<table>{table}</table>"}]}
         size = {"width": 90 + 90 * len(names), "height": 80 + 24 * len(rows)}
-        yield self._window("scores", f"{self.title}: scores on val", data, **size)
+        phase = self._scores[-1].get("phase", "val")
+        yield self._window("scores", f"{self.title}: scores on {phase}", data, **size)
 
     def _picture_windows(self) -> Iterator[Window]:
         if self._newest is None:
