@@ -119,7 +119,8 @@ def _strips(image: Image.Image, dtype: type, mode: str | None = None) -> np.ndar
     pixels: np.ndarray | None = None
     step = max(1, 2**24 // max(1, width))
     for top in range(0, height, step):
-        strip = image.crop((0, top, width, min(height, top + step)))
+        bottom = min(height, top + step)
+        strip = image if step >= height else image.crop((0, top, width, bottom))
         if mode and strip.mode != mode:
             strip = strip.convert(mode)
         values = np.asarray(strip).astype(dtype, copy=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from skimage import color
@@ -39,7 +41,10 @@ class ColorizationModel(Pix2PixModel):
         """
         lab = torch.cat([(L[:1] + 1.0) * 50.0, AB[:1] * 110.0], dim=1)
         array = lab.detach()[0].float().cpu().numpy().transpose(1, 2, 0).astype(np.float64)
-        return color.lab2rgb(array) * 255
+        with warnings.catch_warnings():
+            # what a generator paints need not be a colour of sRGB: it is cut off
+            warnings.filterwarnings("ignore", message="Conversion from CIE-LAB")
+            return color.lab2rgb(array) * 255
 
     def compute_visuals(self):
         """Put lightness and colour together for the display."""

@@ -84,7 +84,7 @@ class FolderTranslation:
 
     # -------------------------------------------------------------------------------------- naming
     def jobs(self, paths: Sequence[str], root: str | os.PathLike, out: Path) -> list[Job]:
-        """The result of each path below `root`: the same path below `out`, with the format's ending."""
+        """What is to come of each path: its path below `root`, now below `out`."""
         taken: set[str] = set()
         jobs = []
         for path in paths:

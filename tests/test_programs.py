@@ -122,6 +122,7 @@ MODELS = {
 LINE = r"\(epoch: 1, iters: {}, time: \d+\.\d{{3}}, data: \d+\.\d{{3}}\) {}"
 
 
+@pytest.mark.filterwarnings("error")  # in a program of its own they would go to stderr
 @pytest.mark.parametrize("model", list(MODELS))
 def test_train_and_test(model, pictures, tmp_path):
     nets, losses, labels, dataset_class, model_class = MODELS[model]
@@ -237,7 +238,8 @@ def critic_step(model_name: str, weight: float, folder: Path):
         real = torch.cat([model.real_A, model.real_B], 1)
         fake = torch.cat([model.real_A, model.fake_B], 1)
     gradients = [p.grad.clone() for p in net.parameters()]
-    return net, real, fake.detach(), float(penalty), loss.item(), gradients
+    penalty = torch.as_tensor(penalty).item()
+    return net, real, fake.detach(), penalty, loss.item(), gradients
 
 
 @pytest.mark.parametrize("model", ["cycle_gan", "pix2pix"])

@@ -92,7 +92,8 @@ def test_files_take_what_memory_does_not(tmp_path):
             assert room.used <= 20_000
             bands.append(band)
     assert room.files > 10
-    assert not list(tmp_path.rglob("*[0-9]"))  # each is removed when it has been read
+    # each is removed when it has been read
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert apart(torch.cat(bands, 1), wanted) < 1e-4
     # two arrays of a quarter of the size, with four times the channels
     assert plan.peak == 2 * 16 * 30 * 25
@@ -200,7 +201,11 @@ def test_exact_tiles_of_a_large_picture():
     got = tiled(net, x, TileOptions(512, 64, "exact"))
     assert apart(got, wanted) < LEVEL / 10
     quick = tiled(net, x, TileOptions(512, 64, "quick"))
-    assert float((quick - wanted).abs().mean()) < 4 * LEVEL
+    rows = [
+        torch.cat([whole(net, part) for part in row.split(512, 2)], 2) for row in x.split(512, 1)
+    ]
+    own = torch.cat(rows, 1)  # each tile with its own statistics
+    assert (quick - wanted).abs().mean() < (own - wanted).abs().mean() / 4
 
 
 @pytest.mark.slow
