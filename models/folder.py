@@ -24,7 +24,6 @@ from data.picture_io import (
     write_picture,
 )
 from util.background import BackgroundWork
-from util.memory import return_freed_blocks
 from util.util import UserError
 from util.visualizer import result_name
 
@@ -75,7 +74,6 @@ class FolderTranslation:
     def __post_init__(self) -> None:
         if self.tiles is not None:
             self.threads = 0  # one large picture in memory at a time
-            return_freed_blocks()
         if self.batch_size > 1 and not batches_freely(self.translator.net):
             print("batch size 1: batch norm and dropout depend on the batch (not with --eval)")
             self.batch_size = 1

@@ -17,6 +17,7 @@ it: in a ResNet those at a quarter of the resolution, 64 bytes for each pixel of
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -84,7 +85,7 @@ class Room:
         size = rows.numel() * rows.element_size()
         if self.used + size <= self.memory:
             self.used += size
-            return Chunk(self, rows, None, size)
+            return Chunk(self, _apart(rows), None, size)
         if self.folder is None:
             self.folder = Path(tempfile.mkdtemp(prefix="tiles-", dir=self.base))
         self.files += 1
@@ -111,6 +112,18 @@ class Room:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder = None
+
+
+def _apart(rows: torch.Tensor) -> torch.Tensor:
+    """Rows in memory of their own, which goes back to the system when they are dropped.
+
+    Among the short-lived results of the layers they would leave gaps that nothing fits into.
+    """
+    if rows.device.type != "cpu":
+        return rows
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+    buffer = mmap.mmap(-1, rows.numel() * rows.element_size(), **private)
+    return torch.frombuffer(buffer, dtype=rows.dtype).view(rows.shape).copy_(rows)
 
 
 class Chunk:

@@ -122,7 +122,7 @@ MODELS = {
 LINE = r"\(epoch: 1, iters: {}, time: \d+\.\d{{3}}, data: \d+\.\d{{3}}\) {}"
 
 
-@pytest.mark.filterwarnings("error")  # in a program of its own they would go to stderr
+@pytest.mark.filterwarnings("error::UserWarning")  # in a program of its own they would go to stderr
 @pytest.mark.parametrize("model", list(MODELS))
 def test_train_and_test(model, pictures, tmp_path):
     nets, losses, labels, dataset_class, model_class = MODELS[model]

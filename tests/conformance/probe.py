@@ -344,7 +344,7 @@ def testing(name: str, folder: Path) -> Record:
     statistics = {"model.2.running_mean": torch.zeros(8), "model.2.running_var": torch.ones(8)}
     weights("one/3_net_G.pth", 75, "resnet_9blocks", more=statistics)
     common = "--checkpoints_dir {tmp}/checkpoints --results_dir {tmp}/res --gpu_ids -1 --ngf 8 "
-    common += "--load_size 128 --crop_size 128 "
+    common += "--load_size 128 --crop_size 128 --num_threads 0 "
     result = run("test.py", *(common + TESTING[name]).format(tmp=folder).split())
     found = files_below(folder / "res")
     return {
