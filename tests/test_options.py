@@ -54,7 +54,7 @@ ADDED = {
     | {
         "--keep_size": [False, "flag"],
         "--tile": [None, "value"],
-        "--tile_overlap": [64, "value"],
+        "--tile_overlap": [None, "value"],
         "--tile_mode": [None, "value"],
         "--tile_memory": [1.0, "value"],
         "--tile_scratch": [None, "value"],

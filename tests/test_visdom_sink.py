@@ -320,3 +320,35 @@ def test_pictures_are_shrunk_and_labels_escaped(idle):
     assert "<script>" not in content
     assert "&lt;script&gt;" in content
     assert 'width="256" height="75"' in content
+
+
+def test_server_starts_while_a_process_is_forked(tmp_path, monkeypatch):
+    """A loading process forked at this moment inherits what is open; the start must not wait."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    children = []
+
+    def with_fork(function):
+        def call(*args, **kwargs):
+            result = function(*args, **kwargs)
+            children.append(os.fork())
+            if children[-1] == 0:
+                time.sleep(120)
+                os._exit(0)
+            return result
+
+        return call
+
+    # between opening a pipe and using it, and right after the start
+    monkeypatch.setattr(os, "pipe", with_fork(os.pipe))
+    monkeypatch.setattr(os, "posix_spawn", with_fork(os.posix_spawn))
+    sink = VisdomSink("http://127.0.0.1", free_port())
+    try:
+        assert wait_for(lambda: sink._greeted, 60), "the server was started and not noticed"
+        assert children
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        sink.close()
+        if sink._process is not None and sink._process.poll() is None:
+            os.kill(sink._process.pid, signal.SIGKILL)

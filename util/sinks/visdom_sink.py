@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -120,6 +119,37 @@ class _Connection:
         self._connection.close()
 
 
+class _Spawned:
+    """A process in a session of its own: neither the end of training nor Ctrl-C ends it.
+
+    Not `subprocess.Popen`: that waits for a pipe to close, and a process for loading data that is
+    forked in this moment holds the pipe open for as long as it lives.
+    """
+
+    def __init__(self, command: list[str], output: int):
+        self.returncode: int | None = None
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, output, 2),
+        ]
+        self.pid = os.posix_spawn(
+            command[0], command, os.environ, file_actions=actions, setsid=True
+        )
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has waited for it
+                self.returncode = -1
+            else:
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
 class VisdomSink(BackgroundSink):
     """Shows losses and pictures on a visdom server, and starts one on this machine if need be.
 
@@ -160,7 +190,7 @@ class VisdomSink(BackgroundSink):
         self._newest: Pictures | None = None
         self._stale: set[str] = set()  # of "losses" and "pictures": what the server lacks
         self._check = ""  # id of a window that the server has taken
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Spawned | None = None
         self._log: Path | None = None
         self._started = 0.0
         self._connected = False
@@ -343,6 +373,8 @@ class VisdomSink(BackgroundSink):
             raise _TurnOff(
                 f"no server answers at {self._server.url} and the package visdom is not installed"
             )
+        if not hasattr(os, "posix_spawn"):  # Windows
+            raise _TurnOff("start a server first: python -m visdom.server")
         missing = missing_assets(static)
         if missing:
             raise _TurnOff(
@@ -351,7 +383,9 @@ class VisdomSink(BackgroundSink):
             )
         # `main` is the entry that never downloads. The client's half of the package would import
         # torch, 400 MB for nothing; it is content without. Log level: no line for each request.
-        code = "import sys; sys.modules['torch'] = None; " + (
+        # The folder that Python starts in leads its path, so it goes.
+        code = (
+            "import os, sys; os.chdir(os.sep); sys.path[:1] = []; sys.modules['torch'] = None; "
             "from visdom.server.run_server import main; main()"
         )
         options = ["-port", str(self._server.port), "-bind_local", "-eager_data_loading"]
@@ -359,16 +393,8 @@ class VisdomSink(BackgroundSink):
             options += ["-base_url", self._server.base]
         self._log, output = _open_log(self._server.port)
         with output:
-            # A session of its own: neither the end of training nor Ctrl-C ends the server, so the
-            # page can still be looked at. The folder leads Python's path, so a harmless one.
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, *options, "-logging_level", "WARNING"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=os.sep,
-                start_new_session=True,
-            )
+            command = [sys.executable, "-c", code, *options, "-logging_level", "WARNING"]
+            self._process = _Spawned(command, output.fileno())
         self._started = time.monotonic()
 
     def _last_words(self) -> str:
