@@ -42,7 +42,10 @@ def make_dataset(
     if not root.is_dir():
         above = root.parent
         there = sorted(p.name for p in above.iterdir() if p.is_dir()) if above.is_dir() else []
-        hint = f"{above} has {', '.join(there[:8])}" if there else f"{above} has no folders"
+        if there:
+            hint = f"{above} has {', '.join(there[:8])}"
+        else:
+            hint = f"{above} has no folders" if above.is_dir() else f"there is no {above} either"
         raise UserError(f"no folder {root}: give --dataroot a folder of pictures ({hint})")
     images: list[str] = []
     seen: set[str] = set()

@@ -269,6 +269,11 @@ class Translator:
         return self.run(x.float()) if x.dim() == 4 else self.run(x.float()[None])[0]
 
     def _read(self, given: Any) -> Picture:
+        if self.options.get("model") == "colorization":
+            raise UserError(
+                "this model turns lightness into colour (CIE Lab): use test.py --model "
+                "colorization, or give tensors"
+            )
         if isinstance(given, Image.Image):
             return from_pil(given)
         if isinstance(given, (str, os.PathLike)):
