@@ -21,6 +21,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,10 +32,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from util.memory import return_freed_memory
 from util.util import UserError
 
 from .networks import ResnetBlock, ResnetGenerator, UnetGenerator, UnetSkipConnectionBlock
 
+TIDY_SECONDS = 2.0
 INSTANCE = nn.InstanceNorm2d
 BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -79,9 +82,13 @@ class Room:
         self.base = Path(scratch or tempfile.gettempdir())
         self.folder: Path | None = None
         self.files = 0
+        self.tidied = time.monotonic()
 
     def keep(self, rows: torch.Tensor) -> Chunk:
         """Take over rows (1, C, h, W)."""
+        if time.monotonic() > self.tidied + TIDY_SECONDS:
+            return_freed_memory()
+            self.tidied = time.monotonic()
         size = rows.numel() * rows.element_size()
         if self.used + size <= self.memory:
             self.used += size

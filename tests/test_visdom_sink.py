@@ -31,6 +31,12 @@ from util.sinks.visdom_sink import VisdomSink
 pytest.importorskip("visdom")
 
 
+def end(process) -> None:
+    """End a server that a sink has started."""
+    os.kill(process.pid, signal.SIGTERM)
+    assert wait_for(lambda: process.poll() is not None, 10)
+
+
 @pytest.fixture
 def server(tmp_path: Path):
     folder = tmp_path / "server"
@@ -260,8 +266,7 @@ def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
         assert again._process is None
     finally:
         if sink._process:
-            os.kill(sink._process.pid, signal.SIGTERM)
-            sink._process.wait(10)
+            end(sink._process)
 
 
 def test_two_at_once_make_one_server(tmp_path, monkeypatch):
@@ -277,8 +282,7 @@ def test_two_at_once_make_one_server(tmp_path, monkeypatch):
         for sink in sinks:
             sink.close()
             if sink._process:
-                sink._process.terminate()
-                sink._process.wait(10)
+                end(sink._process)
 
 
 @pytest.fixture
@@ -350,5 +354,5 @@ def test_server_starts_while_a_process_is_forked(tmp_path, monkeypatch):
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         sink.close()
-        if sink._process is not None and sink._process.poll() is None:
-            os.kill(sink._process.pid, signal.SIGKILL)
+        if sink._process is not None:
+            end(sink._process)
