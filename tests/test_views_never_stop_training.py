@@ -144,8 +144,12 @@ class Rude:
         try:
             while True:
                 with self.socket.accept()[0] as connection:
-                    connection.recv(100)
                     connection.sendall(b"220 mail ready\r\n")
+                    connection.shutdown(socket.SHUT_WR)
+                    # to close with something unread would be a reset, which may overtake the answer
+                    connection.settimeout(5)
+                    while connection.recv(1 << 16):
+                        pass
         except OSError:
             return
 
