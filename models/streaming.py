@@ -37,7 +37,7 @@ from util.util import UserError
 
 from .networks import ResnetBlock, ResnetGenerator, UnetGenerator, UnetSkipConnectionBlock
 
-TIDY_SECONDS = 2.0
+TIDY_SECONDS = 1.0
 INSTANCE = nn.InstanceNorm2d
 BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -86,9 +86,6 @@ class Room:
 
     def keep(self, rows: torch.Tensor) -> Chunk:
         """Take over rows (1, C, h, W)."""
-        if time.monotonic() > self.tidied + TIDY_SECONDS:
-            return_freed_memory()
-            self.tidied = time.monotonic()
         size = rows.numel() * rows.element_size()
         if self.used + size <= self.memory:
             self.used += size
@@ -97,6 +94,12 @@ class Room:
             self.folder = Path(tempfile.mkdtemp(prefix="tiles-", dir=self.base))
         self.files += 1
         return Chunk(self, rows, self.folder / str(self.files), size)
+
+    def tidy(self) -> None:
+        """From time to time, give freed memory back; doing so each time would cost too much."""
+        if time.monotonic() > self.tidied + TIDY_SECONDS:
+            return_freed_memory()
+            self.tidied = time.monotonic()
 
     def check(self, needed: int) -> None:
         """Raise UserError where the disk has no room for what does not fit into memory."""
@@ -387,6 +390,8 @@ class Store(Node):
                 self.chunks.append(self.room.keep(rows))
             else:
                 self.chunks.append(Chunk(None, rows, None, 0))
+            if self.room is not None:
+                self.room.tidy()
 
     def _count(self, rows: torch.Tensor) -> None:
         """Take rows into mean and sum of squared differences (Chan et al. 1979), in float64."""
