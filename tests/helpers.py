@@ -148,7 +148,7 @@ def run_process(
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     return Finished(result.returncode, result.stdout, result.stderr)
 
