@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from util import distributed
 from util.find_class import find_class
 
 from .base_dataset import BaseDataset
@@ -89,6 +90,9 @@ class CustomDatasetDataLoader:
             seed=getattr(opt, "seed", None),
             pin_memory=bool(opt.gpu_ids),
             broken=self._treatment_of_broken(),
+            # results, unlike batches, are not to come twice: test.py shares its pictures itself
+            rank=distributed.rank() if opt.isTrain else 0,
+            processes=distributed.world_size() if opt.isTrain else 1,
         )
 
     def _treatment_of_broken(self) -> str:
@@ -110,7 +114,7 @@ class CustomDatasetDataLoader:
         self.loader.close()
         broken, self.loader.broken = sorted(self.loader.broken), {}
         if broken:
-            print(f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  ", flush=True)
+            distributed.report(f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  ")
 
     @property
     def seed(self) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from pathlib import Path
 
 from models.networks import GAN_MODES, LR_POLICIES
+from util import checkpoint, distributed
 from util.evaluation import SCORES
 
 from .base_options import BaseOptions, fraction_below_one, non_negative, whole_number
@@ -75,6 +77,22 @@ class TrainOptions(BaseOptions):
         if not opt.continue_train:
             return ()
         return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed")
+
+    def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        self.go_on_after_restart(opt)
+        super().restore_saved(opt, explicit)
+
+    def go_on_after_restart(self, opt: argparse.Namespace) -> None:
+        """Where torchrun has started these processes in place of others: --continue_train."""
+        run = distributed.noted()
+        if run is None or not distributed.is_main():
+            return
+        newest = checkpoint.newest_run(Path(opt.checkpoints_dir) / opt.name)
+        if newest is not None and newest >= run:
+            opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
+            print("restarted by torchrun: training goes on from the newest save (--continue_train)")
+        elif not opt.continue_train:
+            print("restarted by torchrun before anything was saved: training starts anew")
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)

@@ -464,6 +464,15 @@ def new_run(folder: Path) -> str:
     return token
 
 
+def newest_run(folder: Path) -> str | None:
+    """The newest of the runs that have saved something in a folder."""
+    runs = []
+    for suffix in saved_suffixes(folder):
+        with contextlib.suppress(UserError):
+            runs.append(read_header(folder, suffix)["run"])
+    return max(runs, default=None)
+
+
 def prune_states(folder: Path, keep: int) -> None:
     """Delete the training states of all but the `keep` newest sets besides latest; not weights.
 

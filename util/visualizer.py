@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import util
+from . import distributed, util
 from .background import BackgroundWork
 from .checkpoint import Position, warn
 from .html import HTML
@@ -42,7 +42,8 @@ class Visualizer:
         self._start_timing(time.perf_counter())
         self.total_waited = self.total_time = 0.0
         self.advised = False
-        self.sinks = open_sinks(opt, self.position)
+        # what the first of several processes shows are its own losses and pictures
+        self.sinks = open_sinks(opt, self.position) if distributed.is_main() else []
 
     def _each(self, call: str, *args: Any) -> None:
         for sink in list(self.sinks):

@@ -1,0 +1,98 @@
+"""Runs functions in several processes that know each other, as torchrun would start them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests import forked
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Group:
+    """Processes 0, 1, ... of one program; `log` has what they print, each line by line."""
+
+    def __init__(self, log: Path, processes: int, function: Callable[..., None], *args: Any):
+        """`function(*args)` runs in each; an argument that is a function gets the rank."""
+        self.log, port = log, free_port()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.processes = []
+        for rank in range(processes):
+            own = [a(rank) if callable(a) else a for a in args]
+            place = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            place |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+            self.processes.append(forked.call(_rank, place, str(log), function, own))
+
+    def wait(self, seconds: float = 100) -> list[int]:
+        """The exit codes, in order of the ranks; fails where one does not end."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        hung = [rank for rank, p in enumerate(self.processes) if p.exitcode is None]
+        for rank in hung:
+            self.processes[rank].kill()
+        assert not hung, f"ranks {hung} still run after {seconds} s: {self.text()[-3000:]}"
+        return [p.exitcode for p in self.processes]
+
+    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal to one of them."""
+        os.kill(self.processes[rank].pid, number)
+
+    def text(self) -> str:
+        """What was printed so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def wait_for(self, text: str, times: int = 1, seconds: float = 60) -> None:
+        """Wait until something was printed so often, or a process has ended."""
+        end = time.monotonic() + seconds
+        while self.text().count(text) < times and time.monotonic() < end:
+            if any(p.exitcode is not None for p in self.processes):
+                return
+            time.sleep(0.01)
+
+
+def _rank(
+    place: dict[str, Any], log: str, function: Callable[..., None], args: Sequence[Any]
+) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    os.environ.update({k: str(v) for k, v in place.items()})
+    import torch
+
+    from util import distributed
+    from util.util import one_line_errors
+
+    torch.set_num_threads(1)
+    with distributed.together(), one_line_errors():
+        function(*args)
+
+
+def train(argv: list[str], prepare: Callable[[], None] | None = None) -> None:
+    """`train.py` with these arguments; `prepare` is called before."""
+    import train
+
+    sys.argv = ["train.py", *argv]
+    if prepare is not None:
+        prepare()
+    train.main()
+
+
+def moment(rng: random.Random, longest: float) -> None:
+    """Sleep for a random time, in seconds."""
+    time.sleep(rng.random() * longest)
