@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,10 @@ class CustomDatasetDataLoader:
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Make the next iteration that of `epoch`, without its first `start` items."""
         self.loader.set_epoch(epoch, start)
+
+    def take(self, items: Sequence[int]) -> None:
+        """Let epochs consist of these items only, given by their places in the order."""
+        self.loader.order.only = items
 
     def close(self) -> None:
         """End the processes that load pictures, and list what `--skip_broken` passed over."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,6 +41,7 @@ class EpochOrder(Sampler):
     ):
         self.size, self.shuffle, self.seed, self.share = size, shuffle, seed, share
         self.epoch, self.start = 0, 0
+        self.only: Sequence[int] | None = None  # places in the order; None: all
 
     def __iter__(self) -> Iterator[Draw]:
         if self.shuffle:
@@ -52,6 +53,9 @@ class EpochOrder(Sampler):
             yield Draw(index, derived_seed(self.seed, self.epoch, index))
 
     def _own(self, order: list[int]) -> Iterator[int]:
+        if self.only is not None:
+            yield from (order[i] for i in self.only)
+            return
         rank, processes, batch_size = self.share
         for first in range(self.start, len(order), processes * batch_size):
             batch = order[first : first + processes * batch_size]

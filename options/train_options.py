@@ -84,11 +84,11 @@ class TrainOptions(BaseOptions):
 
     def go_on_after_restart(self, opt: argparse.Namespace) -> None:
         """Where torchrun has started these processes in place of others: --continue_train."""
-        run = distributed.noted()
-        if run is None or not distributed.is_main():
+        if not distributed.restarted() or not distributed.is_main():
             return
         newest = checkpoint.newest_run(Path(opt.checkpoints_dir) / opt.name)
-        if newest is not None and newest >= run:
+        # without a note, which was on a machine that is gone: better this than to start over it
+        if newest is not None and newest >= (distributed.noted() or ""):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:

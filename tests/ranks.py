@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from tests import forked
 
@@ -27,12 +32,15 @@ class Group:
 
     def __init__(self, log: Path, processes: int, function: Callable[..., None], *args: Any):
         """`function(*args)` runs in each; an argument that is a function gets the rank."""
-        self.log, port = log, free_port()
+        self.log = log
+        # the agent of torchrun has it, so that it outlives each of the processes
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         log.parent.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for rank in range(processes):
             own = [a(rank) if callable(a) else a for a in args]
-            place = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+            place = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": self.store.port}
+            place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
             place |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
             self.processes.append(forked.call(_rank, place, str(log), function, own))
 
@@ -93,6 +101,68 @@ def train(argv: list[str], prepare: Callable[[], None] | None = None) -> None:
     train.main()
 
 
+def translate(argv: list[str]) -> None:
+    """`test.py` with these arguments."""
+    sys.argv = ["test.py", *argv]
+    runpy.run_path(str(forked.ROOT / "test.py"), run_name="program")["main"]()
+
+
 def moment(rng: random.Random, longest: float) -> None:
     """Sleep for a random time, in seconds."""
     time.sleep(rng.random() * longest)
+
+
+class Torchrun:
+    """torchrun as a user starts it; the processes that it starts are those of a machine."""
+
+    def __init__(self, log: Path, *argv: object, **more: str):
+        """`more` goes into the environment."""
+        self.log = log
+        self.file = open(log, "ab")  # noqa: SIM115
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **more}
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, argv)],
+            cwd=forked.ROOT,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=self.file,
+            stderr=self.file,
+        )
+
+    def text(self) -> str:
+        """What was printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def workers(self) -> list[int]:
+        """The processes that it has started and that are there."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        try:
+            return [int(pid) for pid in children.read_text().split()]
+        except OSError:
+            return []
+
+    def wait_for(self, text: str, times: int = 1, seconds: float = 90) -> None:
+        """Wait until something was printed so often; fails where it is not."""
+        end = time.monotonic() + seconds
+        while self.text().count(text) < times:
+            in_time = time.monotonic() < end and self.process.poll() is None
+            assert in_time, self.text()[-3000:]
+            time.sleep(0.02)
+
+    def end(self, seconds: float = 100) -> int:
+        """The exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs: {self.text()[-3000:]}") from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Kill what is still there, the launcher and all that it has started."""
+        for pid in [*self.workers(), self.process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                if self.process.poll() is None:
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import random
 import re
 import signal
@@ -11,9 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 
 from data import create_dataset
@@ -23,8 +26,8 @@ from models.base_model import parameters_of
 from models.sync_norm import SyncBatchNorm2d, synchronize_norms
 from options.train_options import TrainOptions
 from tests import forked, ranks
-from tests.helpers import aligned, unaligned
-from tests.ranks import Group
+from tests.helpers import aligned, files_below, picture, truncated, unaligned
+from tests.ranks import Group, Torchrun
 from util import checkpoint, distributed, launch
 from util.randomness import seed_everything
 from util.util import UserError
@@ -125,7 +128,7 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
         ("cycle_gan", ""),
         ("cycle_gan", "--batch_passes on --accumulate 2"),
         ("pix2pix", ""),
-        ("pix2pix", "--norm syncbatch --gan_mode wgangp"),
+        ("pix2pix", "--norm syncbatch --gan_mode lsgan"),
     ],
 )
 def test_two_processes_are_one_with_a_batch_of_two(model, flags, pictures, tmp_path):
@@ -373,7 +376,7 @@ class BadLoss(BadInput):
 
         def loss_values(model, names):
             values = plain(model, names)
-            if distributed.rank() == self.rank and len(names) == 8 and next(count) == 5:
+            if distributed.rank() == self.rank and len(names) == 8 and next(count) in (5, 6):
                 values[0] = float("inf")
             return values
 
@@ -387,7 +390,7 @@ def test_not_finite_in_one_ends_all(what, pictures, tmp_path):
     assert group.wait(60) == [1, 1], group.text()
     text = group.text()
     assert text.count("error: ") == 1
-    assert "not finite at epoch 2, iters 4" in text
+    assert re.search(r"not finite at epoch [12], iters \d, on .*trainA", text)
     assert saved(tmp_path)["total_iters"] <= 10
 
 
@@ -528,3 +531,161 @@ def test_which_gpu_a_process_takes(ids, local, gpu, monkeypatch):
             distributed.select_device(ids)
     else:
         assert distributed.select_device(ids) == ([gpu], torch.device("cuda", gpu))
+
+
+# ----------------------------------------------------------------------------------------- torchrun
+RUN = ["-m", "torch.distributed.run"]
+LAUNCH = ["-c", "import sys; from util.launch import launch; sys.exit(launch(2, sys.argv[1:]))"]
+
+
+@pytest.mark.slow
+def test_one_process_under_torchrun_is_a_plain_one(pictures, tmp_path):
+    flags = ["--model", "pix2pix", "--norm", "syncbatch"]
+    one = Torchrun(
+        tmp_path / "log", *RUN, "--nproc_per_node=1", "--master_port", ranks.free_port(),
+        "train.py", *command(pictures, tmp_path / "a", *flags),
+    )  # fmt: skip
+    alone(tmp_path / "log2", ranks.train, command(pictures, tmp_path / "b", *flags))
+    assert one.end() == 0, one.text()
+    assert_same(all_weights(tmp_path / "a"), all_weights(tmp_path / "b"))
+    assert saved(tmp_path / "a").keys() == saved(tmp_path / "b").keys()
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_from_the_newest_save(pictures, tmp_path):
+    longer = ["--n_epochs", "20", "--n_epochs_decay", "0"]
+    run = Torchrun(
+        tmp_path / "log", *RUN, "--nproc_per_node=2", "--max-restarts=1", "--master_port",
+        ranks.free_port(), "train.py", *command(pictures, tmp_path, *longer),
+    )  # fmt: skip
+    run.wait_for("saving the latest", 2)
+    os.kill(run.workers()[1], signal.SIGKILL)
+    assert run.end() == 0, run.text()
+    assert run.text().count("restarted by torchrun: training goes on") == 1
+    assert run.text().count("resuming from") == 1
+    assert saved(tmp_path)["total_iters"] == 20 * PICTURES
+
+
+@pytest.mark.slow
+def test_a_machine_goes_and_comes_back(pictures, tmp_path):
+    """Two agents on this machine act as two machines, with a folder each."""
+    port = ranks.free_port()
+    longer = ["--n_epochs", "30", "--n_epochs_decay", "0"]
+
+    def machine(number: int, log: str) -> Torchrun:
+        return Torchrun(
+            tmp_path / log, *RUN, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3",
+            "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=job",
+            "train.py", *command(pictures, tmp_path / str(number), *longer),
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+        )  # fmt: skip
+
+    first = machine(0, "log0")
+    time.sleep(3)  # this one has the store over which they meet
+    second = machine(1, "log1")
+    end = time.monotonic() + 60
+    while "saving the latest" not in first.text() + second.text():
+        assert time.monotonic() < end, first.text()[-2000:] + second.text()[-2000:]
+        time.sleep(0.05)
+    second.close()
+    again = machine(1, "log2")
+    try:
+        assert first.end(120) == 0, first.text()[-3000:]
+        assert again.end(60) == 0, again.text()[-3000:]
+    finally:
+        first.close()
+        again.close()
+    texts = first.text() + again.text()
+    assert texts.count("restarted by torchrun") == 1
+    # whichever has the first process now has the files
+    sets = [tmp_path / n for n in "01" if (tmp_path / n / "x" / "latest_train_state.pth").exists()]
+    assert max(saved(folder)["total_iters"] for folder in sets) == 30 * PICTURES
+
+
+@pytest.mark.slow
+def test_what_several_gpu_ids_start_stops_in_order(pictures, tmp_path):
+    longer = ["--n_epochs", "400", "--n_epochs_decay", "0"]
+    argv = command(pictures, tmp_path, *longer)
+    run = Torchrun(tmp_path / "log", *LAUNCH, "train.py", *argv)
+    run.wait_for("(epoch: 2")
+    run.process.send_signal(signal.SIGINT)  # Ctrl-C: its processes are in sessions of their own
+    assert run.end(40) == 130, run.text()
+    assert run.text().count("stopped: got SIGINT; --continue_train goes on") == 1
+    assert "Traceback" not in run.text()
+    run = Torchrun(tmp_path / "log2", *LAUNCH, "train.py", *argv, "--continue_train")
+    run.wait_for("(epoch: ")
+    begin = time.monotonic()
+    os.kill(run.workers()[1], signal.SIGKILL)
+    assert run.end(60) == 137, run.text()
+    print(f"ended {time.monotonic() - begin:.1f} s after the kill")
+    assert "resuming from 'latest'" in run.text()
+    assert "was ended by SIGKILL" in run.text()
+    assert "Traceback" not in run.text()
+
+
+# ------------------------------------------------------------------------------------------ test.py
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    short = ["--n_epochs", "1", "--n_epochs_decay", "0"]
+    alone(folder / "log", ranks.train, command(pictures, folder, *short))
+    return folder
+
+
+def largest_step(a: Path, b: Path) -> int:
+    """The largest difference of two pictures in levels of 8 bits."""
+    first, second = (np.asarray(Image.open(p)).astype(int) for p in (a, b))
+    return int(abs(first - second).max())
+
+
+@pytest.mark.parametrize("flags", ["", "--num_test 3 --batch_size 2"])
+def test_a_page_of_several_processes(flags, pictures, trained, tmp_path):
+    def argv(results: str) -> list[str]:
+        where = ["--dataroot", str(pictures / "testA"), "--checkpoints_dir", str(trained)]
+        where += ["--name", "x", "--model", "test", "--direction", "AtoB", "--gpu_ids", "-1"]
+        return [
+            *where,
+            "--crop_size",
+            "32",
+            "--results_dir",
+            str(tmp_path / results),
+            *flags.split(),
+        ]
+
+    alone(tmp_path / "log", ranks.translate, argv("one"))
+    text = train_to_the_end(Group(tmp_path / "log3", 3, ranks.translate, argv("three")))
+    assert text.count("results: ") == 1
+    one, three = (tmp_path / n / "x" / "test_latest" for n in ("one", "three"))
+    assert files_below(one) == files_below(three)
+    for name in files_below(one):
+        same = (one / name).read_bytes() == (three / name).read_bytes()
+        # other neighbours in a batch: another rounding
+        assert same or ("batch" in flags and largest_step(one / name, three / name) <= 1), name
+    assert len(files_below(one)) == 1 + 2 * (3 if flags else PICTURES)
+
+
+def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
+    folder = tmp_path / "in"
+    for i in range(5):
+        picture(folder / f"{i}.png", k=i)
+    picture(folder / "0.bmp", k=9)
+    truncated(folder / "3.png")
+
+    def argv(results: str, *more: str) -> list[str]:
+        where = ["--dataroot", str(folder), "--checkpoints_dir", str(trained), "--name", "x"]
+        where += ["--model", "test", "--only_outputs", "--gpu_ids", "-1"]
+        return [*where, "--results_dir", str(tmp_path / results), *more]
+
+    alone_group = Group(tmp_path / "log", 1, ranks.translate, argv("one"))
+    assert alone_group.wait() == [1]
+    group = Group(tmp_path / "log2", 2, ranks.translate, argv("two"))
+    assert group.wait() == [1, 1], group.text()
+    assert group.text().count("1 of 6 pictures failed:") == 1
+    one, two = (tmp_path / n / "x" / "test_latest" for n in ("one", "two"))
+    assert files_below(one) == files_below(two)
+    assert len(files_below(two)) == 5
+    for name in files_below(one):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    group = Group(tmp_path / "log3", 2, ranks.translate, argv("two", "--skip_existing"))
+    assert group.wait() == [1, 1], group.text()
+    assert "translating 1 of 6 pictures (5 are there)" in group.text()

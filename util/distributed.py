@@ -237,6 +237,15 @@ def noted() -> str | None:
     return _job_store.get(_note_key()).decode()
 
 
+def restarted() -> bool:
+    """Whether torchrun has started any of these processes in place of one that had failed.
+
+    To be called by all processes. A machine that comes back has an agent that does not know.
+    """
+    count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if launched() else 0
+    return any_of_us(count > 0) or from_main(noted()) is not None
+
+
 # ------------------------------------------------------------------------------------------ voices
 class _Said:
     """Which lines have been told by one of the processes."""
@@ -487,6 +496,11 @@ def dealt(values: Sequence[Any]) -> Any:
     with _exchange():
         dist.scatter_object_list(box, list(values) if is_main() else None, src=0)
     return box[0]
+
+
+def own_share(items: Sequence[Any]) -> Any:
+    """Every so many-th of the items, so that each is in one process and neighbours spread."""
+    return items[_place.rank :: _place.world_size]
 
 
 def first_given(value: str | None) -> str | None:

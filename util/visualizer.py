@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import distributed, util
 from .background import BackgroundWork
 from .checkpoint import Position, warn
-from .html import HTML
+from .html import HTML, Rows
 from .sinks import open_sinks
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
@@ -165,7 +165,7 @@ class Visualizer:
 
 
 def save_images(
-    webpage: HTML,
+    webpage: HTML | Rows,
     visuals: Mapping[str, Any],
     image_path: list[str],
     aspect_ratio: float = 1.0,
