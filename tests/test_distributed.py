@@ -426,6 +426,15 @@ def test_a_mistake_of_one_machine_is_told_with_its_rank(pictures, tmp_path):
     ]
 
 
+def test_machines_with_different_pictures(pictures, tmp_path):
+    def argv(rank: int) -> list[str]:
+        return command(pictures, tmp_path, "--max_dataset_size", str(7 + rank))
+
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    assert group.wait(30) == [1, 1]
+    assert "[rank 1] error: pictures: 8 here, 7 in the first process" in group.text()
+
+
 def fail_in_second_epoch() -> None:
     from models.cycle_gan_model import CycleGANModel
 

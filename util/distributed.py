@@ -633,7 +633,7 @@ def check_gpus(gpu_ids: str, ids: Sequence[int]) -> None:
 
 
 def select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
-    """The GPU to use (none: another device) and the device on which this process computes.
+    """The GPUs to use (none: another device) and the device on which this process computes.
 
     Of several processes on a machine each takes the GPU of its place in `gpu_ids`, or with the
     default of `0` that of its number. Without any GPU that default falls back to Apple's MPS or to
@@ -664,6 +664,7 @@ def select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
         )
     if len(ids) > 1 and not launched():
         print(f"this program uses one GPU: {ids[0]} (torchrun starts it once for each)")
-    own = ids[_place.local_rank] if processes > 1 else ids[0]
-    torch.cuda.set_device(own)
-    return [own], torch.device("cuda", own)
+    if processes > 1:
+        ids = [ids[_place.local_rank]]
+    torch.cuda.set_device(ids[0])
+    return ids, torch.device("cuda", ids[0])

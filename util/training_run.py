@@ -51,6 +51,7 @@ class TrainingRun:
     # ------------------------------------------------------------------------------------- resuming
     def resume(self) -> Position:
         """Take up what the experiment has, as `--continue_train` asks, and say from where."""
+        self._check_alike()
         found = self._found() if distributed.is_main() else None
         self.model.share_weights()
         if not distributed.is_main():
@@ -76,6 +77,22 @@ class TrainingRun:
             f"into it, {position.total_iters} in all"
         )
         return position
+
+    def _check_alike(self) -> None:
+        """Raise UserError where this process would not take as many steps as the first one."""
+        opt = self.opt
+        own = {
+            "pictures": len(self.dataset),
+            "--batch_size": opt.batch_size,
+            "--accumulate": opt.accumulate,
+            "epochs": opt.n_epochs + opt.n_epochs_decay,
+        }
+        for name, wanted in distributed.from_main(own).items():
+            if own[name] != wanted:
+                raise UserError(
+                    f"{name}: {own[name]} here, {wanted} in the first process: all machines need "
+                    "the same pictures and the same options"
+                )
 
     def _found(self) -> FoundSet | None:
         """What there is to go on from, and say so where that is not a whole set."""
