@@ -92,7 +92,7 @@ class BaseModel(ABC):
             self.prepare_network(net)
         if not self.isTrain:
             self.load_networks(self.load_suffix())
-        elif opt.continue_train and distributed.is_main():
+        elif opt.continue_train and distributed.is_reader():
             self.load_saved(opt)  # the others, which may not see the files, get it from here
         if self.isTrain:
             self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
@@ -119,7 +119,7 @@ class BaseModel(ABC):
             )
 
     def share_weights(self) -> None:
-        """Give the weights and statistics of the first process to all the others."""
+        """Give the weights and statistics of the process that has read them to all the others."""
         for net in self.networks().values():
             distributed.share_tensors([*net.parameters(), *net.buffers()])
 

@@ -83,12 +83,20 @@ class TrainOptions(BaseOptions):
         super().restore_saved(opt, explicit)
 
     def go_on_after_restart(self, opt: argparse.Namespace) -> None:
-        """Where torchrun has started these processes in place of others: --continue_train."""
-        if not distributed.restarted() or not distributed.is_main():
+        """Set --continue_train where torchrun has started these processes in place of others."""
+        restarted = distributed.restarted()
+        if not restarted and (not opt.continue_train or distributed.world_size() == 1):
             return
-        newest = checkpoint.newest_run(Path(opt.checkpoints_dir) / opt.name)
+        folder = Path(opt.checkpoints_dir) / opt.name
+        # machines with folders of their own: the first process may not be where it was before
+        distributed.choose_reader(
+            checkpoint.newest_save(folder) if distributed.is_first_here() else None
+        )
+        newest = distributed.from_reader(checkpoint.newest_save(folder))
+        if not restarted:
+            return
         # without a note, which was on a machine that is gone: better this than to start over it
-        if newest is not None and newest >= (distributed.noted() or ""):
+        if newest is not None and newest[0] >= (distributed.noted() or ""):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:

@@ -302,26 +302,28 @@ def uninterrupted(pictures, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("number", "writes_then"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 1)])
 def test_a_signal_to_any_stops_all_and_they_go_on_exactly(
-    number, pictures, uninterrupted, tmp_path
+    number, writes_then, pictures, uninterrupted, tmp_path
 ):
-    # each machine may have a folder of its own: only that of the first has files
-    def argv(rank: int) -> list[str]:
-        folder = tmp_path if rank == 0 else tmp_path / "other"
-        return command(pictures, folder, "--pool_size", "2", "--dropout", "--continue_train")
+    """Each machine has a folder of its own, and the first process may come to another machine."""
 
-    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    def argv(rank: int, where: int) -> list[str]:
+        flags = ["--pool_size", "2", "--dropout", "--continue_train"]
+        return command(pictures, tmp_path / str(where ^ rank), *flags)
+
+    group = Group(tmp_path / "log", 2, ranks.train, lambda rank: argv(rank, 0))
     group.wait_for("(epoch: 2, iters: 4")
     group.kill(1, number)
     assert group.wait() == [128 + number] * 2, group.text()
     assert group.text().count(f"stopped: got {signal.Signals(number).name}") == 1
-    assert 0 < saved(tmp_path)["total_iters"] < 3 * PICTURES
-    text = train_to_the_end(Group(tmp_path / "log2", 2, ranks.train, argv))
-    assert text.count("resuming from") == 1
-    assert not (tmp_path / "other").exists()
-    assert_same(all_weights(tmp_path), all_weights(uninterrupted))
-    assert saved(tmp_path)["total_iters"] == 3 * PICTURES
+    assert 0 < saved(tmp_path / "0")["total_iters"] < 3 * PICTURES
+    assert not (tmp_path / "1").exists()
+    group = Group(tmp_path / "log2", 2, ranks.train, lambda rank: argv(rank, writes_then))
+    assert train_to_the_end(group).count("resuming from 'latest'") == 1
+    folder = tmp_path / str(writes_then)
+    assert_same(all_weights(folder), all_weights(uninterrupted))
+    assert saved(folder)["total_iters"] == 3 * PICTURES
 
 
 def test_time_is_up_for_all(pictures, tmp_path):

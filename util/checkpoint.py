@@ -464,13 +464,14 @@ def new_run(folder: Path) -> str:
     return token
 
 
-def newest_run(folder: Path) -> str | None:
-    """The newest of the runs that have saved something in a folder."""
-    runs = []
+def newest_save(folder: Path) -> tuple[str, int] | None:
+    """Run and number of images of the newest save in a folder; None where there is none."""
+    saves = []
     for suffix in saved_suffixes(folder):
         with contextlib.suppress(UserError):
-            runs.append(read_header(folder, suffix)["run"])
-    return max(runs, default=None)
+            header = read_header(folder, suffix)
+            saves.append((header["run"], header["total_iters"]))
+    return max(saves, default=None)
 
 
 def prune_states(folder: Path, keep: int) -> None:

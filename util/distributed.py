@@ -53,6 +53,7 @@ _place = Place()
 _control: dist.ProcessGroup | None = None  # for what is exchanged while gradients travel
 _device_groups: dict[torch.device, dist.ProcessGroup] = {}
 _alone = False
+_reader = 0
 _job_store: Any = None  # keys and values that outlive a restart by torchrun: those of its agent
 _shared_store: Any = None  # of this attempt
 
@@ -79,6 +80,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this process is the one that prints, saves and shows."""
     return _place.rank == 0
+
+
+def is_reader() -> bool:
+    """Whether this process reads what training goes on from: see `choose_reader`."""
+    return _place.rank == _reader
 
 
 @contextlib.contextmanager
@@ -142,7 +148,7 @@ def together() -> Iterator[None]:
 
 def _join() -> None:
     """Connect all the processes of this attempt, and none of an earlier one."""
-    global _job_store, _shared_store
+    global _job_store, _shared_store, _control
     rank, size = _place.rank, _place.world_size
     _job_store, _, _ = next(rendezvous("env://", timeout=JOINING))
     # after a restart the store still has the addresses of processes that are gone
@@ -158,6 +164,9 @@ def _join() -> None:
     dist.init_process_group(
         "gloo", store=_shared_store, rank=rank, world_size=size, timeout=PATIENCE
     )
+    if size > 1:
+        # now, when all are there: making it would wait very long for one that has failed
+        _control = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _welcome(attempt: str) -> str:
@@ -182,8 +191,8 @@ def _welcome(attempt: str) -> str:
 
 
 def _leave() -> None:
-    global _place, _control
-    _place, _control = Place(), None
+    global _place, _control, _reader
+    _place, _control, _reader = Place(), None, 0
     _device_groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -203,15 +212,13 @@ def _end_failed(code: int) -> None:
 
 
 def _tell_of_loss(lost: PeerLost) -> None:
-    end = time.monotonic() + 3
     with contextlib.suppress(Exception):
-        while time.monotonic() < end:
-            if _shared_store.check([_FAILED]):
-                return  # and it said why
-            time.sleep(0.1)
+        # one that fails in order says why, and leaves word before its connections are closed
+        if _shared_store.check([_FAILED]) or _shared_store.add("lost", 1) > 1:
+            return
     print(
         "error: another process of this training has ended, so this one ends too; what torchrun "
-        f"says below names it ({lost})",
+        f"says below names it\n  ({lost})",
         file=sys.stderr,
         flush=True,
     )
@@ -330,6 +337,8 @@ def _watch() -> Iterator[None]:
     over = threading.Event()
     parent = os.getppid()
     store = _shared_store
+    if hasattr(store, "clone"):
+        store = store.clone()  # a connection of its own: the main thread may be using the other
 
     def failed() -> bool:
         try:
@@ -400,6 +409,8 @@ def device_group(device: torch.device) -> dist.ProcessGroup | None:
     if device.type != "cuda":
         return None
     if device not in _device_groups:
+        # over gloo, which notices one that has failed: NCCL would wait for it
+        wait_for_all()
         with _exchange():
             _device_groups[device] = dist.new_group(
                 backend="nccl", timeout=GPU_PATIENCE, device_id=device
@@ -454,7 +465,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @torch.no_grad()
 def share_tensors(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite tensors by those of the first process."""
+    """Overwrite tensors by those of the process that `choose_reader` has chosen."""
     if _place.world_size == 1:
         return
     kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
@@ -463,19 +474,48 @@ def share_tensors(tensors: Iterable[torch.Tensor]) -> None:
     for (device, _), same in kinds.items():
         flat = torch.cat([x.reshape(-1) for x in same])
         with _exchange():
-            dist.broadcast(flat, 0, group=device_group(device))
+            dist.broadcast(flat, _reader, group=device_group(device))
         for x, value in zip(same, flat.split([x.numel() for x in same]), strict=True):
             x.copy_(value.view(x.shape))
 
 
 def from_main(value: Any) -> Any:
     """What the first process gives, whatever the others do."""
+    return _from(0, value)
+
+
+def from_reader(value: Any) -> Any:
+    """What the process gives that `choose_reader` has chosen."""
+    return _from(_reader, value)
+
+
+def _from(source: int, value: Any) -> Any:
     if _place.world_size == 1:
         return value
     box = [value]
     with _exchange():
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def choose_reader(newest: Any) -> None:
+    """Let the process with the largest value read what training goes on from.
+
+    None stands for having nothing. It is the first process, unless that has come to a machine
+    whose folder lacks what another one has.
+    """
+    global _reader
+    if _place.world_size > 1:
+        values: list[Any] = [None] * _place.world_size
+        with _exchange():
+            dist.all_gather_object(values, newest)
+        there = [(value, -rank) for rank, value in enumerate(values) if value is not None]
+        _reader = -max(there)[1] if there else 0
+
+
+def is_first_here() -> bool:
+    """Whether this is the first of the processes on its machine."""
+    return _place.local_rank == 0
 
 
 def gathered(value: Any) -> list[Any]:
@@ -489,12 +529,12 @@ def gathered(value: Any) -> list[Any]:
 
 
 def dealt(values: Sequence[Any]) -> Any:
-    """To each process its own of the values that the first one gives."""
+    """To each process its own of the values of the one that `choose_reader` has chosen."""
     if _place.world_size == 1:
         return values[0]
     box = [None]
     with _exchange():
-        dist.scatter_object_list(box, list(values) if is_main() else None, src=0)
+        dist.scatter_object_list(box, list(values) if is_reader() else None, src=_reader)
     return box[0]
 
 
@@ -565,12 +605,9 @@ class Agreement:
 
     def __call__(self, number: int) -> int:
         """Give a number (0: nothing to say), and get the largest that was given the last time."""
-        global _control
         if _place.world_size == 1:
             return number
         with _exchange():
-            if _control is None:
-                _control = dist.new_group(backend="gloo", timeout=PATIENCE)
             largest = self.wait()
             self.number = torch.tensor([number])
             self.work = dist.all_reduce(

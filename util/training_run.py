@@ -18,8 +18,8 @@ from .util import UserError
 class TrainingRun:
     """Saves and restores a run, holds its lock, and knows whether it should stop.
 
-    Use it in a `with` block around the training loop. Of several processes the first one alone
-    touches files; the others send what is their own to it, and get it back from it.
+    Use it in a `with` block around the training loop. Of several processes only the first one
+    writes files. The others send it what is their own, and get that back from the one that reads.
     """
 
     def __init__(self, opt: argparse.Namespace, model: Any, dataset: Any):
@@ -52,11 +52,12 @@ class TrainingRun:
     def resume(self) -> Position:
         """Take up what the experiment has, as `--continue_train` asks, and say from where."""
         self._check_alike()
-        found = self._found() if distributed.is_main() else None
+        found = self._found() if distributed.is_reader() else None
         self.model.share_weights()
         if not distributed.is_main():
             # before anything is drawn in training, after networks were drawn alike
             self._draw_apart(0)
+        self.id, suffix = distributed.from_reader((self.id, found.suffix if found else ""))
         state = self._own_part(found.state if found else None)
         if state is None:
             distributed.note(self.id)
@@ -64,14 +65,13 @@ class TrainingRun:
         try:
             self._restore(state)
         except Exception as e:  # the files are whole, but not what this program writes
-            path = checkpoint.state_path(self.folder, found.suffix if found else "latest")
+            path = checkpoint.state_path(self.folder, suffix)
             raise UserError(
                 f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
                 "the options that it was saved with, or delete it to go on from weights alone"
             ) from e
         distributed.note(self.id)
         position = Position(**{k: state[k] for k in ("epoch", "epoch_iter", "total_iters")})
-        suffix = found.suffix if found else ""
         print(
             f"resuming from '{suffix}': epoch {position.epoch}, {position.epoch_iter} images "
             f"into it, {position.total_iters} in all"
@@ -143,7 +143,7 @@ class TrainingRun:
                 {**part, "model": {k: part["model"][k] for k in keys if k in part["model"]}}
                 for part in parts
             ]
-        common, part = distributed.from_main(common), distributed.dealt(parts)
+        common, part = distributed.from_reader(common), distributed.dealt(parts)
         if common is None:
             return None
         return {**common, **part, "model": {**common["model"], **part["model"]}}
