@@ -30,8 +30,18 @@ def free_port() -> int:
 class Group:
     """Processes 0, 1, ... of one program; `log` has what they print, each line by line."""
 
-    def __init__(self, log: Path, processes: int, function: Callable[..., None], *args: Any):
-        """`function(*args)` runs in each; an argument that is a function gets the rank."""
+    def __init__(
+        self,
+        log: Path,
+        processes: int,
+        function: Callable[..., None],
+        *args: Any,
+        machines: bool = False,
+    ):
+        """`function(*args)` runs in each; an argument that is a function gets the rank.
+
+        With `machines` each process is told that it is the only one on its machine.
+        """
         self.log = log
         # the agent of torchrun has it, so that it outlives each of the processes
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -41,7 +51,9 @@ class Group:
             own = [a(rank) if callable(a) else a for a in args]
             place = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": self.store.port}
             place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-            place |= {"LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+            local = (0, 1) if machines else (rank, processes)
+            place |= {"LOCAL_RANK": local[0], "LOCAL_WORLD_SIZE": local[1]}
+            place |= {"MASTER_ADDR": "127.0.0.1"}
             self.processes.append(forked.call(_rank, place, str(log), function, own))
 
     def wait(self, seconds: float = 100) -> list[int]:
