@@ -41,6 +41,8 @@ def main() -> None:
     seed_everything(opt.seed, opt.deterministic)
     paths = list_pictures(opt.dataroot) if opt.only_outputs else []
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
+    count = len(paths) if dataset is None else len(dataset)
+    options.weigh_compiling(opt, int(min(opt.num_test, count)))
     model = create_model(opt)
     model.setup(opt)
     options.save(opt)

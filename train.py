@@ -29,6 +29,7 @@ def main() -> None:
     seed_everything(opt.seed, opt.deterministic)
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
+    options.weigh_compiling(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
     model = create_model(opt)
     model.setup(opt)
 

@@ -18,6 +18,7 @@ from util import distributed
 from util.find_class import find_class
 
 from .base_dataset import BaseDataset
+from .cache import open_cache
 from .loader import EpochLoader
 
 
@@ -81,6 +82,9 @@ class CustomDatasetDataLoader:
         self.opt = opt
         self.dataset = find_dataset_using_name(opt.dataset_mode)(opt)
         print(f"dataset [{type(self.dataset).__name__}] was created")
+        self.dataset.cache = open_cache(
+            opt, self.dataset.listed or 2 * len(self.dataset), int(opt.num_threads)
+        )
         self.loader = EpochLoader(
             self.dataset,
             batch_size=batch_size or opt.batch_size,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from torchvision.transforms import Compose
+
 from util.util import UserError
 
 from .base_dataset import BaseDataset, get_params, get_transform
+from .cache import Kept
+from .transforms import same_part
 
 
 class AlignedDataset(BaseDataset):
@@ -27,6 +31,9 @@ class AlignedDataset(BaseDataset):
         flipped = opt.direction == "BtoA"
         self.input_nc = opt.output_nc if flipped else opt.input_nc
         self.output_nc = opt.input_nc if flipped else opt.output_nc
+        # up to the crop the two sides do not depend on what is drawn
+        nothing = {"crop_pos": (0, 0), "flip": False}
+        self.first = [same_part(transform)[0] for transform in self._transforms(nothing)]
 
     def _pairs(self, dir_A: str, dir_B: str) -> list[tuple[str, str]]:
         """Files of two folders whose paths are the same but for the ending."""
@@ -63,17 +70,29 @@ class AlignedDataset(BaseDataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`A`, `B`: tensors (C, H, W) in [-1, 1], cut and flipped alike; `A_paths`, `B_paths`."""
-        A_path, B_path = self.AB_paths[index]
-        A, B = self._open(A_path, B_path)
-        params = get_params(self.opt, A.size)
-        transform_A = get_transform(self.opt, params, grayscale=self.input_nc == 1)
-        transform_B = get_transform(self.opt, params, grayscale=self.output_nc == 1)
-        return {
-            "A": self.transform(A, transform_A, A_path),
-            "B": self.transform(B, transform_B, B_path),
-            "A_paths": A_path,
-            "B_paths": B_path,
-        }
+        paths = A_path, B_path = self.AB_paths[index]
+        first_A, first_B = self.first
+
+        def make() -> list[Kept]:
+            A, B = self._open(A_path, B_path)
+            return [
+                Kept(self.transform(A, first_A, A_path), A.size),
+                Kept(self.transform(B, first_B, B_path), B.size),
+            ]
+
+        kept = self.keep([f"{A_path}\nA{first_A}", f"{B_path}\nB{first_B}"], make)
+        params = get_params(self.opt, kept[0].original_size)
+        A, B = (
+            self.transform(side.image, same_part(transform)[1], path)
+            for side, transform, path in zip(kept, self._transforms(params), paths, strict=True)
+        )
+        return {"A": A, "B": B, "A_paths": A_path, "B_paths": B_path}
+
+    def _transforms(self, params: dict[str, Any]) -> tuple[Compose, Compose]:
+        return (
+            get_transform(self.opt, params, grayscale=self.input_nc == 1),
+            get_transform(self.opt, params, grayscale=self.output_nc == 1),
+        )
 
     def __len__(self) -> int:
         return len(self.AB_paths)

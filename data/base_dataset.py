@@ -17,10 +17,11 @@ from torchvision.transforms import InterpolationMode
 
 from util.util import UserError
 
+from .cache import Kept, PictureCache
 from .deep_picture import DeepPicture, deep_transform
 from .image_folder import list_images, open_image
 from .picture_io import list_pictures
-from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, RandomCrop, ScaleWidth
+from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, RandomCrop, ScaleWidth, same_part
 
 
 class BaseDataset(torch.utils.data.Dataset, ABC):
@@ -30,6 +31,8 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         self.opt = opt
         self.root = opt.dataroot
         self.folders: list[str] = []
+        self.listed = 0  # pictures in all lists
+        self.cache: PictureCache | None = None  # of what `keep` made, see --cache_images
 
     @staticmethod
     def modify_commandline_options(
@@ -54,18 +57,45 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         self.folders.append(os.fspath(folder))
         skip_broken = getattr(self.opt, "skip_broken", False)
         if getattr(self.opt, "value_range", None):
-            return list_pictures(folder)[: int(min(self.opt.max_dataset_size, sys.maxsize))]
-        # the other ways of preprocessing scale first
-        crop_size = self.opt.crop_size if self.opt.preprocess == "crop" else 0
-        return list_images(folder, self.opt.max_dataset_size, not skip_broken, crop_size, columns)
+            paths = list_pictures(folder)[: int(min(self.opt.max_dataset_size, sys.maxsize))]
+        else:
+            # the other ways of preprocessing scale first
+            crop = self.opt.crop_size if self.opt.preprocess == "crop" else 0
+            paths = list_images(folder, self.opt.max_dataset_size, not skip_broken, crop, columns)
+        self.listed += len(paths) * columns
+        return paths
 
     def open(self, path: str) -> Any:
         """A picture as RGB, or with `--value_range` at full depth."""
         return open_picture(self.opt, path)
 
     def load(self, path: str, transform: Callable | None = None) -> Any:
-        """Open a picture as RGB and transform it; errors name the file."""
-        return self.transform(self.open(path), transform, path)
+        """Open a picture as RGB and transform it; errors name the file.
+
+        The steps of a `Compose` that are the same each time are taken once, see `--cache_images`.
+        """
+        if self.cache is None or not isinstance(transform, transforms.Compose):
+            return self.transform(self.open(path), transform, path)
+        first, rest = same_part(transform)
+        name = f"{path}\n{first}"
+
+        def make() -> list[Kept]:
+            image = self.open(path)
+            return [Kept(self.transform(image, first, path), image.size)]
+
+        return self.transform(self.keep([name], make)[0].image, rest, path)
+
+    def keep(self, names: list[str], make: Callable[[], list[Kept]]) -> list[Kept]:
+        """The pictures of these names from the cache, else made, and put there for next time."""
+        if self.cache is None:
+            return make()
+        found = [kept for kept in map(self.cache.get, names) if kept is not None]
+        if len(found) == len(names):
+            return found
+        made = make()
+        for name, kept in zip(names, made, strict=True):
+            self.cache.put(name, kept)
+        return made
 
     @staticmethod
     def transform(image: Image.Image, transform: Callable | None, path: str) -> Any:

@@ -25,11 +25,23 @@ def pil_filter(method: InterpolationMode | int) -> Image.Resampling:
     return Image.Resampling(method)
 
 
+def same_part(transform: transforms.Compose) -> tuple[transforms.Compose, transforms.Compose]:
+    """Split a transform: first the steps that are the same each time, then all from a draw on."""
+    steps = transform.transforms
+    same = (transforms.Grayscale, transforms.Resize, ScaleWidth, MakeMultiple)
+    drawn = [i for i, step in enumerate(steps) if not isinstance(step, same)]
+    first = drawn[0] if drawn else len(steps)
+    return transforms.Compose(steps[:first]), transforms.Compose(steps[first:])
+
+
 class ScaleWidth:
     """Scale to a width and keep the shape; the height does not fall below `crop_size`."""
 
     def __init__(self, width: int, crop_size: int, method=InterpolationMode.BICUBIC):
         self.width, self.crop_size, self.filter = width, crop_size, pil_filter(method)
+
+    def __repr__(self) -> str:
+        return f"ScaleWidth({self.width}, {self.crop_size}, {self.filter})"
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = image.size
@@ -44,6 +56,9 @@ class MakeMultiple:
 
     def __init__(self, base: int, method=InterpolationMode.BICUBIC):
         self.base, self.filter = base, pil_filter(method)
+
+    def __repr__(self) -> str:
+        return f"MakeMultiple({self.base}, {self.filter})"
 
     def __call__(self, image: Image.Image) -> Image.Image:
         width, height = (max(self.base, round(n / self.base) * self.base) for n in image.size)

@@ -52,9 +52,6 @@ class BaseModel(ABC):
         self.image_paths: list[str] = []
         self.metric: float = 0  # what the learning rate policy `plateau` watches
         self.resumed: checkpoint.FoundSet | None = None  # what --continue_train goes on from
-        self.batch_passes: bool = opt.batch_passes == "on" or (
-            opt.batch_passes == "auto" and self.device.type == "cuda"
-        )
         # does nothing but for fp16, whose smallest numbers are too large for many gradients
         fp16 = opt.precision == "fp16" and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
@@ -210,7 +207,8 @@ class BaseModel(ABC):
     # ------------------------------------------------------------------------------ optimization
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam with `--lr` and `--beta1`, in one fused kernel where the device has that."""
-        fused = self.device.type == "cuda"
+        # elsewhere the fused kernel rounds in another way, so it takes a --fast
+        fused = self.device.type == "cuda" or (self.opt.fast and self.device.type == "cpu")
         betas = (self.opt.beta1, 0.999)
         return torch.optim.Adam(parameters, lr=self.opt.lr, betas=betas, fused=fused)
 
@@ -219,7 +217,8 @@ class BaseModel(ABC):
 
         It gives the same, but for the rounding of sums; see --batch_passes.
         """
-        return self.batch_passes and acceleration.fits_one_pass(net, *inputs)
+        wanted = acceleration.wants_one_pass(self.opt, inputs[0])
+        return wanted and acceleration.fits_one_pass(net, *inputs)
 
     def run_each(self, net: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`net(x)` for each x (N, C, H, W), in one pass where that may be."""

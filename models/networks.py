@@ -100,6 +100,8 @@ def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, least: int) -> 
 
 
 # ------------------------------------------------------------------------------------- generators
+# A ReLU that follows a norm works on a copy: instance norm gives a view, and to change a view in
+# place makes autograd copy it twice.
 class ResnetGenerator(nn.Module):
     """The generator of CycleGAN, after Johnson et al. 2016: down by 4, residual blocks, up by 4.
 
@@ -123,19 +125,19 @@ class ResnetGenerator(nn.Module):
 
         def down(cin: int, cout: int) -> list[nn.Module]:
             conv = nn.Conv2d(cin, cout, kernel_size=3, stride=2, padding=1, bias=bias)
-            return [conv, norm_layer(cout), nn.ReLU(True)]
+            return [conv, norm_layer(cout), nn.ReLU()]
 
         def up(cin: int, cout: int) -> list[nn.Module]:
             conv = nn.ConvTranspose2d(
                 cin, cout, kernel_size=3, stride=2, padding=1, output_padding=1, bias=bias
             )
-            return [conv, norm_layer(cout), nn.ReLU(True)]
+            return [conv, norm_layer(cout), nn.ReLU()]
 
         self.model = nn.Sequential(
             nn.ReflectionPad2d(3),
             nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias),
             norm_layer(ngf),
-            nn.ReLU(True),
+            nn.ReLU(),
             *down(ngf, ngf * 2),
             *down(ngf * 2, ngf * 4),
             *(
@@ -196,7 +198,7 @@ class ResnetBlock(nn.Module):
             return [*([pad(1)] if pad else []), layer, norm_layer(dim)]
 
         dropout = [nn.Dropout(0.5)] if use_dropout else []
-        return nn.Sequential(*conv(), nn.ReLU(True), *dropout, *conv())
+        return nn.Sequential(*conv(), nn.ReLU(), *dropout, *conv())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -269,7 +271,7 @@ class UnetSkipConnectionBlock(nn.Module):
         if outermost:
             up = [nn.ReLU(True), deconv(channels, outer_nc), nn.Tanh()]
         else:
-            down = [nn.LeakyReLU(0.2, True), *down]
+            down = [nn.LeakyReLU(0.2), *down]
             up = [nn.ReLU(True), deconv(channels, outer_nc, bias=bias), norm_layer(outer_nc)]
             if not innermost:
                 down.append(norm_layer(inner_nc))
@@ -311,7 +313,7 @@ class NLayerDiscriminator(nn.Module):
 
         def block(cin: int, cout: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(cin, cout, kernel_size=4, stride=stride, padding=1, bias=bias)
-            return [conv, norm_layer(cout), nn.LeakyReLU(0.2, True)]
+            return [conv, norm_layer(cout), nn.LeakyReLU(0.2)]
 
         layers = [
             nn.Conv2d(input_nc, ndf, kernel_size=4, stride=2, padding=1),
@@ -349,7 +351,7 @@ class PixelDiscriminator(nn.Module):
             nn.LeakyReLU(0.2, True),
             nn.Conv2d(ndf, ndf * 2, kernel_size=1, bias=bias),
             norm_layer(ndf * 2),
-            nn.LeakyReLU(0.2, True),
+            nn.LeakyReLU(0.2),
             nn.Conv2d(ndf * 2, 1, kernel_size=1, bias=bias),
         )
 

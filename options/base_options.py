@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import data
 import models
-from models.acceleration import PRECISIONS, choose_fast, why_not_compile
+from models.acceleration import PRECISIONS, choose_fast, too_few_to_compile, why_not_compile
 from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
 from util import distributed
 from util.distributed import select_device
@@ -150,7 +150,7 @@ class BaseOptions:
             "--batch_passes",
             default="auto",
             choices=("auto", "on", "off"),
-            help="passes of one network as one batch; auto: on a GPU",
+            help="passes of one network as one batch; auto: where that is faster",
         )
         add("--fast", action="store_true", help="what is best on this machine; says what that is")
 
@@ -315,12 +315,21 @@ class BaseOptions:
         """Settle `--fast` and `--compile` for the device, with a line for each."""
         if opt.fast:
             print(f"--fast stands for {' '.join(choose_fast(opt, opt.device, explicit))}")
-        reason = why_not_compile(opt, opt.device) if opt.compile else None
+        if opt.compile:
+            self._compile_unless(opt, why_not_compile(opt, opt.device))
+
+    def weigh_compiling(self, opt: argparse.Namespace, pictures: int) -> None:
+        """With `--fast`, compile only where so many pictures in all make up for the time."""
+        self._compile_unless(opt, too_few_to_compile(opt, pictures, self.explicit_options()))
+        if opt.compile:
+            minutes = "a minute or more" if opt.device.type == "cuda" else "one to three minutes"
+            print(f"compiling: the first iterations take {minutes}, the others less than without")
+
+    @staticmethod
+    def _compile_unless(opt: argparse.Namespace, reason: str | None) -> None:
         if reason:
             print(f"--compile is off: {reason}")
             opt.compile = False
-        elif opt.compile:
-            print("compiling: the first iterations take a minute or more, the others less")
 
     def print_options(self, opt: argparse.Namespace) -> None:
         """Print all options, with the default where it differs."""

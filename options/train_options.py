@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
+from data.cache import SHARES
 from models.networks import GAN_MODES, LR_POLICIES
 from util import checkpoint, distributed
 from util.evaluation import SCORES
@@ -67,6 +68,12 @@ class TrainOptions(BaseOptions):
         add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
         add("--lambda_gp", type=non_negative, default=10.0, help="gradient penalty of wgangp")
         add("--pool_size", type=whole_number(0), default=50, help="generated pictures kept for D")
+        add(
+            "--cache_images",
+            default="auto",
+            choices=SHARES,
+            help="decoded pictures in memory: auto: up to half of what is free; ram: up to 90%%",
+        )
         add("--accumulate", type=whole_number(1), default=1, help="batches whose gradients add up")
         add("--grad_checkpoint", action="store_true", help="less memory, a third more time")
         add("--lr_policy", default="linear", choices=LR_POLICIES, help="how the rate decays")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 import torch
 
@@ -192,4 +194,47 @@ def test_fast_says_what_it_is_and_leaves_what_was_given(tmp_path, capsys, monkey
     model = build(tmp_path, "--model cycle_gan --fast --precision fp32")
     assert "--fast stands for --precision fp32" in capsys.readouterr().out
     assert model.opt.precision == "fp32"
-    assert model.batch_passes
+    assert model.opt.batch_passes == "on"
+    assert model.optimizer_G.defaults["fused"]
+
+
+def test_auto_shares_passes_on_a_cpu_where_that_pays_and_stays_close():
+    small, large = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 128, 128)
+    found = {
+        (choice, net): [
+            acceleration.wants_one_pass(Namespace(batch_passes=choice, netG=net), x)
+            for x in (small, large)
+        ]
+        for choice in ("auto", "on", "off")
+        for net in ("resnet_9blocks", "unet_128")
+    }
+    assert found == {
+        ("auto", "resnet_9blocks"): [False, True],
+        ("auto", "unet_128"): [False, False],
+        ("on", "resnet_9blocks"): [True, True],
+        ("on", "unet_128"): [True, True],
+        ("off", "resnet_9blocks"): [False, False],
+        ("off", "unet_128"): [False, False],
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "pictures", "compiled"),
+    [
+        ("--fast", 2999, False),
+        ("--fast", 3000, True),
+        ("--fast --compile", 10, True),
+        ("--compile", 10, True),
+        ("", 10**6, False),
+    ],
+)
+def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("options.base_options.why_not_compile", lambda *a: None)
+    options = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1 {flags}")
+    opt = options.parse(save=False)
+    capsys.readouterr()
+    options.weigh_compiling(opt, pictures)
+    out = capsys.readouterr().out
+    assert opt.compile is compiled
+    assert ("compiling: the first iterations take" in out) is compiled
+    assert ("--compile is off: 2999 pictures in all are too few" in out) is (pictures == 2999)

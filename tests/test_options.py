@@ -41,6 +41,7 @@ ADDED = {
         "--max_hours": [None, "value"],
         "--on_nan": ["stop", "value"],
         "--lambda_gp": [10.0, "value"],
+        "--cache_images": ["auto", "value"],
         "--accumulate": [1, "value"],
         "--grad_checkpoint": [False, "flag"],
         "--val_freq": [0, "value"],

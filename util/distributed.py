@@ -513,6 +513,11 @@ def choose_reader(newest: Any) -> None:
         _reader = -max(there)[1] if there else 0
 
 
+def processes_here() -> int:
+    """The number of processes on this machine."""
+    return _place.local_world_size
+
+
 def is_first_here() -> bool:
     """Whether this is the first of the processes on its machine."""
     return _place.local_rank == 0
