@@ -37,14 +37,17 @@ class Group:
         function: Callable[..., None],
         *args: Any,
         machines: bool = False,
+        before: Group | None = None,
     ):
         """`function(*args)` runs in each; an argument that is a function gets the rank.
 
-        With `machines` each process is told that it is the only one on its machine.
+        With `machines` each process is told that it is the only one on its machine. Those of a
+        group that was `before` are restarted as torchrun does it.
         """
         self.log = log
         # the agent of torchrun has it, so that it outlives each of the processes
-        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        new = {"is_master": True, "wait_for_workers": False}
+        self.store = before.store if before else dist.TCPStore("127.0.0.1", 0, **new)
         log.parent.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for rank in range(processes):

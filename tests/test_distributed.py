@@ -474,6 +474,23 @@ def test_a_folder_that_is_being_trained_ends_all(pictures, tmp_path):
     assert "is being trained by" in group.text()
 
 
+def test_restarted_before_the_first_save(pictures, tmp_path):
+    """What an earlier training has left in the folder is not what a restart goes on from."""
+    argv = command(pictures, tmp_path, "--save_latest_freq", "1000")
+    train_to_the_end(Group(tmp_path / "log", 1, ranks.train, argv))
+    first = Group(tmp_path / "log1", 2, ranks.train, argv)
+    first.wait_for("(epoch: 1, iters: 2")
+    first.kill(1)
+    assert sorted(first.wait(30)) == [-signal.SIGKILL, 1]
+    text = train_to_the_end(Group(tmp_path / "log2", 2, ranks.train, argv, before=first))
+    assert text.count("restarted by torchrun before anything was saved") == 1
+    assert "resuming" not in text
+    third = Group(tmp_path / "log3", 2, ranks.train, [*argv, "--n_epochs", "3"], before=first)
+    text = train_to_the_end(third)
+    assert text.count("restarted by torchrun: training goes on from the newest save") == 1
+    assert saved(tmp_path)["total_iters"] == 4 * PICTURES
+
+
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments(pictures, tmp_path):
     rng = random.Random(1)

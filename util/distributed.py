@@ -259,13 +259,16 @@ class _Said:
 
     def __init__(self, store: Any):
         self.store, self.process = store, os.getpid()
+        self.times: dict[str, int] = {}
 
     def first(self, line: str) -> bool:
-        """Whether nobody has told this line before."""
+        """Whether no other process has told this line so often as this one now does."""
         if os.getpid() != self.process:
             return True  # a process that loads data must not talk to the store of its parent
+        self.times[line] = times = self.times.get(line, 0) + 1
         try:
-            return self.store.add(f"said/{hashlib.sha1(line.encode()).hexdigest()}", 1) == 1
+            digest = hashlib.sha1(line.encode(errors="replace")).hexdigest()
+            return self.store.add(f"said/{times}/{digest}", 1) == 1
         except Exception:
             return True
 
