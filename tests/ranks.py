@@ -27,6 +27,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def wait_until_listens(port: int, seconds: float = 60) -> None:
+    """Wait until somebody listens on a port of 127.0.0.1."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"nobody listens on port {port}")
+
+
 class Group:
     """Processes 0, 1, ... of one program; `log` has what they print, each line by line."""
 

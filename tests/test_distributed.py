@@ -343,7 +343,7 @@ def test_going_on_with_another_number(first, then, pictures, tmp_path):
     text = train_to_the_end(
         Group(tmp_path / "log2", then, ranks.train, [*argv, "--continue_train"])
     )
-    assert text.count(f"saved by {first} processes, now there are {then}") == 1
+    assert text.count(f"number of processes: {first} when this was saved, {then} now;") == 1
     assert saved(tmp_path)["total_iters"] == 3 * PICTURES
     assert saved(tmp_path).get("processes", 1) == then
 
@@ -494,11 +494,14 @@ def test_restarted_before_the_first_save(pictures, tmp_path):
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments(pictures, tmp_path):
     rng = random.Random(1)
-    longer = ["--n_epochs", "40", "--n_epochs_decay", "0", "--continue_train"]
-    argv = command(pictures, tmp_path, *longer)
+
+    def argv(epochs: int) -> list[str]:
+        longer = ["--n_epochs", str(epochs), "--n_epochs_decay", "0", "--continue_train"]
+        return command(pictures, tmp_path, *longer)
+
     slowest, kills = 0.0, 0
     for attempt in range(10):
-        group = Group(tmp_path / f"log{attempt}", 2, ranks.train, argv)
+        group = Group(tmp_path / f"log{attempt}", 2, ranks.train, argv(1000))
         group.wait_for("(epoch: ")
         ranks.moment(rng, 0.6)
         killed = rng.randrange(2)
@@ -514,9 +517,10 @@ def test_killed_ten_times_at_random_moments(pictures, tmp_path):
     print(f"slowest end after a kill: {slowest:.1f} s")
     assert kills == 10
     # nobody was there to remove the lock's file, which holds nobody off
-    text = train_to_the_end(Group(tmp_path / "log", 2, ranks.train, argv))
+    last = saved(tmp_path)["epoch"] + 1
+    text = train_to_the_end(Group(tmp_path / "log", 2, ranks.train, argv(last)))
     assert "resuming from" in text
-    assert saved(tmp_path)["total_iters"] == 40 * PICTURES
+    assert saved(tmp_path)["total_iters"] == last * PICTURES
 
 
 # ---------------------------------------------------------------------------------- several GPUs
@@ -610,7 +614,7 @@ def test_a_machine_goes_and_comes_back(pictures, tmp_path):
         )  # fmt: skip
 
     first = machine(0, "log0")
-    time.sleep(3)  # this one has the store over which they meet
+    ranks.wait_until_listens(port)  # this one has the store over which they meet
     second = machine(1, "log1")
     end = time.monotonic() + 60
     while "saving the latest" not in first.text() + second.text():

@@ -181,9 +181,9 @@ class TrainingRun:
             randomness.set_state(state["random"])
         else:
             print(
-                f"saved by {state.get('processes', 1)} processes, now there are "
-                f"{distributed.world_size()}: image pools are dealt out anew, and what is drawn at "
-                "random is different from here on"
+                f"number of processes: {state.get('processes', 1)} when this was saved, "
+                f"{distributed.world_size()} now; image pools are dealt out anew, and what is "
+                "drawn at random is different from here on"
             )
             self._draw_apart(state["total_iters"])
         # to go back to an earlier save starts another branch, which later resumes must find first
