@@ -3,6 +3,7 @@
     python test.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
     python test.py --dataroot ./datasets/maps/testA --name maps_cyclegan --model test
     python test.py --dataroot ./photos --name maps_cyclegan --model test --only_outputs
+    torchrun --nproc_per_node=4 test.py ...    (the pictures shared by four GPUs)
 
 Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`, or with `--only_outputs` to that
 folder under the names of the inputs. See options/ for all the options.
@@ -23,11 +24,13 @@ from models.folder import FolderTranslation
 from models.tiles import TileOptions, tile_generators
 from models.translator import Translator
 from options.test_options import TestOptions
+from util import distributed
 from util.background import BackgroundWork
-from util.html import HTML
+from util.html import HTML, Rows
 from util.randomness import seed_everything
+from util.result_names import ResultNames
 from util.util import one_line_errors
-from util.visualizer import result_name, save_images
+from util.visualizer import save_images
 
 
 def main() -> None:
@@ -68,10 +71,15 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     if tiles := TileOptions.of(opt):
         tile_generators(model, tiles, opt.precision)
 
-    taken: set[str] = set()
+    own = distributed.own_share(range(count))
+    if len(own) < count:
+        dataset.take(own)
+    names = ResultNames(dataset.dataset, own, count)
+    rows = Rows(webpage.get_image_dir())
     done = 0
-    with tqdm(total=count, unit="img", disable=None) as bar, BackgroundWork(opt.num_threads) as bg:
-        for data in equal_batches(dataset, opt.batch_size if free else 1, count):
+    bar = tqdm(total=len(own), unit="img", disable=None)
+    with bar, BackgroundWork(opt.num_threads) as bg:
+        for data in equal_batches(dataset, opt.batch_size if free else 1, len(own)):
             model.set_input(data)
             model.test()
             visuals = model.get_current_visuals()
@@ -79,18 +87,21 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
             for i, path in enumerate(paths):
                 if done % 5 == 0:
                     tqdm.write(f"processing ({done:04d})-th image... {[path]}")
+                rows.number, name = names.next(path)
                 save_images(
-                    webpage,
+                    rows,
                     {k: v[i : i + 1] if free else v for k, v in visuals.items()},
                     [path],
                     aspect_ratio=opt.aspect_ratio,
                     width=opt.display_winsize,
-                    name=result_name(dataset.dataset.relative_path(path), taken),
+                    name=name,
                     encoders=bg,
                 )
                 done += 1
             bar.update(len(paths))
-    webpage.save()
+    webpage.add_rows(row for part in distributed.gathered(rows.rows) for row in part)
+    if distributed.is_main():
+        webpage.save()
     dataset.close()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
 
@@ -113,9 +124,15 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         jobs = [job for job in jobs if not job.target.exists()]
     there = f" ({len(paths) - len(jobs)} are there)" if opt.skip_existing else ""
     jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
+    # those of one process, since another one may be done with a picture already
+    jobs = distributed.from_main(jobs)
     print(f"translating {len(jobs)} of {len(paths)} pictures{there}")
-    failed = work.run(jobs)
+    parts = distributed.gathered(work.run(distributed.own_share(jobs)))
+    reasons = dict(pair for part in distributed.from_main(parts) for pair in part)
+    failed = [(job.source, reasons[job.source]) for job in jobs if job.source in reasons]
     print(f"results: {out}")
+    if failed and not distributed.is_main():
+        sys.exit(1)
     if failed:
         print(f"{len(failed)} of {len(jobs)} pictures failed:", file=sys.stderr)
         print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr)
@@ -123,5 +140,5 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with distributed.together(), one_line_errors():
         main()

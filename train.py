@@ -2,6 +2,7 @@
 
     python train.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
     python train.py --dataroot ./datasets/facades --name facades_pix2pix --model pix2pix
+    torchrun --nproc_per_node=4 train.py ...    (on four GPUs, see docs/distributed.md)
 
 Weights, losses and pages go to `<checkpoints_dir>/<name>`. The same command with --continue_train
 goes on where the training was left, also where it was killed. See options/ for all the options.
@@ -13,6 +14,7 @@ import time
 from data import create_dataset
 from models import create_model
 from options.train_options import TrainOptions
+from util import distributed, launch
 from util.randomness import seed_everything
 from util.training_run import TrainingRun
 from util.util import crossed, one_line_errors
@@ -22,6 +24,7 @@ from util.visualizer import Visualizer
 
 def main() -> None:
     options = TrainOptions()
+    launch.one_process_per_gpu(options)
     opt = options.parse(save=False)
     seed_everything(opt.seed, opt.deterministic)
     dataset = create_dataset(opt)
@@ -40,6 +43,7 @@ def main() -> None:
                 "--n_epochs_decay to train longer"
             )
             return
+        images = opt.batch_size * distributed.world_size()
         visualizer = Visualizer(opt, len(dataset), at)
         validation = Validation(opt, model, visualizer)
 
@@ -53,7 +57,7 @@ def main() -> None:
                 run.guard.start()
                 model.set_input(data)
                 model.optimize_parameters()
-                at.advance(opt.batch_size, len(dataset))
+                at.advance(images, len(dataset))
                 run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", data)
                 model.track_metric()
 
@@ -69,7 +73,7 @@ def main() -> None:
                     print(f"saving the latest model (epoch {epoch}, total_iters {at.total_iters})")
                     name = f"iter_{at.total_iters}" if opt.save_by_iter else "latest"
                     run.save(name, position=at)
-                if run.stop:
+                if run.stop.together():
                     run.save("latest", position=at)
                     visualizer.close()
                     run.finish()
@@ -90,5 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with distributed.together(), one_line_errors():
         main()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
+from util import distributed
 from util.find_class import find_class
 
 from .base_dataset import BaseDataset
@@ -93,6 +94,9 @@ class CustomDatasetDataLoader:
             seed=getattr(opt, "seed", None),
             pin_memory=bool(opt.gpu_ids),
             broken=self._treatment_of_broken(),
+            # results, unlike batches, are not to come twice: test.py shares its pictures itself
+            rank=distributed.rank() if opt.isTrain else 0,
+            processes=distributed.world_size() if opt.isTrain else 1,
         )
 
     def _treatment_of_broken(self) -> str:
@@ -109,12 +113,16 @@ class CustomDatasetDataLoader:
         """Make the next iteration that of `epoch`, without its first `start` items."""
         self.loader.set_epoch(epoch, start)
 
+    def take(self, items: Sequence[int]) -> None:
+        """Let epochs consist of these items only, given by their places in the order."""
+        self.loader.order.only = items
+
     def close(self) -> None:
         """End the processes that load pictures, and list what `--skip_broken` passed over."""
         self.loader.close()
         broken, self.loader.broken = sorted(self.loader.broken), {}
         if broken:
-            print(f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  ", flush=True)
+            distributed.report(f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  ")
 
     @property
     def seed(self) -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from util import distributed
 from util.memory import free_memory
 
 # how much of the free memory each choice of --cache_images may fill
@@ -110,7 +111,8 @@ def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureC
         return None
     reason, limit = _why_not(opt, workers), 0
     if not reason:
-        limit = int(free_memory() * share)
+        # each of the processes of torchrun on this machine comes to see all pictures
+        limit = int(free_memory() * share / distributed.processes_here())
         if "resize" in opt.preprocess:
             limit = min(limit, pictures * opt.load_size**2 * max(_CHANNELS.values()))
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,11 +29,19 @@ class Draw(NamedTuple):
 
 
 class EpochOrder(Sampler):
-    """The items of one epoch: a permutation made from (seed, epoch), or 0, 1, 2, ..."""
+    """The items of one epoch: a permutation made from (seed, epoch), or 0, 1, 2, ...
 
-    def __init__(self, size: int, shuffle: bool, seed: int):
-        self.size, self.shuffle, self.seed = size, shuffle, seed
+    With `share` (rank, number of processes, batch size) those of one process of several: each takes
+    its part of every batch of them all. Where the last one does not divide evenly, the first items
+    come again, so that every process has as many.
+    """
+
+    def __init__(
+        self, size: int, shuffle: bool, seed: int, share: tuple[int, int, int] = (0, 1, 1)
+    ):
+        self.size, self.shuffle, self.seed, self.share = size, shuffle, seed, share
         self.epoch, self.start = 0, 0
+        self.only: Sequence[int] | None = None  # places in the order; None: all
 
     def __iter__(self) -> Iterator[Draw]:
         if self.shuffle:
@@ -41,8 +49,19 @@ class EpochOrder(Sampler):
             order = torch.randperm(self.size, generator=generator).tolist()
         else:
             order = list(range(self.size))
-        for index in order[self.start :]:
+        for index in self._own(order):
             yield Draw(index, derived_seed(self.seed, self.epoch, index))
+
+    def _own(self, order: list[int]) -> Iterator[int]:
+        if self.only is not None:
+            yield from (order[i] for i in self.only)
+            return
+        rank, processes, batch_size = self.share
+        for first in range(self.start, len(order), processes * batch_size):
+            batch = order[first : first + processes * batch_size]
+            part = -(-len(batch) // processes)
+            batch += [order[i % len(order)] for i in range(processes * part - len(batch))]
+            yield from batch[rank * part : (rank + 1) * part]
 
     def __len__(self) -> int:
         return self.size
@@ -139,7 +158,7 @@ class EpochLoader:
     """Iterating over it gives the batches of the epoch that was set, else of the next one.
 
     `broken` says what to do with items that can't be loaded, see `SeededItems`; `self.broken`
-    collects the reasons, once each.
+    collects the reasons, once each. Of several `processes` each gets its share of the items.
     """
 
     def __init__(
@@ -152,9 +171,12 @@ class EpochLoader:
         seed: int | None = None,
         pin_memory: bool = False,
         broken: str = "raise",
+        rank: int = 0,
+        processes: int = 1,
     ):
         size = int(min(len(dataset), limit))
-        self.order = EpochOrder(size, shuffle, new_seed() if seed is None else seed)
+        seed = new_seed() if seed is None else seed
+        self.order = EpochOrder(size, shuffle, seed, (rank, processes, batch_size))
         self.loader = DataLoader(
             SeededItems(dataset, broken, size),
             collate_fn=collate,

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from util import checkpoint
+from util import checkpoint, distributed
 from util.util import UserError
 
 from . import acceleration, networks
+from .sync_norm import synchronize_norms
 from .weights import explain_mismatch, fit_state_dict
 
 
@@ -31,6 +32,8 @@ class BaseModel(ABC):
     - `optimizers`: each gets a learning rate schedule
     """
 
+    # what of `training_state` is each process's own, where there are several
+    OWN_STATE = ("parts", "metric", "gradients")
     shows_batches = True  # whether the pictures of `visual_names` are those of the whole batch
 
     def __init__(self, opt: argparse.Namespace):
@@ -53,6 +56,7 @@ class BaseModel(ABC):
         fp16 = opt.precision == "fp16" and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self._accumulated: dict[torch.optim.Optimizer, int] = {}
+        self._told_of_norms = False
         self._metric_sum: torch.Tensor | float = 0.0
         self._metric_count: torch.Tensor | int = 0
 
@@ -80,11 +84,13 @@ class BaseModel(ABC):
         """Move networks to the device, load weights where asked for, and make the schedules."""
         for net in self.networks().values():
             net.to(self.device)
+            if self.isTrain and distributed.world_size() > 1:
+                self.synchronize(net)
             self.prepare_network(net)
         if not self.isTrain:
             self.load_networks(self.load_suffix())
-        elif opt.continue_train:
-            self.load_saved(opt)
+        elif opt.continue_train and distributed.is_reader():
+            self.load_saved(opt)  # the others, which may not see the files, get it from here
         if self.isTrain:
             self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
         self.print_networks(opt.verbose)
@@ -98,6 +104,21 @@ class BaseModel(ABC):
             self.load_networks(self.resumed.suffix)
         elif suffix is not None:
             self.load_networks(suffix)  # says what there is instead
+
+    def synchronize(self, net: nn.Module) -> None:
+        """Make batch norms take their statistics over the batches of all processes."""
+        converted = synchronize_norms(net, self.needs_second_gradients(net))
+        if converted and self.opt.norm == "batch" and not self._told_of_norms:
+            self._told_of_norms = True
+            print(
+                "--norm batch: statistics are those of the batches of all "
+                f"{distributed.world_size()} processes together, as with syncbatch"
+            )
+
+    def share_weights(self) -> None:
+        """Give the weights and statistics of the process that has read them to all the others."""
+        for net in self.networks().values():
+            distributed.share_tensors([*net.parameters(), *net.buffers()])
 
     def prepare_network(self, net: nn.Module) -> None:
         """Make a network compute as --precision, --compile and --grad_checkpoint say."""
@@ -153,15 +174,20 @@ class BaseModel(ABC):
         with warnings.catch_warnings():
             # a run that was resumed at the very end of an epoch has made no step of its own yet
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            metric = self._mean_metric() if self.opt.lr_policy == "plateau" else 0.0
             for scheduler in self.schedulers:
                 if self.opt.lr_policy == "plateau":
-                    scheduler.step(
-                        self.metric or float(self._metric_sum) / max(1, int(self._metric_count))
-                    )
+                    scheduler.step(metric)
                 else:
                     scheduler.step()
         self._metric_sum, self._metric_count = 0.0, 0
         print(f"learning rate {old:.7f} -> {self.learning_rate():.7f}")
+
+    def _mean_metric(self) -> float:
+        # the same number in all processes, so that their rates stay the same
+        own = float(self._metric_sum), int(self._metric_count), float(self.metric)
+        summed, count, metric = distributed.total(*own)
+        return metric / distributed.world_size() or summed / max(1, count)
 
     def learning_rate(self) -> float:
         """The current learning rate of the first optimizer."""
@@ -212,10 +238,14 @@ class BaseModel(ABC):
         ).backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step an optimizer, with --accumulate N each N-th time."""
+        """Step an optimizer, with --accumulate N each N-th time.
+
+        Here, and nowhere else, the gradients of several processes become their mean.
+        """
         count = (self._accumulated.get(optimizer, 0) + 1) % self.opt.accumulate
         self._accumulated[optimizer] = count
         if count == 0:
+            distributed.average_gradients(parameters_of(optimizer))
             self.scaler.step(optimizer)
             self.scaler.update()
 
@@ -322,6 +352,39 @@ class BaseModel(ABC):
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         if any(getattr(self.opt, k) != options.get(k) for k in schedule):
             networks.rebase(self.schedulers, self.opt)
+
+    @staticmethod
+    def dealt_anew(states: list[dict[str, Any]], processes: int) -> list[dict[str, Any]]:
+        """What so many processes take up of the `OWN_STATE` that another number has saved.
+
+        The pictures of the pools go round, and each process keeps what its pools can hold.
+        Gradients not yet stepped and the metric keep their means.
+        """
+        first = states[0]
+        gradients = [
+            [
+                None if own[0] is None else sum(g.cpu() for g in own) / len(states)
+                for own in zip(*of_optimizer, strict=True)
+            ]
+            for of_optimizer in zip(*(s["gradients"] for s in states), strict=True)
+        ]
+        metric = [sum(s["metric"][i] for s in states) for i in (0, 1)]
+        dealt = []
+        for process in range(processes):
+            parts = {}
+            for name, part in first["parts"].items():
+                parts[name] = part
+                if set(part) == {"images"}:
+                    images = [x for s in states for x in s["parts"][name]["images"]]
+                    parts[name] = {"images": images[process::processes]}
+            dealt.append(
+                {
+                    "parts": parts,
+                    "gradients": gradients,
+                    "metric": [0.0, 0] if process else metric,
+                }
+            )
+        return dealt
 
     def _stateful_parts(self) -> dict[str, Any]:
         others = (nn.Module, torch.optim.Optimizer)

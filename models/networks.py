@@ -19,6 +19,7 @@ from util.util import UserError
 from .init import INIT_TYPES, init_net, init_weights
 from .losses import GAN_MODES, GANLoss, cal_gradient_penalty
 from .schedulers import LR_POLICIES, fast_forward, get_scheduler, rebase
+from .sync_norm import SyncBatchNorm2d
 
 __all__ = [
     "DISCRIMINATORS",
@@ -59,7 +60,7 @@ def no_norm(num_features: int) -> nn.Module:
 NORMS: dict[str, NormLayer] = {
     "instance": functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
     "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
-    "syncbatch": functools.partial(nn.SyncBatchNorm, affine=True, track_running_stats=True),
+    "syncbatch": functools.partial(SyncBatchNorm2d, affine=True, track_running_stats=True),
     "none": no_norm,
 }
 

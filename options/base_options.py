@@ -14,6 +14,7 @@ import data
 import models
 from models.acceleration import PRECISIONS, choose_fast, too_few_to_compile, why_not_compile
 from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
+from util import distributed
 from util.distributed import select_device
 from util.randomness import new_seed
 from util.util import UserError
@@ -294,6 +295,10 @@ class BaseOptions:
         self.restore_saved(opt, explicit)
         if opt.seed is None:
             opt.seed = new_seed()
+        # what was drawn, and what came from files that other machines may not have
+        names = {"seed", "continue_train", "epoch", "load_iter", *self.restored_names(opt)}
+        shared = {name: getattr(opt, name) for name in names if hasattr(opt, name)}
+        vars(opt).update(distributed.from_reader(shared))
         self.validate(opt, explicit)
         self.print_options(opt)
         if save:
@@ -339,6 +344,8 @@ class BaseOptions:
 
     def save(self, opt: argparse.Namespace) -> None:
         """Write the options as printed to `<checkpoints_dir>/<name>/<phase>_opt.txt`."""
+        if not distributed.is_main():
+            return
         folder = Path(opt.checkpoints_dir) / opt.name
         path = folder / f"{opt.phase}_opt.txt"
         try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from pathlib import Path
 
 from data.cache import SHARES
 from models.networks import GAN_MODES, LR_POLICIES
+from util import checkpoint, distributed
 from util.evaluation import SCORES
 
 from .base_options import BaseOptions, fraction_below_one, non_negative, whole_number
@@ -82,6 +84,30 @@ class TrainOptions(BaseOptions):
         if not opt.continue_train:
             return ()
         return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed")
+
+    def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        self.go_on_after_restart(opt)
+        super().restore_saved(opt, explicit)
+
+    def go_on_after_restart(self, opt: argparse.Namespace) -> None:
+        """Set --continue_train where torchrun has started these processes in place of others."""
+        restarted = distributed.restarted()
+        if not restarted and (not opt.continue_train or distributed.world_size() == 1):
+            return
+        folder = Path(opt.checkpoints_dir) / opt.name
+        # machines with folders of their own: the first process may not be where it was before
+        distributed.choose_reader(
+            checkpoint.newest_save(folder) if distributed.is_first_here() else None
+        )
+        newest = distributed.from_reader(checkpoint.newest_save(folder))
+        if not restarted:
+            return
+        # without a note, which was on a machine that is gone: better this than to start over it
+        if newest is not None and newest[0] >= (distributed.noted() or ""):
+            opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
+            print("restarted by torchrun: training goes on from the newest save (--continue_train)")
+        elif not opt.continue_train:
+            print("restarted by torchrun before anything was saved: training starts anew")
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)

@@ -39,7 +39,7 @@ REPOSITORY_PATH = re.compile(
 MADE_BY_USERS = re.compile(r"(datasets|data)/(?!worldmaps_mini)[\w-]+(/|$)")
 # files of the experiment's folder, which look like files of ours
 EXPERIMENT_FILES = {"train_opt.txt", "test_opt.txt", "loss_log.txt"}
-OTHER_PROGRAMS = ("pip", "#SBATCH", "ssh", "scontrol", "srun")
+OTHER_PROGRAMS = ("pip", "#SBATCH", "ssh", "scontrol", "srun", "sbatch", "torchrun")
 
 
 # ------------------------------------------------------------------------- reading of the pages
@@ -68,6 +68,10 @@ def program_of(command: list[str]) -> tuple[str, list[str]] | None:
 
     Words in front (`srun`, `NAME=value`, `do`) are passed over.
     """
+    if "torchrun" in command:
+        # its own options come before the program
+        first = next((i for i, word in enumerate(command) if word in PROGRAMS), None)
+        return None if first is None else (command[first], command[first + 1 :])
     for i, word in enumerate(command):
         if Path(word).name in ("python", "python3", "bash"):
             rest = command[i + 1 :]

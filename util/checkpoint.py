@@ -464,6 +464,16 @@ def new_run(folder: Path) -> str:
     return token
 
 
+def newest_save(folder: Path) -> tuple[str, int] | None:
+    """Run and number of images of the newest save in a folder; None where there is none."""
+    saves = []
+    for suffix in saved_suffixes(folder):
+        with contextlib.suppress(UserError):
+            header = read_header(folder, suffix)
+            saves.append((header["run"], header["total_iters"]))
+    return max(saves, default=None)
+
+
 def prune_states(folder: Path, keep: int) -> None:
     """Delete the training states of all but the `keep` newest sets besides latest; not weights.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import distributed
 from .checkpoint import warn
 from .image_pool import ImagePool
 from .util import UserError
@@ -32,6 +33,9 @@ class FiniteGuard:
     and before anything is saved, looks at the flags and raises UserError. With `skip` each step is
     looked at before it is taken (this waits for the GPU), and an iteration with a bad one leaves
     the model as it was; ten in a row raise. For this the weights and the optimizers are kept twice.
+
+    Of several processes all do the same: gradients are looked at when they are everybody's mean,
+    and `check` asks the others.
     """
 
     def __init__(self, model: Any, mode: str = "stop"):
@@ -89,7 +93,9 @@ class FiniteGuard:
         finite = torch.stack([losses.isfinite().all(), *self.gradients]).all()
         self.gradients.clear()
         self.pending.append(Iteration(where, _files(data), losses, finite))
-        if self.mode == "skip" or model.device.type == "cpu" or len(self.pending) >= CHECK_EVERY:
+        # others would have to be waited for, as would a GPU
+        for_nothing = model.device.type == "cpu" and distributed.world_size() == 1
+        if self.mode == "skip" or for_nothing or len(self.pending) >= CHECK_EVERY:
             self.check()
 
     def check(self) -> None:
@@ -97,9 +103,30 @@ class FiniteGuard:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        if bool(torch.stack([i.finite for i in pending]).all()):
+        fine = bool(torch.stack([i.finite for i in pending]).all())
+        if not distributed.any_of_us(not fine):
             self.in_a_row = 0
             return
+        # the losses of one process can be finite, and those of another not
+        message = distributed.first_given(None if fine else self._what_is_bad(pending))
+        if self.mode == "stop":
+            raise UserError(
+                f"{message}; nothing was saved since: go on from the last save with "
+                "--continue_train, at a lower --lr, or with --on_nan skip"
+            )
+        with torch.no_grad():
+            for undo in reversed(self.undo):
+                undo()
+        self.in_a_row += 1
+        self.skipped.append(pending[-1].where)
+        warn(f"{message}; this step is skipped")
+        if self.in_a_row >= MOST_IN_A_ROW:
+            raise UserError(
+                f"{message}; {MOST_IN_A_ROW} steps in a row were skipped: go on from the last save "
+                "with --continue_train at a lower --lr"
+            )
+
+    def _what_is_bad(self, pending: list[Iteration]) -> str:
         bad = next(i for i in pending if not i.finite)
         names = [
             name
@@ -111,23 +138,7 @@ class FiniteGuard:
             what = (
                 f"the loss {names[0]} is" if len(names) == 1 else f"losses ({', '.join(names)}) are"
             )
-        message = f"{what} not finite at {bad.where}, on {', '.join(bad.paths[:4])}"
-        if self.mode == "stop":
-            raise UserError(
-                f"{message}; nothing was saved since: go on from the last save with "
-                "--continue_train, at a lower --lr, or with --on_nan skip"
-            )
-        with torch.no_grad():
-            for undo in reversed(self.undo):
-                undo()
-        self.in_a_row += 1
-        self.skipped.append(bad.where)
-        warn(f"{message}; this step is skipped")
-        if self.in_a_row >= MOST_IN_A_ROW:
-            raise UserError(
-                f"{message}; {MOST_IN_A_ROW} steps in a row were skipped: go on from the last save "
-                "with --continue_train at a lower --lr"
-            )
+        return f"{what} not finite at {bad.where}, on {', '.join(bad.paths[:4])}"
 
 
 def _undo_of(optimizer: torch.optim.Optimizer) -> Callable[[], None]:

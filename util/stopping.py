@@ -11,18 +11,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from . import distributed
 from .checkpoint import warn
 from .util import UserError
 
 # Slurm sends SIGUSR1 some time before a job's limit if asked to
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
+TIME_IS_UP = 1  # what processes tell each other then; after a signal, its exit code
 LINGER = 60  # seconds for which a process that loads data outlives SIGTERM at most
 
 
 class StopRequest:
     """Remembers that the run should stop; the loop asks after each iteration.
 
-    The first signal is only noted. A second one ends the process at once.
+    The first signal is only noted. A second one ends the process at once. (Under torchrun both the
+    sender and torchrun may deliver the same one: what comes soon after the first does not count.)
     """
 
     def __init__(self, max_hours: float | None = None):
@@ -31,6 +34,7 @@ class StopRequest:
         self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
         self.max_hours = max_hours
         self.before: dict[int, Any] = {}
+        self.since = 0.0  # when the first signal came
 
     def install(self) -> None:
         """Take over the signals; only possible, and only done, on the main thread."""
@@ -46,18 +50,40 @@ class StopRequest:
         self.before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        again = distributed.ONE_PRESS if distributed.launched() else 0.0
         if self.reason is not None:
-            os._exit(128 + number)
+            if time.monotonic() - self.since >= again:
+                os._exit(128 + number)
+            return
+        self.since = time.monotonic()
         self.exit_code = 128 + number
         self.reason = f"got {signal.Signals(number).name}"
         # os.write: print is not safe in a handler that interrupts a print
         message = f"\n{self.reason}: finishing this iteration and saving; once more ends at once\n"
-        os.write(2, message.encode())
+        if distributed.is_main():
+            os.write(2, message.encode())
 
     def __bool__(self) -> bool:
         if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
             self.reason = f"--max_hours {self.max_hours:g} have gone by"
         return self.reason is not None
+
+    def together(self) -> bool:
+        """The same in all processes: whether one of them should stop, so that all do.
+
+        For one process that is at once, for several after the iteration that follows. To be called
+        by all of them after each iteration.
+        """
+        own = (self.exit_code or TIME_IS_UP) if self else 0
+        code = distributed.agreement(own)
+        if not code:
+            return False
+        self.exit_code = 0 if code == TIME_IS_UP else code
+        if code == TIME_IS_UP:
+            self.reason = f"--max_hours {self.max_hours:g} have gone by"
+        else:
+            self.reason = f"got {signal.Signals(code - 128).name}"
+        return True
 
 
 def leave_signals_to_parent() -> None:

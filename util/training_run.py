@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import checkpoint, randomness
+from . import checkpoint, distributed, randomness
 from .checkpoint import FoundSet, Position, first_line, warn
 from .finite import FiniteGuard
 from .stopping import ExperimentLock, StopRequest
@@ -18,7 +18,8 @@ from .util import UserError
 class TrainingRun:
     """Saves and restores a run, holds its lock, and knows whether it should stop.
 
-    Use it in a `with` block around the training loop.
+    Use it in a `with` block around the training loop. Of several processes only the first one
+    writes files. The others send it what is their own, and get that back from the one that reads.
     """
 
     def __init__(self, opt: argparse.Namespace, model: Any, dataset: Any):
@@ -31,7 +32,8 @@ class TrainingRun:
         self.failed: list[str] = []  # what went wrong in the last save
 
     def __enter__(self) -> TrainingRun:
-        self.lock.acquire()
+        if distributed.is_main():
+            self.lock.acquire()
         self.stop.install()
         return self
 
@@ -49,6 +51,51 @@ class TrainingRun:
     # ------------------------------------------------------------------------------------- resuming
     def resume(self) -> Position:
         """Take up what the experiment has, as `--continue_train` asks, and say from where."""
+        self._check_alike()
+        found = self._found() if distributed.is_reader() else None
+        self.model.share_weights()
+        if not distributed.is_main():
+            # before anything is drawn in training, after networks were drawn alike
+            self._draw_apart(0)
+        self.id, suffix = distributed.from_reader((self.id, found.suffix if found else ""))
+        state = self._own_part(found.state if found else None)
+        if state is None:
+            distributed.note(self.id)
+            return self._from_epoch_count()
+        try:
+            self._restore(state)
+        except Exception as e:  # the files are whole, but not what this program writes
+            path = checkpoint.state_path(self.folder, suffix)
+            raise UserError(
+                f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
+                "the options that it was saved with, or delete it to go on from weights alone"
+            ) from e
+        distributed.note(self.id)
+        position = Position(**{k: state[k] for k in ("epoch", "epoch_iter", "total_iters")})
+        print(
+            f"resuming from '{suffix}': epoch {position.epoch}, {position.epoch_iter} images "
+            f"into it, {position.total_iters} in all"
+        )
+        return position
+
+    def _check_alike(self) -> None:
+        """Raise UserError where this process would not take as many steps as the first one."""
+        opt = self.opt
+        own = {
+            "pictures": len(self.dataset),
+            "--batch_size": opt.batch_size,
+            "--accumulate": opt.accumulate,
+            "epochs": opt.n_epochs + opt.n_epochs_decay,
+        }
+        for name, wanted in distributed.from_main(own).items():
+            if own[name] != wanted:
+                raise UserError(
+                    f"{name}: {own[name]} here, {wanted} in the first process: all machines need "
+                    "the same pictures and the same options"
+                )
+
+    def _found(self) -> FoundSet | None:
+        """What there is to go on from, and say so where that is not a whole set."""
         opt = self.opt
         self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
@@ -57,7 +104,7 @@ class TrainingRun:
                     f"{self.folder} has an earlier training, whose files will be overwritten "
                     "(--continue_train goes on with it)"
                 )
-            return self._from_epoch_count()
+            return None
         found: FoundSet | None = self.model.resumed
         if checkpoint.tokens(self.folder) != (found.there if found else {}):
             # another training had the lock until a moment ago, and saved as it stopped
@@ -65,7 +112,7 @@ class TrainingRun:
             found = self.model.resumed
         if found is None:
             print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
-            return self._from_epoch_count()
+            return None
         for reason in found.skipped:
             warn(f"a save is not whole and is passed over: {reason}")
         if found.state is None:
@@ -74,21 +121,37 @@ class TrainingRun:
                 "random state and position were not saved with them; this is epoch "
                 f"{opt.epoch_count} (--epoch_count)"
             )
-            return self._from_epoch_count()
-        position = found.position()
-        try:
-            self._restore(found.state)
-        except Exception as e:  # the files are whole, but not what this program writes
-            path = checkpoint.state_path(self.folder, found.suffix)
-            raise UserError(
-                f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
-                "the options that it was saved with, or delete it to go on from weights alone"
-            ) from e
-        print(
-            f"resuming from '{found.suffix}': epoch {position.epoch}, {position.epoch_iter} images "
-            f"into it, {position.total_iters} in all"
-        )
-        return position
+        return found
+
+    def _own_part(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The training state as it is to be in this process, from that which the first has read."""
+        size = distributed.world_size()
+        if size == 1 and (state is None or state.get("processes", 1) == 1):
+            return state
+        parts: list[Any] = [None] * size
+        common = None
+        if state is not None:
+            common = {k: v for k, v in state.items() if k not in ("ranks", "random")}
+            own = [{"random": state["random"], "model": state["model"]}, *state.get("ranks", [])]
+            if len(own) == size:
+                parts = own
+            else:
+                models = self.model.dealt_anew([part["model"] for part in own], size)
+                parts = [{"model": model} for model in models]
+            keys = self.model.OWN_STATE
+            parts = [
+                {**part, "model": {k: part["model"][k] for k in keys if k in part["model"]}}
+                for part in parts
+            ]
+        common, part = distributed.from_reader(common), distributed.dealt(parts)
+        if common is None:
+            return None
+        return {**common, **part, "model": {**common["model"], **part["model"]}}
+
+    def _draw_apart(self, images: int) -> None:
+        """Seed what this process draws in training so that no other one draws the same."""
+        own = randomness.derived_seed(self.opt.seed, distributed.rank(), images)
+        randomness.seed_everything(own, self.opt.deterministic)
 
     def _from_epoch_count(self) -> Position:
         from models.networks import fast_forward
@@ -114,7 +177,15 @@ class TrainingRun:
         opt.epoch_count = saved["epoch_count"]
         opt.seed = self.dataset.seed = state["seed"]
         self.model.load_training_state(state["model"], saved)
-        randomness.set_state(state["random"])
+        if "random" in state:
+            randomness.set_state(state["random"])
+        else:
+            print(
+                f"number of processes: {state.get('processes', 1)} when this was saved, "
+                f"{distributed.world_size()} now; image pools are dealt out anew, and what is "
+                "drawn at random is different from here on"
+            )
+            self._draw_apart(state["total_iters"])
         # to go back to an earlier save starts another branch, which later resumes must find first
         if opt.load_iter == 0 and opt.epoch == "latest":
             self.id = state["run"]
@@ -128,6 +199,8 @@ class TrainingRun:
         """
         self.guard.check()
         state = self._state(position)
+        if not distributed.is_main():
+            return
         self.failed = []
         for suffix in suffixes:
             start = time.perf_counter()
@@ -149,7 +222,7 @@ class TrainingRun:
     def _state(self, position: Position) -> dict[str, Any]:
         plain = (str, int, float, bool, type(None), list)
         options = {k: v for k, v in vars(self.opt).items() if isinstance(v, plain)}
-        return {
+        state = {
             "run": self.id,
             **vars(position),
             "epoch_size": len(self.dataset),
@@ -158,9 +231,20 @@ class TrainingRun:
             "model": self.model.training_state(),
             "options": options,
         }
+        if distributed.world_size() > 1:
+            model = {k: state["model"][k] for k in self.model.OWN_STATE}
+            ranks = distributed.gathered({"random": state["random"], "model": model})
+            state |= {"processes": distributed.world_size(), "ranks": ranks[1:]}
+        return state
 
     def finish(self) -> None:
-        """At the very end: raises UserError where the last save failed."""
+        """At the very end: raises UserError where the last save failed.
+
+        Waits for all processes: while one is saving, torchrun would take the end of another amiss.
+        """
+        distributed.agreement.wait()
+        self.failed = distributed.from_main(self.failed)
+        distributed.wait_for_all()
         if self.failed:
             raise UserError(
                 f"the training is over, but {'; '.join(self.failed)}; --continue_train goes on "

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import randomness
+from . import distributed, randomness
 from .checkpoint import Position, warn
 from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, is_paired, report
 from .files import write_whole
@@ -36,7 +36,7 @@ class Validation:
     def __init__(self, opt: argparse.Namespace, model: Any, visualizer: Any):
         self.every, self.model, self.visualizer = opt.val_freq, model, visualizer
         self.folder = Path(opt.checkpoints_dir) / opt.name
-        if not self.every:
+        if not self.every or not distributed.is_main():
             return
         self.opt = validation_options(opt)
         self.by = opt.best_by or ("L1" if is_paired(opt) else "cycle")
@@ -85,9 +85,18 @@ class Validation:
         return kept
 
     def end_epoch(self, position: Position) -> None:
-        """Score the model if this epoch is one to do so after; keep it if it is the best."""
+        """Score the model if this epoch is one to do so after; keep it if it is the best.
+
+        The first of several processes does this, and the others wait.
+        """
         if not self.every or position.epoch % self.every:
             return
+        if distributed.is_main():
+            with distributed.alone():
+                self._score(position)
+        distributed.wait_for_all()
+
+    def _score(self, position: Position) -> None:
         start = time.perf_counter()
         with undisturbed(self.model):
             result = self.evaluator.run(self.model, self.dataset, self.count)

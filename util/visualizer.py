@@ -13,10 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from . import util
+from . import distributed, util
 from .background import BackgroundWork
 from .checkpoint import Position, warn
-from .html import HTML
+from .html import HTML, Rows
 from .sinks import open_sinks
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
@@ -42,7 +42,8 @@ class Visualizer:
         self._start_timing(time.perf_counter())
         self.total_waited = self.total_time = 0.0
         self.advised = False
-        self.sinks = open_sinks(opt, self.position)
+        # what the first of several processes shows are its own losses and pictures
+        self.sinks = open_sinks(opt, self.position) if distributed.is_main() else []
 
     def _each(self, call: str, *args: Any) -> None:
         for sink in list(self.sinks):
@@ -164,7 +165,7 @@ class Visualizer:
 
 
 def save_images(
-    webpage: HTML,
+    webpage: HTML | Rows,
     visuals: Mapping[str, Any],
     image_path: list[str],
     aspect_ratio: float = 1.0,

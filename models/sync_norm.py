@@ -1,0 +1,121 @@
+"""Batch norm whose statistics are those of the batches of all processes together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from util import distributed
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of their gradients, at any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return distributed.add_up(x.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return _Sum.apply(grad)
+
+
+class SyncBatchNorm2d(nn.SyncBatchNorm):
+    """Synchronized batch norm (N, C, H, W) on every device; plain until `synchronize_norms`.
+
+    torch's own runs on GPUs only, has no gradients of gradients, and would wait for ever where one
+    process computes something by itself. Its kernels are used where none of this matters.
+    Weights have the names of `nn.BatchNorm2d`.
+    """
+
+    synchronized = False
+    twice = False  # whether gradients of gradients will be asked for
+
+    def __init__(self, num_features: int, **options: Any):
+        """Takes what `nn.BatchNorm2d` does."""
+        super().__init__(num_features, **options)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self._check_input_dim(input)
+        if not self.training or not self.synchronized or distributed.is_alone():
+            return self._plain(input)
+        return self._synchronized(input)
+
+    def _plain(self, x: torch.Tensor) -> torch.Tensor:
+        momentum = self._count() if self.training else 0.0
+        return F.batch_norm(
+            x,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or self.running_mean is None,
+            momentum,
+            self.eps,
+        )
+
+    def _count(self) -> float:
+        """Count this batch; returns its weight in the running statistics."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                return 1.0 / float(self.num_batches_tracked)
+        return self.momentum or 0.0
+
+    # exchanges numbers with other processes, which is nothing that can be compiled
+    @torch.compiler.disable
+    def _synchronized(self, x: torch.Tensor) -> torch.Tensor:
+        momentum = self._count()
+        if x.device.type == "cuda" and not self.twice:
+            from torch.nn.modules._functions import SyncBatchNorm as Kernels
+
+            group = distributed.device_group(x.device)
+            weight, bias = self.weight, self.bias
+            distributed.traffic.norm_reductions += 1
+            distributed.traffic.norm_bytes += (2 * x.shape[1] + 1) * 4
+            statistics = (self.running_mean, self.running_var, self.eps, momentum)
+            return Kernels.apply(x, weight, bias, *statistics, group, distributed.world_size())
+        return self._composed(x, momentum)
+
+    def _composed(self, x: torch.Tensor, momentum: float) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        dims = (0, 2, 3)
+        here = wide.new_full((1,), x.numel() / x.shape[1])
+        sums = _Sum.apply(torch.cat([wide.sum(dims), here]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        # of the differences, not of the squares: those cancel where the mean is large
+        centred = wide - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum(dims)) / count
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+                unbiased = variance * (count / (count - 1))
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        y = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        if self.affine:
+            y = y * self.weight[:, None, None] + self.bias[:, None, None]
+        return y.to(x.dtype)
+
+
+def synchronize_norms(net: nn.Module, twice: bool = False) -> int:
+    """Make the batch norms of a network synchronized, in place; returns how many were not.
+
+    Weights, statistics and their names stay. With `twice` gradients of gradients can be had.
+    """
+    converted = 0
+    for module in net.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                norm = SyncBatchNorm2d.__new__(SyncBatchNorm2d)
+                # the same parameters: an optimizer may have them already
+                norm.__dict__ = child.__dict__
+                norm.process_group = None
+                setattr(module, name, norm)
+                child, converted = norm, converted + 1
+            if isinstance(child, SyncBatchNorm2d):
+                child.synchronized, child.twice = True, twice
+    return converted

@@ -1,0 +1,724 @@
+"""Several processes train as one does, and end together, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import random
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import nn
+
+from data import create_dataset
+from data.loader import EpochOrder
+from models import create_model
+from models.base_model import parameters_of
+from models.sync_norm import SyncBatchNorm2d, synchronize_norms
+from options.train_options import TrainOptions
+from tests import forked, ranks
+from tests.helpers import aligned, files_below, picture, truncated, unaligned
+from tests.ranks import Group, Torchrun
+from util import checkpoint, distributed, launch
+from util.randomness import seed_everything
+from util.util import UserError
+
+PICTURES = 8
+TINY = (
+    "--gpu_ids -1 --display_id 0 --no_html --netG resnet_6blocks --ngf 4 --ndf 4 --load_size 36 "
+    "--crop_size 32 --num_threads 0 --seed 5"
+).split()
+SHORT = (
+    "--n_epochs 2 --n_epochs_decay 1 --print_freq 2 --save_epoch_freq 2 --save_latest_freq 4"
+).split()
+MODELS = {
+    "cycle_gan": ["--model", "cycle_gan"],
+    "pix2pix": ["--model", "pix2pix", "--no_dropout"],
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    aligned(folder, PICTURES)
+    return unaligned(folder, PICTURES)
+
+
+def command(pictures: Path, folder: Path, *more: str) -> list[str]:
+    where = ["--dataroot", str(pictures), "--checkpoints_dir", str(folder), "--name", "x"]
+    return [*where, *TINY, *SHORT, *more]
+
+
+def alone(log: Path, function, *args) -> None:
+    """Run a function in one process of its own, without any others."""
+    process = forked.call(_alone, str(log), function, args)
+    process.join(100)
+    assert process.exitcode == 0, log.read_text() if log.exists() else "no output"
+
+
+def _alone(log: str, function, args) -> None:
+    with open(log, "w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        torch.set_num_threads(1)
+        function(*args)
+
+
+# ------------------------------------------------------------------------------ the same results
+def ten_steps(argv: list[str], out: str) -> None:
+    """Train ten steps in float64; the first process writes what came of it."""
+    torch.set_default_dtype(torch.float64)
+    reductions = []
+    plain = dist.all_reduce
+
+    def counted(x, *args, **kwargs):
+        reductions.append(x.numel())
+        return plain(x, *args, **kwargs)
+
+    dist.all_reduce = distributed.dist.all_reduce = counted
+    opt = TrainOptions(argv).parse(save=False)
+    seed_everything(opt.seed)
+    dataset = create_dataset(opt)
+    model = create_model(opt)
+    model.setup(opt)
+    result: dict = {"gradients": {}, "reductions": [], "paths": []}
+    batches = itertools.chain.from_iterable(iter(lambda: iter(dataset), None))
+    for step, data in enumerate(itertools.islice(batches, 10)):
+        data = {k: v.double() if torch.is_tensor(v) else v for k, v in data.items()}
+        model.set_input(data)
+        reductions.clear()
+        model.optimize_parameters()
+        result["reductions"].append(list(reductions))
+        result["paths"].append(data["A_paths"])
+        if step == opt.accumulate - 1:
+            result["gradients"] = {
+                f"{i}.{j}": p.grad.clone()
+                for i, o in enumerate(model.optimizers)
+                for j, p in enumerate(parameters_of(o))
+                if p.grad is not None
+            }
+    result["weights"] = {
+        f"{n}.{k}": v for n, state in model.network_states().items() for k, v in state.items()
+    }
+    result["sizes"] = [
+        sum(p.numel() for p in parameters_of(o)) + len(parameters_of(o)) for o in model.optimizers
+    ]
+    result["traffic"] = vars(distributed.traffic)
+    if distributed.is_main():
+        torch.save(result, out)
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    assert len(a) > 30
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("cycle_gan", ""),
+        ("cycle_gan", "--batch_passes on --accumulate 2"),
+        ("pix2pix", ""),
+        ("pix2pix", "--norm syncbatch --gan_mode lsgan"),
+    ],
+)
+def test_two_processes_are_one_with_a_batch_of_two(model, flags, pictures, tmp_path):
+    argv = command(pictures, tmp_path, *MODELS[model], "--pool_size", "0", *flags.split())
+    group = Group(tmp_path / "log", 2, ten_steps, argv, str(tmp_path / "two"))
+    assert group.wait() == [0, 0], group.text()
+    alone(tmp_path / "one.log", ten_steps, [*argv, "--batch_size", "2"], str(tmp_path / "one"))
+    one, two = torch.load(tmp_path / "one"), torch.load(tmp_path / "two")
+    assert [paths[:1] for paths in one["paths"]] == two["paths"]
+    # float64 has 16 digits; ten steps of Adam magnify what is rounded off in them
+    assert largest_difference(one["gradients"], two["gradients"]) < 1e-12
+    assert largest_difference(one["weights"], two["weights"]) < 1e-7
+    print("largest difference", largest_difference(one["weights"], two["weights"]))
+    assert ("--norm batch: statistics are those" in group.text()) == (
+        model == "pix2pix" and not flags
+    )
+    # one reduction for each optimizer and nothing else but the sums of norms
+    every = 2 if "accumulate" in flags else 1
+    sizes = one["sizes"] if model == "cycle_gan" else one["sizes"][::-1]
+    for step, reductions in enumerate(two["reductions"]):
+        large = [n for n in reductions if n > 1000]
+        assert large == (sizes if step % every == every - 1 else [])
+        assert len(reductions) == len(large) or model == "pix2pix"
+    assert two["traffic"]["reductions"] == 2 * 10 // every
+    assert two["traffic"]["bytes"] == sum(sizes) * 8 * 10 // every
+    assert not one["traffic"]["reductions"]
+
+
+def norm_by_two(out: str) -> None:
+    """A synchronized norm on half of a batch each, with gradients and their gradients."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 6, dtype=torch.float64) * 3 + 100
+    weights = torch.randn(4, 3, 5, 6, dtype=torch.float64)
+    size, rank = distributed.world_size(), distributed.rank()
+    mine = slice(rank * 4 // size, (rank + 1) * 4 // size)
+    net = nn.Sequential(nn.BatchNorm2d(3)).double()
+    nn.init.normal_(net[0].weight, 1, 0.1)
+    parameter = net[0].weight
+    if size > 1:
+        assert synchronize_norms(net) == 1
+        assert net[0].weight is parameter
+    x = x[mine].requires_grad_()
+    y = net(x)
+    (slope,) = torch.autograd.grad((y.square() * weights[mine]).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    half = copy.deepcopy(net).float()(x.detach().bfloat16())
+    torch.save(
+        {"y": y, "slope": slope, "grad": x.grad, "state": net.state_dict(), "half": half},
+        f"{out}.{rank}",
+    )
+
+
+def test_synchronized_norm_is_batch_norm_of_the_whole_batch(tmp_path):
+    group = Group(tmp_path / "log", 2, norm_by_two, str(tmp_path / "two"))
+    assert group.wait() == [0, 0], group.text()
+    alone(tmp_path / "one.log", norm_by_two, str(tmp_path / "one"))
+    one = torch.load(tmp_path / "one.0")
+    parts = [torch.load(tmp_path / f"two.{rank}") for rank in (0, 1)]
+    for key in ("y", "slope", "grad"):
+        both = torch.cat([part[key] for part in parts])
+        torch.testing.assert_close(both, one[key], rtol=1e-9, atol=1e-11)
+    assert parts[0]["state"].keys() == one["state"].keys()
+    for key, value in one["state"].items():
+        torch.testing.assert_close(parts[1]["state"][key], value, rtol=1e-12, atol=1e-12)
+    assert parts[0]["half"].dtype == torch.bfloat16
+
+
+def test_a_synchronized_norm_by_itself_is_batch_norm():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 4)
+    ours, plain = SyncBatchNorm2d(3), nn.BatchNorm2d(3)
+    assert ours.state_dict().keys() == plain.state_dict().keys()
+    for _ in range(2):
+        assert torch.equal(ours(x), plain(x))
+    for key, value in plain.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value)
+    assert torch.equal(ours.eval()(x), plain.eval()(x))
+
+
+def gradients_that_lack(out: str) -> None:
+    nets = [nn.Linear(2, 2), nn.Linear(2, 1), nn.Linear(1, 1)]
+    for p in nets[0].parameters():
+        p.grad = torch.full_like(p, distributed.rank() + 1.0)
+    if distributed.rank() == 1:
+        nets[1].weight.grad = torch.full_like(nets[1].weight, 4.0)
+    distributed.average_gradients([p for net in nets for p in net.parameters()])
+    torch.save([p.grad for net in nets for p in net.parameters()], f"{out}.{distributed.rank()}")
+    assert distributed.traffic.reductions == 1
+
+
+def test_gradients_that_are_not_everywhere(tmp_path):
+    group = Group(tmp_path / "log", 2, gradients_that_lack, str(tmp_path / "out"))
+    assert group.wait() == [0, 0], group.text()
+    for rank in (0, 1):
+        grads = torch.load(tmp_path / f"out.{rank}")
+        assert [None if g is None else float(g.mean()) for g in grads] == [
+            1.5, 1.5, 2.0, None, None, None,
+        ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- shares of data
+@pytest.mark.parametrize(
+    ("size", "processes", "batch"), [(8, 2, 1), (7, 2, 2), (10, 3, 2), (2, 3, 1), (5, 4, 4)]
+)
+def test_shares_are_those_of_one_process_with_a_larger_batch(size, processes, batch):
+    def drawn(rank: int, of: int, each: int, start: int = 0) -> list:
+        order = EpochOrder(size, True, 3, (rank, of, each))
+        order.epoch, order.start = 4, start
+        return list(order)
+
+    whole = processes * batch
+    for start in {0, min(whole, size - 1)}:
+        one = drawn(0, 1, whole, start)
+        shares = [drawn(rank, processes, batch, start) for rank in range(processes)]
+        assert len({len(share) for share in shares}) == 1
+        for first in range(0, len(shares[0]), batch):
+            together = [d for share in shares for d in share[first : first + batch]]
+            wanted = one[first * processes : first * processes + whole]
+            assert together[: len(wanted)] == wanted
+            padding = len(together) - len(wanted)
+            assert padding < processes
+            if padding:
+                assert first + batch >= len(shares[0])
+
+
+# ---------------------------------------------------------------------------------- whole trainings
+def saved(folder: Path) -> dict:
+    return torch.load(folder / "x" / "latest_train_state.pth", weights_only=True)
+
+
+def all_weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in sorted((folder / "x").glob("latest_net_*.pth")):
+        for key, value in torch.load(path, weights_only=True).items():
+            found[f"{path.name}:{key}"] = value
+    return found
+
+
+def assert_same(ours: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == wanted.keys()
+    assert len(wanted) > 30
+    assert not [key for key in wanted if not torch.equal(ours[key], wanted[key])]
+
+
+def train_to_the_end(group: Group) -> str:
+    assert group.wait() == [0] * len(group.processes), group.text()
+    return group.text()
+
+
+def test_three_processes_print_and_save_once(pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--accumulate", "2")
+    text = train_to_the_end(Group(tmp_path / "log", 3, ranks.train, argv))
+    assert text.count("--- Options ---") == text.count("End of epoch 3 / 3") == 1
+    assert "warning" not in text
+    assert "rank" not in text
+    state = saved(tmp_path)
+    assert state["total_iters"] == 3 * PICTURES
+    assert (state["processes"], len(state["ranks"])) == (3, 2)
+    # each draws its own
+    states = [state["random"]["torch"], *(r["random"]["torch"] for r in state["ranks"])]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(states, 2))
+    log = (tmp_path / "x" / "loss_log.txt").read_text()
+    assert log.count("(epoch: 1,") == 3  # at 3, 6 and 8 images
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    argv = command(pictures, folder, "--pool_size", "2", "--dropout")
+    train_to_the_end(Group(folder / "log", 2, ranks.train, argv))
+    return folder
+
+
+@pytest.mark.parametrize(("number", "writes_then"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 1)])
+def test_a_signal_to_any_stops_all_and_they_go_on_exactly(
+    number, writes_then, pictures, uninterrupted, tmp_path
+):
+    """Each machine has a folder of its own, and the first process may come to another machine."""
+
+    def argv(rank: int, where: int) -> list[str]:
+        flags = ["--pool_size", "2", "--dropout", "--continue_train"]
+        return command(pictures, tmp_path / str(where ^ rank), *flags)
+
+    group = Group(tmp_path / "log", 2, ranks.train, lambda rank: argv(rank, 0), machines=True)
+    group.wait_for("(epoch: 2, iters: 4")
+    group.kill(1, number)
+    assert group.wait() == [128 + number] * 2, group.text()
+    assert group.text().count(f"stopped: got {signal.Signals(number).name}") == 1
+    assert 0 < saved(tmp_path / "0")["total_iters"] < 3 * PICTURES
+    assert not (tmp_path / "1").exists()
+    again = [ranks.train, lambda rank: argv(rank, writes_then)]
+    group = Group(tmp_path / "log2", 2, *again, machines=True)
+    assert train_to_the_end(group).count("resuming from 'latest'") == 1
+    folder = tmp_path / str(writes_then)
+    assert_same(all_weights(folder), all_weights(uninterrupted))
+    assert saved(folder)["total_iters"] == 3 * PICTURES
+
+
+def test_time_is_up_for_all(pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--max_hours", "0.000001")
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    assert group.wait() == [0, 0], group.text()
+    assert group.text().count("stopped: --max_hours") == 1
+    assert saved(tmp_path)["total_iters"] < PICTURES
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 3)])
+def test_going_on_with_another_number(first, then, pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--pool_size", "3", "--accumulate", "2")
+    stop = [*argv, "--max_hours", "0.0000001"]
+    train_to_the_end(Group(tmp_path / "log", first, ranks.train, stop))
+    text = train_to_the_end(
+        Group(tmp_path / "log2", then, ranks.train, [*argv, "--continue_train"])
+    )
+    assert text.count(f"number of processes: {first} when this was saved, {then} now;") == 1
+    assert saved(tmp_path)["total_iters"] == 3 * PICTURES
+    assert saved(tmp_path).get("processes", 1) == then
+
+
+# ------------------------------------------------------------------------------ mistakes, deaths
+class BadInput:
+    """Makes the pictures of one process NaN in one iteration, or in all from then on."""
+
+    def __init__(self, rank: int, always: bool):
+        self.rank, self.always = rank, always
+
+    def __call__(self) -> None:
+        from models.cycle_gan_model import CycleGANModel
+
+        plain, count = CycleGANModel.set_input, itertools.count()
+
+        def set_input(model, data):
+            plain(model, data)
+            bad = next(count) == 5
+            if distributed.rank() == self.rank and bad:
+                model.real_A = model.real_A * float("nan")
+
+        CycleGANModel.set_input = set_input  # type: ignore[method-assign]
+
+
+class BadLoss(BadInput):
+    """One process reports a loss that is not finite, whose gradients are."""
+
+    def __call__(self) -> None:
+        from models.cycle_gan_model import CycleGANModel
+
+        plain, count = CycleGANModel.loss_values, itertools.count()
+
+        def loss_values(model, names):
+            values = plain(model, names)
+            if distributed.rank() == self.rank and len(names) == 8 and next(count) in (5, 6):
+                values[0] = float("inf")
+            return values
+
+        CycleGANModel.loss_values = loss_values  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("what", [BadInput, BadLoss])
+def test_not_finite_in_one_ends_all(what, pictures, tmp_path):
+    argv = command(pictures, tmp_path)
+    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: what(1, False))
+    assert group.wait(60) == [1, 1], group.text()
+    text = group.text()
+    assert text.count("error: ") == 1
+    assert re.search(r"not finite at epoch [12], iters \d, on .*trainA", text)
+    assert saved(tmp_path)["total_iters"] <= 10
+
+
+def test_not_finite_in_one_is_skipped_by_all(pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--on_nan", "skip", "--num_threads", "1")
+    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: BadInput(1, False))
+    text = train_to_the_end(group)
+    assert text.count("warning: ") == text.count("this step is skipped") == 1
+    assert all(bool(w.isfinite().all()) for w in all_weights(tmp_path).values())
+
+
+def test_a_mistake_is_told_once(pictures, tmp_path):
+    argv = command(tmp_path / "nothing", tmp_path)
+    group = Group(tmp_path / "log", 3, ranks.train, argv)
+    assert group.wait(30) == [1, 1, 1]
+    assert group.text().count("error: ") == 1
+    assert "[rank" not in group.text()
+    group = Group(tmp_path / "log2", 2, ranks.train, [*argv, "--netG", "nope"])
+    assert group.wait(30) == [2, 2]
+    assert group.text().count("error: ") == 1
+
+
+def test_a_mistake_of_one_machine_is_told_with_its_rank(pictures, tmp_path):
+    def argv(rank: int) -> list[str]:
+        return command(tmp_path / "nothing" if rank == 1 else pictures, tmp_path)
+
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    begin = time.monotonic()
+    assert group.wait(30) == [1, 1]
+    assert time.monotonic() - begin < 20
+    assert re.findall(r"^.*error: .{20}", group.text(), re.M) == [
+        f"[rank 1] error: {group.text().split('error: ')[1][:20]}"
+    ]
+
+
+def test_machines_with_different_pictures(pictures, tmp_path):
+    def argv(rank: int) -> list[str]:
+        return command(pictures, tmp_path, "--max_dataset_size", str(7 + rank))
+
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    assert group.wait(30) == [1, 1]
+    assert "[rank 1] error: pictures: 8 here, 7 in the first process" in group.text()
+
+
+def fail_in_second_epoch() -> None:
+    from models.cycle_gan_model import CycleGANModel
+
+    plain, count = CycleGANModel.optimize_parameters, itertools.count()
+
+    def optimize_parameters(model):
+        if distributed.rank() == 1 and next(count) == 5:
+            raise ZeroDivisionError("a bug of one process")
+        plain(model)
+
+    CycleGANModel.optimize_parameters = optimize_parameters  # type: ignore[method-assign]
+
+
+def test_a_bug_in_one_shows_its_traceback(pictures, tmp_path):
+    argv = command(pictures, tmp_path)
+    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: fail_in_second_epoch)
+    assert group.wait(30) == [1, 1]
+    assert "[rank 1] ZeroDivisionError: a bug of one process" in group.text()
+    assert group.text().count("Traceback") == 1
+    assert "error: another process" not in group.text()
+
+
+def test_a_folder_that_is_being_trained_ends_all(pictures, tmp_path):
+    from util.stopping import ExperimentLock
+
+    lock = ExperimentLock(tmp_path / "x")
+    lock.acquire()
+    try:
+        group = Group(tmp_path / "log", 2, ranks.train, command(pictures, tmp_path))
+        assert group.wait(30) == [1, 1]
+    finally:
+        lock.release()
+    assert group.text().count("error: ") == 1
+    assert "is being trained by" in group.text()
+
+
+def test_restarted_before_the_first_save(pictures, tmp_path):
+    """What an earlier training has left in the folder is not what a restart goes on from."""
+    argv = command(pictures, tmp_path, "--save_latest_freq", "1000")
+    train_to_the_end(Group(tmp_path / "log", 1, ranks.train, argv))
+    first = Group(tmp_path / "log1", 2, ranks.train, argv)
+    first.wait_for("(epoch: 1, iters: 2")
+    first.kill(1)
+    assert sorted(first.wait(30)) == [-signal.SIGKILL, 1]
+    text = train_to_the_end(Group(tmp_path / "log2", 2, ranks.train, argv, before=first))
+    assert text.count("restarted by torchrun before anything was saved") == 1
+    assert "resuming" not in text
+    third = Group(tmp_path / "log3", 2, ranks.train, [*argv, "--n_epochs", "3"], before=first)
+    text = train_to_the_end(third)
+    assert text.count("restarted by torchrun: training goes on from the newest save") == 1
+    assert saved(tmp_path)["total_iters"] == 4 * PICTURES
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments(pictures, tmp_path):
+    rng = random.Random(1)
+
+    def argv(epochs: int) -> list[str]:
+        longer = ["--n_epochs", str(epochs), "--n_epochs_decay", "0", "--continue_train"]
+        return command(pictures, tmp_path, *longer)
+
+    slowest, kills = 0.0, 0
+    for attempt in range(10):
+        group = Group(tmp_path / f"log{attempt}", 2, ranks.train, argv(1000))
+        group.wait_for("(epoch: ")
+        ranks.moment(rng, 0.6)
+        killed = rng.randrange(2)
+        begin = time.monotonic()
+        group.kill(killed)
+        codes = group.wait(60)
+        slowest = max(slowest, time.monotonic() - begin)
+        kills += codes[killed] == -signal.SIGKILL
+        assert codes[1 - killed] == 1, group.text()
+        assert group.text().count("error: another process") == 1
+        found = checkpoint.find_set(tmp_path / "x", ["G_A", "G_B", "D_A", "D_B"])
+        assert found is None or not found.skipped
+    print(f"slowest end after a kill: {slowest:.1f} s")
+    assert kills == 10
+    # nobody was there to remove the lock's file, which holds nobody off
+    last = saved(tmp_path)["epoch"] + 1
+    text = train_to_the_end(Group(tmp_path / "log", 2, ranks.train, argv(last)))
+    assert "resuming from" in text
+    assert saved(tmp_path)["total_iters"] == last * PICTURES
+
+
+# ---------------------------------------------------------------------------------- several GPUs
+def test_a_batch_of_all_gpus(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(distributed, "gpu_count", lambda: 4)
+    monkeypatch.setattr(launch, "launch", lambda n, argv: started.append((n, argv)) or 7)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--dataroot", "x", "--gpu_ids", "0,1,2,3"])
+
+    def end(*more: str) -> object:
+        monkeypatch.setattr(sys, "argv", [*sys.argv[:5], *more])
+        with pytest.raises(SystemExit) as stop:
+            launch.one_process_per_gpu(TrainOptions())
+        return stop.value.code
+
+    assert end("--batch_size", "8") == 7
+    assert started == [(4, [*sys.argv, "--batch_size=2"])]
+    assert end("--batch_size", "6") == 2
+    err = capsys.readouterr().err
+    assert "--batch_size 6" in err
+    assert "multiple of 4" in err
+    assert err.count("\n") == 1
+    monkeypatch.setattr(distributed, "gpu_count", lambda: 2)
+    assert end("--batch_size", "8") == 2
+    assert "no GPU 2" in capsys.readouterr().err
+    sys.argv[4] = "0"
+    launch.one_process_per_gpu(TrainOptions())
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "local", "gpu"), [("0", 2, 2), ("4,5,6,7", 1, 5), ("3", 0, 3), ("0,1", 3, None)]
+)
+def test_which_gpu_a_process_takes(ids, local, gpu, monkeypatch):
+    monkeypatch.setattr(distributed, "gpu_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda i: None)
+    place = distributed.Place(local, 4, local, 1 if ids == "3" else 4)
+    monkeypatch.setattr(distributed, "_place", place)
+    if gpu is None:
+        with pytest.raises(UserError, match="names 2 for 4 processes"):
+            distributed.select_device(ids)
+    else:
+        assert distributed.select_device(ids) == ([gpu], torch.device("cuda", gpu))
+
+
+# ----------------------------------------------------------------------------------------- torchrun
+RUN = ["-m", "torch.distributed.run"]
+LAUNCH = ["-c", "import sys; from util.launch import launch; sys.exit(launch(2, sys.argv[1:]))"]
+
+
+@pytest.mark.slow
+def test_one_process_under_torchrun_is_a_plain_one(pictures, tmp_path):
+    flags = ["--model", "pix2pix", "--norm", "syncbatch"]
+    one = Torchrun(
+        tmp_path / "log", *RUN, "--nproc_per_node=1", "--master_port", ranks.free_port(),
+        "train.py", *command(pictures, tmp_path / "a", *flags),
+    )  # fmt: skip
+    alone(tmp_path / "log2", ranks.train, command(pictures, tmp_path / "b", *flags))
+    assert one.end() == 0, one.text()
+    assert_same(all_weights(tmp_path / "a"), all_weights(tmp_path / "b"))
+    assert saved(tmp_path / "a").keys() == saved(tmp_path / "b").keys()
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_from_the_newest_save(pictures, tmp_path):
+    longer = ["--n_epochs", "12", "--n_epochs_decay", "0"]
+    run = Torchrun(
+        tmp_path / "log", *RUN, "--nproc_per_node=2", "--max-restarts=1", "--master_port",
+        ranks.free_port(), "train.py", *command(pictures, tmp_path, *longer),
+    )  # fmt: skip
+    run.wait_for("saving the latest", 2)
+    os.kill(run.workers()[1], signal.SIGKILL)
+    assert run.end() == 0, run.text()
+    assert run.text().count("restarted by torchrun: training goes on") == 1
+    assert run.text().count("resuming from") == 1
+    assert saved(tmp_path)["total_iters"] == 12 * PICTURES
+
+
+@pytest.mark.slow
+def test_a_machine_goes_and_comes_back(pictures, tmp_path):
+    """Two agents on this machine act as two machines, with a folder each."""
+    port = ranks.free_port()
+    longer = ["--n_epochs", "30", "--n_epochs_decay", "0"]
+
+    def machine(number: int, log: str) -> Torchrun:
+        return Torchrun(
+            tmp_path / log, *RUN, "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3",
+            "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", "--rdzv_id=job",
+            "train.py", *command(pictures, tmp_path / str(number), *longer),
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+        )  # fmt: skip
+
+    first = machine(0, "log0")
+    ranks.wait_until_listens(port)  # this one has the store over which they meet
+    second = machine(1, "log1")
+    end = time.monotonic() + 60
+    while "saving the latest" not in first.text() + second.text():
+        assert time.monotonic() < end, first.text()[-2000:] + second.text()[-2000:]
+        time.sleep(0.05)
+    second.close()
+    again = machine(1, "log2")
+    try:
+        assert first.end(120) == 0, first.text()[-3000:]
+        assert again.end(60) == 0, again.text()[-3000:]
+    finally:
+        first.close()
+        again.close()
+    texts = first.text() + again.text()
+    assert texts.count("restarted by torchrun") == 1
+    # whichever has the first process now has the files
+    sets = [tmp_path / n for n in "01" if (tmp_path / n / "x" / "latest_train_state.pth").exists()]
+    assert max(saved(folder)["total_iters"] for folder in sets) == 30 * PICTURES
+
+
+@pytest.mark.slow
+def test_what_several_gpu_ids_start_stops_in_order(pictures, tmp_path):
+    longer = ["--n_epochs", "400", "--n_epochs_decay", "0"]
+    argv = command(pictures, tmp_path, *longer)
+    run = Torchrun(tmp_path / "log", *LAUNCH, "train.py", *argv)
+    run.wait_for("(epoch: 2")
+    run.process.send_signal(signal.SIGINT)  # Ctrl-C: its processes are in sessions of their own
+    assert run.end(40) == 130, run.text()
+    assert run.text().count("stopped: got SIGINT; --continue_train goes on") == 1
+    assert "Traceback" not in run.text()
+    run = Torchrun(tmp_path / "log2", *LAUNCH, "train.py", *argv, "--continue_train")
+    run.wait_for("(epoch: ")
+    begin = time.monotonic()
+    os.kill(run.workers()[1], signal.SIGKILL)
+    assert run.end(60) == 137, run.text()
+    print(f"ended {time.monotonic() - begin:.1f} s after the kill")
+    assert "resuming from 'latest'" in run.text()
+    assert "was ended by SIGKILL" in run.text()
+    assert "Traceback" not in run.text()
+
+
+# ------------------------------------------------------------------------------------------ test.py
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    short = ["--n_epochs", "1", "--n_epochs_decay", "0"]
+    alone(folder / "log", ranks.train, command(pictures, folder, *short))
+    return folder
+
+
+def largest_step(a: Path, b: Path) -> int:
+    """The largest difference of two pictures in levels of 8 bits."""
+    first, second = (np.asarray(Image.open(p)).astype(int) for p in (a, b))
+    return int(abs(first - second).max())
+
+
+@pytest.mark.parametrize("flags", ["", "--num_test 3 --batch_size 2"])
+def test_a_page_of_several_processes(flags, pictures, trained, tmp_path):
+    def argv(results: str) -> list[str]:
+        where = ["--dataroot", str(pictures / "testA"), "--checkpoints_dir", str(trained)]
+        where += ["--name", "x", "--model", "test", "--direction", "AtoB", "--gpu_ids", "-1"]
+        return [
+            *where,
+            "--crop_size",
+            "32",
+            "--results_dir",
+            str(tmp_path / results),
+            *flags.split(),
+        ]
+
+    alone(tmp_path / "log", ranks.translate, argv("one"))
+    text = train_to_the_end(Group(tmp_path / "log3", 3, ranks.translate, argv("three")))
+    assert text.count("results: ") == 1
+    one, three = (tmp_path / n / "x" / "test_latest" for n in ("one", "three"))
+    assert files_below(one) == files_below(three)
+    for name in files_below(one):
+        same = (one / name).read_bytes() == (three / name).read_bytes()
+        # other neighbours in a batch: another rounding
+        assert same or ("batch" in flags and largest_step(one / name, three / name) <= 1), name
+    assert len(files_below(one)) == 1 + 2 * (3 if flags else PICTURES)
+
+
+def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
+    folder = tmp_path / "in"
+    for i in range(5):
+        picture(folder / f"{i}.png", k=i)
+    picture(folder / "0.bmp", k=9)
+    truncated(folder / "3.png")
+
+    def argv(results: str, *more: str) -> list[str]:
+        where = ["--dataroot", str(folder), "--checkpoints_dir", str(trained), "--name", "x"]
+        where += ["--model", "test", "--only_outputs", "--gpu_ids", "-1"]
+        return [*where, "--results_dir", str(tmp_path / results), *more]
+
+    alone_group = Group(tmp_path / "log", 1, ranks.translate, argv("one"))
+    assert alone_group.wait() == [1]
+    group = Group(tmp_path / "log2", 2, ranks.translate, argv("two"))
+    assert group.wait() == [1, 1], group.text()
+    assert group.text().count("1 of 6 pictures failed:") == 1
+    one, two = (tmp_path / n / "x" / "test_latest" for n in ("one", "two"))
+    assert files_below(one) == files_below(two)
+    assert len(files_below(two)) == 5
+    for name in files_below(one):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    group = Group(tmp_path / "log3", 2, ranks.translate, argv("two", "--skip_existing"))
+    assert group.wait() == [1, 1], group.text()
+    assert "translating 1 of 6 pictures (5 are there)" in group.text()

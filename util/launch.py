@@ -1,0 +1,89 @@
+"""`--gpu_ids 0,1,2,3` without torchrun: starts the program once for each GPU, as torchrun does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from . import distributed
+from .util import UserError
+
+
+def one_process_per_gpu(options: Any) -> None:
+    """With several --gpu_ids, run this program once for each GPU and end with their exit code.
+
+    `--batch_size` is that of all of them together. Ends the program with exit code 2 where it does
+    not divide evenly, or a GPU is not there. Does nothing for one GPU, or under torchrun.
+    """
+    if distributed.launched():
+        return
+    opt = options.gather_options()
+    try:
+        ids = distributed.parse_gpu_ids(opt.gpu_ids)
+        if len(ids) < 2:
+            return
+        distributed.check_gpus(opt.gpu_ids, ids)
+        if len(set(ids)) < len(ids):
+            raise UserError(f"--gpu_ids {opt.gpu_ids} names a GPU twice: name each once")
+        size = share_of_batch(opt.batch_size, len(ids))
+    except UserError as e:
+        options.parser.error(str(e))
+    # the last one of two options that are the same counts
+    sys.exit(launch(len(ids), [*sys.argv, f"--batch_size={size}"]))
+
+
+def share_of_batch(batch_size: int, processes: int) -> int:
+    """The batch of each process; raises UserError where it does not divide evenly."""
+    if batch_size % processes:
+        raise UserError(
+            f"--batch_size {batch_size} can't be shared evenly by {processes} GPUs: without "
+            f"torchrun it is that of all together, so choose a multiple of {processes}"
+        )
+    return batch_size // processes
+
+
+def launch(processes: int, argv: Sequence[str]) -> int:
+    """Run a Python program, `argv[0]` with its arguments, in several processes on this machine.
+
+    Returns the exit code: 0, or that of the process that failed first. Ctrl-C and SIGTERM go to all
+    of them; they save and stop together.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # it would log an error with a traceback for what the program has told in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # as many threads in each as if it were alone would fight for the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-u", *argv)
+    except ChildFailedError as e:
+        rank, failure = e.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        name = signal.Signals(-failure.exitcode).name
+        print(
+            f"error: process {rank} was ended by {name}, and with it the others; "
+            "--continue_train goes on from the last save",
+            file=sys.stderr,
+        )
+        return 128 - failure.exitcode
+    except SignalException as e:
+        return 128 + int(e.sigval)
+    return 0

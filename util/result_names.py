@@ -1,0 +1,48 @@
+"""What to call the results of a dataset's pictures, the same for any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .visualizer import result_name
+
+
+class ResultNames:
+    """Names the results of the items of one process as a process that takes all of them would.
+
+    `own` are the numbers of its items, in order, out of `count`. Two pictures such as `a.png` and
+    `a.jpg` need different names even where two processes translate them: so each process names all
+    pictures of the list that its own are from.
+    """
+
+    def __init__(self, dataset: Any, own: Sequence[int], count: int):
+        self.dataset, self.count = dataset, count
+        self.everything = len(own) == count
+        self.left = iter(own)
+        self.last, self.taken = -1, set()
+        self.names: list[str] = []
+
+    def next(self, path: str) -> tuple[int, str]:
+        """The number of the next item and the name of its results; `path` is its picture.
+
+        Items that the dataset passed over are left out.
+        """
+        if self.everything:
+            self.last += 1
+            return self.last, result_name(self.dataset.relative_path(path), self.taken)
+        for number in self.left:
+            for paths in self._lists():
+                if paths[number % len(paths)] == path:
+                    self.last = number
+                    if not self.names:
+                        some = (paths[i % len(paths)] for i in range(self.count))
+                        relative = [self.dataset.relative_path(p) for p in some]
+                        self.names = [result_name(p, self.taken) for p in relative]
+                    return number, self.names[number]
+        # a dataset that keeps no lists of its files: names with their endings are never the same
+        return self.last, self.dataset.relative_path(path)
+
+    def _lists(self) -> list[Sequence[str]]:
+        lists = [v for k, v in vars(self.dataset).items() if k.endswith("paths")]
+        return [v for v in lists if isinstance(v, (list, tuple)) and v]
