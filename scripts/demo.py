@@ -4,7 +4,8 @@
     python scripts/demo.py --name maps_cyclegan
 
 Listens on 127.0.0.1 unless --host says otherwise, and asks nothing of other machines. Needs the
-package gradio, which nothing else here does.
+package gradio, which nothing else here does: `bash scripts/setup.sh --demo` puts it into
+.venv/demo, where it is found.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from PIL import Image
 
@@ -128,6 +130,14 @@ def free_port(host: str) -> int:
         return s.getsockname()[1]
 
 
+def go_where_gradio_is() -> None:
+    """Run this program anew with the Python of `scripts/setup.sh --demo`, if there is one."""
+    place = ROOT / ".venv" / "demo"
+    python = place / "bin" / "python"
+    if python.exists() and not Path(sys.prefix).samefile(place):
+        os.execv(python, [str(python), *sys.argv])
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     # before the import, which looks at them
@@ -136,7 +146,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import gradio
     except ImportError:
-        raise UserError("the page needs the package gradio: pip install gradio") from None
+        go_where_gradio_is()
+        raise UserError(
+            "the page needs the package gradio: bash scripts/setup.sh --demo, or pip install gradio"
+        ) from None
     page = build(args, gradio)
     _, url, _ = page.launch(
         server_name=args.host,
