@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ class Picture:
 
 
 # ----------------------------------------------------------------------------------------- reading
-def read_picture(path: str | os.PathLike) -> Picture:
-    """Read a picture at its full depth.
+def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
+    """Read a picture at its full depth; `upright` as in `from_pil`.
 
     Palettes become RGB. Raises UserError, which names the file, where it can't be read.
     """
@@ -58,7 +58,7 @@ def read_picture(path: str | os.PathLike) -> Picture:
         if ending == ".npy":
             return _from_array(np.load(path, allow_pickle=False))
         with open_unlimited(path, ending) as image:
-            return from_pil(image)
+            return from_pil(image, upright)
     except NeedsTifffile:
         return _read_tiff(path)
     except UserError as e:
@@ -92,8 +92,40 @@ def open_unlimited(path: str | os.PathLike, ending: str) -> Image.Image:
     return image
 
 
-def from_pil(image: Image.Image) -> Picture:
-    """The pixels of a picture of Pillow, by strips: a whole copy beside it would be too much."""
+def from_pil(image: Image.Image, upright: bool = False) -> Picture:
+    """The pixels of a picture of Pillow, by strips: a whole copy beside it would be too much.
+
+    `upright` turns what a camera has stored sideways (EXIF) as viewers show it.
+    """
+    picture = _from_pil(image)
+    # asked after the pixels are there: Pillow turns TIFF itself while it reads them
+    turn = _TURNS.get(_orientation(image)) if upright else None
+    if turn is not None:
+        picture.pixels = np.ascontiguousarray(turn(picture.pixels))
+        picture.alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
+    return picture
+
+
+# by EXIF's tag Orientation: from the stored rows to those that are shown
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: np.swapaxes(x, 0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
+    8: np.rot90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged notes about a picture are no damage to it
+        return 1
+
+
+def _from_pil(image: Image.Image) -> Picture:
     raw = str(image.tile[0].args) if getattr(image, "tile", None) else ""
     if "16" in raw and image.mode in ("RGB", "RGBA") and image.format == "PNG":
         return _read_png16(image)

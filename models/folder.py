@@ -157,7 +157,7 @@ class FolderTranslation:
                 x = self.prepare(job.source)
                 # its type is that of 8-bit pixels: what was read at another size has no alpha
                 return Ready(job, Picture(np.empty((0, 0, 1), np.uint8)), x)
-            picture = read_picture(job.source)
+            picture = read_picture(job.source, upright=True)
             if self.tiles is not None and max(picture.size) > self.tiles.size:
                 return Ready(job, picture, None)
             return Ready(job, picture, self.translator.unit(picture))

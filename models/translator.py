@@ -275,9 +275,9 @@ class Translator:
                 "colorization, or give tensors"
             )
         if isinstance(given, Image.Image):
-            return from_pil(given)
+            return from_pil(given, upright=True)
         if isinstance(given, (str, os.PathLike)):
-            picture = read_picture(given)
+            picture = read_picture(given, upright=True)
             with naming(given):
                 return self._without_alpha(picture)
         if isinstance(given, np.ndarray):

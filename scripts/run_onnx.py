@@ -54,9 +54,10 @@ def open_model(path: Path, device: str):
 def read_picture(path: Path, channels: int, low: float, high: float):
     """A picture as an array (1, C, H, W) of float32 with values from `low` to `high`."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
+    with Image.open(path) as stored:
+        image = ImageOps.exif_transpose(stored)  # as it is shown, not as the camera lay
         if image.mode.startswith("I;16"):  # 16-bit grey, by value
             levels = np.asarray(image).astype(np.float32) / 257
             levels = np.repeat(levels[..., None], channels, axis=2)

@@ -138,6 +138,10 @@ def test_onnx_without_torch(trained, tmp_path):
     picture(folder / "sub" / "b.JPG", 37, 41, 1)
     picture(folder / "sub" / "b.png", 9, 5, 2)
     picture(folder / "grey.png", 33, 70, 3, mode="L")
+    with Image.open(picture(folder / "turned.jpg", 30, 20)) as camera:
+        exif = camera.getexif()
+        exif[0x0112] = 6
+        camera.save(folder / "turned.jpg", exif=exif)
     (folder / "bad.png").write_bytes(b"no picture")
     block = (
         "import sys, runpy\n"
@@ -153,7 +157,7 @@ def test_onnx_without_torch(trained, tmp_path):
         timeout=120,
     )
     assert done.returncode == 1, done.stderr  # one picture could not be read
-    assert "translated 4 of 5" in done.stdout
+    assert "translated 5 of 6" in done.stdout
     assert "direction: AtoB" in done.stdout
     assert done.stderr.count("failed: ") == 1
     assert "bad.png" in done.stderr
@@ -167,6 +171,10 @@ def test_onnx_without_torch(trained, tmp_path):
         with Image.open(folder / source) as given, Image.open(tmp_path / "out" / name) as got:
             wanted = np.asarray(G(given.convert("RGB")), int)
             assert np.abs(np.asarray(got, int) - wanted).max() <= 1
+    with Image.open(tmp_path / "out" / "turned.png") as got:
+        wanted = np.asarray(G(folder / "turned.jpg"), int)
+        assert wanted.shape == (30, 20, 3)
+        assert np.abs(np.asarray(got, int) - wanted).max() <= 1
 
 
 def test_onnx_metadata(trained):
