@@ -8,6 +8,10 @@ Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`, or with `--only
 folder under the names of the inputs. See options/ for all the options.
 """
 
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
+
 import os
 import sys
 from pathlib import Path

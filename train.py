@@ -7,6 +7,10 @@ Weights, losses and pages go to `<checkpoints_dir>/<name>`. The same command wit
 goes on where the training was left, also where it was killed. See options/ for all the options.
 """
 
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
+
 import sys
 import time
 

@@ -47,6 +47,7 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None:
+            os.write(2, b"\nended at once: the save before this one counts\n")
             os._exit(128 + number)
         self.exit_code = 128 + number
         self.reason = f"got {signal.Signals(number).name}"
