@@ -65,7 +65,7 @@ def main() -> None:
                     model.compute_visuals()
                     save = crossed(opt.update_html_freq, before, at.total_iters)
                     visualizer.display_current_results(model.get_current_visuals(), epoch, save)
-                if crossed(opt.print_freq, before, at.total_iters):
+                if at.losses_due(opt.print_freq, before, len(dataset)):
                     run.guard.check()
                     visualizer.log_losses(model.get_current_losses(), model.learning_rate())
                 if crossed(opt.save_latest_freq, before, at.total_iters):
