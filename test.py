@@ -28,6 +28,8 @@ from models.tiles import TileOptions, tile_generators
 from models.translator import Translator
 from options.test_options import TestOptions
 from util.background import BackgroundWork
+from util.checkpoint import warn
+from util.files import make_writable
 from util.html import HTML
 from util.randomness import seed_everything
 from util.util import one_line_errors
@@ -44,7 +46,6 @@ def main() -> None:
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     model = create_model(opt)
     model.setup(opt)
-    options.save(opt)
     if opt.eval:
         model.eval()
 
@@ -52,6 +53,10 @@ def main() -> None:
     if opt.load_iter > 0:
         folder = f"{opt.phase}_iter{opt.load_iter}"
     web_dir = os.path.join(opt.results_dir, opt.name, folder)
+    make_writable(web_dir, "--results_dir")
+    for note in options.notes(opt, Path(web_dir, "index.html")):
+        warn(note)
+    options.save(opt)
     if dataset is None:
         translate_files(opt, model, paths, Path(web_dir))
     else:

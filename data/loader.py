@@ -132,7 +132,25 @@ class Batch(dict):
 def collate(loaded: list[Loaded]) -> tuple[Any, list[str]]:
     """A batch (None if all its items were dropped), and why items were passed over."""
     items = [one.item for one in loaded if one.item is not None]
+    _check_sizes(items)
     return default_collate(items) if items else None, [r for one in loaded for r in one.broken]
+
+
+def _check_sizes(items: list[Any]) -> None:
+    """Raise UserError where pictures of one kind differ in size, which make no batch."""
+    if not items or not isinstance(items[0], dict):
+        return
+    for name, first in items[0].items():
+        pictures = [item.get(name) for item in items]
+        if not all(torch.is_tensor(x) and x.dim() == 3 for x in pictures):
+            continue
+        other = next((x for x in pictures if x.shape[1:] != first.shape[1:]), None)
+        if other is not None:
+            sizes = [f"{x.shape[2]}x{x.shape[1]}" for x in (first, other)]
+            raise UserError(
+                f"pictures of {sizes[0]} and {sizes[1]} ({name}) make no batch: say --batch_size 1 "
+                "or --preprocess resize_and_crop"
+            )
 
 
 class EpochLoader:

@@ -21,7 +21,7 @@ from data import create_dataset
 from models import create_model
 from options.evaluate_options import EvaluateOptions
 from util.evaluation import Evaluator, parse_scores, report, table
-from util.files import write_whole
+from util.files import make_writable, write_whole
 from util.randomness import seed_everything
 from util.util import UserError, one_line_errors
 
@@ -37,6 +37,8 @@ def main() -> None:
     model.setup(opt)
     if opt.eval:
         model.eval()
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
+    make_writable(folder, "--results_dir")  # told now, not after the work
     result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
     dataset.close()
     if not result.scores:
@@ -47,7 +49,6 @@ def main() -> None:
         )
     facts = report(opt, model, evaluator, result)
     text = table(facts)
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
     write_whole(folder / "scores.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
     write_whole(folder / "scores.txt", text + "\n")
     print(text)
