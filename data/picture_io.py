@@ -31,6 +31,7 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 DEEP_EXTENSIONS = [*IMG_EXTENSIONS, ".npy"]
 
 Range = tuple[float, float]
+HOW = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 _opening = threading.Lock()
 
 
@@ -256,7 +257,7 @@ def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
     if value_range is not None:
         return value_range
     if dtype.kind == "i":
-        raise UserError(f"values of type {dtype} need a range: --value_range LOW HIGH")
+        raise UserError(f"values of type {dtype} need a range: {HOW}")
     return (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
 
 
@@ -273,9 +274,7 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
     if value_range is None and pixels.dtype.kind == "f":
         least, most = float(pixels.min()), float(pixels.max())
         if least < 0 or most > 1:
-            raise UserError(
-                f"floats from {least:g} to {most:g} need their range: --value_range LOW HIGH"
-            )
+            raise UserError(f"floats from {least:g} to {most:g} need their range: {HOW}")
     unit = (pixels.transpose(2, 0, 1).astype(np.float64) - low) / ((high - low) / 2) - 1
     return torch.from_numpy(unit.astype(np.float32))
 

@@ -210,6 +210,18 @@ def test_precision(cycle):
     assert np.abs(G(array, tile=16) - exact).mean() < 12
 
 
+def test_a_range_of_values(cycle):
+    G = load_generator(cycle, device="cpu", value_range=(0, 4095))
+    levels = np.linspace(0, 4095, 40 * 40 * 3).reshape(40, 40, 3)
+    for given in (levels, levels.round().astype(np.int64)):
+        x = torch.from_numpy(given / 2047.5 - 1).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            wanted = (G.net(x)[0].permute(1, 2, 0).double().numpy() + 1) * 2047.5
+        np.testing.assert_allclose(G(given), wanted, atol=0.51 if given.dtype == int else 0.01)
+    with pytest.raises(UserError, match="the first must be the lower one"):
+        load_generator(cycle, value_range=(1, 1))
+
+
 def test_what_can_not_be_translated(cycle):
     G = load_generator(cycle, device="cpu")
     for wrong, said in [
