@@ -30,6 +30,13 @@ from options.saved_options import read_saved_options
 from util.checkpoint import load_weights
 from util.util import UserError, one_line_errors
 
+HEIGHT = 340  # pixels of input and output on the page
+# small pictures are shown as large as others, where gradio keeps their pixels; and the output as
+# large as the input, which has a row of buttons below it
+CSS = """
+#input img, #output img { width: 100%; height: 100%; object-fit: contain; }
+#output img { height: calc(100% - 40px); margin-bottom: 40px; }
+"""
 _GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?\.pth")
 
 
@@ -71,7 +78,12 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
     def generator(direction: str, epoch: str) -> Any:
         return load_generator(folder, direction=direction, epoch=epoch, device=args.device)
 
-    generator(directions[0], epochs[0])  # what is wrong with the weights is told before the page
+    first = generator(directions[0], epochs[0])  # what is wrong with it is told before the page
+    if not {first.input_nc, first.output_nc} <= {1, 3}:
+        raise UserError(
+            f"the page takes and shows grey or RGB, {args.name} goes from {first.input_nc} to "
+            f"{first.output_nc} channels: use test.py"
+        )
 
     def translate(given: Image.Image | None, direction: str, epoch: str) -> tuple[Any, Any, str]:
         if given is None:
@@ -104,13 +116,18 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             epoch = gradio.Dropdown(epochs, value=epochs[0], label="epoch")
         with gradio.Row():
             source = gradio.Image(
-                type="pil", label="input", sources=["upload", "clipboard"], elem_id="input"
+                type="pil",
+                label="input",
+                sources=["upload", "clipboard"],
+                height=HEIGHT,
+                elem_id="input",
             )
             output = gradio.Image(
                 type="pil",
                 label="output",
                 format="png",
                 buttons=["download", "fullscreen"],  # not "share", which uploads
+                height=HEIGHT,
                 elem_id="output",
             )
         said = gradio.Markdown(elem_id="said")
@@ -156,6 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         server_port=args.port or free_port(args.host),
         share=False,
         theme=page.chosen_theme,
+        css=CSS,
         ssr_mode=False,
         show_error=True,
         footer_links=[],

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models import load_generator
+from models.networks import define_G
 from tests.helpers import ROOT, SHORT, TINY, Finished, picture, succeed, unaligned
 
 FLAGS = (
@@ -78,6 +80,17 @@ def test_an_unknown_experiment_is_one_line(trained):
         f"error: no weights {trained}/y/latest_net_G.pth: there is no experiment --name y; "
         "there are x\n"
     )
+
+
+def test_a_model_for_which_there_is_no_page_is_one_line(tmp_path):
+    if not DEMO.exists():
+        pytest.importorskip("gradio")
+    (tmp_path / "lab").mkdir()
+    net = define_G(1, 2, 2, "unet_128", "batch")
+    torch.save(net.state_dict(), tmp_path / "lab" / "latest_net_G.pth")
+    result = finish(demo("--checkpoints_dir", tmp_path, "--name", "lab"))
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "lab goes from 1 to 2 channels: use test.py" in result.err
 
 
 @pytest.fixture
@@ -152,6 +165,10 @@ def test_a_picture_is_translated(trained, browser, url, tmp_path):
     page.set_input_files("#input input[type=file]", str(file))
     there = translated()
     page.wait_for_function(f"() => ({WIDTHS})('#compare').join() === '52,52'", timeout=30_000)
+    shown = [page.locator(f"#{name} img").bounding_box() for name in ("input", "output")]
+    for side in ("y", "width", "height"):  # side by side, of one size, larger than 52x44 pixels
+        assert shown[0][side] == pytest.approx(shown[1][side], abs=2)
+    assert shown[0]["height"] > 200
     page.get_by_label("BtoA").check()
     back = translated()
     with Image.open(file) as image:
