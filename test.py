@@ -12,6 +12,7 @@ from util.interrupts import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ from util.checkpoint import warn
 from util.files import make_writable
 from util.html import HTML
 from util.randomness import seed_everything
-from util.util import one_line_errors
+from util.util import UserError, one_line_errors
 from util.visualizer import result_name, save_images
 
 
@@ -60,7 +61,14 @@ def main() -> None:
     if dataset is None:
         translate_files(opt, model, paths, Path(web_dir))
     else:
-        write_page(opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}")
+        try:
+            # also after an error: the processes that read would linger
+            with contextlib.closing(dataset):
+                write_page(
+                    opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}"
+                )
+        except OSError as e:
+            raise UserError(f"can't write to {web_dir}: {e.strerror or e}") from e
 
 
 def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
@@ -98,7 +106,6 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
                 done += 1
             bar.update(len(paths))
     webpage.save()
-    dataset.close()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
 
 

@@ -7,6 +7,7 @@ has to be known of the workers, and nothing that they had loaded ahead is lost.
 from __future__ import annotations
 
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -211,7 +212,14 @@ class EpochLoader:
             shut_down()
 
 
+def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    # a main process that ends early takes no more of the pictures that are waiting for it
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
+
+
 def _start_worker(worker: int) -> None:
+    sys.excepthook = _quiet_when_cut_off
     # several workers with a pool of threads each only get in each other's way
     torch.set_num_threads(1)
     leave_signals_to_parent()

@@ -429,6 +429,8 @@ def _write_pillow(path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...
     try:
         whole.save(path, **settings)
     except OSError as e:
+        if e.errno is not None:  # the disk, not the picture
+            raise
         raise UserError(f"{path.suffix[1:]} can't hold {width}x{height} pixels: {e}") from e
 
 

@@ -10,12 +10,17 @@ table that it prints, `scores.txt`, beside it. See docs/scores.md for what each 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 from data import create_dataset
 from models import create_model
@@ -39,8 +44,8 @@ def main() -> None:
         model.eval()
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
     make_writable(folder, "--results_dir")  # told now, not after the work
-    result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
-    dataset.close()
+    with contextlib.closing(dataset):
+        result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
     if not result.scores:
         raise UserError(
             "nothing could be scored: "

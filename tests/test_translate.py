@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -511,7 +512,7 @@ def translate_words(folder: Path, dataroot: Path, out: Path) -> list[object]:
 
 
 # ------------------------------------------------------------------------------------------ Ctrl-C
-@pytest.mark.parametrize("program", ["train.py", "test.py"])
+@pytest.mark.parametrize("program", ["train.py", "test.py", "scripts/evaluate.py"])
 def test_an_interrupt_while_packages_are_imported(program, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint('there', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen(
@@ -528,7 +529,10 @@ def test_an_interrupt_while_packages_are_imported(program, tmp_path):
     assert (process.returncode, err) == (130, "interrupted\n")
 
 
-@pytest.mark.parametrize("more", [[], ["--only_outputs"], ["--only_outputs", "--num_threads", "2"]])
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--num_threads", "2"], ["--only_outputs"], ["--only_outputs", "--num_threads", "2"]],
+)
 def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
     for i in range(300):
         picture(tmp_path / "in" / f"{i:03}.png", k=i)
@@ -549,7 +553,34 @@ def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
     assert err.endswith("\ninterrupted\n")
     names = files_below(results)
     assert 4 <= len(names) < 300
-    if more:
+    if "--only_outputs" in more:
         for name in names:
             with Image.open(results / name) as image:
                 image.load()
+
+
+# ------------------------------------------------------------------------------------ a full disk
+def test_a_page_on_a_full_disk_is_one_line(cycle, tmp_path):
+    result = on_a_full_disk(cycle, tmp_path)
+    (line,) = [text for text in result.stderr.splitlines() if not text.startswith("warning: ")]
+    assert line == f"error: can't write to {tmp_path}/results/cycle/test_latest: File too large"
+    assert result.returncode == 1
+
+
+def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path):
+    result = on_a_full_disk(cycle, tmp_path, "--only_outputs")
+    assert result.returncode == 1
+    assert "2 of 2 pictures failed" in result.stderr
+    for name in ("0.png", "1.png"):
+        path = tmp_path / "results" / "cycle" / "test_latest" / name
+        assert f"can't write {path}: File too large" in result.stderr
+    assert files_below(tmp_path / "results") == []
+
+
+def on_a_full_disk(cycle, tmp_path, *more) -> subprocess.CompletedProcess[str]:
+    for i in range(2):
+        picture(tmp_path / "in" / f"{i}.png", 200, 200, k=i)
+    words = [*translate_words(cycle, tmp_path / "in", tmp_path), "--crop_size", "200", *more]
+    command = [sys.executable, ROOT / "test.py", *words]
+    limited = "ulimit -f 6; exec " + shlex.join(map(str, command))  # no file above 6 KiB
+    return subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)
