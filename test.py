@@ -9,6 +9,11 @@ Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`, or with `--only
 folder under the names of the inputs. See options/ for all the options.
 """
 
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
+
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -26,10 +31,12 @@ from models.translator import Translator
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork
+from util.checkpoint import warn
+from util.files import make_writable
 from util.html import HTML, Rows
 from util.randomness import seed_everything
 from util.result_names import ResultNames
-from util.util import one_line_errors
+from util.util import UserError, one_line_errors
 from util.visualizer import save_images
 
 
@@ -45,7 +52,6 @@ def main() -> None:
     options.weigh_compiling(opt, int(min(opt.num_test, count)))
     model = create_model(opt)
     model.setup(opt)
-    options.save(opt)
     if opt.eval:
         model.eval()
 
@@ -53,10 +59,22 @@ def main() -> None:
     if opt.load_iter > 0:
         folder = f"{opt.phase}_iter{opt.load_iter}"
     web_dir = os.path.join(opt.results_dir, opt.name, folder)
+    make_writable(web_dir, "--results_dir")
+    if distributed.is_main():
+        for note in options.notes(opt, Path(web_dir, "index.html")):
+            warn(note)
+    options.save(opt)
     if dataset is None:
         translate_files(opt, model, paths, Path(web_dir))
     else:
-        write_page(opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}")
+        try:
+            # also after an error: the processes that read would linger
+            with contextlib.closing(dataset):
+                write_page(
+                    opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}"
+                )
+        except OSError as e:
+            raise UserError(f"can't write to {web_dir}: {e.strerror or e}") from e
 
 
 def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
@@ -102,7 +120,6 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     webpage.add_rows(row for part in distributed.gathered(rows.rows) for row in part)
     if distributed.is_main():
         webpage.save()
-    dataset.close()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
 
 

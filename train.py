@@ -8,6 +8,10 @@ Weights, losses and pages go to `<checkpoints_dir>/<name>`. The same command wit
 goes on where the training was left, also where it was killed. See options/ for all the options.
 """
 
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
+
 import sys
 import time
 
@@ -66,7 +70,7 @@ def main() -> None:
                     model.compute_visuals()
                     save = crossed(opt.update_html_freq, before, at.total_iters)
                     visualizer.display_current_results(model.get_current_visuals(), epoch, save)
-                if crossed(opt.print_freq, before, at.total_iters):
+                if at.losses_due(opt.print_freq, before, len(dataset)):
                     run.guard.check()
                     visualizer.log_losses(model.get_current_losses(), model.learning_rate())
                 if crossed(opt.save_latest_freq, before, at.total_iters):

@@ -24,6 +24,19 @@ IMG_EXTENSIONS = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".we
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
+# folders of a data set
+_PARTS = {phase + side for phase in ("train", "val", "test") for side in ("", "A", "B")}
+
+
+def parts_of_dataset(root: str | os.PathLike) -> list[str]:
+    """Names of the folders in `root` that make it a data set and no folder of pictures, if any."""
+    try:
+        parts = sorted(p.name for p in Path(root).iterdir() if p.name in _PARTS and p.is_dir())
+    except OSError:
+        return []
+    return parts if len(parts) > 1 else []
+
+
 def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_EXTENSIONS) -> bool:
     """Whether the name ends as a picture's does, in any case."""
     return os.path.splitext(os.fspath(filename))[1].lower() in extensions
@@ -46,7 +59,12 @@ def make_dataset(
             hint = f"{above} has {', '.join(there[:8])}"
         else:
             hint = f"{above} has no folders" if above.is_dir() else f"there is no {above} either"
-        raise UserError(f"no folder {root}: give --dataroot a folder of pictures ({hint})")
+        what = "give --dataroot a folder of pictures"
+        if root.is_file():
+            raise UserError(f"{root} is a file: {what}, such as {above}")
+        if root.name[-1:] in "AB" and is_image_folder(above / root.name[:-1]):
+            what = "for pairs side by side in one file say --model pix2pix"
+        raise UserError(f"no folder {root}: {what} ({hint})")
     images: list[str] = []
     seen: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
@@ -58,6 +76,14 @@ def make_dataset(
         images += [os.path.join(folder, name) for name in names if is_image_file(name, extensions)]
     images.sort()
     return images[: int(min(max_dataset_size, len(images)))]
+
+
+def is_image_folder(dir: str | os.PathLike) -> bool:
+    """Whether there is a picture right in a folder."""
+    try:
+        return any(is_image_file(name) for name in os.listdir(dir))
+    except OSError:
+        return False
 
 
 def list_images(

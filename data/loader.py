@@ -7,6 +7,7 @@ has to be known of the workers, and nothing that they had loaded ahead is lost.
 from __future__ import annotations
 
 import struct
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -151,7 +152,25 @@ class Batch(dict):
 def collate(loaded: list[Loaded]) -> tuple[Any, list[str]]:
     """A batch (None if all its items were dropped), and why items were passed over."""
     items = [one.item for one in loaded if one.item is not None]
+    _check_sizes(items)
     return default_collate(items) if items else None, [r for one in loaded for r in one.broken]
+
+
+def _check_sizes(items: list[Any]) -> None:
+    """Raise UserError where pictures of one kind differ in size, which make no batch."""
+    if not items or not isinstance(items[0], dict):
+        return
+    for name, first in items[0].items():
+        pictures = [item.get(name) for item in items]
+        if not all(torch.is_tensor(x) and x.dim() == 3 for x in pictures):
+            continue
+        other = next((x for x in pictures if x.shape[1:] != first.shape[1:]), None)
+        if other is not None:
+            sizes = [f"{x.shape[2]}x{x.shape[1]}" for x in (first, other)]
+            raise UserError(
+                f"pictures of {sizes[0]} and {sizes[1]} ({name}) make no batch: say --batch_size 1 "
+                "or --preprocess resize_and_crop"
+            )
 
 
 class EpochLoader:
@@ -215,7 +234,14 @@ class EpochLoader:
             shut_down()
 
 
+def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    # a main process that ends early takes no more of the pictures that are waiting for it
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, traceback)
+
+
 def _start_worker(worker: int) -> None:
+    sys.excepthook = _quiet_when_cut_off
     # several workers with a pool of threads each only get in each other's way
     torch.set_num_threads(1)
     leave_signals_to_parent()

@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 DEEP_EXTENSIONS = [*IMG_EXTENSIONS, ".npy"]
 
 Range = tuple[float, float]
+HOW = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 _opening = threading.Lock()
 
 
@@ -48,8 +49,8 @@ class Picture:
 
 
 # ----------------------------------------------------------------------------------------- reading
-def read_picture(path: str | os.PathLike) -> Picture:
-    """Read a picture at its full depth.
+def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
+    """Read a picture at its full depth; `upright` as in `from_pil`.
 
     Palettes become RGB. Raises UserError, which names the file, where it can't be read.
     """
@@ -58,7 +59,7 @@ def read_picture(path: str | os.PathLike) -> Picture:
         if ending == ".npy":
             return _from_array(np.load(path, allow_pickle=False))
         with open_unlimited(path, ending) as image:
-            return from_pil(image)
+            return from_pil(image, upright)
     except NeedsTifffile:
         return _read_tiff(path)
     except UserError as e:
@@ -92,8 +93,40 @@ def open_unlimited(path: str | os.PathLike, ending: str) -> Image.Image:
     return image
 
 
-def from_pil(image: Image.Image) -> Picture:
-    """The pixels of a picture of Pillow, by strips: a whole copy beside it would be too much."""
+def from_pil(image: Image.Image, upright: bool = False) -> Picture:
+    """The pixels of a picture of Pillow, by strips: a whole copy beside it would be too much.
+
+    `upright` turns what a camera has stored sideways (EXIF) as viewers show it.
+    """
+    picture = _from_pil(image)
+    # asked after the pixels are there: Pillow turns TIFF itself while it reads them
+    turn = _TURNS.get(_orientation(image)) if upright else None
+    if turn is not None:
+        picture.pixels = np.ascontiguousarray(turn(picture.pixels))
+        picture.alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
+    return picture
+
+
+# by EXIF's tag Orientation: from the stored rows to those that are shown
+_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: np.swapaxes(x, 0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
+    8: np.rot90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # damaged notes about a picture are no damage to it
+        return 1
+
+
+def _from_pil(image: Image.Image) -> Picture:
     raw = str(image.tile[0].args) if getattr(image, "tile", None) else ""
     if "16" in raw and image.mode in ("RGB", "RGBA") and image.format == "PNG":
         return _read_png16(image)
@@ -224,7 +257,7 @@ def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
     if value_range is not None:
         return value_range
     if dtype.kind == "i":
-        raise UserError(f"values of type {dtype} need a range: --value_range LOW HIGH")
+        raise UserError(f"values of type {dtype} need a range: {HOW}")
     return (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
 
 
@@ -241,9 +274,7 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
     if value_range is None and pixels.dtype.kind == "f":
         least, most = float(pixels.min()), float(pixels.max())
         if least < 0 or most > 1:
-            raise UserError(
-                f"floats from {least:g} to {most:g} need their range: --value_range LOW HIGH"
-            )
+            raise UserError(f"floats from {least:g} to {most:g} need their range: {HOW}")
     unit = (pixels.transpose(2, 0, 1).astype(np.float64) - low) / ((high - low) / 2) - 1
     return torch.from_numpy(unit.astype(np.float32))
 
@@ -398,6 +429,8 @@ def _write_pillow(path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...
     try:
         whole.save(path, **settings)
     except OSError as e:
+        if e.errno is not None:  # the disk, not the picture
+            raise
         raise UserError(f"{path.suffix[1:]} can't hold {width}x{height} pixels: {e}") from e
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from options.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 from util import checkpoint, distributed
 from util.util import UserError
 
@@ -302,14 +303,37 @@ class BaseModel(ABC):
         states = {}
         for name, net in self.networks().items():
             path = self.save_dir / f"{epoch}_net_{name}.pth"
-            state = checkpoint.load_weights(path, self.device)
+            try:
+                state = checkpoint.load_weights(path, self.device)
+            except UserError as e:
+                raise UserError(f"{e}{self._other_model()}") from e
             states[name] = fit_state_dict(state, unwrap(net))
             problem = explain_mismatch(name, states[name], unwrap(net))
             if problem:
-                raise UserError(f"the weights in {path} do not fit: {problem}")
+                hint = self._other_model() or self._other_options()
+                raise UserError(f"the weights in {path} do not fit: {problem}{hint}")
         for name, state in states.items():
             print(f"loading the model from {self.save_dir / f'{epoch}_net_{name}.pth'}")
             unwrap(self.networks()[name]).load_state_dict(state)
+
+    def _other_model(self) -> str:
+        """What to add to an error about weights where those of another model were meant."""
+        if self.opt.name == DEFAULT_NAME and not self.save_dir.is_dir():
+            return " (--name was not given)"
+        trained = read_saved_options(self.save_dir).get("model", self.opt.model)
+        if self.isTrain or self.opt.model in (trained, "test"):
+            return ""
+        return f" ({self.opt.name} was trained with --model {trained})"
+
+    def _other_options(self) -> str:
+        """The same where options are given that are not those of the training."""
+        saved = read_saved_options(self.save_dir)
+        opt = self.opt
+        other = [n for n in NETWORK_OPTIONS if n in saved and saved[n] != str(getattr(opt, n))]
+        if self.isTrain or not other:
+            return ""
+        flags = ", ".join("--" + name for name in other)
+        return f", or leave out {flags}: what is left out is as it was saved"
 
     def training_state(self) -> dict[str, Any]:
         """What training needs besides the weights: plain values and tensors.

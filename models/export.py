@@ -180,7 +180,9 @@ def reader(form: str, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
     if form == "torchscript":
-        script = torch.jit.load(str(path), map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside of torch
+            script = torch.jit.load(str(path), map_location="cpu")
         return lambda x: script(x)
     module = torch.export.load(path).module()
     return lambda x: module(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,9 @@ class FolderTranslation:
         failed: dict[str, str] = {}
 
         def fail(job: Job, error: Exception) -> None:
-            failed[job.source] = _reason(error)
+            reason = _reason(error)
+            named = job.source in reason or str(job.target) in reason
+            failed[job.source] = reason if named else f"{job.source}: {reason}"
 
         bar = tqdm(total=len(jobs), unit="pictures", disable=None)
         with bar, BackgroundWork(self.threads) as encoders:
@@ -133,7 +136,8 @@ class FolderTranslation:
     def _write(self, ready: Ready, output: torch.Tensor) -> None:
         dtype = self._dtype(ready.picture)
         result = self.translator.finish(output, ready.picture, dtype)
-        write_picture(ready.job.target, result.pixels, result.alpha)
+        with _writing(ready.job.target):
+            write_picture(ready.job.target, result.pixels, result.alpha)
 
     def _write_tiled(self, ready: Ready) -> None:
         assert self.tiles is not None
@@ -157,7 +161,7 @@ class FolderTranslation:
                 x = self.prepare(job.source)
                 # its type is that of 8-bit pixels: what was read at another size has no alpha
                 return Ready(job, Picture(np.empty((0, 0, 1), np.uint8)), x)
-            picture = read_picture(job.source)
+            picture = read_picture(job.source, upright=True)
             if self.tiles is not None and max(picture.size) > self.tiles.size:
                 return Ready(job, picture, None)
             return Ready(job, picture, self.translator.unit(picture))
@@ -210,6 +214,15 @@ class FolderTranslation:
                 batch = []
         if batch:
             yield batch
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        # the folder is made here as well, so it may be that which fails
+        raise UserError(f"can't write {path}: {e.strerror or e}") from e
 
 
 def _shape(ready: Ready) -> torch.Size | None:

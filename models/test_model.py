@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from options.saved_options import read_saved_options
+from util.checkpoint import warn
 from util.util import UserError
 
 from . import networks
@@ -48,9 +49,15 @@ class TestModel(BaseModel):
 
         In a CycleGAN, G_A goes the way that it was trained for, and G_B goes back.
         """
+        saved = read_saved_options(self.save_dir)
+        trained = saved.get("direction", "AtoB")
         if (self.save_dir / f"{self.load_suffix()}_net_G.pth").exists():
+            if "direction" in saved and trained != self.opt.direction:
+                warn(
+                    f"{self.opt.name} was trained {trained} and has one generator: --direction "
+                    f"{self.opt.direction} does not turn it around"
+                )
             return ""
-        trained = read_saved_options(self.save_dir).get("direction", "AtoB")
         suffix = "_A" if self.opt.direction == trained else "_B"
         exists = (self.save_dir / f"{self.load_suffix()}_net_G{suffix}.pth").exists()
         return suffix if exists else ""

@@ -46,6 +46,7 @@ def load_generator(
     device: str | torch.device | None = None,
     precision: str = "tf32",
     eval: bool = False,
+    value_range: Range | None = None,
 ) -> Translator:
     """The generator of an experiment, ready to be called with pictures.
 
@@ -59,6 +60,9 @@ def load_generator(
             it they are as in training, which is what the papers and `test.py` do: each picture has
             its own statistics, and dropout draws from torch's random source. For the usual CycleGAN
             (instance norm, no dropout) this makes no difference.
+        value_range: which values of pictures and arrays become -1 and 1, as `--value_range`; None
+            is as it was trained, without which integers map from all of their type and floats
+            from [0, 1].
 
     The architecture comes from `train_opt.txt` in the folder, or without that file from the weights
     themselves. Raises UserError (a ValueError) that says what is missing or does not fit.
@@ -71,6 +75,8 @@ def load_generator(
         raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
     if precision not in PRECISIONS:
         raise UserError(f"precision '{precision}': choose from {', '.join(PRECISIONS)}")
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise UserError(f"value_range {value_range}: the first must be the lower one")
     chosen = _device(device)
     saved = read_saved_options(folder)
     trained = saved.get("direction")
@@ -101,7 +107,7 @@ def load_generator(
     net.to(chosen).train(not eval)
     set_backends(precision, fixed_size=False, deterministic=False)
     prepare(net, chosen, precision)
-    value_range = parse_range(saved.get("value_range"))
+    value_range = value_range or parse_range(saved.get("value_range"))
     return Translator(net, chosen, options, path, value_range, precision)
 
 
@@ -275,9 +281,9 @@ class Translator:
                 "colorization, or give tensors"
             )
         if isinstance(given, Image.Image):
-            return from_pil(given)
+            return from_pil(given, upright=True)
         if isinstance(given, (str, os.PathLike)):
-            picture = read_picture(given)
+            picture = read_picture(given, upright=True)
             with naming(given):
                 return self._without_alpha(picture)
         if isinstance(given, np.ndarray):

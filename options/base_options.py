@@ -19,7 +19,7 @@ from util.distributed import select_device
 from util.randomness import new_seed
 from util.util import UserError
 
-from .saved_options import GENERATOR_OPTIONS, read_saved_options, restore
+from .saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options, restore
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
@@ -100,7 +100,7 @@ class BaseOptions:
         group = parser.add_argument_group("basic")
         add = group.add_argument
         add("--dataroot", required=True, help="folder of pictures: with trainA, trainB, ...")
-        add("--name", default="experiment_name", help="name of the experiment, and of its folder")
+        add("--name", default=DEFAULT_NAME, help="name of the experiment, and of its folder")
         add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
         add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
         add("--seed", type=whole_number(0), help="of all randomness; drawn and shown if not given")
@@ -199,7 +199,7 @@ class BaseOptions:
 
         group = parser.add_argument_group("Weights & Biases")
         add = group.add_argument
-        add("--use_wandb", action="store_true", help="log to W&B (needs the package wandb)")
+        add("--use_wandb", action="store_true", help="log training to W&B (needs wandb)")
         add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="project on W&B")
         return parser
 

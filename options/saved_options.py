@@ -8,11 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+DEFAULT_NAME = "experiment_name"  # of an experiment, where --name is not given
+
 # what has to agree for weights to fit and for pictures to go the way that was learned
-GENERATOR_OPTIONS = (
-    *("netG", "norm", "ngf", "no_dropout", "input_nc", "output_nc"),
-    *("direction", "value_range"),
-)
+NETWORK_OPTIONS = ("netG", "norm", "ngf", "no_dropout", "input_nc", "output_nc")
+GENERATOR_OPTIONS = (*NETWORK_OPTIONS, "direction", "value_range")
 DISCRIMINATOR_OPTIONS = ("netD", "ndf", "n_layers_D")
 
 _LINE = re.compile(r"^\s*(\w+): (.*?)\s*(?:\t?\[default: .*\])?\s*$")

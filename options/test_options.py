@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from data.image_folder import parts_of_dataset
 from data.picture_io import FORMATS
 from models.tiles import MODES
 
 from .base_options import BaseOptions, non_negative, whole_number
+from .saved_options import read_saved_options
 
 OUTPUT_FORMATS = (*FORMATS, "same")
 
@@ -49,6 +52,12 @@ class TestOptions(BaseOptions):
         return parser
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        folder = Path(opt.checkpoints_dir) / opt.name
+        if opt.model == "test" and read_saved_options(folder).get("model") == "colorization":
+            self.parser.error(
+                f"{opt.name} was trained with --model colorization, which turns lightness into "
+                "colour: say --model colorization, --model test can't"
+            )
         # what is to keep its size is not to be scaled, unless that is said
         keeps = "--keep_size" if opt.keep_size else "--tile" if opt.tile else ""
         if keeps and "preprocess" in explicit and opt.preprocess != "none":
@@ -68,3 +77,31 @@ class TestOptions(BaseOptions):
                 self.parser.error(f"--{name} needs --only_outputs: a page shows PNG, all of them")
         if opt.aspect_ratio <= 0:
             self.parser.error(f"--aspect_ratio {opt.aspect_ratio:g} must be above 0")
+
+    def notes(self, opt: argparse.Namespace, page: Path) -> list[str]:
+        """What the user may not have meant, a line each; to be asked before the options are saved.
+
+        `page` is the page of results that will be written.
+        """
+        found = []
+        parts = parts_of_dataset(opt.dataroot) if opt.dataset_mode == "single" else []
+        if parts:
+            wanted = ["testB", "testA"] if opt.direction == "BtoA" else ["testA", "testB"]
+            one = next((name for name in [*wanted, "test"] if name in parts), parts[0])
+            found.append(
+                f"the pictures of {', '.join(parts)} are all taken; for those of one alone: "
+                f"--dataroot {Path(opt.dataroot) / one}"
+            )
+        before = read_saved_options(Path(opt.checkpoints_dir) / opt.name, opt.phase)
+        names = ("epoch", "load_iter")
+        if page.exists() and all(before.get(n) == str(getattr(opt, n)) for n in names):
+            now = {name: str(getattr(opt, name)) for name in ("model", "direction", "dataroot")}
+            was = [f"--{k} {before[k]}" for k, v in now.items() if before.get(k, v) != v]
+            if was:
+                found.append(
+                    f"{page} was made with {' '.join(was)} and is replaced; another --results_dir "
+                    "keeps both"
+                )
+        if opt.use_wandb:
+            found.append("--use_wandb is of no use here: only train.py logs to W&B")
+        return found

@@ -4,7 +4,8 @@
     python scripts/demo.py --name maps_cyclegan
 
 Listens on 127.0.0.1 unless --host says otherwise, and asks nothing of other machines. Needs the
-package gradio, which nothing else here does.
+package gradio, which nothing else here does: `bash scripts/setup.sh --demo` puts it into
+.venv/demo, where it is found.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 from PIL import Image
 
@@ -28,6 +34,13 @@ from options.saved_options import read_saved_options
 from util.checkpoint import load_weights
 from util.util import UserError, one_line_errors
 
+HEIGHT = 340  # pixels of input and output on the page
+# small pictures are shown as large as others, where gradio keeps their pixels; and the output as
+# large as the input, which has a row of buttons below it
+CSS = """
+#input img, #output img { width: 100%; height: 100%; object-fit: contain; }
+#output img { height: calc(100% - 40px); margin-bottom: 40px; }
+"""
 _GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?\.pth")
 
 
@@ -69,7 +82,12 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
     def generator(direction: str, epoch: str) -> Any:
         return load_generator(folder, direction=direction, epoch=epoch, device=args.device)
 
-    generator(directions[0], epochs[0])  # what is wrong with the weights is told before the page
+    first = generator(directions[0], epochs[0])  # what is wrong with it is told before the page
+    if not {first.input_nc, first.output_nc} <= {1, 3}:
+        raise UserError(
+            f"the page takes and shows grey or RGB, {args.name} goes from {first.input_nc} to "
+            f"{first.output_nc} channels: use test.py"
+        )
 
     def translate(given: Image.Image | None, direction: str, epoch: str) -> tuple[Any, Any, str]:
         if given is None:
@@ -102,13 +120,18 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             epoch = gradio.Dropdown(epochs, value=epochs[0], label="epoch")
         with gradio.Row():
             source = gradio.Image(
-                type="pil", label="input", sources=["upload", "clipboard"], elem_id="input"
+                type="pil",
+                label="input",
+                sources=["upload", "clipboard"],
+                height=HEIGHT,
+                elem_id="input",
             )
             output = gradio.Image(
                 type="pil",
                 label="output",
                 format="png",
                 buttons=["download", "fullscreen"],  # not "share", which uploads
+                height=HEIGHT,
                 elem_id="output",
             )
         said = gradio.Markdown(elem_id="said")
@@ -128,6 +151,14 @@ def free_port(host: str) -> int:
         return s.getsockname()[1]
 
 
+def go_where_gradio_is() -> None:
+    """Run this program anew with the Python of `scripts/setup.sh --demo`, if there is one."""
+    place = ROOT / ".venv" / "demo"
+    python = place / "bin" / "python"
+    if python.exists() and not Path(sys.prefix).samefile(place):
+        os.execv(python, [str(python), *sys.argv])
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     # before the import, which looks at them
@@ -136,13 +167,17 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import gradio
     except ImportError:
-        raise UserError("the page needs the package gradio: pip install gradio") from None
+        go_where_gradio_is()
+        raise UserError(
+            "the page needs the package gradio: bash scripts/setup.sh --demo, or pip install gradio"
+        ) from None
     page = build(args, gradio)
     _, url, _ = page.launch(
         server_name=args.host,
         server_port=args.port or free_port(args.host),
         share=False,
         theme=page.chosen_theme,
+        css=CSS,
         ssr_mode=False,
         show_error=True,
         footer_links=[],

@@ -10,6 +10,7 @@ table that it prints, `scores.txt`, beside it. See docs/scores.md for what each 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -17,11 +18,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
+
 from data import create_dataset
 from models import create_model
 from options.evaluate_options import EvaluateOptions
 from util.evaluation import Evaluator, parse_scores, report, table
-from util.files import write_whole
+from util.files import make_writable, write_whole
 from util.randomness import seed_everything
 from util.util import UserError, one_line_errors
 
@@ -37,8 +42,10 @@ def main() -> None:
     model.setup(opt)
     if opt.eval:
         model.eval()
-    result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
-    dataset.close()
+    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
+    make_writable(folder, "--results_dir")  # told now, not after the work
+    with contextlib.closing(dataset):
+        result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
     if not result.scores:
         raise UserError(
             "nothing could be scored: "
@@ -47,7 +54,6 @@ def main() -> None:
         )
     facts = report(opt, model, evaluator, result)
     text = table(facts)
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
     write_whole(folder / "scores.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
     write_whole(folder / "scores.txt", text + "\n")
     print(text)

@@ -13,8 +13,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 import torch
 
@@ -28,7 +33,7 @@ from models.export import (
     need_packages,
     reader,
 )
-from util.files import sha256
+from util.files import make_writable, sha256
 from util.util import UserError, one_line_errors
 
 
@@ -49,6 +54,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def channels(options: dict[str, Any]) -> str:
+    """What the channels of input and output are, for the metadata."""
+    if options.get("model") == "colorization":
+        return "CIE Lab: from L / 50 - 1 to a / 110 and b / 110"
+    kinds = {1: "grey", 3: "channels RGB"}
+    counts = [int(options[name]) for name in ("input_nc", "output_nc")]
+    source, result = (kinds.get(n, f"{n} channels as trained") for n in counts)
+    return source if source == result else f"from {source} to {result}"
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.format == "onnx":
@@ -67,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         **{key: str(value) for key, value in options.items()},
         "input_nc": str(G.input_nc),
         "output_nc": str(G.output_nc),
-        "layout": "NCHW float32, channels RGB",
+        "layout": f"NCHW float32, {channels(G.options)}",
         "value_range": "-1 1",
         "sizes": "any batch, height and width; the output has those of the input",
         "batch_norm": "stored statistics" if args.eval else "statistics of each picture",
@@ -77,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     path = args.output or folder / f"{args.epoch}_{direction}{ENDINGS[args.format]}"
     if path.suffix != ENDINGS[args.format]:
         raise UserError(f"--output {path} must end in {ENDINGS[args.format]} for {args.format}")
+    make_writable(path.parent, "--output")
     # moved into place when it has been checked
     unchecked = path.with_name(f".unchecked-{path.name}")
     try:

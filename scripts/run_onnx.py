@@ -52,29 +52,44 @@ def open_model(path: Path, device: str):
 
 
 def read_picture(path: Path, channels: int, low: float, high: float):
-    """A picture as an array (1, C, H, W) of float32 with values from `low` to `high`."""
+    """A picture as an array (1, C, H, W) of float32 from `low` to `high`, and its transparency."""
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        if image.mode.startswith("I;16"):  # 16-bit grey, by value
-            levels = np.asarray(image).astype(np.float32) / 257
+    with Image.open(path) as stored:
+        image = ImageOps.exif_transpose(stored)  # as it is shown, not as the camera lay
+        deep = image.mode[0] in "IF"
+        transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        transparent = transparent and not deep
+        alpha = image.convert("RGBA").getchannel("A") if transparent else None
+        if deep:  # grey of 16 bits, or of floats in [0, 1]: by value
+            levels = np.asarray(image).astype(np.float32)
+            if image.mode == "F" and not (levels.min() >= 0 and levels.max() <= 1):
+                raise ValueError("floats must be in [0, 1]")
+            if image.mode == "F":
+                levels = levels * 255
+            elif image.mode != "I" or levels.max() > 255:
+                levels = levels / 257
             levels = np.repeat(levels[..., None], channels, axis=2)
         else:
             levels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32)
             levels = levels.reshape(*levels.shape[:2], channels)
-    return (levels / 255 * (high - low) + low).transpose(2, 0, 1)[None].astype(np.float32)
+    values = (levels / 255 * (high - low) + low).transpose(2, 0, 1)[None].astype(np.float32)
+    return values, alpha
 
 
-def write_picture(values, path: Path, low: float, high: float) -> None:
+def write_picture(values, alpha, path: Path, low: float, high: float) -> None:
     """Write an array (1, C, H, W) with values from `low` to `high` as 8-bit PNG."""
     import numpy as np
     from PIL import Image
 
     levels = ((values[0] - low) / (high - low) * 255).round().clip(0, 255).astype(np.uint8)
     levels = levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)
+    image = Image.fromarray(levels)
+    if alpha is not None:
+        image.putalpha(alpha)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(levels).save(path)
+    image.save(path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,6 +107,10 @@ def main(argv: list[str] | None = None) -> None:
     paths = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in ENDINGS)
     if not paths:
         stop(f"no pictures in {args.pictures}: looked for {' '.join(ENDINGS)}")
+    try:
+        args.translated.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        stop(f"can't write to {args.translated}: {e.strerror}")
     failed: list[str] = []
     taken: set[Path] = set()
     for path in paths:
@@ -101,9 +120,9 @@ def main(argv: list[str] | None = None) -> None:
             name = relative.with_name(relative.name + ".png")
         taken.add(name)
         try:
-            picture = read_picture(path, inputs, low, high)
+            picture, alpha = read_picture(path, inputs, low, high)
             values = session.run(None, {source.name: picture})[0]
-            write_picture(values, args.translated / name, low, high)
+            write_picture(values, alpha, args.translated / name, low, high)
         except Exception as e:
             failed.append(f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}")
     print(f"translated {len(paths) - len(failed)} of {len(paths)} pictures to {args.translated}")
@@ -114,4 +133,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

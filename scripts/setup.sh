@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Make .venv and install what training needs; with --dev, what the tests need too.
+# Make .venv and install what training needs; with --demo, what the page of scripts/demo.py needs
+# (in .venv/demo, which sees .venv); with --dev, that and what the tests need too.
 # Safe to run again: nothing happens when all is there, and a broken installation is repaired.
 #
-# Usage: [PYTHON=python3.12] scripts/setup.sh [--dev]
+# Usage: [PYTHON=python3.12] scripts/setup.sh [--demo | --dev]
 #
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) are honoured, so
 # a machine without a GPU can name PyTorch's CPU-only index and save most of the download.
@@ -11,8 +12,8 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 python="$venv/bin/python"
-done_base="$venv/.setup-done"
-done_dev="$venv/.setup-done-dev"
+# gradio wants an older Pillow than the rest has, so it gets a place of its own
+demo="$venv/demo"
 log="$venv/setup.log"
 
 # What "import" must find, and the distribution that brings it.
@@ -24,15 +25,17 @@ die() {
     exit 1
 }
 
+kinds=(base)
 dev=false
 for arg in "$@"; do
     case "$arg" in
-        --dev) dev=true ;;
+        --demo) kinds=(base demo) ;;
+        --dev) dev=true kinds=(base dev demo) ;;
         -h | --help)
-            sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
-        *) die "unknown argument '$arg'; allowed: --dev" ;;
+        *) die "unknown argument '$arg'; allowed: --demo, --dev" ;;
     esac
 done
 
@@ -56,23 +59,31 @@ PY
 
 stamp() { # what the installation was made from and with, then what it put there
     local files=(requirements.txt)
-    [ "$1" = dev ] && files+=(requirements-dev.txt)
+    [ "$1" = base ] || files+=("requirements-$1.txt")
     (cd "$root" && cat "${files[@]}" | cksum)
     "$python" -c 'import sys; print(*sys.version_info[:3], sep=".")'
 }
 
-installed() { # the packages there, each with the file that pip writes last
-    local record
-    for record in "$venv"/lib/python3*/site-packages/*.dist-info/RECORD; do
+done_file() { # done_file base|dev|demo
+    local file="$venv/.setup-done"
+    [ "$1" = base ] || file+="-$1"
+    echo "$file"
+}
+
+installed() { # installed base|dev|demo: the packages there, each with the file that pip writes last
+    local record place="$venv"
+    [ "$1" = demo ] && place="$demo"
+    for record in "$place"/lib/python3*/site-packages/*.dist-info/RECORD; do
         [ -e "$record" ] && echo "${record#"$venv"/}"
     done
     return 0
 }
 
-up_to_date() { # up_to_date base|dev
-    local file="$done_base" line
-    [ "$1" = dev ] && file="$done_dev"
+up_to_date() { # up_to_date base|dev|demo
+    local file line
+    file="$(done_file "$1")"
     [ -s "$file" ] && [ -x "$python" ] || return 1
+    [ "$1" != demo ] || [ -x "$demo/bin/python" ] || return 1
     [ "$(head -n 2 "$file")" = "$(stamp "$1" 2>/dev/null)" ] || return 1
     while read -r line; do
         [ -e "$venv/$line" ] || return 1
@@ -80,9 +91,11 @@ up_to_date() { # up_to_date base|dev
     [ -z "$(missing_modules)" ]
 }
 
-wanted=base
-if $dev; then wanted=dev; fi
-if up_to_date "$wanted"; then
+wanting=()
+for kind in "${kinds[@]}"; do
+    up_to_date "$kind" || wanting+=("$kind")
+done
+if [ ${#wanting[@]} = 0 ]; then
     exit 0
 fi
 
@@ -127,11 +140,14 @@ fi
 
 # ---- the packages ---------------------------------------------------------------------------
 
-rm -f "$done_base" "$done_dev"
+for kind in "${kinds[@]}"; do
+    rm -f "$(done_file "$kind")"
+done
 
 # An interrupted pip leaves packages without the file it writes last, and would take them for
 # complete: forgotten here, they are installed anew. So is a package whose module is gone.
-for info in "$venv"/lib/python3*/site-packages/*.dist-info; do
+for info in "$venv"/lib/python3*/site-packages/*.dist-info \
+    "$demo"/lib/python3*/site-packages/*.dist-info; do
     if [ -d "$info" ] && [ ! -e "$info/RECORD" ]; then rm -r "$info"; fi
 done
 while IFS=: read -r _ distribution; do
@@ -140,10 +156,11 @@ while IFS=: read -r _ distribution; do
     fi
 done < <(missing_modules)
 
-pip_install() { # one line about what went wrong, all of it in the log
-    local quiet=(-q) reason
+pip_install() { # pip_install PYTHON ARGUMENTS: what goes wrong as one line, all of it in the log
+    local quiet=(-q) reason into="$1"
+    shift
     [ -t 1 ] && quiet=()
-    if "$python" -m pip install --disable-pip-version-check ${quiet[@]+"${quiet[@]}"} "$@" 2>"$log"
+    if "$into" -m pip install --disable-pip-version-check ${quiet[@]+"${quiet[@]}"} "$@" 2>"$log"
     then
         return 0
     fi
@@ -165,16 +182,32 @@ fi
 
 # visdom's set-up needs pkg_resources; see requirements.txt.
 if ! "$python" -c 'import visdom' >/dev/null 2>&1; then
-    pip_install 'setuptools>=77.0.3,<81' wheel # torch wants 77.0.3
+    pip_install "$python" 'setuptools>=77.0.3,<81' wheel # torch wants 77.0.3
 fi
 requirements="$root/requirements.txt"
 if $dev; then requirements="$root/requirements-dev.txt"; fi
-pip_install --no-build-isolation -r "$requirements"
+pip_install "$python" --no-build-isolation -r "$requirements"
 
 names="${modules[*]%%:*}"
 if ! problem="$("$python" -c "import ${names// /, }" 2>&1)"; then
     die "an installed package does not import ($(tail -n 1 <<<"$problem" | cut -c 1-120));" \
         "delete .venv and run this again"
+fi
+
+# ---- the page to try a model ---------------------------------------------------------------
+
+if [[ " ${kinds[*]} " = *" demo "* ]]; then
+    if ! "$demo/bin/python" -c '' >/dev/null 2>&1; then
+        "$python" -m venv --clear --without-pip "$demo" || die "'python -m venv $demo' failed"
+    fi
+    site_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+    # what is in .venv, pip among it, is there as well; packages of its own come first
+    site_of "$python" >"$(site_of "$demo/bin/python")/venv.pth"
+    pip_install "$demo/bin/python" -r "$root/requirements-demo.txt"
+    if ! problem="$("$demo/bin/python" -c "import gradio, PIL, torch" 2>&1)"; then
+        die "gradio does not import ($(tail -n 1 <<<"$problem" | cut -c 1-120));" \
+            "delete .venv/demo and run this again"
+    fi
 fi
 
 # ---- the live page's files, which are worth having but not needed ---------------------------
@@ -185,11 +218,9 @@ if [ -e "$root/scripts/setup_visdom.sh" ] &&
         "and scripts/setup_visdom.sh tries again"
 fi
 
-for kind in base dev; do
-    if [ $kind = dev ] && ! $dev; then continue; fi
-    file="$done_base"
-    [ $kind = dev ] && file="$done_dev"
-    { stamp $kind && installed; } >"$file.part"
+for kind in "${kinds[@]}"; do
+    file="$(done_file "$kind")"
+    { stamp "$kind" && installed "$kind"; } >"$file.part"
     mv "$file.part" "$file"
 done
 echo "setup: .venv is ready"

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Translate a folder of labels that have no partner with what train_pix2pix.sh made.
+# The downloaded facades have pairs (facades/test) and no testB: put pictures of labels alone there,
+# or name a folder of your own: bash scripts/test_single.sh --dataroot ./my_labels
 # Flags given here are added and win: bash scripts/test_single.sh --gpu_ids -1
 set -euo pipefail
 

@@ -189,6 +189,23 @@ def test_a_pair_of_odd_width(place, tmp_path):
     assert not list(place.checkpoints.rglob("*.pth"))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_of_two_sizes_make_no_batch(workers, place, tmp_path):
+    dataroot = unaligned(tmp_path / "photos", 1)
+    for side in "AB":
+        picture(dataroot / f"train{side}" / "1.png", 48, 56, 7)
+    words = ["--preprocess", "none", "--batch_size", 2, "--num_threads", workers]
+    result = train(place, dataroot, "cycle_gan", *words)
+    assert_one_line(result, 1, "40x40", "48x56", "--batch_size 1", "--preprocess resize_and_crop")
+
+
+def test_pairs_for_a_model_of_two_folders(place, tmp_path):
+    dataroot = aligned(tmp_path / "photos")
+    result = train(place, dataroot)
+    assert_one_line(result, 1, f"no folder {dataroot / 'trainA'}", "pairs", "--model pix2pix")
+    assert_nothing_written(place)
+
+
 def test_model_and_dataset_that_do_not_go_together(pictures, place):
     result = train(place, pictures / "trainA", "cycle_gan", "--dataset_mode", "single")
     assert_one_line(result, 1, "'B'", "--model and --dataset_mode")
@@ -258,6 +275,65 @@ def test_weights_that_do_not_fit(words, flag, pictures, place):
     result = translate(place, pictures / "testA", "--name", "x", *defaults, *words)
     assert_one_line(result, 1, path, flag)
     assert files_below(place.folder) == before
+
+
+def trained_with(path: Path, **options: object) -> None:
+    text = "\n".join(f"{k:>25}: {v!s:<30}" for k, v in options.items())
+    (path.parent / "train_opt.txt").write_text(text)
+
+
+def test_a_model_of_another_kind(pictures, place):
+    path = save(place, "x", "latest_net_G_A.pth", norm="instance")
+    trained_with(path, model="cycle_gan", netG="resnet_6blocks", ngf=4, no_dropout=True)
+    result = translate(place, pictures, "--name", "x", "--model", "pix2pix")
+    assert_one_line(result, 1, "latest_net_G.pth", "x was trained with --model cycle_gan")
+
+
+def test_options_that_can_be_left_out(pictures, place):
+    path = save(place, "x", "latest_net_G.pth", norm="instance")
+    trained_with(path, model="pix2pix", netG="resnet_6blocks", ngf=4, no_dropout=True)
+    wrong = ["--netG", "unet_128", "--ngf", 8]
+    result = translate(place, pictures / "testA", "--name", "x", "--model", "test", *wrong)
+    assert_one_line(result, 1, path, "--netG resnet_6blocks", "or leave out --netG, --ngf:")
+
+
+def test_no_name(pictures, place):
+    save(place, "maps", "latest_net_G.pth", norm="instance")
+    result = translate(place, pictures / "testA")
+    assert_one_line(result, 1, "there are maps", "--name was not given")
+
+
+def test_a_colorization_model_is_not_for_any_folder(pictures, place):
+    path = save(place, "x", "latest_net_G.pth", norm="instance")
+    trained_with(path, model="colorization", ngf=4)
+    result = translate(place, pictures / "testA", "--name", "x", "--model", "test")
+    assert_one_line(result, 2, "x was trained with --model colorization", "say --model")
+
+
+@pytest.mark.parametrize("more", [[], ["--only_outputs"]])
+def test_results_that_can_not_be_written(more, pictures, place):
+    save(place, "x", "latest_net_G.pth", norm="instance")
+    place.results.touch()  # a file where the folder should be
+    words = ["--name", "x", "--ngf", 4, "--netG", "resnet_6blocks", "--no_dropout", *more]
+    result = translate(place, pictures / "testA", *words)
+    assert_one_line(result, 1, f"can't write to {place.results}", "--results_dir")
+
+
+def test_weights_packed_by_other_programs(pictures, place):
+    path = save(place, "x", "latest_net_G.pth", norm="instance")
+    words = ["--name", "x", "--ngf", 4, "--netG", "resnet_6blocks", "--no_dropout"]
+    words += ["--only_outputs", "--num_test", 1]
+    assert translate(place, pictures / "testA", *words).code == 0
+    file = place.results / "x" / "test_latest" / "0.png"
+    plain = file.read_bytes()
+    file.unlink()
+    state = torch.load(path)
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    assert translate(place, pictures / "testA", *words).code == 0
+    assert file.read_bytes() == plain
+    torch.save({"model": state, "epoch": 3}, path)
+    result = translate(place, pictures / "testA", *words)
+    assert_one_line(result, 1, f"{path} holds a dictionary of model, epoch", "state_dict")
 
 
 @pytest.mark.parametrize("content", ["nothing", "text", "half", "code"])

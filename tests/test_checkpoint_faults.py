@@ -646,6 +646,7 @@ def test_a_second_signal_ends_at_once(pictures, tmp_path):
     assert time.monotonic() - start < 5
     assert checkpoint.find_set(tmp_path / "x", NETS) is None
     assert "Traceback" not in log.read_text()
+    assert log.read_text().endswith("\nended at once: the save before this one counts\n")
 
 
 @pytest.mark.slow

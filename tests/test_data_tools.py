@@ -227,6 +227,7 @@ def test_no_network(tmp_path: Path):
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         result = download_script("pix2pix_dataset", "maps", tmp_path, url, code=1)
     assert "no connection" in result.stderr
+    assert "datasets/worldmaps_mini needs no download" in result.stderr
     assert everything(tmp_path) == []
 
 

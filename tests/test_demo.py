@@ -1,5 +1,8 @@
 """The page of scripts/demo.py in a real browser: drop a picture, see what becomes of it.
 
+The program runs with the Python that `scripts/setup.sh --demo` makes, where gradio is; without that
+one, with the Python of the tests.
+
 CI_BROWSER=1 makes a missing browser a failure instead of a skip.
 """
 
@@ -17,15 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models import load_generator
+from models.networks import define_G
 from tests.helpers import ROOT, SHORT, TINY, Finished, picture, succeed, unaligned
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 )
+DEMO = ROOT / ".venv" / "demo" / "bin" / "python"
+PYTHON = str(DEMO) if DEMO.exists() else sys.executable
 WIDTHS = """selector => [...document.querySelectorAll(selector + ' img')].map(
     image => image.complete ? image.naturalWidth : 0)"""
 
@@ -38,13 +45,13 @@ def trained(tmp_path_factory) -> Path:
     return root
 
 
-def demo(*words: object, before: str = "pass") -> list[str]:
+def demo(*words: object, before: str = "pass", python: str = PYTHON) -> list[str]:
     """The command that runs the program after the statement `before`."""
     code = (
         f"import sys, runpy; {before}; sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    return [sys.executable, "-c", code, str(ROOT / "scripts/demo.py"), *map(str, words)]
+    return [python, "-c", code, str(ROOT / "scripts/demo.py"), *map(str, words)]
 
 
 def finish(command: list[str]) -> Finished:
@@ -56,17 +63,34 @@ def test_without_gradio_one_line_says_so(trained):
     words = ["--checkpoints_dir", trained, "--name", "x"]
     result = finish(demo(*words, before="sys.modules['gradio'] = None"))
     assert (result.code, result.out) == (1, "")
-    assert result.err == "error: the page needs the package gradio: pip install gradio\n"
+    assert result.err == (
+        "error: the page needs the package gradio: bash scripts/setup.sh --demo, or pip install "
+        "gradio\n"
+    )
 
 
 def test_an_unknown_experiment_is_one_line(trained):
-    pytest.importorskip("gradio")
-    result = finish(demo("--checkpoints_dir", trained, "--name", "y"))
+    if not DEMO.exists():
+        pytest.importorskip("gradio")
+    # not the Python that has gradio, where there is another: the program finds that by itself
+    words = ["--checkpoints_dir", trained, "--name", "y"]
+    result = finish(demo(*words, python=sys.executable))
     assert result.code == 1
     assert result.err == (
         f"error: no weights {trained}/y/latest_net_G.pth: there is no experiment --name y; "
         "there are x\n"
     )
+
+
+def test_a_model_for_which_there_is_no_page_is_one_line(tmp_path):
+    if not DEMO.exists():
+        pytest.importorskip("gradio")
+    (tmp_path / "lab").mkdir()
+    net = define_G(1, 2, 2, "unet_128", "batch")
+    torch.save(net.state_dict(), tmp_path / "lab" / "latest_net_G.pth")
+    result = finish(demo("--checkpoints_dir", tmp_path, "--name", "lab"))
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "lab goes from 1 to 2 channels: use test.py" in result.err
 
 
 @pytest.fixture
@@ -75,7 +99,7 @@ def browser():
         pytest.fail(why) if os.environ.get("CI_BROWSER") else pytest.skip(why)
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if importlib.util.find_spec("gradio") is None:
+    if not DEMO.exists() and importlib.util.find_spec("gradio") is None:
         unavailable("gradio is not installed")
     if importlib.util.find_spec("playwright") is None:
         unavailable("playwright is not installed")
@@ -141,6 +165,10 @@ def test_a_picture_is_translated(trained, browser, url, tmp_path):
     page.set_input_files("#input input[type=file]", str(file))
     there = translated()
     page.wait_for_function(f"() => ({WIDTHS})('#compare').join() === '52,52'", timeout=30_000)
+    shown = [page.locator(f"#{name} img").bounding_box() for name in ("input", "output")]
+    for side in ("y", "width", "height"):  # side by side, of one size, larger than 52x44 pixels
+        assert shown[0][side] == pytest.approx(shown[1][side], abs=2)
+    assert shown[0]["height"] > 200
     page.get_by_label("BtoA").check()
     back = translated()
     with Image.open(file) as image:

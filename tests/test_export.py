@@ -16,7 +16,17 @@ from PIL import Image
 from models import load_generator
 from models.export import METADATA, export, frozen, largest_difference, reader
 from models.networks import GENERATORS, NORMS, define_G
-from tests.helpers import ROOT, SHORT, TINY, picture, run, succeed, unaligned
+from tests.helpers import (
+    ROOT,
+    SHORT,
+    TINY,
+    picture,
+    pixels,
+    run,
+    run_process,
+    succeed,
+    unaligned,
+)
 
 NETWORKS = [(netG, norm) for netG in GENERATORS for norm in NORMS]
 QUICK = {("resnet_6blocks", "instance"), ("unet_128", "batch")}
@@ -138,6 +148,16 @@ def test_onnx_without_torch(trained, tmp_path):
     picture(folder / "sub" / "b.JPG", 37, 41, 1)
     picture(folder / "sub" / "b.png", 9, 5, 2)
     picture(folder / "grey.png", 33, 70, 3, mode="L")
+    with Image.open(picture(folder / "turned.jpg", 30, 20)) as camera:
+        exif = camera.getexif()
+        exif[0x0112] = 6
+        camera.save(folder / "turned.jpg", exif=exif)
+    rgb = pixels(30, 22, 4)
+    Image.fromarray(np.dstack([rgb, rgb[..., 1]])).save(folder / "clear.png")
+    grey = rgb[..., :1].astype(np.float32) / 255
+    Image.fromarray(grey[..., 0]).save(folder / "floats.tiff")
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(rgb[..., 0].astype(np.float32)).save(folder / "wide.tiff")  # of no known range
     (folder / "bad.png").write_bytes(b"no picture")
     block = (
         "import sys, runpy\n"
@@ -152,10 +172,11 @@ def test_onnx_without_torch(trained, tmp_path):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1, done.stderr  # one picture could not be read
-    assert "translated 4 of 5" in done.stdout
+    assert done.returncode == 1, done.stderr  # two pictures could not be read
+    assert "translated 8 of 10" in done.stdout
     assert "direction: AtoB" in done.stdout
-    assert done.stderr.count("failed: ") == 1
+    assert done.stderr.count("failed: ") == 2
+    assert "wide.tiff: floats must be in [0, 1]" in done.stderr
     assert "bad.png" in done.stderr
     G = load_generator(trained / "x", "AtoB", epoch=1, device="cpu")
     for source, name in (
@@ -167,6 +188,18 @@ def test_onnx_without_torch(trained, tmp_path):
         with Image.open(folder / source) as given, Image.open(tmp_path / "out" / name) as got:
             wanted = np.asarray(G(given.convert("RGB")), int)
             assert np.abs(np.asarray(got, int) - wanted).max() <= 1
+    for name, given in (("clear", rgb), ("floats", grey), ("deep", rgb[..., 0])):
+        with Image.open(tmp_path / "out" / f"{name}.png") as got:
+            wanted = G(given)
+            if given is grey:  # comes back as floats
+                wanted = wanted * 255
+            assert np.abs(np.asarray(got.convert("RGB"), int) - wanted).max() <= 1
+            if name == "clear":
+                assert np.array_equal(np.asarray(got.getchannel("A")), rgb[..., 1])
+    with Image.open(tmp_path / "out" / "turned.png") as got:
+        wanted = np.asarray(G(folder / "turned.jpg"), int)
+        assert wanted.shape == (30, 20, 3)
+        assert np.abs(np.asarray(got, int) - wanted).max() <= 1
 
 
 def test_onnx_metadata(trained):
@@ -183,9 +216,37 @@ def test_onnx_metadata(trained):
     assert {"name", "direction", "epoch", "value_range", "netG", "norm"} <= facts.keys()
 
 
+def test_torchscript_is_written_without_a_word_on_stderr(trained):
+    words = ["--checkpoints_dir", trained, "--name", "x", "--format", "torchscript"]
+    done = run_process("scripts/export.py", *words)
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "said"),
+    [
+        ("colorization", (1, 2), "CIE Lab: from L / 50 - 1 to a / 110 and b / 110"),
+        ("pix2pix", (1, 3), "from grey to channels RGB"),
+        ("pix2pix", (5, 5), "5 channels as trained"),
+    ],
+)
+def test_metadata_names_the_channels(model, channels, said, tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    net = define_G(*channels, 2, "unet_128", "batch")
+    torch.save(net.state_dict(), folder / "latest_net_G.pth")
+    (folder / "train_opt.txt").write_text(f"model: {model}\nnorm: batch\n")
+    words = ["--checkpoints_dir", tmp_path, "--name", "x", "--format", "torchscript"]
+    succeed("scripts/export.py", *words)
+    extra = {"metadata.json": ""}
+    torch.jit.load(str(folder / "latest_AtoB.pt"), _extra_files=extra)
+    assert json.loads(extra["metadata.json"])["layout"] == f"NCHW float32, {said}"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--name", "x", "--output", f"{__file__}/f.onnx"], "can't write to"),
         (["--name", "y"], "y"),
         (["--name", "x", "--epoch", "77"], "77_net_G_A.pth"),
         (["--name", "x", "--format", "pt2", "--output", "f.onnx"], "must end in .pt2"),

@@ -305,3 +305,12 @@ def test_help_and_errors_know_of_them(code, tmp_path):
     assert "duo" in result.err
     assert "solo" in result.err
     assert not (code / "checkpoints").exists()
+
+
+def test_a_class_of_another_name_is_told_its_name(code, tmp_path):
+    text = (code / "models" / "solo_model.py").read_text()
+    (code / "models" / "my_own_model.py").write_text(text)
+    result = run_process("train.py", "--dataroot", tmp_path, "--model", "my_own", cwd=code)
+    assert result.code == 2
+    assert "models/my_own_model.py must hold `class MyOwnModel(BaseModel)`" in result.err
+    assert "and has Refine, SoloModel" in result.err

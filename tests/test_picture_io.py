@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torchvision import transforms
 
@@ -26,6 +26,7 @@ from data.picture_io import (
 from models.folder import FolderTranslation
 from models.tiles import TileOptions
 from models.translator import Translator
+from tests.helpers import pixels
 from util.util import UserError, tensor2im
 
 RNG = np.random.default_rng(5)
@@ -226,6 +227,30 @@ def test_pictures_of_pillow(mode):
     assert out.size == image.size
     expected = image if mode == wanted else image.convert(wanted)
     np.testing.assert_allclose(np.asarray(out), np.asarray(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".tiff", ".webp"])
+def test_pictures_come_upright_where_that_is_asked_for(tmp_path, ending, orientation):
+    image = Image.fromarray(pixels(20, 12))
+    image.putalpha(Image.fromarray(pixels(20, 12, 3)[..., 0]))
+    image = image.convert("RGB") if ending == ".jpg" else image
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"a{ending}"
+    image.save(file, exif=exif, **({"lossless": True} if ending == ".webp" else {}))
+    with Image.open(file) as stored:
+        shown = np.asarray(ImageOps.exif_transpose(stored).convert("RGBA"))
+    read = read_picture(file, upright=True)
+    assert np.array_equal(read.pixels, shown[..., :3])
+    assert read.alpha is None or np.array_equal(read.alpha, shown[..., 3])
+    if ending != ".tiff":  # Pillow turns it in any case
+        assert read_picture(file).size == (20, 12)
+
+
+def test_damaged_notes_are_no_damage(tmp_path):
+    Image.fromarray(pixels(20, 12)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff")
+    assert read_picture(tmp_path / "a.jpg", upright=True).size == (20, 12)
 
 
 def test_grey_and_colour():

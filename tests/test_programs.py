@@ -292,6 +292,19 @@ def test_frequencies_count_pictures_whatever_the_batch_size(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("every", "shown"), [(100, [7, 14, 21]), (10, [7, 10, 20]), (7, [7, 14, 21])]
+)
+def test_an_epoch_too_short_for_the_frequency_shows_its_end(every, shown, tmp_path):
+    data = aligned(tmp_path / "data", count=7)
+    words = ["--batch_size", "3", "--n_epochs", "3", "--print_freq", every]
+    train(data, tmp_path, "template", *words)
+    # batches end at 3, 6, 7, 10, 13, 14, 17, 20 and 21 pictures
+    assert [r["images"] for r in records(tmp_path)] == shown
+    log = (tmp_path / "c" / "x" / "loss_log.txt").read_text()
+    assert len(re.findall(r"^\(epoch: \d, iters: \d, time: ", log, re.MULTILINE)) == len(shown)
+
+
+@pytest.mark.parametrize(
     ("epochs", "every", "kept"), [(1, 5, {1}), (3, 2, {2, 3}), (4, 2, {2, 4}), (2, 1, {1, 2})]
 )
 def test_the_last_epoch_is_always_saved(epochs, every, kept, pictures, tmp_path):

@@ -24,9 +24,9 @@ SCRIPTS = [
 # Stands for pip in the environments that the tests make. It writes down how it was called, and
 # "installs" by creating what setup.sh looks for: a module and its metadata.
 FALSE_PIP = """
-import os, pathlib, sys
+import os, pathlib, sys, sysconfig
 
-root = pathlib.Path(__file__).resolve().parent.parent
+root = pathlib.Path(sysconfig.get_path("purelib"))  # of the Python that runs it
 args = sys.argv[1:]
 if args == ["--version"]:
     sys.exit(print("pip 0"))
@@ -52,7 +52,9 @@ def install(module, distribution):
     (info / "RECORD").touch()
 
 
-if "-r" in args:
+if args[-1].endswith("requirements-demo.txt"):
+    install("gradio", "gradio")
+elif "-r" in args:
     for pair in "torch:torch torchvision:torchvision numpy:numpy PIL:pillow skimage:scikit_image \\
         dominate:dominate tqdm:tqdm visdom:visdom tornado:tornado".split():
         install(*pair.split(":"))
@@ -104,7 +106,7 @@ class Copy:
         self.root = folder / "a copy"  # a space in the path must not matter
         (self.root / "scripts").mkdir(parents=True)
         shutil.copy(ROOT / "scripts/setup.sh", self.root / "scripts")
-        for name in ("requirements.txt", "requirements-dev.txt"):
+        for name in ("requirements.txt", "requirements-dev.txt", "requirements-demo.txt"):
             shutil.copy(ROOT / name, self.root)
         self.calls = folder / "pip calls"
         pip = folder / "false pip.py"
@@ -174,9 +176,33 @@ def test_setup_dev_adds_to_what_is_there(copy: Copy):
     copy.setup()
     copy.take_calls()
     assert copy.setup("--dev").returncode == 0
-    assert [c.rsplit("/", 1)[-1] for c in copy.take_calls()] == ["requirements-dev.txt"]
-    assert copy.setup("--dev").stdout == copy.setup().stdout == ""
+    asked = [c.rsplit("/", 1)[-1] for c in copy.take_calls()]
+    assert asked == ["requirements-dev.txt", "requirements-demo.txt"]
+    assert copy.setup("--dev").stdout == copy.setup().stdout == copy.setup("--demo").stdout == ""
     assert copy.take_calls() == []
+
+
+def test_setup_demo_is_a_place_beside_the_rest(copy: Copy):
+    assert copy.setup("--demo").returncode == 0
+    own = next((copy.root / ".venv/demo/lib").glob("python3*/site-packages"))
+    assert (own / "gradio").is_dir()
+    assert not (copy.site / "gradio").exists()
+    # what it has itself hides what .venv has, and the rest of .venv is there
+    (own / "PIL").mkdir()
+    (own / "PIL/__init__.py").touch()
+    code = "import gradio, torch, PIL\nfor m in gradio, torch, PIL: print(m.__file__)"
+    python = copy.root / ".venv/demo/bin/python"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    folders = [Path(path).parents[1] for path in found.stdout.splitlines()]
+    assert folders == [own, copy.site, own]
+    assert copy.setup("--demo").stdout == ""
+
+    shutil.rmtree(own / "gradio-1.0.dist-info")
+    copy.take_calls()
+    assert copy.setup().stdout == ""  # not asked for
+    assert copy.setup("--demo").returncode == 0
+    assert copy.take_calls()[-1].endswith("requirements-demo.txt")
+    assert (own / "gradio-1.0.dist-info").exists()
 
 
 def test_setup_notices_changed_requirements(copy: Copy):
@@ -243,7 +269,7 @@ def test_setup_hands_its_python_to_setup_visdom(copy: Copy):
 
 
 def test_setup_error_lines(copy: Copy):
-    assert_one_line(copy.setup("--devel"), "--devel", "allowed: --dev")
+    assert_one_line(copy.setup("--devel"), "--devel", "allowed: --demo, --dev")
     assert_one_line(copy.setup(PYTHON="/nowhere/python3"), "/nowhere/python3", "3.10")
     old = write_script(copy.root.parent / "old", "#!/bin/sh\nexit 1\n")
     assert_one_line(copy.setup(PYTHON=str(old)), str(old), "3.10")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,17 @@ from PIL import Image
 import models
 from models import Translator, load_generator
 from models.networks import define_G
-from tests.helpers import ROOT, aligned, files_below, picture, pixels, run, succeed, truncated
+from tests.helpers import (
+    ROOT,
+    aligned,
+    files_below,
+    picture,
+    pixels,
+    run,
+    succeed,
+    truncated,
+    unaligned,
+)
 from util.util import UserError, tensor2im
 
 
@@ -195,6 +209,18 @@ def test_precision(cycle):
     G = load_generator(cycle, device="cpu", precision="bf16")
     assert 0 < np.abs(G(array) - exact).mean() < 12
     assert np.abs(G(array, tile=16) - exact).mean() < 12
+
+
+def test_a_range_of_values(cycle):
+    G = load_generator(cycle, device="cpu", value_range=(0, 4095))
+    levels = np.linspace(0, 4095, 40 * 40 * 3).reshape(40, 40, 3)
+    for given in (levels, levels.round().astype(np.int64)):
+        x = torch.from_numpy(given / 2047.5 - 1).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            wanted = (G.net(x)[0].permute(1, 2, 0).double().numpy() + 1) * 2047.5
+        np.testing.assert_allclose(G(given), wanted, atol=0.51 if given.dtype == int else 0.01)
+    with pytest.raises(UserError, match="the first must be the lower one"):
+        load_generator(cycle, value_range=(1, 1))
 
 
 def test_what_can_not_be_translated(cycle):
@@ -436,3 +462,125 @@ def test_options_that_do_not_go_together(cycle, tmp_path, more, said):
     out = run("test.py", *test_program(cycle, tmp_path, *more))
     assert out.code == 2
     assert said in out.err
+
+
+# ------------------------------------------------------------------- what may not have been meant
+def warnings_of(result) -> list[str]:
+    return [line for line in result.err.splitlines() if line.startswith("warning: ")]
+
+
+@pytest.mark.parametrize("more", [[], ["--only_outputs"]])
+@pytest.mark.parametrize(("direction", "named"), [("AtoB", "testA"), ("BtoA", "testB")])
+def test_a_whole_data_set_is_not_taken_silently(cycle, tmp_path, direction, named, more):
+    root = unaligned(tmp_path / "data", 1)
+    words = ["--direction", direction, *more]
+    (said,) = warnings_of(succeed("test.py", *translate_words(cycle, root, tmp_path), *words))
+    assert "testA, testB, trainA, trainB" in said
+    assert said.endswith(f"--dataroot {root / named}")
+    folder = translate_words(cycle, root / "testA", tmp_path / "other")
+    assert warnings_of(succeed("test.py", *folder, *words)) == []
+
+
+def test_a_page_of_another_model_is_not_replaced_silently(cycle, tmp_path):
+    root = unaligned(tmp_path / "data", 1)
+    one = translate_words(cycle, root / "testA", tmp_path)
+    both = [*translate_words(cycle, root, tmp_path), "--model", "cycle_gan"]
+    assert warnings_of(succeed("test.py", *one)) == []
+    assert warnings_of(succeed("test.py", *one)) == []
+    page = tmp_path / "results" / "cycle" / "test_latest" / "index.html"
+    (said,) = warnings_of(succeed("test.py", *both))
+    assert said.startswith(f"warning: {page} was made with --model test --dataroot {root}/testA")
+    assert "--results_dir" in said
+    assert warnings_of(succeed("test.py", *both)) == []
+
+
+def test_what_is_of_no_use_is_said(cycle, pix, tmp_path):
+    picture(tmp_path / "in" / "0.png")
+    words = translate_words(cycle, tmp_path / "in", tmp_path)
+    (said,) = warnings_of(succeed("test.py", *words, "--use_wandb"))
+    assert "--use_wandb" in said
+    words = translate_words(pix, tmp_path / "in", tmp_path)
+    assert warnings_of(succeed("test.py", *words)) == []
+    said = warnings_of(succeed("test.py", *words, "--direction", "AtoB"))[0]
+    assert "pix was trained BtoA and has one generator" in said
+
+
+def translate_words(folder: Path, dataroot: Path, out: Path) -> list[object]:
+    where = ["--checkpoints_dir", folder.parent, "--name", folder.name, "--dataroot", dataroot]
+    more = "--gpu_ids -1 --num_threads 0 --crop_size 32 --num_test 2".split()
+    return [*where, "--results_dir", out / "results", *more]
+
+
+# ------------------------------------------------------------------------------------------ Ctrl-C
+@pytest.mark.parametrize("program", ["train.py", "test.py", "scripts/evaluate.py"])
+def test_an_interrupt_while_packages_are_imported(program, tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint('there', flush=True)\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "there\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--num_threads", "2"], ["--only_outputs"], ["--only_outputs", "--num_threads", "2"]],
+)
+def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
+    for i in range(300):
+        picture(tmp_path / "in" / f"{i:03}.png", k=i)
+    words = [*translate_words(cycle, tmp_path / "in", tmp_path), "--num_test", "all", *more]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "test.py", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    results, end = tmp_path / "results", time.monotonic() + 60
+    while len(files_below(results)) < 4 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.endswith("\ninterrupted\n")
+    names = files_below(results)
+    assert 4 <= len(names) < 300
+    if "--only_outputs" in more:
+        for name in names:
+            with Image.open(results / name) as image:
+                image.load()
+
+
+# ------------------------------------------------------------------------------------ a full disk
+def test_a_page_on_a_full_disk_is_one_line(cycle, tmp_path):
+    result = on_a_full_disk(cycle, tmp_path)
+    (line,) = [text for text in result.stderr.splitlines() if not text.startswith("warning: ")]
+    assert line == f"error: can't write to {tmp_path}/results/cycle/test_latest: File too large"
+    assert result.returncode == 1
+
+
+def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path):
+    result = on_a_full_disk(cycle, tmp_path, "--only_outputs")
+    assert result.returncode == 1
+    assert "2 of 2 pictures failed" in result.stderr
+    for name in ("0.png", "1.png"):
+        path = tmp_path / "results" / "cycle" / "test_latest" / name
+        assert f"can't write {path}: File too large" in result.stderr
+    assert files_below(tmp_path / "results") == []
+
+
+def on_a_full_disk(cycle, tmp_path, *more) -> subprocess.CompletedProcess[str]:
+    for i in range(2):
+        picture(tmp_path / "in" / f"{i}.png", 200, 200, k=i)
+    words = [*translate_words(cycle, tmp_path / "in", tmp_path), "--crop_size", "200", *more]
+    command = [sys.executable, ROOT / "test.py", *words]
+    limited = "ulimit -f 6; exec " + shlex.join(map(str, command))  # no file above 6 KiB
+    return subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)

@@ -326,6 +326,37 @@ def test_pictures_are_shrunk_and_labels_escaped(idle):
     assert 'width="256" height="75"' in content
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((32, 32), (128, 128)), ((20, 50), (40, 100)), ((64, 40), (128, 80)), ((128, 9), (128, 9))],
+)
+def test_pictures_of_small_crops_are_enlarged(idle, size, shown):
+    pictures = {name: np.zeros((size[1], size[0], 3), np.uint8) for name in "ab"}
+    idle.show_pictures(pictures, {"epoch": 3, "iters": 40, "images": 9})
+    idle._take_news()
+    ((_, body),) = idle._picture_windows()
+    message = json.loads(body)
+    assert f'width="{shown[0]}" height="{shown[1]}"' in message["data"][0]["content"]
+    assert message["opts"]["width"] >= 2 * shown[0]
+    assert message["opts"]["height"] >= shown[1]
+
+
+def test_a_first_spike_does_not_flatten_the_rest(idle):
+    def y_axis(first: float) -> dict:
+        for i in range(1, 101):
+            values = {"G": first if i == 1 else 1 + i / 100, "D": 0.5}
+            idle.log_losses({**MadeUpTraining.record(i), "losses": values})
+        idle._take_news()
+        ((_, body),) = idle._loss_windows()
+        idle._curves.clear()
+        return json.loads(body)["layout"]["yaxis"]
+
+    assert y_axis(2.5) == {"title": "loss"}
+    low, high = y_axis(90.0)["range"]
+    assert 0.3 < low < 0.5
+    assert 2 < high < 4
+
+
 def test_server_starts_while_a_process_is_forked(tmp_path, monkeypatch):
     """A loading process forked at this moment inherits what is open; the start must not wait."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import torch
 
-from .util import UserError
+from .util import UserError, crossed
 
 STATE = "train_state"
 FORMAT = 1  # of the training state
@@ -176,14 +176,26 @@ def load_weights(path: str | os.PathLike, device: torch.device | str = "cpu") ->
     if not path.exists():
         raise UserError(f"no weights {path}: {_what_is_there(path)}")
     state = load_file(path, device)
-    if not isinstance(state, Mapping) or not all(
-        isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()
-    ):
-        raise UserError(f"{path} is not a dictionary of weights, but a {type(state).__name__}")
+    if isinstance(state, Mapping) and _are_weights(state.get("state_dict")):
+        state = state["state_dict"]  # as other programs pack them, beside an epoch and the like
+    if not _are_weights(state):
+        kind = f"a {type(state).__name__}"
+        if isinstance(state, Mapping):
+            kind = f"a dictionary of {_some([str(k) for k in state]) or 'nothing'}"
+        raise UserError(
+            f"{path} holds {kind}: wanted is a state_dict of the network alone, that is tensors by "
+            "name"
+        )
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{path} has no plain numbers for {key}")
     return dict(state)
+
+
+def _are_weights(state: Any) -> bool:
+    return isinstance(state, Mapping) and all(
+        isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()
+    )
 
 
 def _some(names: list[str]) -> str:
@@ -218,6 +230,15 @@ class Position:
         images = min(batch_size, epoch_size - self.epoch_iter)
         self.epoch_iter += images
         self.total_iters += images
+
+    def losses_due(self, frequency: int, before: int, epoch_size: int) -> bool:
+        """Whether losses are to be shown: `frequency` images have gone by since `before`.
+
+        An epoch in which that never happens shows them once, at its end.
+        """
+        over = self.epoch_iter >= epoch_size
+        silent = not crossed(frequency, self.total_iters - self.epoch_iter, self.total_iters)
+        return crossed(frequency, before, self.total_iters) or (over and silent)
 
     def next_epoch(self) -> None:
         """Go to the start of the next epoch."""

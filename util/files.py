@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from .util import UserError
+
 
 def sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
@@ -26,3 +28,14 @@ def write_whole(path: str | os.PathLike, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_writable(folder: str | os.PathLike, option: str) -> None:
+    """Make a folder to write to; raises UserError, which names the option to change."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "no permission"
+    except OSError as e:
+        reason = e.strerror
+    if reason:
+        raise UserError(f"can't write to {folder}: {reason}; choose another {option}")

@@ -23,10 +23,16 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type) and issubclass(value, base):
             return value
+    called = "".join(part.capitalize() for part in (*name.split("_"), kind))
+    own = [c.__name__ for c in vars(module).values() if _is_written_there(c, module_name)]
     raise UserError(
-        f"{package}/{name}_{kind}.py has no subclass of {base.__name__} whose name is "
-        f"'{wanted}' in any case: name the class so"
+        f"{package}/{name}_{kind}.py must hold `class {called}({base.__name__})` and has "
+        f"{', '.join(own) or 'no class'}"
     )
+
+
+def _is_written_there(value: object, module_name: str) -> bool:
+    return isinstance(value, type) and value.__module__ == module_name
 
 
 def names(package: str, kind: str) -> list[str]:

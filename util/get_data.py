@@ -66,6 +66,7 @@ CITYSCAPES = (
 )
 TIMEOUT = 60.0  # seconds without a byte before a download counts as dead
 CHUNK = 1 << 20
+OFFLINE = "; datasets/worldmaps_mini needs no download (bash scripts/quickstart.sh)"
 # What the archive modules raise for a file that they can't make sense of.
 DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error),
@@ -257,14 +258,16 @@ def download(url: str, path: Path, verbose: bool = False) -> None:
             with open(path, "wb") as file:
                 received = _copy_with_progress(response, file, expected, verbose)
     except urllib.error.HTTPError as e:
-        raise DataError(f"{url}: the server answers {e.code} {e.reason}") from e
+        raise DataError(f"{url}: the server answers {e.code} {e.reason}{OFFLINE}") from e
     except http.client.HTTPException as e:
-        raise DataError(f"{url}: the connection broke off ({e!r}): try again") from e
+        raise DataError(f"{url}: the connection broke off ({e!r}): try again{OFFLINE}") from e
     except OSError as e:
         if getattr(e, "filename", None) or e.errno in (28, 122):  # the disk, not the network
             raise
         reason = getattr(e, "reason", e)
-        raise DataError(f"{url}: no connection ({reason}): check the network, try again") from e
+        raise DataError(
+            f"{url}: no connection ({reason}): check the network, try again{OFFLINE}"
+        ) from e
     if expected is not None and received != expected:
         raise DataError(f"{url}: {received} of {expected} bytes came: try again")
     if not received:

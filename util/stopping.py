@@ -53,6 +53,7 @@ class StopRequest:
         again = distributed.ONE_PRESS if distributed.launched() else 0.0
         if self.reason is not None:
             if time.monotonic() - self.since >= again:
+                os.write(2, b"\nended at once: the save before this one counts\n")
                 os._exit(128 + number)
             return
         self.since = time.monotonic()

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .interrupts import raise_on_interrupt
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: one line that says what is wrong, given, allowed, to do.
@@ -30,10 +32,14 @@ class UserError(ValueError):
 def one_line_errors() -> Iterator[None]:
     """Turn a `UserError` into one line on stderr and exit code 1, and so a lack of memory.
 
-    The rest are bugs and show.
+    Ctrl-C is one line and exit code 130. The rest are bugs and show.
     """
     try:
+        raise_on_interrupt()
         yield
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)

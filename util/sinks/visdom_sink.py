@@ -42,6 +42,7 @@ UPDATE_SECONDS = 0.5  # the page is renewed at most this often
 LONGEST_PAUSE = 10.0  # between two tries of a server that is away
 START_SECONDS = 60.0  # a server that was started and still does not answer is given up
 MAX_POINTS = 1000  # of a curve
+LEAST_SIZE = 128  # of pictures on the page: those of small crops are enlarged
 SCORE_ROWS = 20  # validations in the table
 OUTAGES_TOLD = 5  # a server that comes and goes must not fill the console
 
@@ -433,7 +434,8 @@ class VisdomSink(BackgroundSink):
     def _loss_windows(self) -> Iterator[Window]:
         # Each curve becomes JSON by itself: the encoder holds the interpreter's lock, and the
         # training loop would wait for one long piece.
-        traces = []
+        traces: list[bytes] = []
+        drawn: list[list[float]] = []
         for i, (name, (xs, ys)) in enumerate(self._curves.items()):
             x, y = thin(xs, MAX_POINTS), thin(ys, MAX_POINTS)
             colour = COLOURS[i % len(COLOURS)]
@@ -448,9 +450,13 @@ class VisdomSink(BackgroundSink):
                 "y": [float(f"{v:.6g}") if math.isfinite(v) else None for v in y],
             }
             traces.append(json.dumps(trace, allow_nan=False).encode())
+            drawn.append([v for v in y if math.isfinite(v)])
+        y_axis: dict[str, Any] = {"title": "loss"}
+        if (most := without_spikes(drawn)) is not None:
+            y_axis = {"title": "loss (double click: with spikes)", "range": most}
         layout = {
             "xaxis": {"title": "epoch"},
-            "yaxis": {"title": "loss"},
+            "yaxis": y_axis,
             "margin": {"l": 55, "r": 15, "t": 15, "b": 45},
             "showlegend": True,
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
@@ -489,6 +495,8 @@ class VisdomSink(BackgroundSink):
                 size = {"width": width + 20, "height": height + 36}
                 yield self._window(f"picture-{i}", label, data, **size)
             return
+        least = min(LEAST_SIZE, self.winsize)
+        shown = [(label, source, *enlarged(w, h, least)) for label, source, w, h in shown]
         rows = [shown[i : i + self.ncols] for i in range(0, len(shown), self.ncols)]
         table = "".join(
             "<tr>"
@@ -496,7 +504,8 @@ class VisdomSink(BackgroundSink):
                 f'<td style="padding: 2px 4px; text-align: center; vertical-align: bottom; '
                 f'color: #333">'
                 f'<img src="{source}" width="{width}" height="{height}" '
-                f'alt="{html.escape(label)}"><br>{html.escape(label)}</td>'
+                f'style="image-rendering: pixelated" alt="{html.escape(label)}">'
+                f"<br>{html.escape(label)}</td>"
                 for label, source, width, height in row
             )
             + "</tr>"
@@ -518,6 +527,27 @@ class VisdomSink(BackgroundSink):
         image.save(file, "PNG", compress_level=1)
         code = base64.b64encode(file.getvalue()).decode()
         return f"data:image/png;base64,{code}", image.width, image.height
+
+
+def enlarged(width: int, height: int, least: int) -> tuple[int, int]:
+    """A size times the smallest whole number that makes the longer side at least nearly `least`."""
+    times = max(1, least // max(width, height))
+    return width * times, height * times
+
+
+def without_spikes(curves: list[list[float]]) -> list[float] | None:
+    """The range of values that shows the curves where a few points are far above all others.
+
+    Losses start high, and one such point would make flat lines of the rest. None where the usual
+    range does.
+    """
+    curves = [values for values in curves if len(values) >= 20]
+    if not curves:
+        return None
+    low, top = min(map(min, curves)), max(map(max, curves))
+    high = max(sorted(values)[int(0.97 * (len(values) - 1))] for values in curves)
+    span = high - low
+    return None if top - low <= 3 * span or span <= 0 else [low - 0.05 * span, high + 0.2 * span]
 
 
 def _open_log(port: int) -> tuple[Path, io.BufferedWriter]:
