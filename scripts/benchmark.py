@@ -8,6 +8,7 @@
     python scripts/benchmark.py --dataroot ./datasets/maps   with its pictures, loading included
     python scripts/benchmark.py --translate 2000             a folder of that many pictures
     python scripts/benchmark.py --loader --dataroot ./datasets/maps
+    python scripts/benchmark.py --distributed 1,2,4          processes, a GPU each
 
 All other options are those of train.py and hold for every setting. Each setting lives in a process
 of its own; they take turns, one at a time, so that what changes on the machine meets all of them.
@@ -54,7 +55,9 @@ from models import create_model
 from models.base_model import BaseModel, parameters_of
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
+from util import distributed
 from util.html import HTML
+from util.launch import launch
 from util.randomness import seed_everything
 from util.visualizer import save_images
 
@@ -438,7 +441,7 @@ def compare(
     flops = base.result.get("flops", 0) / batch
     for subject in subjects:
         result, rates = subject.result, subject.rates
-        result.pop("flops", None)
+        result["tflop_an_image"] = result.pop("flops", 0) / batch / 1e12
         result["failed"] = subject.failed
         result["rates"] = rates
         if rates and not subject.failed:
@@ -482,6 +485,62 @@ def print_table(found: dict[str, Any], kind: type) -> None:
             cells.append(f"{result.get('share_of_matmul') or 0:.0%}")
             cells.append(f"{result['warm_up_s']:.0f} s")
         print(f"| {' | '.join(cells)} |")
+
+
+# ------------------------------------------------------------------------------- several processes
+def one_rank(words: list[str], file: str, real: bool, given: argparse.Namespace) -> None:
+    """Train in one of several processes; the first one writes how fast, and what was exchanged."""
+    with distributed.together(), contextlib.redirect_stdout(io.StringIO()):
+        training = Training(words, False, real)
+        seconds = training.warm_up(given.warm_up)["seconds"] / given.warm_up
+        # as many for all of them: they wait for each other in each iteration
+        steps = distributed.from_main(max(3, int(given.seconds / seconds)))
+        distributed.traffic.reset()
+        distributed.wait_for_all()
+        start = time.perf_counter()
+        for _ in range(steps):
+            training.step()
+        training.wait()
+        distributed.wait_for_all()
+        images = steps * training.opt.batch_size * distributed.world_size()
+        found = {
+            "rate": images / (time.perf_counter() - start),
+            "reductions": distributed.traffic.reductions / steps,
+            "bytes": distributed.traffic.bytes / steps,
+        }
+        training.close()
+        if distributed.is_main():
+            Path(file).write_text(json.dumps(found))
+
+
+def scale(given: argparse.Namespace, words: list[str], batch: int, folder: Path) -> dict[str, Any]:
+    """Train with each number of processes in turns, a batch for each; print a table."""
+    counts = [int(n) for n in given.distributed.split(",")]
+    found: dict[int, list[dict[str, float]]] = {n: [] for n in counts}
+    mode = ["--as_rank", str(folder / "found.json"), "--warm_up", str(given.warm_up)]
+    mode += ["--seconds", str(given.seconds), "--dataroot", given.dataroot]
+    for _ in range(given.rounds):
+        for n in counts:
+            argv = [str(Path(__file__).resolve()), *mode, *words, "--batch_size", str(batch)]
+            code = launch(n, argv)
+            if code:
+                sys.exit(f"benchmark: training with {n} processes failed, exit code {code}")
+            found[n].append(json.loads((folder / "found.json").read_text()))
+    print(f"\nbatch {batch} in each process\n")
+    columns = ["processes", "images/s in all", "of each", "efficiency", "reductions an iteration"]
+    columns += ["MB reduced", "MB sent by each (ring)"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    rows = []
+    for n, results in found.items():
+        rate = statistics.median(r["rate"] for r in results)
+        pairs = zip(results, found[counts[0]], strict=True)
+        efficiency = statistics.median(a["rate"] / n / (b["rate"] / counts[0]) for a, b in pairs)
+        reductions, size = results[0]["reductions"], results[0]["bytes"] / 1e6
+        cells = [n, f"{rate:.4g}", f"{rate / n:.4g}", f"{efficiency:.0%}", f"{reductions:g}"]
+        cells += [f"{size:.1f}", f"{2 * (n - 1) / n * size:.1f}"]
+        print(f"| {' | '.join(map(str, cells))} |")
+        rows.append({"processes": n, "efficiency": efficiency, "turns": results})
+    return {"batch_size": batch, "processes": rows}
 
 
 def machine() -> dict[str, Any]:
@@ -535,9 +594,15 @@ def main() -> None:
     add("--warm_up", type=int, default=3, help="iterations before the first turn [%(default)s]")
     add("--loader", action="store_true", help="load pictures and do nothing with them")
     add("--translate", type=int, default=0, metavar="N", help="test.py on a folder of N pictures")
+    add("--distributed", default="", metavar="1,2,...", help="train with so many processes")
+    add("--as_rank", default="", help=argparse.SUPPRESS)
     add("--profile", default="", metavar="FOLDER", help="traces, and the heaviest operators")
     add("--json", default="", metavar="FILE", help="write all figures there")
     given, words = parser.parse_known_args()
+    if given.as_rank:
+        words += ["--dataroot", given.dataroot or "."]
+        one_rank(words, given.as_rank, bool(given.dataroot), given)
+        return
     settings = {}
     for name in filter(None, given.settings.split(",")):
         if name not in SETTINGS:
@@ -554,6 +619,10 @@ def main() -> None:
         batches = [int(n) for n in given.batch_sizes.split(",")]
     except ValueError:
         parser.error(f"--batch_sizes '{given.batch_sizes}': say numbers, as 1,16")
+    if given.distributed and not all(
+        n.isdecimal() and int(n) for n in given.distributed.split(",")
+    ):
+        parser.error(f"--distributed '{given.distributed}': say numbers of processes, as 1,2")
     if given.loader and not given.dataroot:
         parser.error("--loader needs --dataroot, a data set to load")
     if min(given.rounds, given.size, given.warm_up, *batches) < 1:
@@ -567,29 +636,25 @@ def main() -> None:
         kind: type = Loading if given.loader else Training
         if given.translate:
             kind = Translating
-            common += [
-                "--dataroot",
-                str(synthetic_folder(Path(temporary, "pictures"), given.translate, given.size)),
-            ]
-            common += [
-                "--results_dir",
-                f"{temporary}/results",
-                "--num_test",
-                "all",
-                "--model",
-                "test",
-            ]
+            pictures = synthetic_folder(Path(temporary, "pictures"), given.translate, given.size)
+            common += ["--dataroot", str(pictures), "--model", "test", "--num_test", "all"]
+            common += ["--results_dir", str(Path(temporary, "results"))]
             settings = {k: v.replace("--cache_images off", "") for k, v in settings.items()}
             with contextlib.redirect_stdout(io.StringIO()):
                 trained = TestOptions([*common, *words]).parse(save=False)
                 trained.isTrain = False
                 create_model(trained).save_networks("latest")
         else:
-            common += ["--dataroot", given.dataroot or ".", "--display_id", "0"]
+            common += ["--display_id", "0"]
+            if not given.distributed:  # the processes are given it by itself
+                common += ["--dataroot", given.dataroot or "."]
             if not given.dataroot:
                 common += ["--load_size", str(given.size)]
         common += ["--crop_size", str(given.size)] if not given.dataroot else []
-        tables = [compare(given, kind, settings, [*common, *words], n) for n in batches]
+        if given.distributed:
+            tables = [scale(given, [*common, *words], n, Path(temporary)) for n in batches]
+        else:
+            tables = [compare(given, kind, settings, [*common, *words], n) for n in batches]
     if given.json:
         Path(given.json).write_text(
             json.dumps({"machine": about, "tables": tables}, indent=1) + "\n"

@@ -96,6 +96,22 @@ def test_loading_and_translating(tmp_path):
     assert all(float(row.split("|")[2]) > 0 for row in rows[1:])
 
 
+def test_several_processes(tmp_path):
+    """Two reductions an iteration, of as many bytes as the networks have gradients."""
+    file = tmp_path / "found.json"
+    result = benchmark(*SMALL, "--distributed", "1,2", "--rounds", 1, "--json", file)
+    assert result.code == 0, result.err
+    one, two = json.loads(file.read_text())["tables"][0]["processes"]
+    assert one["efficiency"] == 1
+    assert two["efficiency"] > 0
+    assert (one["turns"][0]["reductions"], two["turns"][0]["reductions"]) == (0, 2)
+    nets = [networks.define_G(3, 3, 4, "resnet_6blocks", "instance")]
+    nets.append(networks.define_D(3, 4, "basic", norm="instance"))
+    tensors = [p.numel() for net in nets for p in net.parameters()]
+    # a number more for each tensor: whether it has a gradient
+    assert two["turns"][0]["bytes"] == 2 * 4 * (sum(tensors) + len(tensors))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -104,6 +120,7 @@ def test_loading_and_translating(tmp_path):
         (["--batch_sizes", "1,a"], "say numbers"),
         (["--loader"], "--loader needs --dataroot"),
         (["--rounds", "0"], "at least 1"),
+        (["--distributed", "two"], "say numbers of processes"),
     ],
 )
 def test_mistakes(words, said):

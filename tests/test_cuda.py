@@ -1,0 +1,104 @@
+"""What only a GPU shows: the same numbers as the CPU, less memory, and no waiting for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models import create_model
+from options.train_options import TrainOptions
+from tests.helpers import SHORT, aligned, succeed, unaligned
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SMALL = "--ngf 8 --ndf 8 --netG resnet_6blocks --display_id 0 --name x --seed 3 --crop_size 64"
+
+
+def build(tmp_path, flags: str):
+    folders = f"--dataroot {tmp_path} --checkpoints_dir {tmp_path}"
+    opt = TrainOptions(f"{folders} {SMALL} {flags}").parse(save=False)
+    torch.manual_seed(0)
+    model = create_model(opt)
+    model.setup(opt)
+    return model
+
+
+def batch(n: int = 1, size: int = 64) -> dict:
+    pictures = torch.rand(2, n, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return {"A": pictures[0], "B": pictures[1], "A_paths": ["a"] * n, "B_paths": ["b"] * n}
+
+
+def first_losses(model) -> dict[str, float]:
+    model.set_input(batch())
+    model.optimize_parameters()
+    return model.get_current_losses()
+
+
+@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix --norm instance --no_dropout"])
+def test_first_losses_are_those_of_the_cpu(model, tmp_path):
+    cpu = build(tmp_path, f"--model {model} --gpu_ids -1")
+    gpu = build(tmp_path, f"--model {model} --precision fp32")
+    for name, net in gpu.networks().items():
+        net.load_state_dict(cpu.networks()[name].state_dict())
+    wanted, found = first_losses(cpu), first_losses(gpu)
+    assert found == pytest.approx(wanted, rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("flags", ["", "--precision bf16", "--precision fp16", "--fast"])
+@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix", "cycle_gan --gan_mode wgangp"])
+def test_losses_stay_finite(model, flags, tmp_path):
+    net = build(tmp_path, f"--model {model} {flags}")
+    for _ in range(5):
+        losses = first_losses(net)
+    assert all(abs(value) < 1e6 for value in losses.values())
+
+
+def test_nothing_waits_for_the_gpu(tmp_path):
+    """An iteration only hands out work; PyTorch raises where something would wait."""
+    model = build(tmp_path, "--model cycle_gan")
+    data = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch().items()}
+    for _ in range(3):
+        model.set_input(data)
+        model.optimize_parameters()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model.set_input(data)
+        model.optimize_parameters()
+        model.track_metric()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("flags", ["--grad_checkpoint", "--precision bf16"])
+def test_less_memory(flags, tmp_path):
+    peaks = []
+    for more in ("", flags):
+        model = build(tmp_path, f"--model cycle_gan --ngf 32 --crop_size 256 {more}")
+        data = batch(size=256)
+        for _ in range(2):
+            torch.cuda.reset_peak_memory_stats()
+            model.set_input(data)
+            model.optimize_parameters()
+        peaks.append(torch.cuda.max_memory_allocated())
+        del model
+        torch.cuda.empty_cache()
+    assert peaks[1] < peaks[0]
+
+
+@pytest.mark.parametrize("flags", ["", "--precision fp16", "--fast"])
+def test_training_resumes(flags, tmp_path):
+    """Saves hold what a GPU has: training goes on, and --deterministic ends with the same bits."""
+    data = aligned(unaligned(tmp_path / "data"))
+    words = ["--dataroot", data, *SMALL.split(), *SHORT, "--load_size", 64, "--deterministic"]
+    words += ["--model", "cycle_gan", "--num_threads", 2, *flags.split()]
+    ends = []
+    for folder, parts in ((tmp_path / "whole", [2]), (tmp_path / "parts", [1, 2])):
+        for epochs in parts:
+            go_on = ["--continue_train"] if epochs > parts[0] else []
+            succeed("train.py", *words, "--checkpoints_dir", folder, "--n_epochs", epochs, *go_on)
+        ends.append(torch.load(folder / "x" / "latest_net_G_A.pth", weights_only=True))
+    for key, value in ends[0].items():
+        torch.testing.assert_close(value.cpu(), ends[1][key].cpu(), rtol=1e-4, atol=1e-5)
