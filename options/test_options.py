@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from data.image_folder import parts_of_dataset
 from data.picture_io import FORMATS
 from models.tiles import MODES
+from util import distributed
 
 from .base_options import BaseOptions, non_negative, whole_number
 from .saved_options import read_saved_options
@@ -18,6 +21,19 @@ OUTPUT_FORMATS = (*FORMATS, "same")
 def picture_count(text: str) -> int | float:
     """An argparse type: a number of pictures, or `all`."""
     return float("inf") if text == "all" else whole_number(1)(text)
+
+
+def share_cores(cores: int, computing: int, wanted: int) -> tuple[int, int]:
+    """On a CPU: how many threads should read and write pictures, and how many compute.
+
+    The threads that compute an operator wait for each other at its end. One that has no core for
+    itself, since pictures are decoded on it, holds up all of them: that took two to three times
+    as long as to do one after the other.
+    """
+    if computing < cores:  # somebody has left room
+        return min(wanted, cores - computing), computing
+    helping = min(wanted, max(0, (cores - 2) // 2))
+    return helping, max(1, computing - helping)
 
 
 class TestOptions(BaseOptions):
@@ -50,6 +66,14 @@ class TestOptions(BaseOptions):
         # no cropping unless asked for: what is loaded is as large as what is cropped
         parser.set_defaults(load_size=parser.get_default("crop_size"))
         return parser
+
+    def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        super().choose_speed(opt, explicit)
+        if opt.device.type == "cpu" and "num_threads" not in explicit:
+            opt.num_threads, computing = share_cores(
+                distributed.cores(), torch.get_num_threads(), opt.num_threads
+            )
+            torch.set_num_threads(computing)
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         folder = Path(opt.checkpoints_dir) / opt.name

@@ -10,7 +10,7 @@ import torch
 
 from models import networks
 from options.saved_options import read_saved_options
-from options.test_options import TestOptions
+from options.test_options import TestOptions, share_cores
 from options.train_options import TrainOptions
 from tests.conformance import probe
 from tests.helpers import ROOT, files_below, run, run_process, unaligned
@@ -463,3 +463,25 @@ def test_help_as_a_program():
     assert result.code == 0
     assert result.err == ""
     assert "--lambda_identity" in result.out
+
+
+@pytest.mark.parametrize(
+    ("cores", "computing", "shares"),
+    [
+        (2, 2, (0, 2)),  # nothing to spare
+        (2, 1, (1, 1)),  # OMP_NUM_THREADS=1 leaves one
+        (1, 1, (0, 1)),
+        (4, 4, (1, 3)),
+        (16, 16, (4, 12)),
+        (16, 4, (4, 4)),
+    ],
+)
+def test_threads_share_the_cores_of_a_cpu(cores, computing, shares):
+    """Those that compute and those that read and write are together no more than the cores."""
+    found = share_cores(cores, computing, 4)
+    assert found == shares
+    assert sum(found) <= cores
+
+
+def test_given_threads_are_left_alone(tmp_path):
+    assert parse(tmp_path, "--num_threads", "3", train=False).num_threads == 3

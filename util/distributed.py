@@ -521,6 +521,12 @@ def processes_here() -> int:
     return _place.local_world_size
 
 
+def cores() -> int:
+    """The processor cores that this process has: its share of those of the machine."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (there or 1) // processes_here())
+
+
 def is_first_here() -> bool:
     """Whether this is the first of the processes on its machine."""
     return _place.local_rank == 0
