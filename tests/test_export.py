@@ -321,3 +321,13 @@ def test_pictures_are_written_whole_or_not_at_all(negative, tmp_path, monkeypatc
     assert (result.code, "No space left" in result.err) == (1, True)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
     assert (tmp_path / "out" / "a.png").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "program", ["scripts/export.py", "scripts/run_onnx.py", "scripts/demo.py", "util.plot_losses"]
+)
+def test_a_mistake_on_the_command_line_is_one_line(program):
+    module = ["-m"] if program.startswith("util.") else []
+    result = run_process(*module, program, "--bogus")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+    assert "error: " in result.err
