@@ -94,7 +94,19 @@ class TestOptions(BaseOptions):
             )
         before = read_saved_options(Path(opt.checkpoints_dir) / opt.name, opt.phase)
         names = ("epoch", "load_iter")
-        if page.exists() and all(before.get(n) == str(getattr(opt, n)) for n in names):
+        again = all(before.get(n) == str(getattr(opt, n)) for n in names)
+        if again and opt.only_outputs:
+            # --skip_existing goes by names alone, so these would pass for results of this run
+            was = before.get("direction", opt.direction)
+            place = ("results_dir", "only_outputs")
+            there = all(before.get(n) == str(getattr(opt, n)) for n in place)
+            if there and was != opt.direction and any(page.parent.iterdir()):
+                what = "left as they are" if opt.skip_existing else "replaced"
+                found.append(
+                    f"{page.parent} has pictures made with --direction {was}: those of the same "
+                    f"names are {what}; another --results_dir keeps both"
+                )
+        elif again and page.exists():
             now = {name: str(getattr(opt, name)) for name in ("model", "direction", "dataroot")}
             was = [f"--{k} {before[k]}" for k, v in now.items() if before.get(k, v) != v]
             if was:

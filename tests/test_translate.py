@@ -494,6 +494,34 @@ def test_a_page_of_another_model_is_not_replaced_silently(cycle, tmp_path):
     assert warnings_of(succeed("test.py", *both)) == []
 
 
+def test_outputs_of_the_other_direction_are_not_mixed_silently(cycle, tmp_path):
+    root = unaligned(tmp_path / "data", 1)
+    page = translate_words(cycle, root / "testA", tmp_path)
+    words = [*page, "--only_outputs"]
+    succeed("test.py", *page)
+    # no page is written, so none is replaced
+    assert warnings_of(succeed("test.py", *words, "--direction", "BtoA")) == []
+    assert warnings_of(succeed("test.py", *words, "--direction", "BtoA")) == []
+    (said,) = warnings_of(succeed("test.py", *words, "--skip_existing"))
+    assert "made with --direction BtoA: those of the same names are left as they are" in said
+    (said,) = warnings_of(succeed("test.py", *words, "--direction", "BtoA"))
+    assert "made with --direction AtoB: those of the same names are replaced" in said
+    other = ["--results_dir", tmp_path / "other"]
+    assert warnings_of(succeed("test.py", *words, *other)) == []
+
+
+def test_inputs_are_never_replaced(cycle, tmp_path):
+    folder = tmp_path / "results" / "cycle" / "test_latest"
+    before = picture(folder / "a.png").read_bytes()
+    words = [*translate_words(cycle, folder, tmp_path), "--only_outputs"]
+    for more in ([], ["--output_format", "same"]):
+        result = run("test.py", *words, *more)
+        assert (result.code, result.err.count("\n")) == (1, 1)
+        assert "choose another --results_dir" in result.err
+    assert [p.name for p in folder.iterdir()] == ["a.png"]
+    assert (folder / "a.png").read_bytes() == before
+
+
 def test_what_is_of_no_use_is_said(cycle, pix, tmp_path):
     picture(tmp_path / "in" / "0.png")
     words = translate_words(cycle, tmp_path / "in", tmp_path)
