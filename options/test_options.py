@@ -68,6 +68,12 @@ class TestOptions(BaseOptions):
         if opt.only_outputs and "num_test" not in explicit:
             opt.num_test = float("inf")
         super().validate(opt, explicit)
+        for name in ("tile_overlap", "tile_mode", "tile_memory", "tile_scratch"):
+            if name in explicit and not opt.tile:
+                self.parser.error(f"--{name} needs --tile, the size of the parts: as --tile 512")
+        if opt.tile_scratch and not Path(opt.tile_scratch).is_dir():
+            # told now: only pictures that need it would notice
+            self.parser.error(f"--tile_scratch {opt.tile_scratch} is no folder")
         if opt.tile and (opt.tile_overlap or 0) >= opt.tile:
             self.parser.error(f"--tile_overlap {opt.tile_overlap} is not below --tile {opt.tile}")
         if opt.only_outputs and opt.model != "test":
