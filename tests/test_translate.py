@@ -231,11 +231,23 @@ def test_what_can_not_be_translated(cycle):
         (np.zeros((4, 4, 3), complex), "of integers or floats"),
         (torch.zeros(1, 2, 8, 8), "the network takes 3 channels"),
         (torch.zeros(8, 8), r"must be \(N, C, H, W\)"),
+        (torch.zeros(3, 0, 8), r"must be \(N, C, H, W\)"),
+        (Image.new("RGB", (0, 5)), "0x5 pixels is empty"),
         (np.full((8, 8, 3), 300.0), "need their range: --value_range"),
+        (np.full((8, 8, 3), np.nan), "NaN or infinite"),
         ("no/such.png", "can't read the picture no/such.png"),
     ]:
         with pytest.raises(UserError, match=said):
             G(wrong)
+    with pytest.raises(UserError, match="batch_size 0 is too small"):
+        G([np.zeros((8, 8, 3), np.uint8)], batch_size=0)
+    for wrong in (5, ("a", "b"), (1, 2, 3)):
+        with pytest.raises(UserError, match="give two numbers"):
+            load_generator(cycle, device="cpu", value_range=wrong)  # type: ignore[arg-type]
+    infinite = np.full((8, 8, 3), 7.0)
+    infinite[3, 3, 0] = np.inf
+    with pytest.raises(UserError, match="NaN or infinite"):
+        load_generator(cycle, device="cpu", value_range=(0, 9))(infinite)
 
 
 # ----------------------------------------------------------------------------------- the test page
