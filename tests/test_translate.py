@@ -555,7 +555,9 @@ def translate_words(folder: Path, dataroot: Path, out: Path) -> list[object]:
 
 
 # ------------------------------------------------------------------------------------------ Ctrl-C
-@pytest.mark.parametrize("program", ["train.py", "test.py", "scripts/evaluate.py"])
+@pytest.mark.parametrize(
+    "program", ["train.py", "test.py", "scripts/evaluate.py", "scripts/check_dataset.py"]
+)
 def test_an_interrupt_while_packages_are_imported(program, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint('there', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen(
