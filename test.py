@@ -60,6 +60,11 @@ def main() -> None:
         folder = f"{opt.phase}_iter{opt.load_iter}"
     web_dir = os.path.join(opt.results_dir, opt.name, folder)
     make_writable(web_dir, "--results_dir")
+    if opt.only_outputs and os.path.samefile(web_dir, opt.dataroot):
+        raise UserError(
+            f"--dataroot {opt.dataroot} is where results are written, which would replace its "
+            "pictures: choose another --results_dir"
+        )
     if distributed.is_main():
         for note in options.notes(opt, Path(web_dir, "index.html")):
             warn(note)

@@ -265,15 +265,18 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
     """Pixels (H, W, C) as a tensor (C, H, W) of float32, the range mapped to [-1, 1].
 
     8-bit pixels without a range give the bits that the training transforms give. Raises UserError
-    for floats out of [0, 1] that come without a range.
+    for floats out of [0, 1] that come without a range, and for those that are not finite.
     """
     low, high = range_of(pixels.dtype, value_range)
     if pixels.dtype == np.uint8 and value_range is None:
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return tensor.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
-    if value_range is None and pixels.dtype.kind == "f":
+    if pixels.dtype.kind == "f":
         least, most = float(pixels.min()), float(pixels.max())
-        if least < 0 or most > 1:
+        # a single one makes all of the result so, through the norms, which is then written as black
+        if not (np.isfinite(least) and np.isfinite(most)):
+            raise UserError("the picture has values that are NaN or infinite: replace them first")
+        if value_range is None and (least < 0 or most > 1):
             raise UserError(f"floats from {least:g} to {most:g} need their range: {HOW}")
     unit = (pixels.transpose(2, 0, 1).astype(np.float64) - low) / ((high - low) / 2) - 1
     return torch.from_numpy(unit.astype(np.float32))

@@ -75,8 +75,13 @@ def load_generator(
         raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
     if precision not in PRECISIONS:
         raise UserError(f"precision '{precision}': choose from {', '.join(PRECISIONS)}")
-    if value_range is not None and not value_range[0] < value_range[1]:
-        raise UserError(f"value_range {value_range}: the first must be the lower one")
+    if value_range is not None:
+        try:
+            low, high = map(float, value_range)
+        except (TypeError, ValueError):
+            raise UserError(f"value_range {value_range}: give two numbers, (LOW, HIGH)") from None
+        if not low < high:
+            raise UserError(f"value_range {value_range}: the first must be the lower one")
     chosen = _device(device)
     saved = read_saved_options(folder)
     trained = saved.get("direction")
@@ -191,6 +196,8 @@ class Translator:
 
         Sizes are kept. Raises UserError where a picture can't be read, or its channels do not fit.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size} is too small: at least 1")
         if isinstance(picture, (list, tuple)):
             return self._list(picture, batch_size, tile)
         return self._list([picture], 1, tile)[0]
@@ -270,7 +277,7 @@ class Translator:
 
     # ------------------------------------------------------------------------------ kinds of input
     def _tensor(self, x: torch.Tensor) -> torch.Tensor:
-        if x.dim() not in (3, 4):
+        if x.dim() not in (3, 4) or 0 in x.shape:
             raise UserError(f"a tensor of shape {tuple(x.shape)}: it must be (N, C, H, W)")
         return self.run(x.float()) if x.dim() == 4 else self.run(x.float()[None])[0]
 
@@ -281,6 +288,8 @@ class Translator:
                 "colorization, or give tensors"
             )
         if isinstance(given, Image.Image):
+            if 0 in given.size:
+                raise UserError(f"a picture of {given.width}x{given.height} pixels is empty")
             return from_pil(given, upright=True)
         if isinstance(given, (str, os.PathLike)):
             picture = read_picture(given, upright=True)

@@ -92,6 +92,12 @@ class TestOptions(BaseOptions):
         if opt.only_outputs and "num_test" not in explicit:
             opt.num_test = float("inf")
         super().validate(opt, explicit)
+        for name in ("tile_overlap", "tile_mode", "tile_memory", "tile_scratch"):
+            if name in explicit and not opt.tile:
+                self.parser.error(f"--{name} needs --tile, the size of the parts: as --tile 512")
+        if opt.tile_scratch and not Path(opt.tile_scratch).is_dir():
+            # told now: only pictures that need it would notice
+            self.parser.error(f"--tile_scratch {opt.tile_scratch} is no folder")
         if opt.tile and (opt.tile_overlap or 0) >= opt.tile:
             self.parser.error(f"--tile_overlap {opt.tile_overlap} is not below --tile {opt.tile}")
         if opt.only_outputs and opt.model != "test":
@@ -118,7 +124,19 @@ class TestOptions(BaseOptions):
             )
         before = read_saved_options(Path(opt.checkpoints_dir) / opt.name, opt.phase)
         names = ("epoch", "load_iter")
-        if page.exists() and all(before.get(n) == str(getattr(opt, n)) for n in names):
+        again = all(before.get(n) == str(getattr(opt, n)) for n in names)
+        if again and opt.only_outputs:
+            # --skip_existing goes by names alone, so these would pass for results of this run
+            was = before.get("direction", opt.direction)
+            place = ("results_dir", "only_outputs")
+            there = all(before.get(n) == str(getattr(opt, n)) for n in place)
+            if there and was != opt.direction and any(page.parent.iterdir()):
+                what = "left as they are" if opt.skip_existing else "replaced"
+                found.append(
+                    f"{page.parent} has pictures made with --direction {was}: those of the same "
+                    f"names are {what}; another --results_dir keeps both"
+                )
+        elif again and page.exists():
             now = {name: str(getattr(opt, name)) for name in ("model", "direction", "dataroot")}
             was = [f"--{k} {before[k]}" for k, v in now.items() if before.get(k, v) != v]
             if was:

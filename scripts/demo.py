@@ -30,6 +30,7 @@ end_quietly_on_interrupt()  # in front of the imports that take seconds
 from PIL import Image
 
 from models import load_generator
+from options.base_options import OneLineParser, whole_number
 from options.saved_options import read_saved_options
 from util.checkpoint import load_weights
 from util.util import UserError, one_line_errors
@@ -45,14 +46,16 @@ _GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?\.pth")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Serve a page to try a model.")
+    parser = OneLineParser(description="Serve a page to try a model.")
     add = parser.add_argument
     add("--name", required=True, help="name of the experiment")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
     add("--device", help="cpu, cuda, cuda:1, ... [the GPU if there is one]")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1]")
-    add("--port", type=int, default=7860, help="port to listen on; 0: any that is free [7860]")
-    add("--largest", type=int, default=2048, help="shrink pictures to this longest side [2048]")
+    port = whole_number(0, 65535)
+    add("--port", type=port, default=7860, help="port to listen on; 0: any that is free [7860]")
+    largest = "shrink pictures to this longest side [2048]"
+    add("--largest", type=whole_number(1), default=2048, help=largest)
     return parser.parse_args(argv)
 
 
@@ -144,10 +147,18 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
     return page
 
 
-def free_port(host: str) -> int:
-    """A port that nothing listens on now."""
+def free_port(host: str, port: int) -> int:
+    """`port`, or for 0 any that nothing listens on now; raises UserError where that can't be."""
     with socket.socket() as s:
-        s.bind((host, 0))
+        # or the port of a page that has just ended would count as taken for a minute
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((host, port))
+        except OSError as e:
+            raise UserError(
+                f"can't listen on --host {host} --port {port}: {e.strerror or e}; choose another "
+                "one, --port 0 takes any that is free"
+            ) from e
         return s.getsockname()[1]
 
 
@@ -174,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     page = build(args, gradio)
     _, url, _ = page.launch(
         server_name=args.host,
-        server_port=args.port or free_port(args.host),
+        server_port=free_port(args.host, args.port),
         share=False,
         theme=page.chosen_theme,
         css=CSS,

@@ -33,12 +33,13 @@ from models.export import (
     need_packages,
     reader,
 )
+from options.base_options import OneLineParser
 from util.files import make_writable, sha256
 from util.util import UserError, one_line_errors
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Write a generator to one file.")
+    parser = OneLineParser(description="Write a generator to one file.")
     add = parser.add_argument
     add("--name", required=True, help="name of the experiment")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")

@@ -10,15 +10,24 @@ Each picture is translated at its own size and written as PNG under its own rela
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+class LineParser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line on stderr and exit code 2; the usage is in --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Translate a folder with ONNX Runtime.")
+    parser = LineParser(description="Translate a folder with ONNX Runtime.")
     parser.add_argument("model", type=Path, help="file of scripts/export.py --format onnx")
     parser.add_argument("pictures", type=Path, help="folder to read, with the folders below it")
     parser.add_argument("translated", type=Path, help="folder to write")
@@ -26,7 +35,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def stop(message: str) -> None:
+def stop(message: str) -> NoReturn:
     """End with one line on stderr and exit code 1."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
@@ -89,14 +98,20 @@ def write_picture(values, alpha, path: Path, low: float, high: float) -> None:
     if alpha is not None:
         image.putalpha(alpha)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    # moved into place when it is whole: Ctrl-C or a full disk leave no part of a picture
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        image.save(temporary, "PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     session, metadata = open_model(args.model, args.device)
-    source = session.get_inputs()[0]
-    inputs, outputs = source.shape[1], session.get_outputs()[0].shape[1]
+    given = session.get_inputs()[0]
+    inputs, outputs = given.shape[1], session.get_outputs()[0].shape[1]
     if inputs not in (1, 3) or outputs not in (1, 3):
         stop(f"{args.model} takes {inputs} channels and gives {outputs}: pictures have 1 or 3")
     low, high = map(float, metadata.get("value_range", "-1 1").split())
@@ -104,7 +119,14 @@ def main(argv: list[str] | None = None) -> None:
 
     if not args.pictures.is_dir():
         stop(f"no folder {args.pictures}")
+    source, target = args.pictures.resolve(), args.translated.resolve()
+    if source == target:
+        stop(f"{args.translated} is the folder to read: what is written would replace its pictures")
     paths = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in ENDINGS)
+    # what an earlier run wrote below the folder to read is not to be translated again
+    inside = target.is_relative_to(source)
+    paths = [p for p in paths if not (inside and p.resolve().is_relative_to(target))]
+    paths = [p for p in paths if not p.is_dir()]
     if not paths:
         stop(f"no pictures in {args.pictures}: looked for {' '.join(ENDINGS)}")
     try:
@@ -121,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         taken.add(name)
         try:
             picture, alpha = read_picture(path, inputs, low, high)
-            values = session.run(None, {source.name: picture})[0]
+            values = session.run(None, {given.name: picture})[0]
             write_picture(values, alpha, args.translated / name, low, high)
         except Exception as e:
             failed.append(f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}")

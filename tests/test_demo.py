@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +81,26 @@ def test_an_unknown_experiment_is_one_line(trained):
         f"error: no weights {trained}/y/latest_net_G.pth: there is no experiment --name y; "
         "there are x\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        (["--port", "99999"], 2, "99999 is too large"),
+        (["--port", "-1"], 2, "-1 is too small"),
+        (["--largest", "0"], 2, "0 is too small"),
+        (["--host", "no such host"], 1, "can't listen on --host no such host --port 7860"),
+        (["--port", "taken"], 1, "Address already in use"),
+    ],
+)
+def test_where_it_can_not_listen_is_one_line(trained, more, code, said):
+    if not DEMO.exists():
+        pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        more = [str(taken.getsockname()[1]) if word == "taken" else word for word in more]
+        result = finish(demo("--checkpoints_dir", trained, "--name", "x", *more))
+    assert (result.code, result.out, result.err.count("\n")) == (code, "", 1), result.err
+    assert said in result.err
 
 
 def test_a_model_for_which_there_is_no_page_is_one_line(tmp_path):

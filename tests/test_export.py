@@ -270,3 +270,64 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
     assert result.code == 1
     assert "differs from PyTorch by 0.5" in result.err
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------ the program of a folder
+@pytest.fixture(scope="module")
+def negative(tmp_path_factory) -> Path:
+    """A tiny ONNX file that takes pictures, written by hand."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    shape = ["batch", 3, "height", "width"]
+    ends = [helper.make_tensor_value_info(name, kind, shape) for name in ("picture", "translated")]
+    node = helper.make_node("Neg", ["picture"], ["translated"])
+    graph = helper.make_graph([node], "negative", ends[:1], ends[1:])
+    path = tmp_path_factory.mktemp("onnx") / "negative.onnx"
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), str(path))
+    return path
+
+
+def test_the_folder_to_read_is_never_written_to(negative, tmp_path):
+    folder = tmp_path / "in"
+    before = picture(folder / "a.png").read_bytes()
+    for same in (folder, folder / ".." / "in"):
+        result = run("scripts/run_onnx.py", negative, folder, same)
+        assert result.code == 1
+        assert (result.err.count("\n"), "is the folder to read" in result.err) == (1, True)
+    assert (folder / "a.png").read_bytes() == before
+    # a folder inside it is not read in its turn
+    for _ in range(2):
+        result = succeed("scripts/run_onnx.py", negative, folder, folder / "out")
+        assert "translated 1 of 1 pictures" in result.out
+    assert sorted(p.name for p in folder.rglob("*")) == ["a.png", "a.png", "out"]
+
+
+def test_pictures_are_written_whole_or_not_at_all(negative, tmp_path, monkeypatch):
+    picture(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "folder.png").mkdir()  # is no picture in spite of its name
+    succeed("scripts/run_onnx.py", negative, tmp_path / "in", tmp_path / "out")
+    whole = (tmp_path / "out" / "a.png").read_bytes()
+    ordinary = Image.Image.save
+
+    def full_disk(self, file, *args, **kwargs):
+        ordinary(self, file, *args, **kwargs)
+        Path(file).write_bytes(Path(file).read_bytes()[:9])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    result = run("scripts/run_onnx.py", negative, tmp_path / "in", tmp_path / "out")
+    assert (result.code, "No space left" in result.err) == (1, True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert (tmp_path / "out" / "a.png").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "program", ["scripts/export.py", "scripts/run_onnx.py", "scripts/demo.py", "util.plot_losses"]
+)
+def test_a_mistake_on_the_command_line_is_one_line(program):
+    module = ["-m"] if program.startswith("util.") else []
+    result = run_process(*module, program, "--bogus")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+    assert "error: " in result.err

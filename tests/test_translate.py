@@ -231,11 +231,23 @@ def test_what_can_not_be_translated(cycle):
         (np.zeros((4, 4, 3), complex), "of integers or floats"),
         (torch.zeros(1, 2, 8, 8), "the network takes 3 channels"),
         (torch.zeros(8, 8), r"must be \(N, C, H, W\)"),
+        (torch.zeros(3, 0, 8), r"must be \(N, C, H, W\)"),
+        (Image.new("RGB", (0, 5)), "0x5 pixels is empty"),
         (np.full((8, 8, 3), 300.0), "need their range: --value_range"),
+        (np.full((8, 8, 3), np.nan), "NaN or infinite"),
         ("no/such.png", "can't read the picture no/such.png"),
     ]:
         with pytest.raises(UserError, match=said):
             G(wrong)
+    with pytest.raises(UserError, match="batch_size 0 is too small"):
+        G([np.zeros((8, 8, 3), np.uint8)], batch_size=0)
+    for wrong in (5, ("a", "b"), (1, 2, 3)):
+        with pytest.raises(UserError, match="give two numbers"):
+            load_generator(cycle, device="cpu", value_range=wrong)  # type: ignore[arg-type]
+    infinite = np.full((8, 8, 3), 7.0)
+    infinite[3, 3, 0] = np.inf
+    with pytest.raises(UserError, match="NaN or infinite"):
+        load_generator(cycle, device="cpu", value_range=(0, 9))(infinite)
 
 
 # ----------------------------------------------------------------------------------- the test page
@@ -452,6 +464,9 @@ def test_training_at_full_depth(tmp_path):
         (["--keep_size", "--preprocess", "crop"], "contradict each other"),
         (["--tile", "64", "--preprocess", "crop"], "--tile and --preprocess crop contradict"),
         (["--tile", "64", "--tile_overlap", "64"], "--tile_overlap 64 is not below --tile 64"),
+        (["--tile_overlap", "20"], "--tile_overlap needs --tile"),
+        (["--tile_mode", "quick"], "--tile_mode needs --tile"),
+        (["--tile", "64", "--tile_scratch", "/no/such"], "--tile_scratch /no/such is no folder"),
         (["--only_outputs", "--model", "cycle_gan"], "--only_outputs needs --model test"),
         (["--skip_existing"], "--skip_existing needs --only_outputs"),
         (["--output_format", "jpg"], "--output_format needs --only_outputs"),
@@ -494,6 +509,34 @@ def test_a_page_of_another_model_is_not_replaced_silently(cycle, tmp_path):
     assert warnings_of(succeed("test.py", *both)) == []
 
 
+def test_outputs_of_the_other_direction_are_not_mixed_silently(cycle, tmp_path):
+    root = unaligned(tmp_path / "data", 1)
+    page = translate_words(cycle, root / "testA", tmp_path)
+    words = [*page, "--only_outputs"]
+    succeed("test.py", *page)
+    # no page is written, so none is replaced
+    assert warnings_of(succeed("test.py", *words, "--direction", "BtoA")) == []
+    assert warnings_of(succeed("test.py", *words, "--direction", "BtoA")) == []
+    (said,) = warnings_of(succeed("test.py", *words, "--skip_existing"))
+    assert "made with --direction BtoA: those of the same names are left as they are" in said
+    (said,) = warnings_of(succeed("test.py", *words, "--direction", "BtoA"))
+    assert "made with --direction AtoB: those of the same names are replaced" in said
+    other = ["--results_dir", tmp_path / "other"]
+    assert warnings_of(succeed("test.py", *words, *other)) == []
+
+
+def test_inputs_are_never_replaced(cycle, tmp_path):
+    folder = tmp_path / "results" / "cycle" / "test_latest"
+    before = picture(folder / "a.png").read_bytes()
+    words = [*translate_words(cycle, folder, tmp_path), "--only_outputs"]
+    for more in ([], ["--output_format", "same"]):
+        result = run("test.py", *words, *more)
+        assert (result.code, result.err.count("\n")) == (1, 1)
+        assert "choose another --results_dir" in result.err
+    assert [p.name for p in folder.iterdir()] == ["a.png"]
+    assert (folder / "a.png").read_bytes() == before
+
+
 def test_what_is_of_no_use_is_said(cycle, pix, tmp_path):
     picture(tmp_path / "in" / "0.png")
     words = translate_words(cycle, tmp_path / "in", tmp_path)
@@ -512,7 +555,9 @@ def translate_words(folder: Path, dataroot: Path, out: Path) -> list[object]:
 
 
 # ------------------------------------------------------------------------------------------ Ctrl-C
-@pytest.mark.parametrize("program", ["train.py", "test.py", "scripts/evaluate.py"])
+@pytest.mark.parametrize(
+    "program", ["train.py", "test.py", "scripts/evaluate.py", "scripts/check_dataset.py"]
+)
 def test_an_interrupt_while_packages_are_imported(program, tmp_path):
     (tmp_path / "torch.py").write_text("import time\nprint('there', flush=True)\ntime.sleep(60)\n")
     process = subprocess.Popen(

@@ -8,7 +8,6 @@ the letters at the final size.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .get_data import LineParser
 from .loss_record import read_records
 
 WIDTH = 1200
@@ -276,7 +276,7 @@ def _save(image: Image.Image, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = LineParser(
         prog="python -m util.plot_losses", description="Draw the loss curves of a run."
     )
     parser.add_argument("experiment", metavar="EXPERIMENT_DIR", help="for one: checkpoints/NAME")
