@@ -21,6 +21,16 @@ ordinary loader.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from util.interrupts import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()  # in front of the imports that take seconds
+
 import argparse
 import contextlib
 import io
@@ -31,17 +41,12 @@ import platform
 import runpy
 import shlex
 import statistics
-import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import date
-from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
@@ -53,12 +58,14 @@ from data import create_dataset
 from data.loader import Batch
 from models import create_model
 from models.base_model import BaseModel, parameters_of
+from options.base_options import OneLineParser, whole_number
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from util import distributed
 from util.html import HTML
 from util.launch import launch
 from util.randomness import seed_everything
+from util.util import UserError, one_line_errors
 from util.visualizer import save_images
 
 SETTINGS = {
@@ -352,8 +359,14 @@ def serve(kind: type, words: list[str], plain: bool, real: bool, pipe: Any) -> N
                 else:
                     pipe.send((True, getattr(subject, name)(*args)))
             except BaseException as e:
-                lines = traceback.format_exc() if not isinstance(e, SystemExit) else ""
-                pipe.send((False, f"{output.getvalue()[-300:]}{lines[-1500:]}"))
+                said = [line for line in output.getvalue().splitlines() if "error: " in line]
+                if isinstance(e, SystemExit) and said:
+                    reason = said[-1].split("error: ", 1)[1]
+                elif isinstance(e, UserError):
+                    reason = str(e)
+                else:
+                    reason = traceback.format_exc()
+                pipe.send((False, reason))
                 return
 
 
@@ -464,7 +477,8 @@ def print_table(found: dict[str, Any], kind: type) -> None:
     if kind is Training:
         columns += ["peak memory", "/".join(PARTS).replace("forward/backward", "networks")]
         columns += ["TFLOP/s", "of matmul", "warm-up"]
-        print(f"\nbatch {found['batch_size']}; a product of bf16 matrices: {peak:.2f} TFLOP/s\n")
+        product = f"; a product of bf16 matrices: {peak:.2f} TFLOP/s" if peak else ""
+        print(f"\nbatch {found['batch_size']}{product}\n")
     else:
         print(f"\nbatch {found['batch_size']}\n")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
@@ -524,7 +538,7 @@ def scale(given: argparse.Namespace, words: list[str], batch: int, folder: Path)
             argv = [str(Path(__file__).resolve()), *mode, *words, "--batch_size", str(batch)]
             code = launch(n, argv)
             if code:
-                sys.exit(f"benchmark: training with {n} processes failed, exit code {code}")
+                raise UserError(f"training with {n} processes failed, exit code {code}")
             found[n].append(json.loads((folder / "found.json").read_text()))
     print(f"\nbatch {batch} in each process\n")
     columns = ["processes", "images/s in all", "of each", "efficiency", "reductions an iteration"]
@@ -577,7 +591,7 @@ def synthetic_folder(folder: Path, count: int, size: int) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=(__doc__ or "").split("\n\n")[0],
         epilog="All other options are those of train.py (with --translate: test.py).",
         allow_abbrev=False,
@@ -587,13 +601,29 @@ def main() -> None:
     add("--settings", default="plain,default,fast", help=f"of {names} [%(default)s]")
     add("--set", action="append", default=[], metavar="NAME=FLAGS", help="a setting of your own")
     add("--batch_sizes", default="1", help="one after the other, as 1,16 [%(default)s]")
-    add("--size", type=int, default=256, help="width and height of the pictures [%(default)s]")
+    add(
+        "--size",
+        type=whole_number(1),
+        default=256,
+        help="width and height of the pictures [%(default)s]",
+    )
     add("--dataroot", default="", help="a data set; random pictures in memory if not given")
-    add("--rounds", type=int, default=5, help="turns of each setting [%(default)s]")
+    add("--rounds", type=whole_number(1), default=5, help="turns of each setting [%(default)s]")
     add("--seconds", type=float, default=5.0, help="length of a turn [%(default)s]")
-    add("--warm_up", type=int, default=3, help="iterations before the first turn [%(default)s]")
+    add(
+        "--warm_up",
+        type=whole_number(1),
+        default=3,
+        help="iterations before the first turn [%(default)s]",
+    )
     add("--loader", action="store_true", help="load pictures and do nothing with them")
-    add("--translate", type=int, default=0, metavar="N", help="test.py on a folder of N pictures")
+    add(
+        "--translate",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="test.py on a folder of N pictures; its start counts, so hundreds of them",
+    )
     add("--distributed", default="", metavar="1,2,...", help="train with so many processes")
     add("--as_rank", default="", help=argparse.SUPPRESS)
     add("--profile", default="", metavar="FOLDER", help="traces, and the heaviest operators")
@@ -619,14 +649,19 @@ def main() -> None:
         batches = [int(n) for n in given.batch_sizes.split(",")]
     except ValueError:
         parser.error(f"--batch_sizes '{given.batch_sizes}': say numbers, as 1,16")
-    if given.distributed and not all(
-        n.isdecimal() and int(n) for n in given.distributed.split(",")
-    ):
+    counts = given.distributed.split(",") if given.distributed else []
+    if not all(n.isdecimal() and int(n) for n in counts):
         parser.error(f"--distributed '{given.distributed}': say numbers of processes, as 1,2")
     if given.loader and not given.dataroot:
         parser.error("--loader needs --dataroot, a data set to load")
-    if min(given.rounds, given.size, given.warm_up, *batches) < 1:
-        parser.error("--rounds, --size, --warm_up and --batch_sizes are at least 1")
+    if min(batches) < 1:
+        parser.error(f"--batch_sizes {given.batch_sizes}: at least 1")
+    modes = ("loader", "translate", "distributed")
+    chosen = [f"--{name}" for name in modes if getattr(given, name)]
+    if len(chosen) > 1:
+        parser.error(f"{' and '.join(chosen)} are two things to measure: choose one")
+    if given.json and not Path(given.json).resolve().parent.is_dir():
+        parser.error(f"--json {given.json}: there is no such folder")
 
     about = machine()
     print(" | ".join(f"{key} {value}" for key, value in about.items()), flush=True)
@@ -659,7 +694,11 @@ def main() -> None:
         Path(given.json).write_text(
             json.dumps({"machine": about, "tables": tables}, indent=1) + "\n"
         )
+    failed = [s["setting"] for table in tables for s in table.get("settings", []) if s["failed"]]
+    if failed:
+        raise UserError(f"not measured: {', '.join(dict.fromkeys(failed))}; the table says why")
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

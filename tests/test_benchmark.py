@@ -28,7 +28,8 @@ def test_training(tmp_path):
         "wrong=--norm nonsense", "--batch_sizes", "1,2", "--json", file, "--profile",
         tmp_path / "traces",
     )  # fmt: skip
-    assert result.code == 0, result.err
+    assert result.code == 1
+    assert result.err.splitlines()[-1].endswith("not measured: wrong; the table says why")
     found = json.loads(file.read_text())
     assert [table["batch_size"] for table in found["tables"]] == [1, 2]
     assert found["machine"]["torch"] == torch.__version__
@@ -112,6 +113,13 @@ def test_several_processes(tmp_path):
     assert two["turns"][0]["bytes"] == 2 * 4 * (sum(tensors) + len(tensors))
 
 
+def test_when_nothing_works():
+    result = benchmark("--gpu_ids", -1, "--settings", "plain", "--no_such_option", 3, "--rounds", 1)
+    assert result.code == 1
+    assert "unknown option '--no_such_option'" in result.out
+    assert "Traceback" not in result.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -120,10 +128,14 @@ def test_several_processes(tmp_path):
         (["--batch_sizes", "1,a"], "say numbers"),
         (["--loader"], "--loader needs --dataroot"),
         (["--rounds", "0"], "at least 1"),
+        (["--translate", "-2"], "at least 0"),
+        (["--distributed", "1", "--translate", "9"], "choose one"),
+        (["--json", "nowhere/x.json"], "there is no such folder"),
         (["--distributed", "two"], "say numbers of processes"),
     ],
 )
 def test_mistakes(words, said):
     result = run("scripts/benchmark.py", *words)
     assert result.code == 2
-    assert said in result.err.splitlines()[-1]
+    assert said in result.err
+    assert len(result.err.splitlines()) == 1
