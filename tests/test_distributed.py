@@ -451,6 +451,35 @@ def fail_in_second_epoch() -> None:
     CycleGANModel.optimize_parameters = optimize_parameters  # type: ignore[method-assign]
 
 
+def loading_takes_long() -> None:
+    """In one process a picture comes to be asked for that its disk does not give."""
+    import multiprocessing
+
+    from data.unaligned_dataset import UnalignedDataset
+
+    multiprocessing.set_start_method("fork", force=True)  # as in a program started by hand
+    plain, count = UnalignedDataset.__getitem__, itertools.count()
+
+    def get(dataset, index):
+        if distributed.rank() == 1 and next(count) == 5:
+            time.sleep(100)
+        return plain(dataset, index)
+
+    UnalignedDataset.__getitem__ = get  # type: ignore[method-assign]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a process to another")
+def test_processes_that_load_do_not_hide_a_death(pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--num_threads", "1")
+    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: loading_takes_long)
+    group.wait_for("(epoch: 1, iters: 8")
+    time.sleep(1)
+    begin = time.monotonic()
+    group.kill(1)
+    assert sorted(group.wait(30)) == [-signal.SIGKILL, 1]
+    assert time.monotonic() - begin < 4
+
+
 def test_a_bug_in_one_shows_its_traceback(pictures, tmp_path):
     argv = command(pictures, tmp_path)
     group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: fail_in_second_epoch)
