@@ -665,6 +665,29 @@ def test_a_machine_goes_and_comes_back(pictures, tmp_path):
 
 
 @pytest.mark.slow
+def test_without_torchrun_they_save_and_stop(pictures, tmp_path):
+    longer = ["--n_epochs", "10000", "--save_latest_freq", "1000000", "--save_epoch_freq", "10000"]
+    run = Torchrun(
+        tmp_path / "log", *RUN, "--nproc_per_node=2", "--master_port", ranks.free_port(),
+        "train.py", *command(pictures, tmp_path, *longer),
+    )  # fmt: skip
+    run.wait_for("(epoch: 2")
+    workers = run.workers()
+    run.process.kill()  # and with it goes the store over which they met
+    run.process.wait()
+    end = time.monotonic() + 30
+    while any(map(ranks.is_running, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    left = [pid for pid in workers if ranks.is_running(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    run.close()
+    assert not left
+    assert run.text().count("stopped: got SIGTERM") == 1, run.text()[-2000:]
+    assert saved(tmp_path)["processes"] == 2
+
+
+@pytest.mark.slow
 def test_what_several_gpu_ids_start_stops_in_order(pictures, tmp_path):
     longer = ["--n_epochs", "400", "--n_epochs_decay", "0"]
     argv = command(pictures, tmp_path, *longer)
