@@ -57,6 +57,7 @@ class BaseModel(ABC):
         fp16 = opt.precision == "fp16" and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self._accumulated: dict[torch.optim.Optimizer, int] = {}
+        self._stepped: set[torch.optim.Optimizer] = set()  # since the scale was last looked at
         self._told_of_norms = False
         self._metric_sum: torch.Tensor | float = 0.0
         self._metric_count: torch.Tensor | int = 0
@@ -247,8 +248,18 @@ class BaseModel(ABC):
         self._accumulated[optimizer] = count
         if count == 0:
             distributed.average_gradients(parameters_of(optimizer))
+            if optimizer in self._stepped:
+                self._update_scale()
             self.scaler.step(optimizer)
-            self.scaler.update()
+            self._stepped.add(optimizer)
+            # not in between: another optimizer may have added up gradients of the present scale
+            if len(self._stepped) == len(self.optimizers):
+                self._update_scale()
+
+    def _update_scale(self) -> None:
+        """Let fp16 scale gradients up by more, or by less where one became infinite."""
+        self._stepped.clear()
+        self.scaler.update()
 
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
