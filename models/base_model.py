@@ -6,7 +6,7 @@ import argparse
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -397,10 +397,7 @@ class BaseModel(ABC):
         """
         first = states[0]
         gradients = [
-            [
-                None if own[0] is None else sum(g.cpu() for g in own) / len(states)
-                for own in zip(*of_optimizer, strict=True)
-            ]
+            [_mean_gradient(own) for own in zip(*of_optimizer, strict=True)]
             for of_optimizer in zip(*(s["gradients"] for s in states), strict=True)
         ]
         metric = [sum(s["metric"][i] for s in states) for i in (0, 1)]
@@ -436,6 +433,12 @@ class BaseModel(ABC):
         for net in nets if isinstance(nets, list) else [nets]:
             for parameter in net.parameters():
                 parameter.requires_grad = requires_grad
+
+
+def _mean_gradient(own: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """That of several processes; as in `average_gradients` one that is not there counts as zero."""
+    there = [gradient.cpu() for gradient in own if gradient is not None]
+    return torch.stack(there).sum(0) / len(own) if there else None
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -134,6 +134,16 @@ def test_accumulated_batches_have_one_scale(tmp_path):
             torch.testing.assert_close(value, state[key], rtol=1e-5, atol=1e-7)
 
 
+def test_gradients_that_one_of_the_processes_lacked(tmp_path):
+    model = build(tmp_path, "--model cycle_gan")
+    lacking = [[[None, torch.full((2,), 3.0), None]], [[torch.full((2,), 4.0), None, None]]]
+    states = [{"parts": {}, "gradients": own, "metric": [0.0, 0]} for own in lacking]
+    (dealt,) = model.dealt_anew(states, 1)
+    assert [None if g is None else g.tolist() for g in dealt["gradients"][0]] == [
+        [2.0, 2.0], [1.5, 1.5], None,
+    ]  # fmt: skip
+
+
 def test_accumulated_gradients_survive_a_resume(tmp_path):
     """Saved in the middle of a step, the state holds the gradients of its first batches."""
     flags = "--model cycle_gan --accumulate 2"
