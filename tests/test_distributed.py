@@ -451,6 +451,19 @@ def fail_in_second_epoch() -> None:
     CycleGANModel.optimize_parameters = optimize_parameters  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize(
+    ("option", "values"), [("--save_latest_freq", "46"), ("--max_hours", "12"), ("--ngf", "48")]
+)
+def test_machines_with_different_options(option, values, pictures, tmp_path):
+    def argv(rank: int) -> list[str]:
+        return command(pictures, tmp_path, option, values[rank])
+
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    assert group.wait(30) == [1, 1], group.text()
+    here, first = values[1], values[0]
+    assert re.search(rf"rank 1\] error: {option}: {here}\S* here, {first}", group.text())
+
+
 def loading_takes_long() -> None:
     """In one process a picture comes to be asked for that its disk does not give."""
     import multiprocessing
