@@ -18,6 +18,8 @@ from util.memory import free_memory
 SHARES = {"auto": 0.5, "ram": 0.9, "off": 0.0}
 _CHANNELS = {"L": 1, "RGB": 3}
 _MODES = {channels: mode for mode, channels in _CHANNELS.items()}
+# seconds to wait for what takes a thousandth of one: then the process that has the lock is gone
+LOCK_PATIENCE = 5.0
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # pages count once they are written to
 
 
@@ -33,6 +35,9 @@ class PictureCache:
 
     What one process puts in, all of them find. When the block is full, nothing more goes in. Needs
     a system that forks; the memory is taken as it fills up and goes back with the processes.
+
+    A process that is killed, such as for a lack of memory, may leave the lock closed and a picture
+    half written. The others then go on without the cache, until somebody notices that one died.
     """
 
     def __init__(self, size: int, entries: int):
@@ -47,12 +52,17 @@ class PictureCache:
         # bytes in use and number of pictures; a row for each picture
         self._counts, self._table = numbers[:2], numbers[2:].reshape(self.slots, fields)
         self._lock = multiprocessing.get_context("fork").Lock()
+        self._lost = False
 
     def get(self, name: str) -> Kept | None:
         """The picture of this name; None if it is not there."""
         key = _hash(name)
-        with self._lock:
+        if not self._locked():
+            return None
+        try:
             row = self._table[self._slot(key)].tolist()
+        finally:
+            self._lock.release()
         found, offset, channels, width, height, *original = row
         if found != key:
             return None
@@ -70,7 +80,9 @@ class PictureCache:
             return
         key, channels = _hash(name), _CHANNELS[image.mode]
         pixels = image.tobytes()
-        with self._lock:
+        if not self._locked():
+            return
+        try:
             slot = self._slot(key)
             offset, count = self._counts.tolist()
             full = count >= self.entries or offset + len(pixels) > self.size
@@ -79,6 +91,8 @@ class PictureCache:
             self._pixels[offset : offset + len(pixels)] = pixels
             self._table[slot] = (key, offset, channels, *image.size, *kept.original_size)
             self._counts[:] = offset + len(pixels), count + 1
+        finally:
+            self._lock.release()
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -92,6 +106,11 @@ class PictureCache:
     def __reduce__(self) -> tuple:
         # a process that is spawned does not inherit the memory: it has no cache
         return type(None), ()
+
+    def _locked(self) -> bool:
+        """Take the lock; False, from then on, where nobody is left to give it back."""
+        self._lost = self._lost or not self._lock.acquire(timeout=LOCK_PATIENCE)
+        return not self._lost
 
     def _slot(self, key: int) -> int:
         """Where a key is, or would go: the first row from its own on that is free."""

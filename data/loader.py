@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from util import distributed
 from util.randomness import derived_seed, drawn_from, new_seed
-from util.stopping import leave_signals_to_parent
+from util.stopping import end_with_parent, leave_signals_to_parent
 from util.util import UserError
 
 
@@ -245,6 +246,8 @@ def _start_worker(worker: int) -> None:
     # several workers with a pool of threads each only get in each other's way
     torch.set_num_threads(1)
     leave_signals_to_parent()
+    if distributed.world_size() > 1:
+        end_with_parent()
 
 
 # more processes than cores can be right, where they wait for a disk: --num_threads is the user's

@@ -6,7 +6,7 @@ import argparse
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class BaseModel(ABC):
         fp16 = opt.precision == "fp16" and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self._accumulated: dict[torch.optim.Optimizer, int] = {}
+        self._stepped: set[torch.optim.Optimizer] = set()  # since the scale was last looked at
         self._told_of_norms = False
         self._metric_sum: torch.Tensor | float = 0.0
         self._metric_count: torch.Tensor | int = 0
@@ -247,8 +248,18 @@ class BaseModel(ABC):
         self._accumulated[optimizer] = count
         if count == 0:
             distributed.average_gradients(parameters_of(optimizer))
+            if optimizer in self._stepped:
+                self._update_scale()
             self.scaler.step(optimizer)
-            self.scaler.update()
+            self._stepped.add(optimizer)
+            # not in between: another optimizer may have added up gradients of the present scale
+            if len(self._stepped) == len(self.optimizers):
+                self._update_scale()
+
+    def _update_scale(self) -> None:
+        """Let fp16 scale gradients up by more, or by less where one became infinite."""
+        self._stepped.clear()
+        self.scaler.update()
 
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
@@ -386,10 +397,7 @@ class BaseModel(ABC):
         """
         first = states[0]
         gradients = [
-            [
-                None if own[0] is None else sum(g.cpu() for g in own) / len(states)
-                for own in zip(*of_optimizer, strict=True)
-            ]
+            [_mean_gradient(own) for own in zip(*of_optimizer, strict=True)]
             for of_optimizer in zip(*(s["gradients"] for s in states), strict=True)
         ]
         metric = [sum(s["metric"][i] for s in states) for i in (0, 1)]
@@ -425,6 +433,12 @@ class BaseModel(ABC):
         for net in nets if isinstance(nets, list) else [nets]:
             for parameter in net.parameters():
                 parameter.requires_grad = requires_grad
+
+
+def _mean_gradient(own: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """That of several processes; as in `average_gradients` one that is not there counts as zero."""
+    there = [gradient.cpu() for gradient in own if gradient is not None]
+    return torch.stack(there).sum(0) / len(own) if there else None
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

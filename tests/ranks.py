@@ -138,6 +138,14 @@ def moment(rng: random.Random, longest: float) -> None:
     time.sleep(rng.random() * longest)
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class Torchrun:
     """torchrun as a user starts it; the processes that it starts are those of a machine."""
 

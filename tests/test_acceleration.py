@@ -116,6 +116,34 @@ def test_accumulation_steps_every_nth_time(tmp_path):
     assert changed == [False, False, True, False, False, True]
 
 
+def test_accumulated_batches_have_one_scale(tmp_path):
+    """With --precision fp16 gradients are scaled; by powers of two, which leaves no trace."""
+    trained = []
+    for enabled in (False, True):
+        model = build(tmp_path, "--model cycle_gan --accumulate 2")
+        # grows with each step
+        model.scaler = torch.amp.GradScaler("cpu", 8.0, growth_interval=1, enabled=enabled)
+        for i in range(4):
+            model.set_input(batch(seed=i))
+            model.optimize_parameters()
+        trained.append(model)
+    plain, scaled = trained
+    assert scaled.scaler.get_scale() == 32
+    for name, state in plain.network_states().items():
+        for key, value in scaled.network_states()[name].items():
+            torch.testing.assert_close(value, state[key], rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_that_one_of_the_processes_lacked(tmp_path):
+    model = build(tmp_path, "--model cycle_gan")
+    lacking = [[[None, torch.full((2,), 3.0), None]], [[torch.full((2,), 4.0), None, None]]]
+    states = [{"parts": {}, "gradients": own, "metric": [0.0, 0]} for own in lacking]
+    (dealt,) = model.dealt_anew(states, 1)
+    assert [None if g is None else g.tolist() for g in dealt["gradients"][0]] == [
+        [2.0, 2.0], [1.5, 1.5], None,
+    ]  # fmt: skip
+
+
 def test_accumulated_gradients_survive_a_resume(tmp_path):
     """Saved in the middle of a step, the state holds the gradients of its first batches."""
     flags = "--model cycle_gan --accumulate 2"

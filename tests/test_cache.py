@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -157,6 +160,36 @@ def test_processes_at_once(tmp_path):
         assert process.exitcode == 0
     assert wrong.value == 0
     assert len(cache) == 200
+
+
+def test_a_process_that_dies_with_the_lock_stops_nobody(monkeypatch):
+    monkeypatch.setattr("data.cache.LOCK_PATIENCE", 0.2)
+    kept = PictureCache(10**6, 10)
+    kept.put("a", Kept(noise(4, 4), (4, 4)))
+    context = multiprocessing.get_context("fork")
+
+    def die() -> None:
+        kept._lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    dying = context.Process(target=die)
+    dying.start()
+    dying.join()
+
+    def go_on() -> None:
+        assert kept.get("a") is None  # in that moment it may be half of one
+        begin = time.monotonic()
+        for i in range(100):
+            kept.put(f"b{i}", Kept(noise(4, 4), (4, 4)))
+        assert time.monotonic() - begin < 1  # it waits once, not each time
+        assert len(kept) == 1
+
+    other = context.Process(target=go_on)
+    other.start()
+    other.join(20)
+    code = other.exitcode
+    other.kill()
+    assert code == 0
 
 
 def test_a_spawned_process_has_none():

@@ -451,6 +451,48 @@ def fail_in_second_epoch() -> None:
     CycleGANModel.optimize_parameters = optimize_parameters  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize(
+    ("option", "values"), [("--save_latest_freq", "46"), ("--max_hours", "12"), ("--ngf", "48")]
+)
+def test_machines_with_different_options(option, values, pictures, tmp_path):
+    def argv(rank: int) -> list[str]:
+        return command(pictures, tmp_path, option, values[rank])
+
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    assert group.wait(30) == [1, 1], group.text()
+    here, first = values[1], values[0]
+    assert re.search(rf"rank 1\] error: {option}: {here}\S* here, {first}", group.text())
+
+
+def loading_takes_long() -> None:
+    """In one process a picture comes to be asked for that its disk does not give."""
+    import multiprocessing
+
+    from data.unaligned_dataset import UnalignedDataset
+
+    multiprocessing.set_start_method("fork", force=True)  # as in a program started by hand
+    plain, count = UnalignedDataset.__getitem__, itertools.count()
+
+    def get(dataset, index):
+        if distributed.rank() == 1 and next(count) == 5:
+            time.sleep(100)
+        return plain(dataset, index)
+
+    UnalignedDataset.__getitem__ = get  # type: ignore[method-assign]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a process to another")
+def test_processes_that_load_do_not_hide_a_death(pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--num_threads", "1")
+    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: loading_takes_long)
+    group.wait_for("(epoch: 1, iters: 8")
+    time.sleep(1)
+    begin = time.monotonic()
+    group.kill(1)
+    assert sorted(group.wait(30)) == [-signal.SIGKILL, 1]
+    assert time.monotonic() - begin < 4
+
+
 def test_a_bug_in_one_shows_its_traceback(pictures, tmp_path):
     argv = command(pictures, tmp_path)
     group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: fail_in_second_epoch)
@@ -633,6 +675,29 @@ def test_a_machine_goes_and_comes_back(pictures, tmp_path):
     # whichever has the first process now has the files
     sets = [tmp_path / n for n in "01" if (tmp_path / n / "x" / "latest_train_state.pth").exists()]
     assert max(saved(folder)["total_iters"] for folder in sets) == 30 * PICTURES
+
+
+@pytest.mark.slow
+def test_without_torchrun_they_save_and_stop(pictures, tmp_path):
+    longer = ["--n_epochs", "10000", "--save_latest_freq", "1000000", "--save_epoch_freq", "10000"]
+    run = Torchrun(
+        tmp_path / "log", *RUN, "--nproc_per_node=2", "--master_port", ranks.free_port(),
+        "train.py", *command(pictures, tmp_path, *longer),
+    )  # fmt: skip
+    run.wait_for("(epoch: 2")
+    workers = run.workers()
+    run.process.kill()  # and with it goes the store over which they met
+    run.process.wait()
+    end = time.monotonic() + 30
+    while any(map(ranks.is_running, workers)) and time.monotonic() < end:
+        time.sleep(0.1)
+    left = [pid for pid in workers if ranks.is_running(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    run.close()
+    assert not left
+    assert run.text().count("stopped: got SIGTERM") == 1, run.text()[-2000:]
+    assert saved(tmp_path)["processes"] == 2
 
 
 @pytest.mark.slow

@@ -339,27 +339,32 @@ def _watch() -> Iterator[None]:
     """
     over = threading.Event()
     parent = os.getppid()
-    store = _shared_store
+    store: Any = _shared_store
     if hasattr(store, "clone"):
         store = store.clone()  # a connection of its own: the main thread may be using the other
 
-    def failed() -> bool:
+    def failed(ask_store: bool) -> bool:
         try:
-            return store.check([_FAILED]) or agreement.broken()
+            return (ask_store and store.check([_FAILED])) or agreement.broken()
         except Exception:
             return True  # the store went with the process that had it
 
     def look() -> None:
+        launcher = True
         while not over.wait(LOOK_EVERY):
-            if failed():
+            lost = failed(launcher)
+            # a launcher that is killed takes the store along, a moment before this can be seen
+            if lost and over.wait(LOOK_EVERY):
+                return
+            if launcher and os.getppid() != parent:
+                # nobody else would end this process: save and stop, without the store
+                launcher = False
+                os.kill(os.getpid(), signal.SIGTERM)
+            elif lost:
                 if over.wait(GRACE):
                     return
                 os.write(2, b"error: another process has ended, and this one could not go on\n")
                 os._exit(1)
-            if os.getppid() != parent:
-                # the launcher was killed and nobody else would end this process: save and stop
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
 
     if _place.world_size > 1:
         threading.Thread(target=look, name="watch", daemon=True).start()

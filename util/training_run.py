@@ -14,6 +14,14 @@ from .finite import FiniteGuard
 from .stopping import ExperimentLock, StopRequest
 from .util import UserError
 
+# Options on which it depends how much processes exchange, and when. With different ones they would
+# misunderstand each other, or each wait for something else.
+ALIKE = (
+    "batch_size accumulate model netG netD ngf ndf n_layers_D norm gan_mode lambda_gp "
+    "lambda_identity print_freq display_freq save_latest_freq save_epoch_freq val_freq max_hours "
+    "on_nan lr_policy"
+).split()
+
 
 class TrainingRun:
     """Saves and restores a run, holds its lock, and knows whether it should stop.
@@ -79,19 +87,16 @@ class TrainingRun:
         return position
 
     def _check_alike(self) -> None:
-        """Raise UserError where this process would not take as many steps as the first one."""
+        """Raise UserError where this process would exchange something else than the first one."""
         opt = self.opt
-        own = {
-            "pictures": len(self.dataset),
-            "--batch_size": opt.batch_size,
-            "--accumulate": opt.accumulate,
-            "epochs": opt.n_epochs + opt.n_epochs_decay,
-        }
-        for name, wanted in distributed.from_main(own).items():
-            if own[name] != wanted:
+        own = {"pictures": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
+        own |= {f"--{name}": getattr(opt, name, None) for name in ALIKE}
+        wanted = distributed.from_main(own)
+        for name in own:
+            if own[name] != wanted[name]:
                 raise UserError(
-                    f"{name}: {own[name]} here, {wanted} in the first process: all machines need "
-                    "the same pictures and the same options"
+                    f"{name}: {own[name]} here, {wanted[name]} in the first process: all machines "
+                    "need the same pictures and the same options"
                 )
 
     def _found(self) -> FoundSet | None:
