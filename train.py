@@ -59,6 +59,7 @@ def main() -> None:
             for data in visualizer.batches(dataset):
                 before = at.total_iters
                 run.guard.start()
+                model.begin_iteration()
                 model.set_input(data)
                 model.optimize_parameters()
                 at.advance(images, len(dataset))

@@ -105,9 +105,12 @@ def prepare(
     channels_last: bool = False,
     compiled: bool = False,
     recompute: bool = False,
+    graphs: bool = False,
 ) -> None:
     """Make a network compute as asked; in place, its weights keep their names.
 
+    `graphs` records what a compiled network does on a GPU, and plays that back as a whole. What it
+    returns is then overwritten after the next `begin_iteration`.
     `recompute` trades time for memory: residual blocks forget their activations and compute them
     again in the backward pass.
     """
@@ -119,7 +122,19 @@ def prepare(
     if precision in _DTYPES:
         net.forward = _autocast(net.forward, device, _DTYPES[precision])
     if compiled:
-        net.compile(dynamic=False)
+        net.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
+
+
+def begin_iteration() -> None:
+    """Tell recorded networks that nothing of the iteration before is needed any more."""
+    torch.compiler.cudagraph_mark_step_begin()
+
+
+def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
+    """Why `--cuda_graphs` can't be had here, None if it can."""
+    if device.type != "cuda":
+        return "it needs a CUDA device"
+    return None if opt.compile else "it needs --compile"
 
 
 def _autocast(forward: Any, device: torch.device, dtype: torch.dtype) -> Any:

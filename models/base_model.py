@@ -132,6 +132,7 @@ class BaseModel(ABC):
             channels_last=opt.channels_last,
             compiled=opt.compile and not self.needs_second_gradients(net),
             recompute=getattr(opt, "grad_checkpoint", False),
+            graphs=opt.cuda_graphs,
         )
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
@@ -153,8 +154,13 @@ class BaseModel(ABC):
         for net in self.networks().values():
             net.eval()
 
+    def begin_iteration(self) -> None:
+        """What networks returned so far is not needed any more; see --cuda_graphs."""
+        acceleration.begin_iteration()
+
     def test(self) -> None:
         """Forward without gradients, for testing."""
+        self.begin_iteration()
         with torch.no_grad():
             self.forward()
             self.compute_visuals()

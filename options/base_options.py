@@ -12,7 +12,13 @@ from typing import NoReturn
 
 import data
 import models
-from models.acceleration import PRECISIONS, choose_fast, too_few_to_compile, why_not_compile
+from models.acceleration import (
+    PRECISIONS,
+    choose_fast,
+    too_few_to_compile,
+    why_not_compile,
+    why_not_graphs,
+)
 from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
 from util import distributed
 from util.distributed import select_device
@@ -146,6 +152,7 @@ class BaseOptions:
         add("--precision", default="tf32", choices=PRECISIONS, help="arithmetic of the networks")
         add("--channels_last", action="store_true", help="pictures as (N, H, W, C) in memory")
         add("--compile", action="store_true", help="compile the networks: slow start, then faster")
+        add("--cuda_graphs", action="store_true", help="with --compile: start networks as a whole")
         add(
             "--batch_passes",
             default="auto",
@@ -250,6 +257,11 @@ class BaseOptions:
         if opt.value_range is not None and not opt.value_range[0] < opt.value_range[1]:
             low, high = opt.value_range
             self.parser.error(f"--value_range {low:g} {high:g}: the first must be the lower one")
+        if opt.cuda_graphs and getattr(opt, "accumulate", 1) > 1:
+            self.parser.error(
+                f"--cuda_graphs and --accumulate {opt.accumulate} exclude each other: gradients "
+                "are overwritten by those of the next batch; leave one out"
+            )
         if getattr(opt, "lambda_identity", 0) > 0 and opt.input_nc != opt.output_nc:
             self.parser.error(
                 f"--lambda_identity {opt.lambda_identity:g} needs --input_nc and --output_nc to be "
@@ -317,6 +329,10 @@ class BaseOptions:
             print(f"--fast stands for {' '.join(choose_fast(opt, opt.device, explicit))}")
         if opt.compile:
             self._compile_unless(opt, why_not_compile(opt, opt.device))
+        reason = why_not_graphs(opt, opt.device) if opt.cuda_graphs else None
+        if reason:
+            print(f"--cuda_graphs is off: {reason}")
+            opt.cuda_graphs = False
 
     def weigh_compiling(self, opt: argparse.Namespace, pictures: int) -> None:
         """With `--fast`, compile only where so many pictures in all make up for the time."""

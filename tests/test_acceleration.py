@@ -218,7 +218,8 @@ def test_compile_is_off_with_a_line_without_a_compiler(tmp_path, capsys, monkeyp
 
 
 @pytest.mark.slow
-def test_compiled_networks_give_the_same_gradients():
+@pytest.mark.parametrize("graphs", [False, True])
+def test_compiled_networks_give_the_same_gradients(graphs):
     """The real compiler, on a small generator: to the rounding of another order of sums."""
     torch.manual_seed(0)
     net = networks.define_G(3, 3, 4, "resnet_6blocks", "instance")
@@ -231,7 +232,8 @@ def test_compiled_networks_give_the_same_gradients():
         return [result.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
 
     plain = found()
-    acceleration.prepare(net, torch.device("cpu"), compiled=True)
+    acceleration.prepare(net, torch.device("cpu"), compiled=True, graphs=graphs)
+    acceleration.begin_iteration()
     assert "model.1.weight" in net.state_dict()
     # of biases in front of a norm the true gradient is 0, and what comes out is rounding
     scale = max(gradient.abs().max().item() for gradient in plain[1:])

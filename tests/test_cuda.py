@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -70,6 +72,23 @@ def test_nothing_waits_for_the_gpu(tmp_path):
         model.track_metric()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("model", ["cycle_gan --pool_size 2", "pix2pix --norm instance"])
+def test_recorded_networks_give_the_same_losses(model, tmp_path):
+    """Over some iterations, so that pools return what was computed before the last recording."""
+    flags = f"--model {model} --no_dropout --precision fp32 --lr 0.00001"
+    found = []
+    for more in ("", " --compile --cuda_graphs"):
+        net = build(tmp_path, flags + more)
+        assert net.opt.cuda_graphs is bool(more)
+        random.seed(0)
+        found.append([])
+        for _ in range(6):
+            net.begin_iteration()
+            found[-1].append(first_losses(net))
+    for wanted, ours in zip(*found, strict=True):
+        assert ours == pytest.approx(wanted, rel=2e-2, abs=1e-3)
 
 
 @pytest.mark.parametrize("flags", ["--grad_checkpoint", "--precision bf16"])

@@ -28,6 +28,7 @@ BOTH = {
     "--precision": ["tf32", "value"],
     "--channels_last": [False, "flag"],
     "--compile": [False, "flag"],
+    "--cuda_graphs": [False, "flag"],
     "--batch_passes": ["auto", "value"],
     "--fast": [False, "flag"],
     "--skip_broken": [False, "flag"],
@@ -485,3 +486,12 @@ def test_threads_share_the_cores_of_a_cpu(cores, computing, shares):
 
 def test_given_threads_are_left_alone(tmp_path):
     assert parse(tmp_path, "--num_threads", "3", train=False).num_threads == 3
+
+
+def test_recorded_networks_need_a_gpu_and_every_gradient(tmp_path, capsys):
+    assert not parse(tmp_path, "--cuda_graphs", "--compile", train=False).cuda_graphs
+    assert "--cuda_graphs is off: it needs a CUDA device" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, "--cuda_graphs", "--accumulate", "2")
+    assert end.value.code == 2
+    assert "--cuda_graphs and --accumulate 2 exclude each other" in capsys.readouterr().err
