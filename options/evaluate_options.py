@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from util.evaluation import parse_scores
+from util.util import UserError
+
 from .saved_options import read_saved_options
 from .test_options import TestOptions
 
@@ -25,6 +28,13 @@ class EvaluateOptions(TestOptions):
         if "model" in trained:
             parser.set_defaults(model=trained["model"])
         return parser
+
+    def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        super().validate(opt, explicit)
+        try:
+            parse_scores(opt.scores)
+        except UserError as e:
+            self.parser.error(str(e))
 
 
 def add_weights(group: argparse._ArgumentGroup) -> None:

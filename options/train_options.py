@@ -111,6 +111,12 @@ class TrainOptions(BaseOptions):
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)
+        unused = sorted({"best_by", "val_phase", "num_val"} & explicit)
+        if unused and not opt.val_freq:
+            self.parser.error(
+                f"--{unused[0]} is about scores in training, which --val_freq 0 turns off: add "
+                "--val_freq, in epochs, or leave it out"
+            )
         for flag, package in (("use_wandb", "wandb"), ("use_tensorboard", "tensorboard")):
             if getattr(opt, flag) and importlib.util.find_spec(package) is None:
                 self.parser.error(

@@ -495,3 +495,11 @@ def test_recorded_networks_need_a_gpu_and_every_gradient(tmp_path, capsys):
         parse(tmp_path, "--cuda_graphs", "--accumulate", "2")
     assert end.value.code == 2
     assert "--cuda_graphs and --accumulate 2 exclude each other" in capsys.readouterr().err
+
+
+def test_what_scores_in_training_need(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, "--best_by", "SSIM")
+    assert end.value.code == 2
+    assert "--best_by is about scores in training, which --val_freq 0" in capsys.readouterr().err
+    assert parse(tmp_path, "--best_by", "SSIM", "--val_freq", "2").best_by == "SSIM"
