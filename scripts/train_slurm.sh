@@ -32,6 +32,9 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 # without this a machine that comes back is not taken in again
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
+# since Slurm 22.05 srun does not take this over, and a task may be left with one core
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+
 srun torchrun \
     --nnodes="$SLURM_NNODES" \
     --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" \
