@@ -153,11 +153,12 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     reasons = dict(pair for part in distributed.from_main(parts) for pair in part)
     failed = [(job.source, reasons[job.source]) for job in jobs if job.source in reasons]
     print(f"results: {out}")
-    if failed and not distributed.is_main():
-        sys.exit(1)
     if failed:
-        print(f"{len(failed)} of {len(jobs)} pictures failed:", file=sys.stderr)
-        print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr)
+        if distributed.is_main():
+            print(f"{len(failed)} of {len(jobs)} pictures failed:", file=sys.stderr)
+            print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr, flush=True)
+        # torchrun ends all processes when the first of them has failed
+        distributed.wait_for_all()
         sys.exit(1)
 
 

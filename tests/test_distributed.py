@@ -26,7 +26,7 @@ from models.base_model import parameters_of
 from models.sync_norm import SyncBatchNorm2d, synchronize_norms
 from options.train_options import TrainOptions
 from tests import forked, ranks
-from tests.helpers import aligned, files_below, picture, truncated, unaligned
+from tests.helpers import aligned, files_below, picture, run_process, truncated, unaligned
 from tests.ranks import Group, Torchrun
 from util import checkpoint, distributed, launch
 from util.randomness import seed_everything
@@ -787,3 +787,21 @@ def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
     group = Group(tmp_path / "log3", 2, ranks.translate, argv("two", "--skip_existing"))
     assert group.wait() == [1, 1], group.text()
     assert "translating 1 of 6 pictures (5 are there)" in group.text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"RANK": "x"}, "invalid literal"), ({"MASTER_ADDR": "no.such.invalid"}, "")],
+)
+def test_processes_that_can_not_meet_say_so_in_one_line(more, said, tmp_path):
+    there = {"RANK": "1", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    program = (
+        "from datetime import timedelta\nfrom util import distributed\n"
+        "distributed.JOINING = timedelta(seconds=1)\nwith distributed.together(): print('in')"
+    )
+    result = run_process("-c", program, more={**there, **address, **more})
+    assert result.code == 1
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert f"error: the processes could not meet: {said}" in result.err.splitlines()[-1]

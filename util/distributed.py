@@ -116,9 +116,14 @@ def together() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
-    e = os.environ
-    _place = Place(*(int(e[name]) for name in NEEDED[:4]))
-    _join()
+    try:
+        with _interrupted_at_once():
+            _place = Place(*(int(os.environ[name]) for name in NEEDED[:4]))
+            _join()
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        print(f"error: the processes could not meet: {reason}", file=sys.stderr, flush=True)
+        sys.exit(1)
     with _voices(_Said(_shared_store)), _watch():
         try:
             yield
@@ -144,6 +149,19 @@ def together() -> Iterator[None]:
             _end_failed(1)
         finally:
             _leave()
+
+
+@contextlib.contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Within, Ctrl-C ends the process: one that waits for a connection runs no Python for it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _join() -> None:
@@ -375,12 +393,16 @@ def _watch() -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------- exchange
+# a fault of the GPU shows in whatever comes next; torch 2.8 and newer tell it apart
+_DEVICE_ERROR: type[Exception] = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)
+
+
 @contextlib.contextmanager
 def _exchange() -> Iterator[None]:
     """Turn what a collective raises where a process is gone into PeerLost."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, _DEVICE_ERROR):
         raise
     except RuntimeError as e:
         text = str(e).strip().splitlines()
