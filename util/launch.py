@@ -74,7 +74,11 @@ def launch(processes: int, argv: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", *argv)
     except ChildFailedError as e:
+        # one that was killed leaves no time of its death, so another that missed it may seem first
+        killed = [rank for rank, f in e.failures.items() if f.exitcode < 0]
         rank, failure = e.get_first_failure()
+        if killed:
+            rank, failure = killed[0], e.failures[killed[0]]
         if failure.exitcode >= 0:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
