@@ -74,11 +74,14 @@ def launch(processes: int, argv: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-u", *argv)
     except ChildFailedError as e:
-        # one that was killed leaves no time of its death, so another that missed it may seem first
-        killed = [rank for rank, f in e.failures.items() if f.exitcode < 0]
         rank, failure = e.get_first_failure()
-        if killed:
-            rank, failure = killed[0], e.failures[killed[0]]
+        # One that was killed leaves no time of its death, so another that missed it may seem first.
+        # What torchrun itself ends gets SIGTERM, and much later SIGKILL.
+        for other, found in e.failures.items():
+            at_once = found.timestamp - failure.timestamp < 5
+            if found.exitcode < 0 and found.exitcode != -signal.SIGTERM and at_once:
+                rank, failure = other, found
+                break
         if failure.exitcode >= 0:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
