@@ -82,6 +82,12 @@ PARTS = ("data", "forward/backward", "optimizer", "other")
 
 
 # ------------------------------------------------------------------------------------ what is timed
+def ordinary_loader(dataset: Any, opt: argparse.Namespace) -> DataLoader:
+    """As in the original: processes that start anew in each epoch, and no pinned memory."""
+    workers = int(opt.num_threads)
+    return DataLoader(dataset.dataset, opt.batch_size, shuffle=True, num_workers=workers)
+
+
 class Training:
     """A model of one setting, and the batches that it is fed."""
 
@@ -136,8 +142,7 @@ class Training:
         assert self.dataset is not None
         loader = self.dataset
         if self.plain:
-            workers, size = int(self.opt.num_threads), self.opt.batch_size
-            loader = DataLoader(self.dataset.dataset, size, shuffle=True, num_workers=workers)
+            loader = ordinary_loader(self.dataset, self.opt)
         while True:
             for batch in loader:
                 yield Batch(batch)
@@ -266,8 +271,7 @@ class Loading:
         self.dataset = create_dataset(opt)
         loader: Any = self.dataset
         if plain:
-            workers = int(opt.num_threads)
-            loader = DataLoader(self.dataset.dataset, opt.batch_size, True, num_workers=workers)
+            loader = ordinary_loader(self.dataset, opt)
         self.loader = loader
 
     def warm_up(self, steps: int) -> dict[str, Any]:
@@ -352,10 +356,9 @@ def serve(kind: type, words: list[str], plain: bool, real: bool, pipe: Any) -> N
                     return
                 if name == "start":
                     subject = kind(words, plain, real)
-                    said = [
-                        s for s in output.getvalue().splitlines() if "--fast" in s or "off" in s
-                    ]
-                    pipe.send((True, said))
+                    # what --fast chose, and what is off; not the list of options
+                    lines = output.getvalue().splitlines()
+                    pipe.send((True, [s for s in lines if s.startswith(("--fast", "--compile"))]))
                 else:
                     pipe.send((True, getattr(subject, name)(*args)))
             except BaseException as e:

@@ -13,9 +13,9 @@ from options.train_options import TrainOptions
 TINY = "--ngf 4 --ndf 4 --netG resnet_6blocks --gpu_ids -1 --display_id 0 --name x --seed 3"
 
 
-def build(tmp_path, flags: str):
+def build(tmp_path, flags: str, base: str = TINY):
     folders = f"--dataroot {tmp_path} --checkpoints_dir {tmp_path}"
-    opt = TrainOptions(f"{folders} {TINY} {flags}").parse(save=False)
+    opt = TrainOptions(f"{folders} {base} {flags}").parse(save=False)
     torch.manual_seed(0)
     model = create_model(opt)
     model.setup(opt)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
 import torch
 
-from models import create_model
-from options.train_options import TrainOptions
+from tests import test_acceleration
 from tests.helpers import SHORT, aligned, succeed, unaligned
 
 pytestmark = [
@@ -18,18 +18,8 @@ pytestmark = [
 SMALL = "--ngf 8 --ndf 8 --netG resnet_6blocks --display_id 0 --name x --seed 3 --crop_size 64"
 
 
-def build(tmp_path, flags: str):
-    folders = f"--dataroot {tmp_path} --checkpoints_dir {tmp_path}"
-    opt = TrainOptions(f"{folders} {SMALL} {flags}").parse(save=False)
-    torch.manual_seed(0)
-    model = create_model(opt)
-    model.setup(opt)
-    return model
-
-
-def batch(n: int = 1, size: int = 64) -> dict:
-    pictures = torch.rand(2, n, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return {"A": pictures[0], "B": pictures[1], "A_paths": ["a"] * n, "B_paths": ["b"] * n}
+build = functools.partial(test_acceleration.build, base=SMALL)
+batch = functools.partial(test_acceleration.batch, size=64)
 
 
 def first_losses(model) -> dict[str, float]:
