@@ -56,14 +56,19 @@ def call(function: Callable[..., None], *args: Any) -> Any:
     return process
 
 
-def _child(
-    argv: list[str], log: str, crash_at: int | None, prepare: Callable[[], None] | None
-) -> None:
+def write_to(log: str) -> None:
+    """Append all that this process prints from now on to a file."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+
+
+def _child(
+    argv: list[str], log: str, crash_at: int | None, prepare: Callable[[], None] | None
+) -> None:
+    write_to(log)
     sys.argv = ["train.py", *argv]
     # loading processes are forked too, as in a program that is started by hand
     multiprocessing.set_start_method("fork", force=True)

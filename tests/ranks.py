@@ -101,11 +101,7 @@ class Group:
 def _rank(
     place: dict[str, Any], log: str, function: Callable[..., None], args: Sequence[Any]
 ) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    forked.write_to(log)
     os.environ.update({k: str(v) for k, v in place.items()})
     import torch
 
