@@ -9,7 +9,7 @@ Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`, or with `--only
 folder under the names of the inputs. See options/ for all the options.
 """
 
-from util.interrupts import end_quietly_on_interrupt
+from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
@@ -22,21 +22,20 @@ from tqdm import tqdm
 
 from data import create_dataset, equal_batches
 from data.base_dataset import reader
-from data.picture_io import list_pictures
+from data.pictures.picture_io import list_pictures
 from models import create_model
-from models.acceleration import batches_freely
-from models.folder import FolderTranslation
-from models.tiles import TileOptions, tile_generators
-from models.translator import Translator
+from models.inference.folder import FolderTranslation
+from models.inference.tiles import TileOptions, tile_generators
+from models.inference.translator import Translator
+from models.speed.acceleration import batches_freely
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork
-from util.checkpoint import warn
+from util.errors import UserError, one_line_errors, warn
 from util.files import make_writable
 from util.html import HTML, Rows
 from util.randomness import seed_everything
 from util.result_names import ResultNames
-from util.util import UserError, one_line_errors
 from util.visualizer import save_images
 
 

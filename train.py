@@ -8,7 +8,7 @@ Weights, losses and pages go to `<checkpoints_dir>/<name>`. The same command wit
 goes on where the training was left, also where it was killed. See options/ for all the options.
 """
 
-from util.interrupts import end_quietly_on_interrupt
+from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
@@ -18,11 +18,13 @@ import time
 from data import create_dataset
 from models import create_model
 from options.train_options import TrainOptions
-from util import distributed, launch
+from util import distributed
+from util.distributed import launch
+from util.errors import one_line_errors
 from util.randomness import seed_everything
-from util.training_run import TrainingRun
-from util.util import crossed, one_line_errors
-from util.validation import Validation
+from util.run.training_run import TrainingRun
+from util.scores.validation import Validation
+from util.util import crossed
 from util.visualizer import Visualizer
 
 
@@ -49,7 +51,7 @@ def main() -> None:
             return
         images = opt.batch_size * distributed.world_size()
         visualizer = Visualizer(opt, len(dataset), at)
-        validation = Validation(opt, model, visualizer)
+        validation = Validation(opt, model, visualizer, create_dataset)
 
         for epoch in range(at.epoch, last_epoch + 1):
             epoch_start = time.time()

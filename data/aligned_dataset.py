@@ -7,7 +7,7 @@ from typing import Any
 
 from torchvision.transforms import Compose
 
-from util.util import UserError
+from util.errors import UserError
 
 from .base_dataset import BaseDataset, get_params, get_transform
 from .cache import Kept

@@ -15,12 +15,12 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from util.util import UserError
+from util.errors import UserError
 
 from .cache import Kept, PictureCache
-from .deep_picture import DeepPicture, deep_transform
 from .image_folder import list_images, open_image
-from .picture_io import list_pictures
+from .pictures.deep_picture import DeepPicture, deep_transform
+from .pictures.picture_io import list_pictures
 from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, RandomCrop, ScaleWidth, same_part
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageStat
 from tqdm import tqdm
 
-from util.util import UserError, one_line_errors
+from util.errors import UserError, one_line_errors
 
 from .image_folder import IMG_EXTENSIONS, is_image_file, make_dataset, open_image
 
@@ -326,7 +326,8 @@ def report(folders: Sequence[Folder], found: Findings, everything: bool = False)
 
 def options() -> argparse.ArgumentParser:
     """The command line: the options of training that say which files are read, and how."""
-    from options.base_options import PREPROCESS, HelpFormatter, OneLineParser, whole_number
+    from options.base_options import PREPROCESS, HelpFormatter, whole_number
+    from util.errors import OneLineParser
 
     parser = OneLineParser("data.check", description=__doc__.splitlines()[0])  # type: ignore
     parser.formatter_class = HelpFormatter

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from skimage import color
 
-from util.util import UserError
+from util.errors import UserError
 
 from .base_dataset import BaseDataset, get_transform
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from util.util import UserError
+from util.errors import UserError
 
 from .transforms import check_crop_size
 

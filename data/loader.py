@@ -18,9 +18,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from util import distributed
+from util.errors import UserError
 from util.randomness import derived_seed, drawn_from, new_seed
-from util.stopping import end_with_parent, leave_signals_to_parent
-from util.util import UserError
+from util.run.stopping import end_with_parent, leave_signals_to_parent
 
 
 class Draw(NamedTuple):

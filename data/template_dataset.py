@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.base_dataset import BaseDataset, get_transform
+from .base_dataset import BaseDataset, get_transform
 
 
 class TemplateDataset(BaseDataset):

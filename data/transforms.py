@@ -6,7 +6,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from util.util import UserError
+from util.errors import UserError
 
 _PIL_FILTERS = {
     InterpolationMode.NEAREST: Image.Resampling.NEAREST,

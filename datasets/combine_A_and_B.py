@@ -21,7 +21,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.get_data import DataError, LineParser, must_be_free, run_tool, staged
+from util.errors import OneLineParser
+from util.get_data import DataError, must_be_free, run_tool, staged
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 # with 4:2:0 colours would bleed over the seam from one picture into the other
@@ -129,7 +130,7 @@ def find_pairs(
 
 def main() -> None:
     """Read the command line and combine the splits that A and B have."""
-    parser = LineParser(description="Put the pictures of two folders side by side.")
+    parser = OneLineParser(description="Put the pictures of two folders side by side.")
     parser.add_argument("--fold_A", required=True, type=Path, help="left: has train, val, test")
     parser.add_argument("--fold_B", required=True, type=Path, help="right: the same names as A")
     parser.add_argument("--fold_AB", required=True, type=Path, help="gets the combined pictures")

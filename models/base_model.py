@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from options.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
-from util import checkpoint, distributed
-from util.util import UserError
+from util import distributed
+from util.errors import UserError
+from util.run import checkpoint
+from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
-from . import acceleration, networks
-from .sync_norm import synchronize_norms
+from . import networks
+from .speed import acceleration
+from .speed.sync_norm import synchronize_norms
 from .weights import explain_mismatch, fit_state_dict
 
 
@@ -196,6 +198,11 @@ class BaseModel(ABC):
         own = float(self._metric_sum), int(self._metric_count), float(self.metric)
         summed, count, metric = distributed.total(*own)
         return metric / distributed.world_size() or summed / max(1, count)
+
+    def fast_forward_schedules(self) -> None:
+        """Take the schedules to where they are when epoch `--epoch_count` begins."""
+        for scheduler in self.schedulers:
+            networks.fast_forward(scheduler, self.opt)
 
     def learning_rate(self) -> float:
         """The current learning rate of the first optimizer."""

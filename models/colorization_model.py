@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from skimage import color
 
-from util.util import UserError
+from util.errors import UserError
 
 from .pix2pix_model import Pix2PixModel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .acceleration import full_precision
+from .speed.acceleration import full_precision
 
 GAN_MODES = ("lsgan", "vanilla", "wgangp")
 

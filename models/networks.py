@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from util.util import UserError
+from util.errors import UserError
 
 from .init import INIT_TYPES, init_net, init_weights
 from .losses import GAN_MODES, GANLoss, cal_gradient_penalty
 from .schedulers import LR_POLICIES, fast_forward, get_scheduler, rebase
-from .sync_norm import SyncBatchNorm2d
+from .speed.sync_norm import SyncBatchNorm2d
 
 __all__ = [
     "DISCRIMINATORS",

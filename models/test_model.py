@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from options.saved_options import read_saved_options
-from util.checkpoint import warn
-from util.util import UserError
+from util.errors import UserError, warn
+from util.run.saved_options import read_saved_options
 
 from . import networks
 from .base_model import BaseModel

@@ -8,33 +8,26 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import data
 import models
-from models.acceleration import (
+from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
+from models.speed.acceleration import (
     PRECISIONS,
     choose_fast,
     too_few_to_compile,
     why_not_compile,
     why_not_graphs,
 )
-from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
 from util import distributed
 from util.distributed import select_device
+from util.errors import OneLineParser, UserError
 from util.randomness import new_seed
-from util.util import UserError
+from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
-from .saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options, restore
+from .saved_options import restore
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line on stderr, without the usage in front; exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from util.evaluation import parse_scores
-from util.util import UserError
+from util.errors import UserError
+from util.run.saved_options import read_saved_options
+from util.scores.evaluation import parse_scores
 
-from .saved_options import read_saved_options
 from .test_options import TestOptions
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from data.image_folder import parts_of_dataset
-from data.picture_io import FORMATS
-from models.tiles import MODES
+from data.pictures.picture_io import FORMATS
+from models.inference.tiles import MODES
 from util import distributed
+from util.run.saved_options import read_saved_options
 
 from .base_options import BaseOptions, non_negative, whole_number
-from .saved_options import read_saved_options
 
 OUTPUT_FORMATS = (*FORMATS, "same")
 

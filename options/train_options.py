@@ -8,12 +8,13 @@ from pathlib import Path
 
 from data.cache import SHARES
 from models.networks import GAN_MODES, LR_POLICIES
-from util import checkpoint, distributed
-from util.evaluation import SCORES
+from util import distributed
+from util.run import checkpoint
+from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
+from util.scores.evaluation import SCORES
 
 from .base_options import BaseOptions, fraction_below_one, non_negative, whole_number
 from .evaluate_options import add_weights
-from .saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
 from .test_options import picture_count
 
 

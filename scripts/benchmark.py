@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from util.interrupts import end_quietly_on_interrupt
+from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
@@ -58,14 +58,14 @@ from data import create_dataset
 from data.loader import Batch
 from models import create_model
 from models.base_model import BaseModel, parameters_of
-from options.base_options import OneLineParser, whole_number
+from options.base_options import whole_number
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from util import distributed
+from util.distributed.launch import launch
+from util.errors import OneLineParser, UserError, one_line_errors
 from util.html import HTML
-from util.launch import launch
 from util.randomness import seed_everything
-from util.util import UserError, one_line_errors
 from util.visualizer import save_images
 
 SETTINGS = {

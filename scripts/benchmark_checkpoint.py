@@ -27,7 +27,8 @@ import torch
 from models import create_model
 from models.base_model import BaseModel
 from options.train_options import TrainOptions
-from util import checkpoint, randomness
+from util import randomness
+from util.run import checkpoint
 
 
 def default_model(folder: Path) -> BaseModel:

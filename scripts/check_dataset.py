@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.interrupts import end_quietly_on_interrupt
+from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 from data.check import main
-from util.util import one_line_errors
+from util.errors import one_line_errors
 
 if __name__ == "__main__":
     with one_line_errors():

@@ -23,17 +23,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from util.interrupts import end_quietly_on_interrupt
+from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 from PIL import Image
 
 from models import load_generator
-from options.base_options import OneLineParser, whole_number
-from options.saved_options import read_saved_options
-from util.checkpoint import load_weights
-from util.util import UserError, one_line_errors
+from options.base_options import whole_number
+from util.errors import OneLineParser, UserError, one_line_errors
+from util.run.checkpoint import load_weights
+from util.run.saved_options import read_saved_options
 
 HEIGHT = 340  # pixels of input and output on the page
 # small pictures are shown as large as others, where gradio keeps their pixels; and the output as

@@ -18,17 +18,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.interrupts import end_quietly_on_interrupt
+from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 from data import create_dataset
 from models import create_model
 from options.evaluate_options import EvaluateOptions
-from util.evaluation import Evaluator, parse_scores, report, table
+from util.errors import UserError, one_line_errors
 from util.files import make_writable, write_whole
 from util.randomness import seed_everything
-from util.util import UserError, one_line_errors
+from util.scores.evaluation import Evaluator, parse_scores, report, table
 
 
 def main() -> None:

@@ -17,14 +17,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from util.interrupts import end_quietly_on_interrupt
+from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 import torch
 
 from models import load_generator
-from models.export import (
+from models.inference.export import (
     ENDINGS,
     TOLERANCE,
     export,
@@ -33,9 +33,8 @@ from models.export import (
     need_packages,
     reader,
 )
-from options.base_options import OneLineParser
+from util.errors import OneLineParser, UserError, one_line_errors
 from util.files import make_writable, sha256
-from util.util import UserError, one_line_errors
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -19,7 +19,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class LineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line on stderr and exit code 2; the usage is in --help."""
 
     def error(self, message: str) -> NoReturn:
@@ -27,7 +27,7 @@ class LineParser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = LineParser(description="Translate a folder with ONNX Runtime.")
+    parser = OneLineParser(description="Translate a folder with ONNX Runtime.")
     parser.add_argument("model", type=Path, help="file of scripts/export.py --format onnx")
     parser.add_argument("pictures", type=Path, help="folder to read, with the folders below it")
     parser.add_argument("translated", type=Path, help="folder to write")

@@ -17,4 +17,4 @@ case "$found" in
     *) found="$PWD/$found" ;;
 esac
 cd "$root"
-exec "$found" -m util.visdom_assets
+exec "$found" -m util.display.visdom_assets

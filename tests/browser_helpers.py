@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from util.visdom_assets import static_dir, up_to_date
+from util.display.visdom_assets import static_dir, up_to_date
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "

@@ -75,7 +75,7 @@ def _child(
     import torch
 
     import train
-    from util.util import one_line_errors
+    from util.errors import one_line_errors
 
     torch.set_num_threads(1)
     if crash_at is not None:
@@ -87,7 +87,7 @@ def _child(
 
 
 def _crash_in_save(crash_at: int) -> None:
-    from util import checkpoint
+    from util.run import checkpoint
 
     count = 0
 

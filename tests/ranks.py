@@ -106,7 +106,7 @@ def _rank(
     import torch
 
     from util import distributed
-    from util.util import one_line_errors
+    from util.errors import one_line_errors
 
     torch.set_num_threads(1)
     with distributed.together(), one_line_errors():

@@ -7,7 +7,8 @@ from argparse import Namespace
 import pytest
 import torch
 
-from models import acceleration, create_model, networks
+from models import create_model, networks
+from models.speed import acceleration
 from options.train_options import TrainOptions
 
 TINY = "--ngf 4 --ndf 4 --netG resnet_6blocks --gpu_ids -1 --display_id 0 --name x --seed 3"

@@ -23,10 +23,10 @@ import torch
 from models import create_model
 from options.train_options import TrainOptions
 from tests import forked, helpers
-from util import checkpoint, training_run
-from util.finite import MOST_IN_A_ROW, FiniteGuard
-from util.stopping import ExperimentLock, StopRequest
-from util.util import UserError
+from util.errors import UserError
+from util.run import checkpoint, training_run
+from util.run.finite import MOST_IN_A_ROW, FiniteGuard
+from util.run.stopping import ExperimentLock, StopRequest
 
 NETS = ("G_A", "G_B", "D_A", "D_B")
 

@@ -17,7 +17,7 @@ from tests import browser_helpers
 from tests.browser_helpers import CURVES, PATIENCE, PICTURES
 from tests.helpers import ROOT
 from tests.visdom_helpers import CYCLE_GAN_LOSSES, LABELS, Server, free_port, wait_for
-from util.loss_record import read_records, thin
+from util.display.loss_record import read_records, thin
 
 browser, watched = browser_helpers.browser, browser_helpers.watched
 visdom_assets = browser_helpers.visdom_assets

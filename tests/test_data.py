@@ -29,7 +29,7 @@ from tests.helpers import (
     unaligned,
     undisturbed,
 )
-from util.util import UserError
+from util.errors import UserError
 
 MODES = {
     "unaligned": "cycle_gan",

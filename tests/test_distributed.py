@@ -23,14 +23,16 @@ from data import create_dataset
 from data.loader import EpochOrder
 from models import create_model
 from models.base_model import parameters_of
-from models.sync_norm import SyncBatchNorm2d, synchronize_norms
+from models.speed.sync_norm import SyncBatchNorm2d, synchronize_norms
 from options.train_options import TrainOptions
 from tests import forked, ranks
 from tests.helpers import aligned, files_below, picture, run_process, truncated, unaligned
 from tests.ranks import Group, Torchrun
-from util import checkpoint, distributed, launch
+from util import distributed
+from util.distributed import launch
+from util.errors import UserError
 from util.randomness import seed_everything
-from util.util import UserError
+from util.run import checkpoint
 
 PICTURES = 8
 TINY = (
@@ -503,7 +505,7 @@ def test_a_bug_in_one_shows_its_traceback(pictures, tmp_path):
 
 
 def test_a_folder_that_is_being_trained_ends_all(pictures, tmp_path):
-    from util.stopping import ExperimentLock
+    from util.run.stopping import ExperimentLock
 
     lock = ExperimentLock(tmp_path / "x")
     lock.acquire()
@@ -610,7 +612,10 @@ def test_which_gpu_a_process_takes(ids, local, gpu, monkeypatch):
 
 # ----------------------------------------------------------------------------------------- torchrun
 RUN = ["-m", "torch.distributed.run"]
-LAUNCH = ["-c", "import sys; from util.launch import launch; sys.exit(launch(2, sys.argv[1:]))"]
+LAUNCH = [
+    "-c",
+    "import sys; from util.distributed.launch import launch; sys.exit(launch(2, sys.argv[1:]))",
+]
 
 
 @pytest.mark.slow

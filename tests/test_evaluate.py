@@ -15,10 +15,11 @@ from PIL import Image
 from models import load_generator
 from options.evaluate_options import EvaluateOptions
 from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, unaligned
-from util import metrics
-from util.evaluation import Evaluator, levels, parse_scores
-from util.loss_record import read_records
-from util.util import UserError, tensor2im
+from util.display.loss_record import read_records
+from util.errors import UserError
+from util.scores import metrics
+from util.scores.evaluation import Evaluator, levels, parse_scores
+from util.util import tensor2im
 
 PIX2PIX = "--model pix2pix --netG resnet_6blocks".split()
 
@@ -281,7 +282,7 @@ def test_lpips_with_weights_from_a_file(tmp_path):
     import torchmetrics.functional.image.lpips as theirs
     from torchvision.models import alexnet
 
-    from util.extractors import Lpips
+    from util.scores.extractors import Lpips
 
     torch.manual_seed(0)
     net = alexnet(weights=None).eval()
@@ -393,7 +394,7 @@ def test_scores_on_the_live_page(tmp_path):
     """A table in a window of its own, newest first, with those of before a resume."""
     pytest.importorskip("visdom")
     from tests.visdom_helpers import Server, wait_for, windows
-    from util.sinks.visdom_sink import VisdomSink
+    from util.display.visdom_sink import VisdomSink
 
     def record(epoch: int) -> dict:
         scores = {"L1": epoch / 7, "<b>": 2.0}

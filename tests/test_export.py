@@ -14,19 +14,9 @@ import torch
 from PIL import Image
 
 from models import load_generator
-from models.export import METADATA, export, frozen, largest_difference, reader
+from models.inference.export import METADATA, export, frozen, largest_difference, reader
 from models.networks import GENERATORS, NORMS, define_G
-from tests.helpers import (
-    ROOT,
-    SHORT,
-    TINY,
-    picture,
-    pixels,
-    run,
-    run_process,
-    succeed,
-    unaligned,
-)
+from tests.helpers import ROOT, SHORT, TINY, picture, pixels, run, run_process, succeed, unaligned
 
 NETWORKS = [(netG, norm) for netG in GENERATORS for norm in NORMS]
 QUICK = {("resnet_6blocks", "instance"), ("unet_128", "batch")}
@@ -261,9 +251,9 @@ def test_mistakes_are_one_line(trained, words, said):
 
 
 def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
-    import models.export
+    import models.inference.export
 
-    monkeypatch.setattr(models.export, "largest_difference", lambda *_: {"1x8x8": 0.5})
+    monkeypatch.setattr(models.inference.export, "largest_difference", lambda *_: {"1x8x8": 0.5})
     path = tmp_path / "f.pt"
     words = ["--checkpoints_dir", trained, "--name", "x", "--format", "torchscript"]
     result = run("scripts/export.py", *words, "--output", path)

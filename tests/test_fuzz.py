@@ -23,8 +23,8 @@ from options.base_options import BaseOptions
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests import helpers
+from util.errors import UserError, one_line_errors
 from util.find_class import names
-from util.util import UserError, one_line_errors
 
 KINDS = {
     "png": {},

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from util.loss_record import LossRecord, read_records, thin
+from util.display.loss_record import LossRecord, read_records, thin
 
 
 def record(images: int, **losses) -> dict:

@@ -12,7 +12,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.helpers import pixels
-from util import metrics
+from util.scores import metrics
 
 
 def tensor(*pictures: np.ndarray) -> torch.Tensor:

@@ -16,7 +16,7 @@ from models import create_model, networks
 from models.weights import explain_mismatch, fit_state_dict
 from options.train_options import TrainOptions
 from tests.helpers import seed_all
-from util.util import UserError
+from util.errors import UserError
 
 CPU = torch.device("cpu")
 

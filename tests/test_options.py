@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from models import networks
-from options.saved_options import read_saved_options
 from options.test_options import TestOptions, share_cores
 from options.train_options import TrainOptions
 from tests.conformance import probe
 from tests.helpers import ROOT, files_below, run, run_process, unaligned
+from util.run.saved_options import read_saved_options
 
 GOLDEN = json.loads((ROOT / "tests" / "conformance" / "golden.json").read_text())["cases"][
     "options"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from util.display.page import PageSink
 from util.html import HTML
-from util.sinks.page import PageSink
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 

@@ -19,8 +19,8 @@ from tests import browser_helpers
 from tests.browser_helpers import PATIENCE, Watched
 from tests.helpers import SHORT, TINY, picture, succeed
 from tests.visdom_helpers import LABELS
+from util.display.page import PageSink
 from util.html import HTML
-from util.sinks.page import PageSink
 
 browser, watched = browser_helpers.browser, browser_helpers.watched
 

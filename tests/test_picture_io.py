@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import nn
 from torchvision import transforms
 
-from data.picture_io import (
+from data.pictures.picture_io import (
     Picture,
     fit_channels,
     from_unit,
@@ -23,11 +23,12 @@ from data.picture_io import (
     write_bands,
     write_picture,
 )
-from models.folder import FolderTranslation
-from models.tiles import TileOptions
-from models.translator import Translator
+from models.inference.folder import FolderTranslation
+from models.inference.tiles import TileOptions
+from models.inference.translator import Translator
 from tests.helpers import pixels
-from util.util import UserError, tensor2im
+from util.errors import UserError
+from util.util import tensor2im
 
 RNG = np.random.default_rng(5)
 
@@ -137,7 +138,7 @@ def test_written_png_is_what_others_read(tmp_path, dtype, channels, alpha):
 
 def test_pictures_in_bands(tmp_path, monkeypatch):
     # as if it were too large for Pillow, 8 bits too
-    monkeypatch.setattr("data.picture_io._pillow_can", lambda *_: False)
+    monkeypatch.setattr("data.pictures.picture_io._pillow_can", lambda *_: False)
     for dtype, ending in [(np.uint16, "png"), (np.uint8, "tiff"), (np.float32, "npy")]:
         pixels = values(dtype, 3, 90, 31)
         path = tmp_path / f"a.{ending}"
@@ -291,7 +292,7 @@ def test_outputs_of_8_bits(tmp_path):
 
 def test_tiled_results_are_written_in_bands(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "models.translator.translate_in_tiles",
+        "models.inference.translator.translate_in_tiles",
         lambda net, source, *_: (
             source.rows(i, min(i + 8, source.height)) for i in range(0, 37, 8)
         ),

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from util import plot_losses
-from util.plot_losses import COLOURS, draw, nice_ticks, panel_of, smooth
+from util.display import loss_plot as plot_losses
+from util.display.loss_plot import COLOURS, draw, nice_ticks, panel_of, smooth
 
 ROOT = Path(__file__).resolve().parent.parent
 

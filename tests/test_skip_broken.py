@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.loader import MOST_TRIES, EpochLoader
 from tests import helpers
-from util.util import UserError
+from util.errors import UserError
 
 BROKEN_A, BROKEN_B = "1.png", "2.png"
 

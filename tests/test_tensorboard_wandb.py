@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.visdom_helpers import MadeUpTraining
-from util.sinks.background import BackgroundSink
-from util.sinks.tensorboard_sink import TensorBoardSink
-from util.sinks.wandb_sink import ID_FILE, WandbSink
-from util.util import UserError
+from util.display.background import BackgroundSink
+from util.display.tensorboard_sink import TensorBoardSink
+from util.display.wandb_sink import ID_FILE, WandbSink
+from util.errors import UserError
 
 PICTURES = {"real_A": np.zeros((32, 48, 3), np.uint8), "fake_B": np.ones((32, 48, 3), np.uint8)}
 

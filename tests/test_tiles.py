@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from models.inference.streaming import Plan, Room
+from models.inference.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
 from models.networks import define_G
-from models.streaming import Plan, Room
-from models.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
 from tests.helpers import ROOT, pixels
-from util.util import UserError
+from util.errors import UserError
 
 CPU = torch.device("cpu")
 LEVEL = 2 / 255  # one level of 8 bits, of values in [-1, 1]
@@ -112,7 +112,7 @@ def test_scratch_files_are_removed_when_work_is_broken_off(tmp_path):
 def test_no_room(tmp_path, monkeypatch, capsys):
     net, x = network("resnet_6blocks"), scene(120, 100)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("models.streaming.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("models.inference.streaming.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"--tile_scratch FOLDER on a larger disk, or --tile_mode"):
         tiled(net, x, TileOptions(32, 8, "exact", memory=0))
     tiled(net, x, TileOptions(32, 8, None, memory=0))
@@ -170,7 +170,7 @@ def test_quick_tiles_blend_to_what_is_there():
         def forward(self, x):
             return x
 
-    from models import tiles
+    from models.inference import tiles
 
     x = scene(200, 170)
     for options in (
@@ -221,10 +221,10 @@ MEASURE = """
 import resource, sys
 import numpy as np, torch
 from pathlib import Path
-from data.picture_io import Picture
+from data.pictures.picture_io import Picture
 from models.networks import define_G
-from models.tiles import TileOptions
-from models.translator import Translator
+from models.inference.tiles import TileOptions
+from models.inference.translator import Translator
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -31,7 +31,8 @@ from tests.helpers import (
     truncated,
     unaligned,
 )
-from util.util import UserError, tensor2im
+from util.errors import UserError
+from util.util import tensor2im
 
 
 def save(path: Path, netG="resnet_6blocks", norm="instance", dropout=False, nc=(3, 3), seed=1):

@@ -19,11 +19,11 @@ import pytest
 from tests import forked
 from tests.helpers import Finished, files_below, run, run_process, unaligned
 from tests.visdom_helpers import Server, free_port, windows
-from util.loss_record import read_records
-from util.sinks.console import TextLogSink
-from util.sinks.page import PageSink
-from util.sinks.record import RecordSink
-from util.sinks.visdom_sink import VisdomSink
+from util.display.console import TextLogSink
+from util.display.loss_record import read_records
+from util.display.page import PageSink
+from util.display.record import RecordSink
+from util.display.visdom_sink import VisdomSink
 
 FLAGS = (
     "--name run --model cycle_gan --gpu_ids -1 --netG resnet_6blocks --ngf 4 --ndf 4 --seed 1 "

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from util import visdom_assets
-from util.visdom_assets import ASSETS, AssetError, install, missing_assets, up_to_date
+from util.display import visdom_assets
+from util.display.visdom_assets import ASSETS, AssetError, install, missing_assets, up_to_date
 
 # Stands for npm: writes an archive for each package asked for, with every file of the table.
 FALSE_NPM = """#!{python}
 import io, os, sys, tarfile
 sys.path.insert(0, {root!r})
-from util.visdom_assets import ASSETS
+from util.display.visdom_assets import ASSETS
 open({calls!r}, "a").write("call\\n")
 if os.environ.get("FALSE_NPM") == "fails":
     sys.exit("npm ERR! network\\nnpm ERR! no route")

@@ -12,7 +12,7 @@ import pytest
 from tests import browser_helpers
 from tests.browser_helpers import CURVES, PATIENCE, PICTURES
 from tests.visdom_helpers import CYCLE_GAN_LOSSES, LABELS, MadeUpTraining, Server, wait_for
-from util.sinks.visdom_sink import VisdomSink
+from util.display.visdom_sink import VisdomSink
 
 browser, watched = browser_helpers.browser, browser_helpers.watched
 visdom_assets = browser_helpers.visdom_assets

@@ -25,8 +25,8 @@ from tests.visdom_helpers import (
     wait_for,
     windows,
 )
-from util.sinks import visdom_sink
-from util.sinks.visdom_sink import VisdomSink
+from util.display import visdom_sink
+from util.display.visdom_sink import VisdomSink
 
 pytest.importorskip("visdom")
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from .util import UserError
+from .errors import UserError
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import pkgutil
 
-from .util import UserError
+from .errors import UserError
 
 
 def find_class(package: str, kind: str, name: str, base: type) -> type:

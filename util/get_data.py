@@ -7,12 +7,11 @@ Needs only the standard library, so that it works before anything is installed. 
 
 From Python: `GetData("cyclegan").get("./datasets", "horse2zebra")`.
 
-The tools in `datasets/` share `LineParser`, `staged` and `run_tool` from here.
+The tools in `datasets/` share `staged` and `run_tool` from here.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
 import http.client
@@ -30,7 +29,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, NamedTuple
+
+from util.errors import OneLineParser
 
 BASE_URL = "http://efrosgans.eecs.berkeley.edu"
 MIRROR_VARIABLE = "IMAGE_TRANSLATION_MIRROR"
@@ -76,13 +77,6 @@ DAMAGED = (
 
 class DataError(ValueError):
     """Something the user has to know or mend, in one line."""
-
-
-class LineParser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line on stderr and exit code 2; the usage is in --help."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -404,7 +398,7 @@ def _inside(name: str, archive: Path, member: str) -> PurePosixPath:
 
 def main() -> None:
     """Read the command line and fetch one data set or model."""
-    parser = LineParser(description="Download a data set or released weights.")
+    parser = OneLineParser(description="Download a data set or released weights.")
     parser.add_argument("kind", choices=("dataset", "model"))
     parser.add_argument("technique", choices=tuple(DATASETS))
     parser.add_argument("name", nargs="?", help="of the data set or model; without: a list")

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
-from .visualizer import result_name
+
+def result_name(relative_path: str, taken: set[str]) -> str:
+    """What to call the results of a picture: its path without the ending, unless that is taken.
+
+    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. Adds the name to `taken`.
+    """
+    name = os.path.splitext(relative_path)[0]
+    if name in taken:
+        name = relative_path
+    taken.add(name)
+    return name
 
 
 class ResultNames:

@@ -1,60 +1,13 @@
-"""Small helpers: tensors to pictures, pictures to files, and how mistakes are told to the user."""
+"""Small helpers: tensors to pictures, and pictures to files."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-
-from .interrupts import raise_on_interrupt
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what is wrong, given, allowed, to do.
-
-    A DataLoader worker re-raises it in the main process with its own traceback put in front; only
-    the last line is kept, so that the user still reads one sentence.
-    """
-
-    def __init__(self, message: str):
-        last = message.strip().splitlines()[-1] if message.strip() else "unknown error"
-        super().__init__(last.split("UserError: ", 1)[-1])
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit code 1, and so a lack of memory.
-
-    Ctrl-C is one line and exit code 130. The rest are bugs and show.
-    """
-    try:
-        raise_on_interrupt()
-        yield
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
-    except (MemoryError, RuntimeError) as e:
-        # on the CPU torch has no class of its own for it
-        words = "allocate memory|not enough memory|size calculation overflow"
-        lack = isinstance(e, (MemoryError, torch.OutOfMemoryError)) or re.search(words, str(e))
-        if not lack:
-            raise
-        print(
-            "error: out of memory: choose a smaller --batch_size, --crop_size or --ngf, or leave "
-            "memory to this process",
-            file=sys.stderr,
-        )
-        sys.exit(1)
 
 
 def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,9 +14,10 @@ from tqdm import tqdm
 
 from . import distributed, util
 from .background import BackgroundWork
-from .checkpoint import Position, warn
+from .display.sinks import open_sinks
+from .errors import warn
 from .html import HTML, Rows
-from .sinks import open_sinks
+from .run.checkpoint import Position
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
 ADVICE_SHARE = 0.3
@@ -191,15 +191,3 @@ def save_images(
         files.append(file)
     webpage.add_header(name)
     webpage.add_images(files, list(visuals), files, width=width)
-
-
-def result_name(relative_path: str, taken: set[str]) -> str:
-    """What to call the results of a picture: its path without the ending, unless that is taken.
-
-    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. Adds the name to `taken`.
-    """
-    name = os.path.splitext(relative_path)[0]
-    if name in taken:
-        name = relative_path
-    taken.add(name)
-    return name

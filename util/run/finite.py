@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import distributed
-from .checkpoint import warn
-from .image_pool import ImagePool
-from .util import UserError
+from util import distributed
+from util.errors import UserError, warn
+from util.image_pool import ImagePool
 
 MOST_IN_A_ROW = 10
 CHECK_EVERY = 100  # iterations, where nothing else makes the loop wait for the GPU

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from util.errors import UserError
+from util.files import sha256
+
 from . import metrics
 from .extractors import Inception, Lpips, Unavailable
-from .files import sha256
-from .util import UserError
 
 PAIRED = ("L1", "PSNR", "SSIM", "MS-SSIM", "LPIPS")
 SETS = ("FID", "KID")

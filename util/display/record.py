@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from util.loss_record import LossRecord
-
 from .base import Sink
+from .loss_record import LossRecord
 
 
 class RecordSink(Sink):

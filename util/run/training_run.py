@@ -8,11 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import checkpoint, distributed, randomness
-from .checkpoint import FoundSet, Position, first_line, warn
+from util import distributed, randomness
+from util.errors import UserError, first_line, warn
+
+from . import checkpoint
+from .checkpoint import FoundSet, Position
 from .finite import FiniteGuard
 from .stopping import ExperimentLock, StopRequest
-from .util import UserError
 
 # Options on which it depends how much processes exchange, and when. With different ones they would
 # misunderstand each other, or each wait for something else.
@@ -159,10 +161,7 @@ class TrainingRun:
         randomness.seed_everything(own, self.opt.deterministic)
 
     def _from_epoch_count(self) -> Position:
-        from models.networks import fast_forward
-
-        for scheduler in self.model.schedulers:
-            fast_forward(scheduler, self.opt)
+        self.model.fast_forward_schedules()
         return Position(epoch=self.opt.epoch_count)
 
     def _restore(self, state: dict[str, Any]) -> None:

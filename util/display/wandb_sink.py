@@ -8,7 +8,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from util.util import UserError
+from util.errors import UserError
 
 from .background import BackgroundSink
 

@@ -32,10 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.networks import ResnetBlock, ResnetGenerator, UnetGenerator, UnetSkipConnectionBlock
+from util.errors import UserError
 from util.memory import return_freed_memory
-from util.util import UserError
-
-from .networks import ResnetBlock, ResnetGenerator, UnetGenerator, UnetSkipConnectionBlock
 
 TIDY_SECONDS = 1.0
 INSTANCE = nn.InstanceNorm2d

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.picture_io import (
+from data.pictures.picture_io import (
     Picture,
     Range,
     change_depth,
@@ -29,14 +29,14 @@ from data.picture_io import (
     read_picture,
     to_unit,
 )
-from options.saved_options import parse_range, read_saved_options
-from util import checkpoint
-from util.util import UserError
+from models.networks import GENERATORS, NORMS, get_norm_layer
+from models.speed.acceleration import PRECISIONS, batches_freely, prepare, set_backends
+from models.weights import describe, explain_mismatch, fit_state_dict
+from util.errors import UserError
+from util.run import checkpoint
+from util.run.saved_options import parse_range, read_saved_options
 
-from .acceleration import PRECISIONS, batches_freely, prepare, set_backends
-from .networks import GENERATORS, NORMS, get_norm_layer
 from .tiles import ArrayRows, TileOptions, autocast_of, translate_in_tiles
-from .weights import describe, explain_mismatch, fit_state_dict
 
 
 def load_generator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from util.util import UserError
+from util.errors import UserError
 
 from .background import BackgroundSink
 

@@ -8,17 +8,18 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import distributed, randomness
-from .checkpoint import Position, warn
+from util import distributed, randomness
+from util.errors import UserError, warn
+from util.files import write_whole
+from util.run.checkpoint import Position
+
 from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, is_paired, report
-from .files import write_whole
-from .util import UserError
 
 BEST = "best_scores.json"
 
@@ -31,9 +32,16 @@ class Validation:
     norms and what the model holds are as before.
 
     Raises UserError at once where the split is not there or `--best_by` can't be had.
+    `create_dataset` makes the dataset of some options: `data.create_dataset`.
     """
 
-    def __init__(self, opt: argparse.Namespace, model: Any, visualizer: Any):
+    def __init__(
+        self,
+        opt: argparse.Namespace,
+        model: Any,
+        visualizer: Any,
+        create_dataset: Callable[[argparse.Namespace], Any],
+    ):
         self.every, self.model, self.visualizer = opt.val_freq, model, visualizer
         self.folder = Path(opt.checkpoints_dir) / opt.name
         if not self.every or not distributed.is_main():
@@ -54,8 +62,6 @@ class Validation:
             self.evaluator = Evaluator(self.opt, wanted)
             if needs_network and self.by in self.evaluator.left_out:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
-            from data import create_dataset
-
             try:
                 self.dataset = create_dataset(self.opt)
             except UserError as e:

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.picture_io import Range, fit_channels, to_unit
-from util.util import UserError
+from data.pictures.picture_io import Range, fit_channels, to_unit
+from models.networks import ResnetGenerator, UnetGenerator
+from util.errors import UserError
 
-from .networks import ResnetGenerator, UnetGenerator
 from .streaming import Padded, Plan, Room, RowSource, size_needed, uses_own_statistics
 
 MODES = ("exact", "quick")

@@ -12,10 +12,18 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from util.util import UserError
+from data.transforms import (
+    CenterCrop,
+    CropAt,
+    MakeMultiple,
+    Mirror,
+    ScaleWidth,
+    check_crop,
+    pil_filter,
+)
+from util.errors import UserError
 
 from .picture_io import Range, fit_channels, naming, read_picture, to_unit
-from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, ScaleWidth, check_crop, pil_filter
 
 
 class DeepPicture:

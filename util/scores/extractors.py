@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .checkpoint import load_weights, warn
-from .files import sha256
-from .util import UserError
+from util.errors import UserError, warn
+from util.files import sha256
+from util.run.checkpoint import load_weights
 
 DOWNLOAD_SECONDS = 30  # without an answer
 

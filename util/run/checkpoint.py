@@ -14,7 +14,6 @@ import contextlib
 import os
 import pickle
 import re
-import sys
 import time
 import warnings
 import zipfile
@@ -26,7 +25,8 @@ from typing import IO, Any
 
 import torch
 
-from .util import UserError, crossed
+from util.errors import UserError, first_line, warn
+from util.util import crossed
 
 STATE = "train_state"
 FORMAT = 1  # of the training state
@@ -161,13 +161,6 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(f"can't read {path}: {first_line(e)}") from e
     except Exception as e:  # damaged files make the unpickler raise nearly anything
         raise UserError(f"can't read {path}: {type(e).__name__}: {first_line(e)}") from e
-
-
-def first_line(e: BaseException) -> str:
-    """What an error says, on one line that can be printed."""
-    text = str(e).strip()
-    line = text.splitlines()[0] if text else type(e).__name__
-    return line if line.isprintable() else ascii(line)[1:-1]
 
 
 def load_weights(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -510,8 +503,3 @@ def prune_states(folder: Path, keep: int) -> None:
             newest_first.append((header["run"], header["total_iters"], suffix))
     for _, _, suffix in sorted(newest_first, reverse=True)[keep:]:
         state_path(folder, suffix).unlink(missing_ok=True)
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)

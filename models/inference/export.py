@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from util.util import UserError
+from util.errors import UserError
 
 from .streaming import size_needed
 

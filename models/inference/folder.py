@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.picture_io import (
+from data.pictures.picture_io import (
     FORMATS,
     Picture,
     check_writable,
@@ -24,11 +24,11 @@ from data.picture_io import (
     write_bands,
     write_picture,
 )
+from models.speed.acceleration import batches_freely
 from util.background import BackgroundWork
-from util.util import UserError
-from util.visualizer import result_name
+from util.errors import UserError
+from util.result_names import result_name
 
-from .acceleration import batches_freely
 from .tiles import TileOptions
 from .translator import Translator
 

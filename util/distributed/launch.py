@@ -10,8 +10,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from . import distributed
-from .util import UserError
+from util import distributed
+from util.errors import UserError
 
 
 def one_process_per_gpu(options: Any) -> None:

@@ -1,9 +1,9 @@
 """The scripts and styles that visdom's page needs, and how they get into the installed package.
 
 visdom ships without them and fetches them from the net at the first start of its server, with no
-time limit; without them its page is plain blue. `python -m util.visdom_assets` puts them in place
-beforehand: out of npm packages where npm is installed, else through visdom's own download. Only the
-standard library is used, so that it runs in any interpreter that has visdom.
+time limit; without them its page is plain blue. `python -m util.display.visdom_assets` puts them
+in place beforehand: out of npm packages where npm is installed, else through visdom's own download.
+Only the standard library is used, so that it runs in any interpreter that has visdom.
 """
 
 from __future__ import annotations

@@ -30,10 +30,9 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 from PIL import Image
 
-from util.loss_record import thin
-from util.visdom_assets import missing_assets, static_dir
-
 from .background import BackgroundSink, Pictures
+from .loss_record import thin
+from .visdom_assets import missing_assets, static_dir
 
 CONNECT_SECONDS = 1.0
 ANSWER_SECONDS = 3.0

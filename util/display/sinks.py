@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from util.checkpoint import Position, warn
-from util.loss_record import LossRecord, read_records
-from util.util import UserError
+from util.errors import UserError, warn
+from util.run.checkpoint import Position
 
 from .base import Sink
 from .console import ConsoleSink, TextLogSink
+from .loss_record import LossRecord, read_records
 from .page import PageSink
 from .record import RecordSink, ScoreRecordSink
 

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from util.util import UserError
-
-from .image_folder import IMG_EXTENSIONS, make_dataset
+from data.image_folder import IMG_EXTENSIONS, make_dataset
+from util.errors import UserError
 
 # --output_format: ending of the files
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from util import util
+from util.display.loss_plot import draw
 from util.html import HTML
-from util.loss_record import read_records
-from util.plot_losses import draw
 
 from .base import Sink
 from .console import format_scores
+from .loss_record import read_records
 
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
 

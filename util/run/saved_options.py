@@ -1,0 +1,39 @@
+"""Options that an experiment was trained with, read from the text file in its folder."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+DEFAULT_NAME = "experiment_name"  # of an experiment, where --name is not given
+
+# what has to agree for weights to fit and for pictures to go the way that was learned
+NETWORK_OPTIONS = ("netG", "norm", "ngf", "no_dropout", "input_nc", "output_nc")
+GENERATOR_OPTIONS = (*NETWORK_OPTIONS, "direction", "value_range")
+DISCRIMINATOR_OPTIONS = ("netD", "ndf", "n_layers_D")
+
+_LINE = re.compile(r"^\s*(\w+): (.*?)\s*(?:\t?\[default: .*\])?\s*$")
+
+
+def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, str]:
+    """Names and values, as text, of `<folder>/<phase>_opt.txt`; empty where there is no such file.
+
+    Reads the files of the original too.
+    """
+    path = Path(folder) / f"{phase}_opt.txt"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    matches = (_LINE.match(line) for line in lines)
+    return {m.group(1): m.group(2) for m in matches if m}
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """Two numbers from `[0.0, 4095.0]` as it is saved; None from anything else."""
+    try:
+        low, high = ast.literal_eval(text or "")
+        return float(low), float(high)
+    except (ValueError, SyntaxError, TypeError):
+        return None
