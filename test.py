@@ -93,7 +93,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     if tiles := TileOptions.of(opt):
         tile_generators(model, tiles, opt.precision)
 
-    own = distributed.own_share(range(count))
+    own = distributed.shard(range(count))
     if len(own) < count:
         dataset.take(own)
     names = ResultNames(dataset.dataset, own, count)
@@ -121,7 +121,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
                 )
                 done += 1
             bar.update(len(paths))
-    webpage.add_rows(row for part in distributed.gathered(rows.rows) for row in part)
+    webpage.add_rows(row for part in distributed.gather_object(rows.rows) for row in part)
     if distributed.is_main():
         webpage.save()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
@@ -146,10 +146,10 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     there = f" ({len(paths) - len(jobs)} are there)" if opt.skip_existing else ""
     jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
     # those of one process, since another one may be done with a picture already
-    jobs = distributed.from_main(jobs)
+    jobs = distributed.broadcast_object(jobs)
     print(f"translating {len(jobs)} of {len(paths)} pictures{there}")
-    parts = distributed.gathered(work.run(distributed.own_share(jobs)))
-    reasons = dict(pair for part in distributed.from_main(parts) for pair in part)
+    parts = distributed.gather_object(work.run(distributed.shard(jobs)))
+    reasons = dict(pair for part in distributed.broadcast_object(parts) for pair in part)
     failed = [(job.source, reasons[job.source]) for job in jobs if job.source in reasons]
     print(f"results: {out}")
     if failed:
@@ -157,10 +157,10 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
             print(f"{len(failed)} of {len(jobs)} pictures failed:", file=sys.stderr)
             print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr, flush=True)
         # torchrun ends all processes when the first of them has failed
-        distributed.wait_for_all()
+        distributed.barrier()
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    with distributed.together(), one_line_errors():
+    with distributed.process_group(), one_line_errors():
         main()

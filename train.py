@@ -80,7 +80,7 @@ def main() -> None:
                     print(f"saving the latest model (epoch {epoch}, total_iters {at.total_iters})")
                     name = f"iter_{at.total_iters}" if opt.save_by_iter else "latest"
                     run.save(name, position=at)
-                if run.stop.together():
+                if run.stop.on_any_rank():
                     run.save("latest", position=at)
                     visualizer.close()
                     run.finish()
@@ -101,5 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with distributed.together(), one_line_errors():
+    with distributed.process_group(), one_line_errors():
         main()

@@ -122,7 +122,9 @@ class CustomDatasetDataLoader:
         self.loader.close()
         broken, self.loader.broken = sorted(self.loader.broken), {}
         if broken:
-            distributed.report(f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  ")
+            distributed.print_on_all_ranks(
+                f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  "
+            )
 
     @property
     def seed(self) -> int:

@@ -131,7 +131,7 @@ def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureC
     reason, limit = _why_not(opt, workers), 0
     if not reason:
         # each of the processes of torchrun on this machine comes to see all pictures
-        limit = int(free_memory() * share / distributed.processes_here())
+        limit = int(free_memory() * share / distributed.local_world_size())
         if "resize" in opt.preprocess:
             limit = min(limit, pictures * opt.load_size**2 * max(_CHANNELS.values()))
         try:

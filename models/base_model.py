@@ -36,7 +36,7 @@ class BaseModel(ABC):
     """
 
     # what of `training_state` is each process's own, where there are several
-    OWN_STATE = ("parts", "metric", "gradients")
+    PER_RANK_STATE = ("parts", "metric", "gradients")
     shows_batches = True  # whether the pictures of `visual_names` are those of the whole batch
 
     def __init__(self, opt: argparse.Namespace):
@@ -93,7 +93,7 @@ class BaseModel(ABC):
             self.prepare_network(net)
         if not self.isTrain:
             self.load_networks(self.load_suffix())
-        elif opt.continue_train and distributed.is_reader():
+        elif opt.continue_train and distributed.is_source():
             self.load_saved(opt)  # the others, which may not see the files, get it from here
         if self.isTrain:
             self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
@@ -122,7 +122,8 @@ class BaseModel(ABC):
     def share_weights(self) -> None:
         """Give the weights and statistics of the process that has read them to all the others."""
         for net in self.networks().values():
-            distributed.share_tensors([*net.parameters(), *net.buffers()])
+            tensors = [*net.parameters(), *net.buffers()]
+            distributed.broadcast_tensors(tensors, src=distributed.source_rank())
 
     def prepare_network(self, net: nn.Module) -> None:
         """Make a network compute as --precision, --compile and --grad_checkpoint say."""
@@ -196,7 +197,7 @@ class BaseModel(ABC):
     def _mean_metric(self) -> float:
         # the same number in all processes, so that their rates stay the same
         own = float(self._metric_sum), int(self._metric_count), float(self.metric)
-        summed, count, metric = distributed.total(*own)
+        summed, count, metric = distributed.sum_over_ranks(*own)
         return metric / distributed.world_size() or summed / max(1, count)
 
     def fast_forward_schedules(self) -> None:
@@ -402,11 +403,11 @@ class BaseModel(ABC):
             networks.rebase(self.schedulers, self.opt)
 
     @staticmethod
-    def dealt_anew(states: list[dict[str, Any]], processes: int) -> list[dict[str, Any]]:
-        """What so many processes take up of the `OWN_STATE` that another number has saved.
+    def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
+        """Reshard `PER_RANK_STATE`, one entry a saved rank, for a new world size.
 
-        The pictures of the pools go round, and each process keeps what its pools can hold.
-        Gradients not yet stepped and the metric keep their means.
+        Pictures of image pools are shared out in turn, and each rank keeps what its pools can
+        hold. Accumulated gradients and the metric keep their means.
         """
         first = states[0]
         gradients = [
@@ -414,22 +415,22 @@ class BaseModel(ABC):
             for of_optimizer in zip(*(s["gradients"] for s in states), strict=True)
         ]
         metric = [sum(s["metric"][i] for s in states) for i in (0, 1)]
-        dealt = []
-        for process in range(processes):
+        resharded = []
+        for rank in range(world_size):
             parts = {}
             for name, part in first["parts"].items():
                 parts[name] = part
                 if set(part) == {"images"}:
                     images = [x for s in states for x in s["parts"][name]["images"]]
-                    parts[name] = {"images": images[process::processes]}
-            dealt.append(
+                    parts[name] = {"images": images[rank::world_size]}
+            resharded.append(
                 {
                     "parts": parts,
                     "gradients": gradients,
-                    "metric": [0.0, 0] if process else metric,
+                    "metric": [0.0, 0] if rank else metric,
                 }
             )
-        return dealt
+        return resharded
 
     def _stateful_parts(self) -> dict[str, Any]:
         others = (nn.Module, torch.optim.Optimizer)

@@ -303,7 +303,7 @@ class BaseOptions:
         # what was drawn, and what came from files that other machines may not have
         names = {"seed", "continue_train", "epoch", "load_iter", *self.restored_names(opt)}
         shared = {name: getattr(opt, name) for name in names if hasattr(opt, name)}
-        vars(opt).update(distributed.from_reader(shared))
+        vars(opt).update(distributed.broadcast_object(shared, src=distributed.source_rank()))
         self.validate(opt, explicit)
         self.print_options(opt)
         if save:

@@ -97,14 +97,16 @@ class TrainOptions(BaseOptions):
             return
         folder = Path(opt.checkpoints_dir) / opt.name
         # machines with folders of their own: the first process may not be where it was before
-        distributed.choose_reader(
-            checkpoint.newest_save(folder) if distributed.is_first_here() else None
+        distributed.choose_source(
+            checkpoint.newest_save(folder) if distributed.is_local_main() else None
         )
-        newest = distributed.from_reader(checkpoint.newest_save(folder))
+        newest = distributed.broadcast_object(
+            checkpoint.newest_save(folder), src=distributed.source_rank()
+        )
         if not restarted:
             return
         # without a note, which was on a machine that is gone: better this than to start over it
-        if newest is not None and newest[0] >= (distributed.noted() or ""):
+        if newest is not None and newest[0] >= (distributed.saved_run_id() or ""):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:

@@ -507,18 +507,18 @@ def print_table(found: dict[str, Any], kind: type) -> None:
 # ------------------------------------------------------------------------------- several processes
 def one_rank(words: list[str], file: str, real: bool, given: argparse.Namespace) -> None:
     """Train in one of several processes; the first one writes how fast, and what was exchanged."""
-    with distributed.together(), contextlib.redirect_stdout(io.StringIO()):
+    with distributed.process_group(), contextlib.redirect_stdout(io.StringIO()):
         training = Training(words, False, real)
         seconds = training.warm_up(given.warm_up)["seconds"] / given.warm_up
         # as many for all of them: they wait for each other in each iteration
-        steps = distributed.from_main(max(3, int(given.seconds / seconds)))
+        steps = distributed.broadcast_object(max(3, int(given.seconds / seconds)))
         distributed.traffic.reset()
-        distributed.wait_for_all()
+        distributed.barrier()
         start = time.perf_counter()
         for _ in range(steps):
             training.step()
         training.wait()
-        distributed.wait_for_all()
+        distributed.barrier()
         images = steps * training.opt.batch_size * distributed.world_size()
         found = {
             "rate": images / (time.perf_counter() - start),

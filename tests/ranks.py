@@ -109,7 +109,7 @@ def _rank(
     from util.errors import one_line_errors
 
     torch.set_num_threads(1)
-    with distributed.together(), one_line_errors():
+    with distributed.process_group(), one_line_errors():
         function(*args)
 
 

@@ -139,8 +139,8 @@ def test_gradients_that_one_of_the_processes_lacked(tmp_path):
     model = build(tmp_path, "--model cycle_gan")
     lacking = [[[None, torch.full((2,), 3.0), None]], [[torch.full((2,), 4.0), None, None]]]
     states = [{"parts": {}, "gradients": own, "metric": [0.0, 0]} for own in lacking]
-    (dealt,) = model.dealt_anew(states, 1)
-    assert [None if g is None else g.tolist() for g in dealt["gradients"][0]] == [
+    (resharded,) = model.reshard_state(states, 1)
+    assert [None if g is None else g.tolist() for g in resharded["gradients"][0]] == [
         [2.0, 2.0], [1.5, 1.5], None,
     ]  # fmt: skip
 

@@ -803,7 +803,8 @@ def test_processes_that_can_not_meet_say_so_in_one_line(more, said, tmp_path):
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     program = (
         "from datetime import timedelta\nfrom util import distributed\n"
-        "distributed.JOINING = timedelta(seconds=1)\nwith distributed.together(): print('in')"
+        "distributed.JOIN_TIMEOUT = timedelta(seconds=1)\n"
+        "with distributed.process_group(): print('in')"
     )
     result = run_process("-c", program, more={**there, **address, **more})
     assert result.code == 1

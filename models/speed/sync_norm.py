@@ -16,7 +16,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return distributed.add_up(x.clone(memory_format=torch.contiguous_format))
+        return distributed.all_reduce(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
@@ -40,7 +40,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         self._check_input_dim(input)
-        if not self.training or not self.synchronized or distributed.is_alone():
+        if not self.training or not self.synchronized or distributed.sync_disabled():
             return self._plain(input)
         return self._synchronized(input)
 

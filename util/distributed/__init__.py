@@ -1,8 +1,8 @@
 """Everything that knows about devices and ranks: who takes part, what they exchange, how they end.
 
-A program started by torchrun runs within `together()`. In any other program there is one process,
-and every function here does what that one needs: nothing, mostly. Gradients travel over NCCL
-between GPUs; all else, and everything on CPUs, goes over gloo, which never waits for a GPU and
+A program started by torchrun runs within `process_group()`. In any other program there is one
+process, and every function here does what that one needs: nothing, mostly. Gradients travel over
+NCCL between GPUs; all else, and everything on CPUs, goes over gloo, which never waits for a GPU and
 notices at once when a process has died.
 """
 
@@ -30,12 +30,12 @@ from util.errors import UserError
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # the others wait this long while the first process scores pictures or writes a page
-PATIENCE = timedelta(hours=12)
-JOINING = timedelta(minutes=10)  # from the start of a process to that of the last one
-GPU_PATIENCE = timedelta(minutes=30)  # compiling takes some processes longer than others
+TIMEOUT = timedelta(hours=12)
+JOIN_TIMEOUT = timedelta(minutes=10)  # from the start of a process to that of the last one
+NCCL_TIMEOUT = timedelta(minutes=30)  # compiling takes some processes longer than others
 LOOK_EVERY = 1.0  # seconds between two looks at whether the others are still there
 GRACE = 15.0  # seconds to end by oneself after another process has failed
-ONE_PRESS = 5.0  # seconds within which a signal that comes again is the same one
+SAME_SIGNAL = 5.0  # seconds within which a signal that comes again is the same one
 
 
 # ------------------------------------------------------------------------------------------- who
@@ -52,8 +52,8 @@ class Place:
 _place = Place()
 _control: dist.ProcessGroup | None = None  # for what is exchanged while gradients travel
 _device_groups: dict[torch.device, dist.ProcessGroup] = {}
-_alone = False
-_reader = 0
+_no_sync = False
+_source = 0
 _job_store: Any = None  # keys and values that outlive a restart by torchrun: those of its agent
 _shared_store: Any = None  # of this attempt
 
@@ -82,30 +82,35 @@ def is_main() -> bool:
     return _place.rank == 0
 
 
-def is_reader() -> bool:
-    """Whether this process reads what training goes on from: see `choose_reader`."""
-    return _place.rank == _reader
+def source_rank() -> int:
+    """The rank that reads what training goes on from, for all: see `choose_source`."""
+    return _source
+
+
+def is_source() -> bool:
+    """Whether this process is that one."""
+    return _place.rank == _source
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def no_sync() -> Iterator[None]:
     """Within, norms take no part of their statistics from other processes: those do not run."""
-    global _alone
-    before, _alone = _alone, True
+    global _no_sync
+    before, _no_sync = _no_sync, True
     try:
         yield
     finally:
-        _alone = before
+        _no_sync = before
 
 
-def is_alone() -> bool:
+def sync_disabled() -> bool:
     """Whether there are no other processes, or they do something else at the moment."""
-    return _alone or _place.world_size == 1
+    return _no_sync or _place.world_size == 1
 
 
 # --------------------------------------------------------------------------------------- together
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Within, the processes that torchrun started know each other; a plain program goes through.
 
     Only the first process prints; warnings and errors of the others show, with their rank in
@@ -168,7 +173,7 @@ def _join() -> None:
     """Connect all the processes of this attempt, and none of an earlier one."""
     global _job_store, _shared_store, _control
     rank, size = _place.rank, _place.world_size
-    _job_store, _, _ = next(rendezvous("env://", timeout=JOINING))
+    _job_store, _, _ = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
     # after a restart the store still has the addresses of processes that are gone
     name = uuid.uuid4().hex
     if size > 1 and rank == 0:
@@ -180,11 +185,11 @@ def _join() -> None:
         name = attempt
     _shared_store = dist.PrefixStore(name, _job_store)
     dist.init_process_group(
-        "gloo", store=_shared_store, rank=rank, world_size=size, timeout=PATIENCE
+        "gloo", store=_shared_store, rank=rank, world_size=size, timeout=TIMEOUT
     )
     if size > 1:
         # now, when all are there: making it would wait very long for one that has failed
-        _control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _control = dist.new_group(backend="gloo", timeout=TIMEOUT)
 
 
 def _welcome(attempt: str) -> str:
@@ -193,7 +198,7 @@ def _welcome(attempt: str) -> str:
     What lies in the store as the greeting of a process can be that of one that is gone. So answers
     are given by the names in greetings, again and again until the present ones have come.
     """
-    end = time.monotonic() + JOINING.total_seconds()
+    end = time.monotonic() + JOIN_TIMEOUT.total_seconds()
     missing = set(range(1, _place.world_size))
     while missing:
         for other in sorted(missing):
@@ -209,8 +214,8 @@ def _welcome(attempt: str) -> str:
 
 
 def _leave() -> None:
-    global _place, _control, _reader
-    _place, _control, _reader = Place(), None, 0
+    global _place, _control, _source
+    _place, _control, _source = Place(), None, 0
     _device_groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -249,13 +254,13 @@ def _note_key() -> str:
     return f"image-translation/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/run"
 
 
-def note(text: str) -> None:
+def save_run_id(text: str) -> None:
     """Leave a note for the processes that torchrun may start in place of these."""
     if launched() and dist.is_initialized():
         _job_store.set(_note_key(), text)
 
 
-def noted() -> str | None:
+def saved_run_id() -> str | None:
     """The note that processes left which torchrun had started before these; None for no such."""
     if not launched() or not dist.is_initialized() or not _job_store.check([_note_key()]):
         return None
@@ -268,7 +273,7 @@ def restarted() -> bool:
     To be called by all processes. A machine that comes back has an agent that does not know.
     """
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if launched() else 0
-    return any_of_us(count > 0) or from_main(noted()) is not None
+    return any_rank(count > 0) or broadcast_object(saved_run_id()) is not None
 
 
 # ------------------------------------------------------------------------------------------ voices
@@ -342,7 +347,7 @@ def _voices(said: _Said) -> Iterator[None]:
         yield
 
 
-def report(*lines: object, sep: str = "\n") -> None:
+def print_on_all_ranks(*lines: object, sep: str = "\n") -> None:
     """Print what each process has to say for itself; those that are silent use standard error."""
     print(*lines, sep=sep, file=sys.stdout if is_main() else sys.stderr, flush=True)
 
@@ -363,7 +368,7 @@ def _watch() -> Iterator[None]:
 
     def failed(ask_store: bool) -> bool:
         try:
-            return (ask_store and store.check([_FAILED])) or agreement.broken()
+            return (ask_store and store.check([_FAILED])) or async_max.broken()
         except Exception:
             return True  # the store went with the process that had it
 
@@ -440,15 +445,15 @@ def device_group(device: torch.device) -> dist.ProcessGroup | None:
         return None
     if device not in _device_groups:
         # over gloo, which notices one that has failed: NCCL would wait for it
-        wait_for_all()
+        barrier()
         with _exchange():
             _device_groups[device] = dist.new_group(
-                backend="nccl", timeout=GPU_PATIENCE, device_id=device
+                backend="nccl", timeout=NCCL_TIMEOUT, device_id=device
             )
     return _device_groups[device]
 
 
-def add_up(x: torch.Tensor) -> torch.Tensor:
+def all_reduce(x: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over all processes, in place and not seen by autograd; for norms."""
     traffic.norm_reductions += 1
     traffic.norm_bytes += x.numel() * x.element_size()
@@ -494,8 +499,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def share_tensors(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite tensors by those of the process that `choose_reader` has chosen."""
+def broadcast_tensors(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
+    """Overwrite tensors by those of rank `src`."""
     if _place.world_size == 1:
         return
     kinds: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
@@ -504,46 +509,35 @@ def share_tensors(tensors: Iterable[torch.Tensor]) -> None:
     for (device, _), same in kinds.items():
         flat = torch.cat([x.reshape(-1) for x in same])
         with _exchange():
-            dist.broadcast(flat, _reader, group=device_group(device))
+            dist.broadcast(flat, src, group=device_group(device))
         for x, value in zip(same, flat.split([x.numel() for x in same]), strict=True):
             x.copy_(value.view(x.shape))
 
 
-def from_main(value: Any) -> Any:
-    """What the first process gives, whatever the others do."""
-    return _from(0, value)
-
-
-def from_reader(value: Any) -> Any:
-    """What the process gives that `choose_reader` has chosen."""
-    return _from(_reader, value)
-
-
-def _from(source: int, value: Any) -> Any:
+def broadcast_object(value: Any, src: int = 0) -> Any:
+    """The value of rank `src`, on all ranks."""
     if _place.world_size == 1:
         return value
     box = [value]
     with _exchange():
-        dist.broadcast_object_list(box, src=source)
+        dist.broadcast_object_list(box, src=src)
     return box[0]
 
 
-def choose_reader(newest: Any) -> None:
+def choose_source(newest: Any) -> None:
     """Let the process with the largest value read what training goes on from.
 
     None stands for having nothing. It is the first process, unless that has come to a machine
     whose folder lacks what another one has.
     """
-    global _reader
+    global _source
     if _place.world_size > 1:
-        values: list[Any] = [None] * _place.world_size
-        with _exchange():
-            dist.all_gather_object(values, newest)
+        values = all_gather_object(newest)
         there = [(value, -rank) for rank, value in enumerate(values) if value is not None]
-        _reader = -max(there)[1] if there else 0
+        _source = -max(there)[1] if there else 0
 
 
-def processes_here() -> int:
+def local_world_size() -> int:
     """The number of processes on this machine."""
     return _place.local_world_size
 
@@ -551,15 +545,15 @@ def processes_here() -> int:
 def cores() -> int:
     """The processor cores that this process has: its share of those of the machine."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (there or 1) // processes_here())
+    return max(1, (there or 1) // local_world_size())
 
 
-def is_first_here() -> bool:
+def is_local_main() -> bool:
     """Whether this is the first of the processes on its machine."""
     return _place.local_rank == 0
 
 
-def gathered(value: Any) -> list[Any]:
+def gather_object(value: Any) -> list[Any]:
     """The values of all processes in order of their ranks, for the first; no values for others."""
     if _place.world_size == 1:
         return [value]
@@ -569,32 +563,32 @@ def gathered(value: Any) -> list[Any]:
     return values or []
 
 
-def dealt(values: Sequence[Any]) -> Any:
-    """To each process its own of the values of the one that `choose_reader` has chosen."""
+def scatter_object(values: Sequence[Any], src: int = 0) -> Any:
+    """One of the values of rank `src` to each rank, in their order."""
     if _place.world_size == 1:
         return values[0]
     box = [None]
     with _exchange():
-        dist.scatter_object_list(box, list(values) if is_reader() else None, src=_reader)
+        dist.scatter_object_list(box, list(values) if _place.rank == src else None, src=src)
     return box[0]
 
 
-def own_share(items: Sequence[Any]) -> Any:
-    """Every so many-th of the items, so that each is in one process and neighbours spread."""
+def shard(items: Sequence[Any]) -> Any:
+    """The items of this rank: each N-th one, N being the world size."""
     return items[_place.rank :: _place.world_size]
 
 
-def first_given(value: str | None) -> str | None:
-    """The value of the lowest rank that has one; every process gets the same."""
+def all_gather_object(value: Any) -> list[Any]:
+    """The values of all ranks, in their order, on all ranks."""
     if _place.world_size == 1:
-        return value
+        return [value]
     values: list[Any] = [None] * _place.world_size
     with _exchange():
         dist.all_gather_object(values, value)
-    return next((v for v in values if v is not None), None)
+    return values
 
 
-def any_of_us(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether this holds in any process."""
     if _place.world_size == 1:
         return flag
@@ -604,7 +598,7 @@ def any_of_us(flag: bool) -> bool:
     return bool(flags.item())
 
 
-def total(*numbers: float) -> list[float]:
+def sum_over_ranks(*numbers: float) -> list[float]:
     """The sums of these numbers over all processes."""
     if _place.world_size == 1:
         return list(numbers)
@@ -614,7 +608,7 @@ def total(*numbers: float) -> list[float]:
     return sums.tolist()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when all processes have come here."""
     if _place.world_size > 1:
         with _exchange():
@@ -632,7 +626,7 @@ def _on_cpu(value: Any) -> Any:
     return value
 
 
-class Agreement:
+class AsyncMax:
     """A number that each process gives in each iteration, of which all learn the largest.
 
     They learn it one iteration later: so none waits for another, nor for a GPU, and all of them
@@ -678,7 +672,7 @@ class Agreement:
         return False
 
 
-agreement = Agreement()
+async_max = AsyncMax()
 
 
 # ----------------------------------------------------------------------------------------- devices

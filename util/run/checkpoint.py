@@ -2,10 +2,10 @@
 
 A *set* is what one save writes: `<suffix>_net_<name>.pth` for each network, plain weights, and
 `<suffix>_train_state.pth` with everything else. The state lists what identifies its weight files
-(`seal`), so a set is whole or it is not used. A save first writes all files under temporary names
-in the same folder and flushes them to disk; then it renames the state, which makes the new set the
-valid one, and then the weights. A crash before that rename leaves the old set as it was, a crash
-after it leaves files that `finish_renaming` puts in place.
+(`fingerprint`), so a set is whole or it is not used. A save first writes all files under temporary
+names in the same folder and flushes them to disk; then it renames the state, which makes the new
+set the valid one, and then the weights. A crash before that rename leaves the old set as it was, a
+crash after it leaves files that `finish_renaming` puts in place.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ class DiskWriter:
 
 
 def write_temporary(value: Any, path: Path, token: str) -> dict[str, int]:
-    """`torch.save` to a temporary file beside `path`, flushed to disk; returns its `seal`."""
+    """`torch.save` to a temporary file beside `path`, flushed; returns its `fingerprint`."""
     with open(temporary(path, token), "w+b") as file:
         writer = DiskWriter(file)
         torch.save(value, writer)
         writer.finish()
-        return seal(file)
+        return fingerprint(file)
 
 
-def seal(file: IO[bytes]) -> dict[str, int]:
+def fingerprint(file: IO[bytes]) -> dict[str, int]:
     """What tells a file of `torch.save` from all others: its size, and the CRC-32 of its directory.
 
     The directory, at the end of the file, has the CRC-32 of each part, so this costs next to
@@ -334,7 +334,7 @@ def broken_part(folder: Path, suffix: str, state: Mapping[str, Any]) -> str | No
             if size != expected["size"]:
                 return f"{path.name} is {size} bytes instead of {expected['size']}"
             with open(path, "rb") as file:
-                if seal(file) != expected:
+                if fingerprint(file) != expected:
                     return f"{path.name} is not what was saved with it"
                 check_parts(file)
         except OSError as e:

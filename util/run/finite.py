@@ -103,11 +103,12 @@ class FiniteGuard:
         if not pending:
             return
         fine = bool(torch.stack([i.finite for i in pending]).all())
-        if not distributed.any_of_us(not fine):
+        if not distributed.any_rank(not fine):
             self.in_a_row = 0
             return
         # the losses of one process can be finite, and those of another not
-        message = distributed.first_given(None if fine else self._what_is_bad(pending))
+        found = distributed.all_gather_object(None if fine else self._what_is_bad(pending))
+        message = next(text for text in found if text is not None)
         if self.mode == "stop":
             raise UserError(
                 f"{message}; nothing was saved since: go on from the last save with "

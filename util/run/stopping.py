@@ -51,7 +51,7 @@ class StopRequest:
         self.before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = distributed.ONE_PRESS if distributed.launched() else 0.0
+        again = distributed.SAME_SIGNAL if distributed.launched() else 0.0
         if self.reason is not None:
             if time.monotonic() - self.since >= again:
                 os.write(2, b"\nended at once: the save before this one counts\n")
@@ -70,14 +70,14 @@ class StopRequest:
             self.reason = f"--max_hours {self.max_hours:g} have gone by"
         return self.reason is not None
 
-    def together(self) -> bool:
+    def on_any_rank(self) -> bool:
         """The same in all processes: whether one of them should stop, so that all do.
 
         For one process that is at once, for several after the iteration that follows. To be called
         by all of them after each iteration.
         """
         own = (self.exit_code or TIME_IS_UP) if self else 0
-        code = distributed.agreement(own)
+        code = distributed.async_max(own)
         if not code:
             return False
         self.exit_code = 0 if code == TIME_IS_UP else code

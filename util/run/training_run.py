@@ -62,15 +62,17 @@ class TrainingRun:
     def resume(self) -> Position:
         """Take up what the experiment has, as `--continue_train` asks, and say from where."""
         self._check_alike()
-        found = self._found() if distributed.is_reader() else None
+        found = self._found() if distributed.is_source() else None
         self.model.share_weights()
         if not distributed.is_main():
             # before anything is drawn in training, after networks were drawn alike
             self._draw_apart(0)
-        self.id, suffix = distributed.from_reader((self.id, found.suffix if found else ""))
+        self.id, suffix = distributed.broadcast_object(
+            (self.id, found.suffix if found else ""), src=distributed.source_rank()
+        )
         state = self._own_part(found.state if found else None)
         if state is None:
-            distributed.note(self.id)
+            distributed.save_run_id(self.id)
             return self._from_epoch_count()
         try:
             self._restore(state)
@@ -80,7 +82,7 @@ class TrainingRun:
                 f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
                 "the options that it was saved with, or delete it to go on from weights alone"
             ) from e
-        distributed.note(self.id)
+        distributed.save_run_id(self.id)
         position = Position(**{k: state[k] for k in ("epoch", "epoch_iter", "total_iters")})
         print(
             f"resuming from '{suffix}': epoch {position.epoch}, {position.epoch_iter} images "
@@ -93,7 +95,7 @@ class TrainingRun:
         opt = self.opt
         own = {"pictures": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
         own |= {f"--{name}": getattr(opt, name, None) for name in ALIKE}
-        wanted = distributed.from_main(own)
+        wanted = distributed.broadcast_object(own)
         for name in own:
             if own[name] != wanted[name]:
                 raise UserError(
@@ -143,14 +145,17 @@ class TrainingRun:
             if len(own) == size:
                 parts = own
             else:
-                models = self.model.dealt_anew([part["model"] for part in own], size)
+                models = self.model.reshard_state([part["model"] for part in own], size)
                 parts = [{"model": model} for model in models]
-            keys = self.model.OWN_STATE
+            keys = self.model.PER_RANK_STATE
             parts = [
                 {**part, "model": {k: part["model"][k] for k in keys if k in part["model"]}}
                 for part in parts
             ]
-        common, part = distributed.from_reader(common), distributed.dealt(parts)
+        common, part = (
+            distributed.broadcast_object(common, src=distributed.source_rank()),
+            distributed.scatter_object(parts, src=distributed.source_rank()),
+        )
         if common is None:
             return None
         return {**common, **part, "model": {**common["model"], **part["model"]}}
@@ -186,7 +191,7 @@ class TrainingRun:
         else:
             print(
                 f"number of processes: {state.get('processes', 1)} when this was saved, "
-                f"{distributed.world_size()} now; image pools are dealt out anew, and what is "
+                f"{distributed.world_size()} now; image pools are resharded, and what is "
                 "drawn at random is different from here on"
             )
             self._draw_apart(state["total_iters"])
@@ -236,8 +241,8 @@ class TrainingRun:
             "options": options,
         }
         if distributed.world_size() > 1:
-            model = {k: state["model"][k] for k in self.model.OWN_STATE}
-            ranks = distributed.gathered({"random": state["random"], "model": model})
+            model = {k: state["model"][k] for k in self.model.PER_RANK_STATE}
+            ranks = distributed.gather_object({"random": state["random"], "model": model})
             state |= {"processes": distributed.world_size(), "ranks": ranks[1:]}
         return state
 
@@ -246,9 +251,9 @@ class TrainingRun:
 
         Waits for all processes: while one is saving, torchrun would take the end of another amiss.
         """
-        distributed.agreement.wait()
-        self.failed = distributed.from_main(self.failed)
-        distributed.wait_for_all()
+        distributed.async_max.wait()
+        self.failed = distributed.broadcast_object(self.failed)
+        distributed.barrier()
         if self.failed:
             raise UserError(
                 f"the training is over, but {'; '.join(self.failed)}; --continue_train goes on "

@@ -98,9 +98,9 @@ class Validation:
         if not self.every or position.epoch % self.every:
             return
         if distributed.is_main():
-            with distributed.alone():
+            with distributed.no_sync():
                 self._score(position)
-        distributed.wait_for_all()
+        distributed.barrier()
 
     def _score(self, position: Position) -> None:
         start = time.perf_counter()
