@@ -1,9 +1,12 @@
-"""Facts about files, and writing them whole."""
+"""Checksums of files, and replacing a file in one step."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError
@@ -18,16 +21,54 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: str | os.PathLike, text: str) -> None:
-    """Write a text file so that `path` is the old one or the whole new one, never a part."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
+    """Replace a file in one step: `path` is the old file or the whole new one, never a part.
+
+    Gives the name of a temporary file to write, in the same folder and with the same ending. At
+    the end of the block that file takes the place of `path`; after an exception it is deleted.
+
+    Args:
+        path: file to write; missing folders are made.
+        flush: wait until the disk has the file. Without it, a power cut soon afterwards can leave
+            an empty file; for what is cheap to make again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
+        if flush:
+            flush_to_disk(temporary)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if flush:
+        flush_folder(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the disk has the content of a file. Raises OSError where that fails."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder; does nothing where the system can't."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Write a text file in UTF-8 in one step; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def make_writable(folder: str | os.PathLike, option: str) -> None:
