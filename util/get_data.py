@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
+if not __package__:  # started by its path: Python then looks in util/, and not in the folder above
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from util.errors import OneLineParser
 
 BASE_URL = "http://efrosgans.eecs.berkeley.edu"
