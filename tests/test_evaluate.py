@@ -394,7 +394,7 @@ def test_scores_on_the_live_page(tmp_path):
     """A table in a window of its own, newest first, with those of before a resume."""
     pytest.importorskip("visdom")
     from tests.visdom_helpers import Server, wait_for, windows
-    from util.display.visdom_sink import VisdomSink
+    from util.display.visdom_logger import VisdomLogger
 
     def record(epoch: int) -> dict:
         scores = {"L1": epoch / 7, "<b>": 2.0}
@@ -405,9 +405,9 @@ def test_scores_on_the_live_page(tmp_path):
     server = Server(tmp_path)
     try:
         address = "http://127.0.0.1"
-        sink = VisdomSink(address, server.port, title="t", scores=[record(1)])
-        sink.log_scores(record(2))
-        sink.close()
+        logger = VisdomLogger(address, server.port, title="t", scores=[record(1)])
+        logger.log_scores(record(2))
+        logger.close()
         shown = wait_for(lambda: windows(server.port).get("t-1-scores"))
     finally:
         server.kill()
