@@ -1,13 +1,11 @@
-"""test.py with models and files that are not as ours: arrays as pictures, names that are no UTF-8."""
+"""test.py with what is not as ours: pictures that are arrays, file names that are not UTF-8."""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-import numpy as np
 import pytest
 from PIL import Image
 
