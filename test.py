@@ -17,7 +17,9 @@ import contextlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from data import create_dataset, equal_batches
@@ -112,7 +114,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
                 rows.number, name = names.next(path)
                 save_images(
                     rows,
-                    {k: v[i : i + 1] if free else v for k, v in visuals.items()},
+                    {k: picture_of(v, i, len(paths)) for k, v in visuals.items()},
                     [path],
                     aspect_ratio=opt.aspect_ratio,
                     width=opt.display_winsize,
@@ -125,6 +127,18 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     if distributed.is_main():
         webpage.save()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
+
+
+def picture_of(visual: Any, i: int, batch: int) -> Any:
+    """The i-th picture of a batch, as a batch of one; raises UserError if there is one for all."""
+    if batch == 1:
+        return visual
+    if not isinstance(visual, torch.Tensor) or len(visual) != batch:
+        raise UserError(
+            f"--batch_size {batch}: this model shows one picture of a batch; say --batch_size 1, "
+            "or set shows_batches = False in its class"
+        )
+    return visual[i : i + 1]
 
 
 def translate_files(opt, model, paths: list[str], out: Path) -> None:

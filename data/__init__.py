@@ -8,13 +8,16 @@ To add a dataset `dummy`, write `data/dummy_dataset.py` with a subclass of `Base
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from util import distributed
+from util.errors import UserError
 from util.find_class import find_class
 
 from .base_dataset import BaseDataset
@@ -75,6 +78,11 @@ def equal_batches(
         yield joined()
 
 
+def _same_name(A_path: Any, B_path: Any) -> bool:
+    named = isinstance(A_path, str) and isinstance(B_path, str)
+    return named and Path(A_path).stem == Path(B_path).stem
+
+
 class CustomDatasetDataLoader:
     """A dataset with its loader: iterating over it gives the batches of one epoch."""
 
@@ -125,6 +133,24 @@ class CustomDatasetDataLoader:
             distributed.print_on_all_ranks(
                 f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  "
             )
+
+    @property
+    def paired(self) -> bool:
+        """Whether A and B of an item show the same thing.
+
+        A dataset that does not say so (`paired`) has pairs if A and B come from one file, or from
+        files of the same name: looked at in its first, middle and last item.
+        """
+        declared = getattr(self.dataset, "paired", None)
+        if declared is not None or len(self.dataset) == 0:
+            return bool(declared)
+        last = len(self.dataset) - 1
+        items = []
+        for i in sorted({0, last // 2, last}):
+            with contextlib.suppress(UserError):  # broken pictures are told, or skipped, later
+                items.append(self.dataset[i])
+        same = [_same_name(item.get("A_paths"), item.get("B_paths")) for item in items]
+        return bool(same) and all(same)
 
     @property
     def seed(self) -> int:

@@ -21,6 +21,8 @@ class AlignedDataset(BaseDataset):
     `<dataroot>/<phase>A` and `<dataroot>/<phase>B`.
     """
 
+    paired = True
+
     def __init__(self, opt):
         super().__init__(opt)
         self.dir_AB = os.path.join(opt.dataroot, opt.phase)

@@ -25,7 +25,13 @@ from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, RandomCrop, Sc
 
 
 class BaseDataset(torch.utils.data.Dataset, ABC):
-    """A subclass lists its files in `__init__` and returns a dictionary from `__getitem__`."""
+    """A subclass lists its files in `__init__` and returns a dictionary from `__getitem__`.
+
+    `paired` says whether A and B of an item show the same thing, so that a translation of A can be
+    scored by its distance to B. None: they do where their files have the same name.
+    """
+
+    paired: bool | None = None
 
     def __init__(self, opt: argparse.Namespace):
         self.opt = opt

@@ -17,6 +17,8 @@ from .base_dataset import BaseDataset, get_transform
 class ColorizationDataset(BaseDataset):
     """Takes RGB pictures from `<dataroot>/<phase>` and splits them into L and ab (CIE Lab, D65)."""
 
+    paired = True
+
     @staticmethod
     def modify_commandline_options(parser, is_train):
         """One channel in (L), two out (a and b)."""

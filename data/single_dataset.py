@@ -10,6 +10,8 @@ from .base_dataset import BaseDataset, get_transform
 class SingleDataset(BaseDataset):
     """Takes A from the files in `<dataroot>` and the folders below it."""
 
+    paired = False
+
     def __init__(self, opt):
         super().__init__(opt)
         self.A_paths = self.list_images(opt.dataroot)

@@ -12,6 +12,8 @@ from .base_dataset import BaseDataset, get_transform
 class UnalignedDataset(BaseDataset):
     """Takes A from `<dataroot>/<phase>A` and a B, drawn at random, from `<dataroot>/<phase>B`."""
 
+    paired = False
+
     def __init__(self, opt):
         super().__init__(opt)
         self.dir_A = os.path.join(opt.dataroot, opt.phase + "A")

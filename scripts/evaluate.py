@@ -36,8 +36,8 @@ def main() -> None:
     opt.num_threads, opt.batch_size = 0, 1
     opt.serial_batches = opt.no_flip = True
     seed_everything(opt.seed, opt.deterministic)
-    evaluator = Evaluator(opt, parse_scores(opt.scores), opt.cityscapes)
     dataset = create_dataset(opt)
+    evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)
     model = create_model(opt)
     model.setup(opt)
     if opt.eval:
@@ -50,7 +50,8 @@ def main() -> None:
         raise UserError(
             "nothing could be scored: "
             + "; ".join(f"{name}: {why}" for name, why in result.left_out.items())
-            + "; pairs need --dataset_mode aligned, sets --model cycle_gan"
+            + "; pairs need --dataset_mode aligned, or a dataset with paired = True; sets need "
+            "--model cycle_gan"
         )
     facts = report(opt, model, evaluator, result)
     text = table(facts)

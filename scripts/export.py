@@ -33,6 +33,7 @@ from models.inference.export import (
     need_packages,
     reader,
 )
+from options.base_options import experiment_name
 from util.errors import OneLineParser, UserError, one_line_errors
 from util.files import make_writable, sha256
 
@@ -40,7 +41,7 @@ from util.files import make_writable, sha256
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(description="Write a generator to one file.")
     add = parser.add_argument
-    add("--name", required=True, help="name of the experiment")
+    add("--name", required=True, type=experiment_name, help="name of the experiment")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
     add("--format", default="onnx", choices=ENDINGS, help="kind of file [onnx]")
     add("--direction", choices=("AtoB", "BtoA"), help="which way [as it was trained]")

@@ -582,6 +582,9 @@ def test_a_batch_of_all_gpus(monkeypatch, capsys):
 
     assert end("--batch_size", "8") == 7
     assert started == [(4, [*sys.argv, "--batch_size=2"])]
+    assert end("--batch_size", "4", "--name", "x", "--suffix", "b{batch_size}_{netG}") == 7
+    name = "x_b4_resnet_9blocks"
+    assert started.pop() == (4, [*sys.argv, "--batch_size=1", f"--name={name}", "--suffix="])
     assert end("--batch_size", "6") == 2
     err = capsys.readouterr().err
     assert "--batch_size 6" in err

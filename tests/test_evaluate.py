@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+import data
+from data.unaligned_dataset import UnalignedDataset
 from models import load_generator
 from options.evaluate_options import EvaluateOptions
 from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, unaligned
@@ -183,11 +186,46 @@ def test_mistakes_are_one_line(paired, tmp_path, words, said, code):
         pytest.importorskip("torch_fidelity")
     if "LPIPS" in words:
         pytest.importorskip("torchmetrics")
-    where = ["--dataroot", paired / "data" / "test", "--checkpoints_dir", paired, "--name", "p"]
+    folder = paired / "data" / ("test" if "single" in words else "")
+    where = ["--dataroot", folder, "--checkpoints_dir", paired, "--name", "p"]
     result = run("scripts/evaluate.py", *where, "--gpu_ids", -1, "--results_dir", tmp_path, *words)
     assert result.code == code
     assert said in result.err
     assert result.err.count("\n") == 1
+
+
+class OwnDataset(UnalignedDataset):
+    """In the form of the original: it says nothing of pairs, and draws B at random."""
+
+    paired = None
+
+    def __getitem__(self, index):
+        A_path, B_path = self.A_paths[index], random.choice(self.B_paths)
+        A, B = self.load(A_path, self.transform_A), self.load(B_path, self.transform_B)
+        return {"A": A, "B": B, "A_paths": A_path, "B_paths": B_path}
+
+
+class OwnPairs(OwnDataset):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "B_paths": self.B_paths[index]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "pairs"),
+    [(OwnDataset, None, False), (OwnDataset, True, True), (OwnPairs, None, True)],
+)
+def test_a_dataset_of_ones_own_is_scored_as_what_it_is(
+    unpaired, tmp_path, monkeypatch, kind, said, pairs
+):
+    for side in "AB":
+        for name in "pqrst":
+            picture(tmp_path / f"test{side}" / f"{name}.png", 40, 40, ord(name) + ord(side))
+    monkeypatch.setattr(data, "find_dataset_using_name", lambda name: kind)
+    monkeypatch.setattr(kind, "paired", said)
+    facts = evaluate(unpaired, "u", "--dataroot", tmp_path, "--num_threads", "0")
+    assert ("L1" in facts["scores"].get("fake_B", {})) == pairs
+    assert "cycle" in facts["scores"]["rec_A"]
+    assert facts["left_out"].get("L1") == (None if pairs else "the data are no pairs")
 
 
 def test_names_of_scores():
@@ -212,7 +250,7 @@ def test_a_score_without_weights_is_left_out_with_a_reason(
     offline = mock.Mock(side_effect=OSError("no route to host"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     opt = options(paired, "--name", "p")
-    evaluator = Evaluator(opt, ["L1", score])
+    evaluator = Evaluator(opt, True, ["L1", score])
     assert evaluator.wanted == {"L1"}
     said = evaluator.left_out[score]
     assert "no route to host" in said
@@ -227,7 +265,7 @@ def test_a_score_without_its_package_is_left_out(paired, monkeypatch, score):
     found = importlib.util.find_spec
     names = ("torch_fidelity", "torchmetrics")
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n in names else found(n))
-    evaluator = Evaluator(options(paired, "--name", "p"), [score])
+    evaluator = Evaluator(options(paired, "--name", "p"), True, [score])
     assert "pip install torch" in evaluator.left_out[score]
 
 
@@ -394,7 +432,7 @@ def test_scores_on_the_live_page(tmp_path):
     """A table in a window of its own, newest first, with those of before a resume."""
     pytest.importorskip("visdom")
     from tests.visdom_helpers import Server, wait_for, windows
-    from util.display.visdom_sink import VisdomSink
+    from util.display.visdom_logger import VisdomLogger
 
     def record(epoch: int) -> dict:
         scores = {"L1": epoch / 7, "<b>": 2.0}
@@ -405,9 +443,9 @@ def test_scores_on_the_live_page(tmp_path):
     server = Server(tmp_path)
     try:
         address = "http://127.0.0.1"
-        sink = VisdomSink(address, server.port, title="t", scores=[record(1)])
-        sink.log_scores(record(2))
-        sink.close()
+        logger = VisdomLogger(address, server.port, title="t", scores=[record(1)])
+        logger.log_scores(record(2))
+        logger.close()
         shown = wait_for(lambda: windows(server.port).get("t-1-scores"))
     finally:
         server.kill()

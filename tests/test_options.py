@@ -210,6 +210,22 @@ def test_suffix_is_filled_in(suffix, name, tmp_path):
     assert parse(tmp_path, *words).name == name
 
 
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/../../x", "..", ".", ""])
+def test_a_name_that_leaves_the_checkpoints_is_refused(name, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(tmp_path, "--name", name)
+    assert stop.value.code == 2
+    assert "is not a folder inside of --checkpoints_dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        parse(tmp_path, "--name", "x", "--suffix", "/../../{model}")
+    assert stop.value.code == 2
+    assert "--suffix" in capsys.readouterr().err
+
+
+def test_a_name_may_be_a_path(tmp_path):
+    assert parse(tmp_path, "--name", "maps/first..x").name == "maps/first..x"
+
+
 @pytest.mark.parametrize("suffix", ["{nothing}", "{", "{}"])
 def test_suffix_of_no_option(suffix, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from util.display.page import PageSink
+from util.display.page import PageLogger
 from util.html import HTML
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
@@ -18,8 +18,8 @@ def shown(folder: Path) -> list[str]:
     return re.findall(r'src="images/([^"]*)"', (folder / "web" / "index.html").read_text())
 
 
-def run(folder: Path, epochs: range, resumed_at: int | None = None) -> PageSink:
-    page = PageSink(folder, "run", resumed_at=resumed_at)
+def run(folder: Path, epochs: range, resumed_at: int | None = None) -> PageLogger:
+    page = PageLogger(folder, "run", resumed_at=resumed_at)
     for epoch in epochs:
         for save in (False, False):  # the second is not kept
             step = {"epoch": epoch, "iters": 1, "images": epoch, "save": save}
@@ -64,7 +64,7 @@ def test_a_new_run_puts_the_old_page_aside(tmp_path):
 def test_writing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    page = PageSink(tmp_path, "run")
+    page = PageLogger(tmp_path, "run")
     written = []
 
     def write() -> None:

@@ -19,7 +19,7 @@ from tests import browser_helpers
 from tests.browser_helpers import PATIENCE, Watched
 from tests.helpers import SHORT, TINY, picture, succeed
 from tests.visdom_helpers import LABELS
-from util.display.page import PageSink
+from util.display.page import PageLogger
 from util.html import HTML
 
 browser, watched = browser_helpers.browser, browser_helpers.watched
@@ -236,22 +236,22 @@ def test_columns(count, width, page_width, columns, tmp_path, browser):
 
 def test_epoch_500(tmp_path, watched):
     """500 epochs of 8 pictures: quickly written, and only what is in view is loaded."""
-    sink = PageSink(tmp_path, "long run", resumed_at=500)
+    logger = PageLogger(tmp_path, "long run", resumed_at=500)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(tmp_path / "x.png")
     for epoch in range(1, 501):
         for label in LABELS:
-            os.link(tmp_path / "x.png", sink.web_dir / f"images/epoch{epoch:03d}_{label}.png")
+            os.link(tmp_path / "x.png", logger.web_dir / f"images/epoch{epoch:03d}_{label}.png")
     cost = []
     for _ in range(3):
         start = time.perf_counter()
-        sink.write.now()
+        logger.write.now()
         cost.append(time.perf_counter() - start)
-    size = (sink.web_dir / "index.html").stat().st_size
+    size = (logger.web_dir / "index.html").stat().st_size
 
     page = watched.page
     start = time.perf_counter()
-    page.goto((sink.web_dir / "index.html").as_uri())
+    page.goto((logger.web_dir / "index.html").as_uri())
     seconds = time.perf_counter() - start
     at_once = sum(r.endswith(".png") for r in watched.requests)
     page.locator("h3").last.scroll_into_view_if_needed()

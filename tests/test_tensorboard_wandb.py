@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.visdom_helpers import MadeUpTraining
-from util.display.background import BackgroundSink
-from util.display.tensorboard_sink import TensorBoardSink
-from util.display.wandb_sink import ID_FILE, WandbSink
+from util.display.base import BackgroundLogger
+from util.display.tensorboard_logger import TensorBoardLogger
+from util.display.wandb_logger import ID_FILE, WandbLogger
 from util.errors import UserError
 
 PICTURES = {"real_A": np.zeros((32, 48, 3), np.uint8), "fake_B": np.ones((32, 48, 3), np.uint8)}
@@ -22,21 +22,21 @@ def record(images: int) -> dict:
     return {**position, "lr": 2e-4, "time": 0.1, "data": 0.01, "losses": {"G": 1 / images}}
 
 
-def drive(sink, first: int, last: int) -> None:
+def drive(logger, first: int, last: int) -> None:
     for images in range(first, last + 1):
-        sink.log_losses(record(images))
-    sink.show_pictures(PICTURES, {"epoch": 1, "iters": last, "images": last, "save": False})
-    sink.close()
-    sink.close()  # twice is fine
+        logger.log_losses(record(images))
+    logger.show_pictures(PICTURES, {"epoch": 1, "iters": last, "images": last, "save": False})
+    logger.close()
+    logger.close()  # twice is fine
 
 
 def test_tensorboard_and_resume(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    drive(TensorBoardSink(tmp_path), 1, 30)
+    drive(TensorBoardLogger(tmp_path), 1, 30)
     time.sleep(1.1)  # the files' names hold the second, and are read in the order of their names
-    drive(TensorBoardSink(tmp_path, resumed_at=20), 21, 25)
+    drive(TensorBoardLogger(tmp_path, resumed_at=20), 21, 25)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     tags = events.Tags()
@@ -56,9 +56,9 @@ def test_wandb_offline_and_resume(tmp_path, monkeypatch):
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     folder = tmp_path / "run"
-    first = WandbSink("project", "run", {"lr": 2e-4}, folder)
+    first = WandbLogger("project", "run", {"lr": 2e-4}, folder)
     drive(first, 1, 5)
-    second = WandbSink("project", "run", {"lr": 2e-4}, folder, resumed=True)
+    second = WandbLogger("project", "run", {"lr": 2e-4}, folder, resumed=True)
     drive(second, 4, 8)
     assert first.run_id == second.run_id == (folder / ID_FILE).read_text().strip()
     kept = list(folder.glob(f"wandb/offline-run-*/run-{first.run_id}.wandb"))
@@ -66,7 +66,7 @@ def test_wandb_offline_and_resume(tmp_path, monkeypatch):
     assert all(path.stat().st_size for path in kept)
     assert list(folder.glob("wandb/offline-run-*/files/media/images/pictures/*.png"))
 
-    third = WandbSink("project", "run", {}, folder)  # a new run in the same folder
+    third = WandbLogger("project", "run", {}, folder)  # a new run in the same folder
     third.close()
     assert third.run_id != first.run_id
 
@@ -75,14 +75,14 @@ def test_wandb_offline_and_resume(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", no_run)
     with pytest.raises(UserError, match=r"--use_wandb.*no net.*WANDB_MODE=offline"):
-        WandbSink("project", "run", {}, folder)
+        WandbLogger("project", "run", {}, folder)
 
 
 @pytest.mark.parametrize(
     ("package", "flag", "make"),
     [
-        ("tensorboard", "--use_tensorboard", lambda path: TensorBoardSink(path)),
-        ("wandb", "--use_wandb", lambda path: WandbSink("project", "run", {}, path)),
+        ("tensorboard", "--use_tensorboard", lambda path: TensorBoardLogger(path)),
+        ("wandb", "--use_wandb", lambda path: WandbLogger("project", "run", {}, path)),
     ],
 )
 def test_absence_is_one_line(package, flag, make, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_absence_is_one_line(package, flag, make, tmp_path, monkeypatch):
 
 
 def test_the_loop_never_waits_for_a_slow_or_broken_sink(capfd):
-    class Slow(BackgroundSink):
+    class Slow(BackgroundLogger):
         name = "slow"
         close_seconds = 0.2
 
@@ -104,14 +104,14 @@ def test_the_loop_never_waits_for_a_slow_or_broken_sink(capfd):
             time.sleep(1)
             raise RuntimeError("disk\ngone")
 
-    sink = Slow()
-    sink._thread.start()
-    training = MadeUpTraining(sink)
+    logger = Slow()
+    logger._thread.start()
+    training = MadeUpTraining(logger)
     training.run(0.3)
-    training.check_waits("a sink that hangs")
+    training.check_waits("a logger that hangs")
     began = time.monotonic()
-    sink.close()
+    logger.close()
     assert time.monotonic() - began < 0.5
-    sink._thread.join()
+    logger._thread.join()
     said = "slow: RuntimeError: disk gone; slow is off, training goes on\n"
     assert capfd.readouterr().out.endswith(said)

@@ -340,7 +340,7 @@ def test_only_outputs(cycle, tmp_path):
     assert "translating 4 of 4 pictures" in out.out
     found = files_below(results(cycle))
     # two of one name: the second keeps its ending
-    assert found == ["a.png", "deep/a.png", "deep/b.png", "deep/b.png.png"]
+    assert found == ["a.png", "deep/a.png", "deep/b.jpg.png", "deep/b.png.png"]
     got = np.asarray(Image.open(results(cycle) / "a.png"))
     np.testing.assert_array_equal(got, G(pixels(45, 38, 1)))
     assert Image.open(results(cycle) / "deep" / "b.png").mode == "RGB"
@@ -374,6 +374,20 @@ def test_existing_outputs_are_skipped(cycle, tmp_path):
     second = images_of(results(cycle))
     assert second["1.png"] == first["1.png"]
     assert second["2.png"] == b"touched"
+
+
+def test_inputs_of_one_name_are_not_taken_for_each_other(cycle, tmp_path):
+    arguments = test_program(cycle, tmp_path / "in", "--only_outputs", "--skip_existing")
+    picture(tmp_path / "in" / "a.png", 40, 40, 1)
+    succeed("test.py", *arguments)
+    picture(tmp_path / "in" / "a.jpg", 32, 32, 2)
+    picture(tmp_path / "in" / "a.jpg.bmp", 36, 36, 3)
+    assert "translating 3 of 3 pictures" in succeed("test.py", *arguments).out
+    sizes = {
+        name: Image.open(results(cycle) / name).size[0] for name in files_below(results(cycle))
+    }
+    assert sizes == {"a.png": 40, "a.png.png": 40, "a.jpg.png": 32, "a.jpg.bmp.png": 36}
+    assert "translating 0 of 3 pictures" in succeed("test.py", *arguments).out
 
 
 @pytest.mark.parametrize("threads", ["0", "3"])

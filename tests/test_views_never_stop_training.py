@@ -19,11 +19,11 @@ import pytest
 from tests import forked
 from tests.helpers import Finished, files_below, run, run_process, unaligned
 from tests.visdom_helpers import Server, free_port, windows
-from util.display.console import TextLogSink
+from util.display.console import TextFileLogger
 from util.display.loss_record import read_records
-from util.display.page import PageSink
-from util.display.record import RecordSink
-from util.display.visdom_sink import VisdomSink
+from util.display.page import PageLogger
+from util.display.record import RecordLogger
+from util.display.visdom_logger import VisdomLogger
 
 FLAGS = (
     "--name run --model cycle_gan --gpu_ids -1 --netG resnet_6blocks --ngf 4 --ndf 4 --seed 1 "
@@ -245,14 +245,14 @@ def test_a_missing_package_is_one_line(package, command, tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------- a view breaks
 BREAKS: list[tuple[type, str]] = [
-    (VisdomSink, "__init__"),
-    (VisdomSink, "log_losses"),
-    (PageSink, "__init__"),
-    (PageSink, "show_pictures"),
-    (PageSink, "end_epoch"),
-    (PageSink, "close"),
-    (RecordSink, "log_losses"),
-    (TextLogSink, "log_losses"),
+    (VisdomLogger, "__init__"),
+    (VisdomLogger, "log_losses"),
+    (PageLogger, "__init__"),
+    (PageLogger, "show_pictures"),
+    (PageLogger, "end_epoch"),
+    (PageLogger, "close"),
+    (RecordLogger, "log_losses"),
+    (TextFileLogger, "log_losses"),
 ]
 
 
@@ -261,20 +261,20 @@ def run_short(command) -> Callable[..., Finished]:
     def run_it(*more: str) -> Finished:
         port = ["--display_port", str(free_port())]
         # a server must not be started for each of these
-        with mock.patch.object(VisdomSink, "_start_server"):
+        with mock.patch.object(VisdomLogger, "_start_server"):
             return run("train.py", *command, "--n_epochs", "2", *port, *more)
 
     return run_it
 
 
 @pytest.mark.parametrize(
-    ("sink", "method"), BREAKS, ids=[f"{sink.__name__}.{method}" for sink, method in BREAKS]
+    ("logger", "method"), BREAKS, ids=[f"{logger.__name__}.{method}" for logger, method in BREAKS]
 )
-def test_a_view_that_raises_is_switched_off(sink, method, run_short, tmp_path):
+def test_a_view_that_raises_is_switched_off(logger, method, run_short, tmp_path):
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("the view is broken")
 
-    with mock.patch.object(sink, method, broken):
+    with mock.patch.object(logger, method, broken):
         result = run_short()
     assert result.code == 0, result.err
     warnings = [line for line in result.err.splitlines() if "the view is broken" in line]
@@ -282,9 +282,9 @@ def test_a_view_that_raises_is_switched_off(sink, method, run_short, tmp_path):
     if method == "__init__":
         assert "can't be opened and stays off" in warnings[0]
     else:
-        assert f"warning: {sink.name} is switched off: RuntimeError" in warnings[0]
+        assert f"warning: {logger.name} is switched off: RuntimeError" in warnings[0]
 
-    if sink is VisdomSink:
+    if logger is VisdomLogger:
         threads = [t for t in threading.enumerate() if t.name == "visdom"]
         for thread in threads:
             thread.join(PATIENCE)
@@ -295,11 +295,11 @@ def test_a_view_that_raises_is_switched_off(sink, method, run_short, tmp_path):
     assert len(list(folder.glob("latest_net_*.pth"))) == 4
     assert "End of epoch 2 / 2" in result.out
     assert len(re.findall(r"^\(epoch: ", result.out, re.MULTILINE)) == 2 * PICTURES
-    if sink is not RecordSink:
+    if logger is not RecordLogger:
         assert recorded(tmp_path) == 2 * PICTURES
-    if sink is not TextLogSink:
+    if logger is not TextFileLogger:
         assert (folder / "loss_log.txt").read_text().count("(epoch: ") == 2 * PICTURES
-    if sink is not PageSink:
+    if logger is not PageLogger:
         assert len(list((folder / "web" / "images").iterdir())) == 2 * 8
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests import browser_helpers
 from tests.browser_helpers import CURVES, PATIENCE, PICTURES
 from tests.visdom_helpers import CYCLE_GAN_LOSSES, LABELS, MadeUpTraining, Server, wait_for
-from util.display.visdom_sink import VisdomSink
+from util.display.visdom_logger import VisdomLogger
 
 browser, watched = browser_helpers.browser, browser_helpers.watched
 visdom_assets = browser_helpers.visdom_assets
@@ -39,8 +39,8 @@ def live_run(tmp_path: Path):
     folder.mkdir()
     server = Server(folder)
     history = [MadeUpTraining.record(i) for i in range(1, 301)]
-    sink = VisdomSink("http://127.0.0.1", server.port, title="made up", history=history)
-    training = MadeUpTraining(sink, size=64, images=300)
+    logger = VisdomLogger("http://127.0.0.1", server.port, title="made up", history=history)
+    training = MadeUpTraining(logger, size=64, images=300)
 
     def restart() -> None:
         server.kill()
@@ -56,7 +56,7 @@ def live_run(tmp_path: Path):
         advance=lambda: training.step(pictures=True),
         restart_server=restart,
     )
-    sink.close()
+    logger.close()
     server.kill()
 
 
@@ -117,14 +117,14 @@ def test_names_are_not_taken_for_html(tmp_path, watched):
     server = Server(tmp_path)
     try:
         evil = "<img src=x onerror='window.hit=1'>"
-        sink = VisdomSink("http://127.0.0.1", server.port, title=evil)
-        training = MadeUpTraining(sink, size=64)
+        logger = VisdomLogger("http://127.0.0.1", server.port, title=evil)
+        training = MadeUpTraining(logger, size=64)
         record = training.record(1)
-        sink.log_losses({**record, "losses": {evil: 1.0, "<b>bold</b>": 2.0}})
-        sink.log_losses({**record, "progress": 1.0, "losses": {evil: 2.0, "<b>bold</b>": 3.0}})
+        logger.log_losses({**record, "losses": {evil: 1.0, "<b>bold</b>": 2.0}})
+        logger.log_losses({**record, "progress": 1.0, "losses": {evil: 2.0, "<b>bold</b>": 3.0}})
         picture = next(iter(training.pictures.values()))
-        sink.show_pictures({evil: picture}, {"epoch": 1, "iters": 1, "images": 1})
-        sink.close()
+        logger.show_pictures({evil: picture}, {"epoch": 1, "iters": 1, "images": 1})
+        logger.close()
         page = watched.page
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.wait_for_selector(".scatterlayer .trace")

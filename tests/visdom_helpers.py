@@ -107,10 +107,10 @@ class Server:
 
 
 class MadeUpTraining:
-    """Feeds a sink as a training loop would, and notes how long each call took."""
+    """Feeds a logger as a training loop would, and notes how long each call took."""
 
-    def __init__(self, sink, size: int = 256, images: int = 0):
-        self.sink = sink
+    def __init__(self, logger, size: int = 256, images: int = 0):
+        self.logger = logger
         self.images = images
         self.waits: list[float] = []
         rng = np.random.default_rng(0)
@@ -137,10 +137,10 @@ class MadeUpTraining:
         """One more image, with a record, and pictures if asked."""
         self.images += 1
         record = self.record(self.images)
-        self._timed(lambda: self.sink.log_losses(record))
+        self._timed(lambda: self.logger.log_losses(record))
         if pictures:
             step = {"epoch": record["epoch"], "iters": record["iters"], "images": self.images}
-            self._timed(lambda: self.sink.show_pictures(self.pictures, {**step, "save": False}))
+            self._timed(lambda: self.logger.show_pictures(self.pictures, {**step, "save": False}))
 
     def run(self, seconds: float) -> None:
         """Log for some seconds, far more often than training does."""

@@ -18,20 +18,19 @@ import http.client
 import os
 import shutil
 import signal
-import stat
 import sys
 import tarfile
 import tempfile
 import urllib.error
-import urllib.parse
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from pathlib import Path, PureWindowsPath
 
-from util.errors import OneLineParser
+if not __package__:  # started by its path: Python then looks in util/, and not in the folder above
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from util.errors import OneLineParser, UserError, one_line_errors
 
 BASE_URL = "http://efrosgans.eecs.berkeley.edu"
 MIRROR_VARIABLE = "IMAGE_TRANSLATION_MIRROR"
@@ -66,17 +65,12 @@ CITYSCAPES = (
     "datasets/prepare_cityscapes_dataset.py"
 )
 TIMEOUT = 60.0  # seconds without a byte before a download counts as dead
-CHUNK = 1 << 20
 OFFLINE = "; datasets/worldmaps_mini needs no download (bash scripts/quickstart.sh)"
-# What the archive modules raise for a file that they can't make sense of.
+# what the archive modules raise for a file that they can't make sense of
 DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error),
-    *(EOFError, RuntimeError, NotImplementedError),
+    *(EOFError, KeyError, RuntimeError, NotImplementedError),
 )
-
-
-class DataError(ValueError):
-    """Something the user has to know or mend, in one line."""
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -85,14 +79,12 @@ def run_tool(main: Callable[[], None]) -> None:
     A terminated tool unwinds as an interrupted one does, so that its temporary folder goes too.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except (DataError, OSError) as e:
-        # a file name may hold a line break
-        print("error: " + " ".join(str(e).split()), file=sys.stderr)
-        sys.exit(1)
+    with one_line_errors():
+        try:
+            main()
+        except OSError as e:
+            # a file name may hold a line break
+            raise UserError(" ".join(str(e).split())) from e
 
 
 @contextlib.contextmanager
@@ -100,7 +92,7 @@ def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder inside `parent` whose children move into `parent` once all went well.
 
     After an error nothing is left, not even a `parent` that was made here. A child never replaces
-    a file or a folder with something in it: that raises DataError.
+    a file or a folder with something in it: that raises UserError.
     """
     parent = Path(parent)
     missing = [p for p in (parent, *parent.parents) if not p.exists()]
@@ -121,33 +113,27 @@ def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def must_be_free(path: str | os.PathLike[str]) -> None:
-    """Raise DataError if `path` is a file or a folder that is not empty."""
+    """Raise UserError if `path` is a file or a folder that is not empty."""
     path = Path(path)
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists() or path.is_symlink():
-        raise DataError(f"'{path}' is already there: move it away, or choose another place")
+        raise UserError(f"'{path}' is already there: move it away, or choose another place")
 
 
 class GetData:
-    """Fetch the data sets of CycleGAN or pix2pix.
+    """Fetch the data sets of CycleGAN or pix2pix (`technique`, in any case).
 
-    Args:
-        technique: 'cyclegan' or 'pix2pix', in any case.
-        verbose: Whether to print what is going on.
-        mirror: Another base address; default: the environment's IMAGE_TRANSLATION_MIRROR, or
-            Berkeley's.
-
-    Raises:
-        DataError: The technique is unknown.
+    `mirror` is another base address than the environment's IMAGE_TRANSLATION_MIRROR or Berkeley's.
+    All methods raise UserError where a name is unknown or a file can't be had whole and sound.
     """
 
     def __init__(
         self, technique: str = "cyclegan", verbose: bool = True, mirror: str | None = None
-    ) -> None:
+    ):
         self.technique = technique.lower()
         if self.technique not in DATASETS:
-            raise DataError(f"unknown technique '{technique}': it is cyclegan or pix2pix")
+            raise UserError(f"unknown technique '{technique}': it is cyclegan or pix2pix")
         self.verbose = verbose
         self.base = (mirror or os.environ.get(MIRROR_VARIABLE) or BASE_URL).rstrip("/")
 
@@ -157,21 +143,13 @@ class GetData:
         return DATASETS[self.technique]
 
     def get(self, save_path: str | os.PathLike[str], dataset: str | None = None) -> str:
-        """Download one data set and unpack it; one that is there already is left as it is.
+        """Download a data set to `<save_path>/<dataset>` and return that folder's absolute path.
 
-        Args:
-            save_path: The folder that gets a folder with the data set's name.
-            dataset: Its name; None asks at the terminal.
-
-        Returns:
-            The absolute path of the data set's folder.
-
-        Raises:
-            DataError: The name is unknown, or the file can't be had whole and sound.
+        One that is there already is left as it is. None asks for a name at the terminal.
         """
         name = self._ask() if dataset is None else known(dataset, self.datasets, "data set")
         if name == "cityscapes":
-            raise DataError(CITYSCAPES)
+            raise UserError(CITYSCAPES)
         target = Path(save_path).absolute() / name
         if target.is_dir() and any(target.iterdir()):
             self._say(f"{target} is there already; remove it to download it again")
@@ -190,14 +168,7 @@ class GetData:
         return str(target)
 
     def get_model(self, save_path: str | os.PathLike[str], model: str) -> str:
-        """Download released weights to `<save_path>/<model>_pretrained/latest_net_G.pth`.
-
-        Returns:
-            The absolute path of the file.
-
-        Raises:
-            DataError: The name is unknown, or the file can't be had whole.
-        """
+        """Download weights to `<save_path>/<model>_pretrained/latest_net_G.pth`: its path."""
         name = known(model, MODELS[self.technique], "model")
         target = Path(save_path).absolute() / f"{name}_pretrained" / "latest_net_G.pth"
         if target.is_file():
@@ -211,7 +182,7 @@ class GetData:
                 start = f.read(2)
             # torch.save writes a zip file, or before 1.6 a pickle
             if start[:1] != b"\x80" and start != b"PK":
-                raise DataError(f"{url} does not hold weights but something else: try later")
+                raise UserError(f"{url} does not hold weights but something else: try later")
         self._say(f"weights in {target}")
         return str(target)
 
@@ -229,171 +200,92 @@ class GetData:
 
 
 def known(name: str, names: tuple[str, ...], what: str) -> str:
-    """Return `name`, or raise DataError with the list of names it is not in."""
+    """Return `name`, or raise UserError with the list of names it is not in."""
     if name not in names:
-        raise DataError(f"unknown {what} '{name}': choose one of {', '.join(names)}")
+        raise UserError(f"unknown {what} '{name}': choose one of {', '.join(names)}")
     return name
 
 
 def download(url: str, path: Path, verbose: bool = False) -> None:
-    """Write what is at `url` to `path`; raise DataError unless all of it came.
+    """Write what is at `url` to `path`; raise UserError unless all of it came.
 
     The length is compared with what the server announced. The publisher gives no checksums.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"'{url}' is no address of a web server: give http:// or https://")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"'{url}' is no address of a web server: give http:// or https://")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            length = response.headers.get("Content-Length")
-            expected = int(length) if length and length.isdigit() else None
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(path, "wb") as file:
+            expected = int(response.headers.get("Content-Length") or 0)
             if verbose:
-                size = "" if expected is None else f" ({expected / 1e6:.1f} MB)"
+                size = f" ({expected / 1e6:.1f} MB)" if expected else ""
                 print(f"downloading {url}{size}", flush=True)
-            with open(path, "wb") as file:
-                received = _copy_with_progress(response, file, expected, verbose)
+            show = verbose and expected and sys.stdout.isatty()
+            while block := response.read(1 << 20):
+                file.write(block)
+                if show:
+                    end = "\n" if file.tell() == expected else ""
+                    print(f"\r  {100 * file.tell() // expected:3d}%", end=end, flush=True)
+            received = file.tell()
     except urllib.error.HTTPError as e:
-        raise DataError(f"{url}: the server answers {e.code} {e.reason}{OFFLINE}") from e
+        raise UserError(f"{url}: the server answers {e.code} {e.reason}{OFFLINE}") from e
     except http.client.HTTPException as e:
-        raise DataError(f"{url}: the connection broke off ({e!r}): try again{OFFLINE}") from e
+        raise UserError(f"{url}: the connection broke off ({e!r}): try again{OFFLINE}") from e
     except OSError as e:
         if getattr(e, "filename", None) or e.errno in (28, 122):  # the disk, not the network
             raise
         reason = getattr(e, "reason", e)
-        raise DataError(
+        raise UserError(
             f"{url}: no connection ({reason}): check the network, try again{OFFLINE}"
         ) from e
-    if expected is not None and received != expected:
-        raise DataError(f"{url}: {received} of {expected} bytes came: try again")
-    if not received:
-        raise DataError(f"{url}: the file is empty: try again later")
-
-
-def _copy_with_progress(
-    source: IO[bytes], file: IO[bytes], expected: int | None, verbose: bool
-) -> int:
-    show = verbose and expected and sys.stdout.isatty()
-    received = 0
-    while chunk := source.read(CHUNK):
-        file.write(chunk)
-        received += len(chunk)
-        if show and expected:
-            print(f"\r  {100 * received // expected:3d}%", end="", flush=True)
-    if show:
-        print()
-    return received
-
-
-class _Member(NamedTuple):
-    """One entry of an archive; `link` is what a link points to, `open` is None for a folder."""
-
-    name: str
-    link: str | None
-    open: Callable[[], IO[bytes]] | None
+    if received < max(1, expected):
+        raise UserError(f"{url}: {received} of {expected} bytes came: try again")
 
 
 def unpack(archive: Path, folder: Path) -> int:
     """Unpack a zip or tar.gz file into a new folder and return the number of files.
 
-    Links become copies of what they point to, so nothing that is written can lead elsewhere.
-
-    Raises:
-        DataError: The archive is damaged, or a member would leave the folder (an absolute path,
-            `..`, a link that points out), or is neither a file, a folder nor a link to a file.
+    Raises UserError where the archive is damaged, or a member or a link would leave the folder.
     """
     folder.mkdir()
-    written: set[PurePosixPath] = set()
-    links: list[tuple[PurePosixPath, PurePosixPath]] = []
     try:
-        with _members(archive) as members:
-            for member in members:
-                path = _inside(member.name, archive, member.name)
-                if path.parts[:1] == ("__MACOSX",):
-                    continue
-                target = folder / path
-                if member.link is not None:
-                    source = PurePosixPath(os.path.normpath(path.parent / member.link))
-                    if PurePosixPath(member.link).is_absolute() or "\\" in member.link:
-                        source = PurePosixPath(member.link)
-                    links.append((path, _inside(str(source), archive, member.name)))
-                elif member.open is None:
-                    target.mkdir(parents=True, exist_ok=True)
-                else:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with member.open() as source, open(target, "wb") as file:
-                        shutil.copyfileobj(source, file, CHUNK)
-                    written.add(path)
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as file:
+                # `filename` is already tidied: judge what was written
+                _stay_inside(archive, [member.orig_filename for member in file.infolist()])
+                file.extractall(folder)
+        else:
+            if not hasattr(tarfile, "data_filter"):
+                raise UserError("this Python unpacks without checks: use 3.10.12, 3.11.4 or newer")
+            with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as file:
+                for member in file:
+                    _stay_inside(archive, [member.name])
+                    file.extract(member, folder, filter="data")
+                while stream.read(1 << 20):  # the checksum is compared at the very end
+                    pass
+    except tarfile.SpecialFileError as e:
+        raise UserError(
+            f"{archive.name}: '{e.tarinfo.name}' is neither a file, a folder nor a link"
+        ) from e
+    except tarfile.FilterError as e:
+        raise _leads_out(archive, e.tarinfo.name) from e
     except DAMAGED as e:
-        raise DataError(f"{archive.name} is damaged ({e}): download it again") from e
-    for path, source in links:
-        if source not in written:
-            raise DataError(f"{archive.name}: the link '{path}' points to no file of the archive")
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / source, folder / path)
-        written.add(path)
-    if not written:
-        raise DataError(f"{archive.name} holds no files")
-    return len(written)
+        raise UserError(f"{archive.name} is damaged ({e}): download it again") from e
+    shutil.rmtree(folder / "__MACOSX", ignore_errors=True)
+    count = sum(path.is_file() for path in folder.rglob("*"))
+    if not count:
+        raise UserError(f"{archive.name} holds no files")
+    return count
 
 
-@contextlib.contextmanager
-def _members(archive: Path) -> Iterator[Iterator[_Member]]:
-    if archive.name.endswith(".zip"):
-        with zipfile.ZipFile(archive) as file:
-            yield _zip_members(file)
-    else:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as file:
-            yield _tar_members(file, archive)
-            # only at its end does gzip compare the checksum
-            while stream.read(CHUNK):
-                pass
+def _stay_inside(archive: Path, names: list[str]) -> None:
+    for name in names:
+        path = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+        if path.anchor or ".." in path.parts:
+            raise _leads_out(archive, name)
 
 
-def _zip_members(file: zipfile.ZipFile) -> Iterator[_Member]:
-    for info in file.infolist():
-        name = info.orig_filename  # `filename` is already tidied: judge what was written
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if kind == stat.S_IFLNK:
-            yield _Member(name, file.read(info).decode("utf-8", "replace"), None)
-        elif info.is_dir():
-            yield _Member(name, None, None)
-        else:
-            yield _Member(name, None, lambda info=info: file.open(info))
-
-
-def _tar_members(file: tarfile.TarFile, archive: Path) -> Iterator[_Member]:
-    for info in file:
-        if info.issym():
-            yield _Member(info.name, info.linkname, None)
-        elif info.islnk():
-            # a hard link names its target from the archive's root
-            depth = len(PurePosixPath(info.name).parent.parts)
-            rooted = PurePosixPath(info.linkname).is_absolute()
-            yield _Member(
-                info.name, info.linkname if rooted else "../" * depth + info.linkname, None
-            )
-        elif info.isdir():
-            yield _Member(info.name, None, None)
-        elif info.isfile():
-            yield _Member(info.name, None, lambda info=info: _opened(file, info))
-        else:
-            raise DataError(f"{archive.name}: '{info.name}' is neither a file, a folder nor a link")
-
-
-def _opened(file: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    stream = file.extractfile(info)
-    if stream is None:
-        raise tarfile.ReadError(f"{info.name} can't be read")
-    return stream
-
-
-def _inside(name: str, archive: Path, member: str) -> PurePosixPath:
-    """The path of a member below the folder, or DataError if it would leave the folder."""
-    path = PurePosixPath(name)
-    parts = path.parts
-    drive = bool(parts) and len(parts[0]) > 1 and parts[0][1] == ":"
-    if path.is_absolute() or ".." in parts or "\\" in name or "\0" in name or drive:
-        raise DataError(f"{archive.name}: the member '{member}' leads out of the folder; refused")
-    return path
+def _leads_out(archive: Path, name: str) -> UserError:
+    return UserError(f"{archive.name}: the member '{name}' leads out of the folder; refused")
 
 
 def main() -> None:

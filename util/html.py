@@ -45,6 +45,11 @@ figcaption {{ text-align: center; color: #555; font-size: .875rem; overflow-wrap
 """
 
 
+def _quoted(path: str) -> str:
+    # by its bytes on disk: names of files need not be UTF-8
+    return quote(os.fsencode(path))
+
+
 class HTML:
     """A page `index.html` in `web_dir` that shows files of `web_dir/images`.
 
@@ -94,14 +99,14 @@ class HTML:
         with self.doc, section(cls=f"row {_row_class(len(ims), width)}"):
             for image, text, link in zip(ims, txts, links, strict=True):
                 with figure():
-                    with a(href=f"images/{quote(link)}"):
-                        img(src=f"images/{quote(image)}", loading="lazy", alt=text)
+                    with a(href=f"images/{_quoted(link)}"):
+                        img(src=f"images/{_quoted(image)}", loading="lazy", alt=text)
                     figcaption(text)
 
     def add_wide_image(self, path: str, text: str) -> None:
         """Add one picture as wide as the page; its path is seen from the page."""
-        with self.doc, div(cls="wide"), a(href=quote(path)):
-            img(src=quote(path), alt=text)
+        with self.doc, div(cls="wide"), a(href=_quoted(path)):
+            img(src=_quoted(path), alt=text)
 
     def add_rows(self, rows: Iterable[Row]) -> None:
         """Add rows that were put aside, in order of their numbers."""

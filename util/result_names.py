@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,19 @@ def result_name(relative_path: str, taken: set[str]) -> str:
         name = relative_path
     taken.add(name)
     return name
+
+
+def output_names(relative_paths: Sequence[str]) -> list[str]:
+    """What to call the outputs of files: their paths without the endings.
+
+    Those of `a.png` and `a.jpg` in one folder keep them, both: the output of a file that was alone
+    before is not taken for that of its new neighbour.
+    """
+    stems = [os.path.splitext(path)[0] for path in relative_paths]
+    taken = Counter([*stems, *relative_paths])
+    return [
+        stem if taken[stem] == 1 else path for stem, path in zip(stems, relative_paths, strict=True)
+    ]
 
 
 class ResultNames:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from . import distributed, util
 from .background import BackgroundWork
-from .display.sinks import open_sinks
+from .display.loggers import open_loggers
 from .errors import warn
 from .html import HTML, Rows
 from .run.checkpoint import Position
@@ -24,9 +24,9 @@ ADVICE_SHARE = 0.3
 
 
 class Visualizer:
-    """Passes losses and pictures on to sinks: console, log, record, page, and what is asked for.
+    """Passes losses and pictures on to loggers: console, log, record, page, and what is asked for.
 
-    A sink that fails is switched off with one warning; training goes on.
+    A logger that fails is switched off with one warning; training goes on.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class Visualizer:
         self.total_waited = self.total_time = 0.0
         self.advised = False
         # what the first of several processes shows are its own losses and pictures
-        self.sinks = open_sinks(opt, self.position) if distributed.is_main() else []
+        self.loggers = open_loggers(opt, self.position) if distributed.is_main() else []
 
     def _each(self, call: str, *args: Any) -> None:
-        for sink in list(self.sinks):
+        for logger in list(self.loggers):
             try:
-                getattr(sink, call)(*args)
+                getattr(logger, call)(*args)
             except Exception as e:
-                self.sinks.remove(sink)
-                warn(f"{sink.name} is switched off: {type(e).__name__}: {e}")
+                self.loggers.remove(logger)
+                warn(f"{logger.name} is switched off: {type(e).__name__}: {e}")
                 with contextlib.suppress(Exception):
-                    sink.switch_off()
+                    logger.switch_off()
 
     # ---------------------------------------------------------------------------------- the loop
     def batches(self, dataset: Iterable[Any]) -> Iterator[Any]:

@@ -27,7 +27,7 @@ from data.pictures.picture_io import (
 from models.speed.acceleration import batches_freely
 from util.background import BackgroundWork
 from util.errors import UserError
-from util.result_names import result_name
+from util.result_names import output_names
 
 from .tiles import TileOptions
 from .translator import Translator
@@ -84,14 +84,10 @@ class FolderTranslation:
     # -------------------------------------------------------------------------------------- naming
     def jobs(self, paths: Sequence[str], root: str | os.PathLike, out: Path) -> list[Job]:
         """What is to come of each path: its path below `root`, now below `out`."""
-        taken: set[str] = set()
-        jobs = []
-        for path in paths:
-            relative = os.path.relpath(path, root)
-            if self.format != "same":
-                relative = result_name(relative, taken) + FORMATS[self.format]
-            jobs.append(Job(path, out / relative))
-        return jobs
+        names = [os.path.relpath(path, root) for path in paths]
+        if self.format != "same":
+            names = [name + FORMATS[self.format] for name in output_names(names)]
+        return [Job(path, out / name) for path, name in zip(paths, names, strict=True)]
 
     # ------------------------------------------------------------------------------------- running
     def run(self, jobs: Sequence[Job]) -> list[tuple[str, str]]:

@@ -1,21 +1,25 @@
-"""The contract of a sink: one small class for each place where losses and pictures go."""
+"""The contract of a logger: one small class for each place where losses and pictures go."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
+from collections import deque
 from typing import Any
 
 import numpy as np
 
 
-class Sink:
+class Logger:
     """One view of a training run.
 
     The methods run on the training loop's thread, on the main process only, and must return at
-    once: whatever waits for a disk that may hang or for the network belongs on a thread of the
-    sink. A sink that raises is switched off with one warning, and training goes on.
+    once: a `BackgroundLogger` does what waits for a network. A logger that raises is switched off
+    with one warning, and training goes on.
     """
 
-    name = "sink"
+    name = "logger"
 
     def log_losses(self, record: dict[str, Any]) -> None:
         """Take one line of the record of the run.
@@ -47,3 +51,112 @@ class Sink:
 
     def close(self) -> None:
         """Finish and let go of everything within a few seconds."""
+
+
+class BackgroundLogger(Logger):
+    """A logger that does its work on a thread of its own.
+
+    The loop's thread only appends to a queue and sets a flag: no lock is held while anything is
+    converted, encoded or sent. The arrays of pictures are kept, not copied, so the caller must not
+    change them afterwards. A subclass starts the thread (`self._thread.start()`) when it is ready.
+    """
+
+    picture_backlog = 1  # sets of pictures that may wait; older ones are dropped
+    close_seconds = 4.5  # how long `close` waits for what is still to be done
+
+    def __init__(self) -> None:
+        self._records: deque[dict[str, Any]] = deque()
+        self._pictures: deque[tuple[dict[str, np.ndarray], dict[str, Any]]] = deque(
+            maxlen=self.picture_backlog
+        )
+        self._wake = threading.Event()  # something is new, or it is time to stop
+        self._stop = threading.Event()
+        self._off = False
+        # A daemon, so that one stuck on a disk or a server can't keep the process alive.
+        self._thread = threading.Thread(target=self._guarded, name=self.name, daemon=True)
+
+    def log_losses(self, record: dict[str, Any]) -> None:
+        """Keep one record for the thread; see `Logger.log_losses`."""
+        if not self._off:
+            self._records.append({**record, "losses": dict(record["losses"])})
+            self._wake.set()
+
+    def log_scores(self, record: dict[str, Any]) -> None:
+        """Keep one set of scores for the thread, as a record without losses."""
+        if not self._off:
+            self._records.append({**record, "losses": {}, "scores": dict(record["scores"])})
+            self._wake.set()
+
+    def show_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
+        """Keep the newest pictures for the thread; see `Logger.show_pictures`."""
+        if not self._off:
+            self._pictures.append((dict(pictures), dict(step)))
+            self._wake.set()
+
+    def switch_off(self) -> None:
+        """Let the thread end without waiting for it; see `Logger.switch_off`."""
+        self._off = True
+        self._records.clear()
+        self._pictures.clear()
+        self._stop.set()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Let the thread finish, for a few seconds at most; closing twice is fine."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(self.close_seconds)
+        self._off = True
+
+    def _run(self) -> None:
+        """What the thread does until `_stop` is set and nothing is left."""
+        while True:
+            last = self._stop.is_set()
+            while self._records:
+                self._write_record(self._records.popleft())
+            while self._pictures:
+                self._write_pictures(*self._pictures.popleft())
+            if last:
+                self._finish()
+                return
+            self._wake.wait()
+            self._wake.clear()
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        """Write a record; `scores` is one of its keys where it comes from a validation."""
+
+    def _write_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
+        """Write a set of pictures."""
+
+    def _finish(self) -> None:
+        """Called when everything is written."""
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except Exception as e:  # a view that breaks must not take training with it
+            self._turn_off(f"{type(e).__name__}: {e}")
+
+    def _turn_off(self, reason: str) -> None:
+        """Say in one line why this view of the run ends, and drop what waits for it."""
+        self._off = True
+        self._records.clear()
+        self._pictures.clear()
+        self._say(f"{reason}; {self.name} is off, training goes on")
+
+    def _say(self, message: str) -> None:
+        # One write, so that a line of the loop's thread can't get into the middle of it. A closed
+        # terminal is no reason to stop.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.write(f"{self.name}: {' '.join(message.split())}\n")
+            sys.stdout.flush()
+
+
+def scalars_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a record by the names that dashboards group by: `loss/G`, `val/PSNR`, `lr`."""
+    scalars = {f"loss/{name}": value for name, value in record["losses"].items()}
+    scalars |= {f"val/{name}": value for name, value in record.get("scores", {}).items()}
+    for tag, key in (("lr", "lr"), ("time/compute", "time"), ("time/data", "data")):
+        scalars[tag] = record.get(key)
+    return {tag: value for tag, value in scalars.items() if value is not None}

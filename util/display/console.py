@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .base import Sink
+from .base import Logger
 
 
 def format_line(record: dict[str, Any]) -> str:
@@ -28,7 +28,7 @@ def format_scores(record: dict[str, Any]) -> str:
     return f"(epoch: {record['epoch']}, {record['phase']}) {scores}{tail}"
 
 
-class ConsoleSink(Sink):
+class ConsoleLogger(Logger):
     """Prints a line for each record; a progress bar below stays whole."""
 
     name = "console"
@@ -40,7 +40,7 @@ class ConsoleSink(Sink):
         tqdm.write(format_scores(record))
 
 
-class TextLogSink(Sink):
+class TextFileLogger(Logger):
     """Appends a line for each record to a file."""
 
     name = "loss_log.txt"

@@ -16,7 +16,7 @@ from util import util
 from util.display.loss_plot import draw
 from util.html import HTML
 
-from .base import Sink
+from .base import Logger
 from .console import format_scores
 from .loss_record import read_records
 
@@ -43,7 +43,7 @@ class _Seldom:
         self.not_before = end + 99 * (end - start)
 
 
-class PageSink(Sink):
+class PageLogger(Logger):
     """Keeps the pictures of one moment of each epoch and lists those that exist, newest first.
 
     Args:

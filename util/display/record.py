@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Sink
+from .base import Logger
 from .loss_record import LossRecord
 
 
-class RecordSink(Sink):
+class RecordLogger(Logger):
     """Appends each record as one line."""
 
     name = "losses.jsonl"
@@ -23,7 +23,7 @@ class RecordSink(Sink):
         self.record.close()
 
 
-class ScoreRecordSink(Sink):
+class ScoreRecordLogger(Logger):
     """Appends the scores of each validation as one line."""
 
     name = "scores.jsonl"

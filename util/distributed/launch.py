@@ -34,7 +34,10 @@ def one_process_per_gpu(options: Any) -> None:
     except UserError as e:
         options.parser.error(str(e))
     # the last one of two options that are the same counts
-    sys.exit(launch(len(ids), [*sys.argv, f"--batch_size={size}"]))
+    more = [f"--batch_size={size}"]
+    if opt.suffix:  # filled in here, where {batch_size} is that of all
+        more += [f"--name={options.name_with_suffix(opt)}", "--suffix="]
+    sys.exit(launch(len(ids), [*sys.argv, *more]))
 
 
 def share_of_batch(batch_size: int, processes: int) -> int:

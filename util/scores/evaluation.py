@@ -56,11 +56,6 @@ def direction_sides(opt: argparse.Namespace) -> tuple[str, str]:
     return ("A", "B") if opt.direction == "AtoB" else ("B", "A")
 
 
-def is_paired(opt: argparse.Namespace) -> bool:
-    """Whether the data set gives pairs: all that come along do, but unaligned and single."""
-    return opt.dataset_mode not in ("unaligned", "single")
-
-
 @dataclass
 class Score:
     """One number, its standard deviation over pictures or subsets, and of how many pictures."""
@@ -101,15 +96,19 @@ class Evaluator:
 
     Args:
         opt: options as test.py has them, with `inception_weights` and `lpips_weights`.
+        paired: whether A and B of an item of the data set show the same thing.
         wanted: names out of `SCORES`; one that can't be had is named in `left_out`.
         cityscapes: whether to score pictures of labels as well.
     """
 
     def __init__(
-        self, opt: argparse.Namespace, wanted: Iterable[str] = SCORES, cityscapes: bool = False
+        self,
+        opt: argparse.Namespace,
+        paired: bool,
+        wanted: Iterable[str] = SCORES,
+        cityscapes: bool = False,
     ):
-        self.opt, self.cityscapes = opt, cityscapes
-        self.paired = is_paired(opt)
+        self.opt, self.paired, self.cityscapes = opt, paired, cityscapes
         self.wanted = set(wanted)
         self.left_out: dict[str, str] = {}
         self.inception: Inception | None = None

@@ -19,7 +19,7 @@ from util.errors import UserError, warn
 from util.files import write_whole
 from util.run.checkpoint import Position
 
-from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, is_paired, report
+from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, report
 
 BEST = "best_scores.json"
 
@@ -47,27 +47,29 @@ class Validation:
         if not self.every or not distributed.is_main():
             return
         self.opt = validation_options(opt)
-        self.by = opt.best_by or ("L1" if is_paired(opt) else "cycle")
+        with _undisturbed_random():
+            try:
+                self.dataset = create_dataset(self.opt)
+                paired = self.dataset.paired
+            except UserError as e:
+                raise UserError(
+                    f"--val_freq needs pictures to score (--val_phase {opt.val_phase}): {e}"
+                ) from e
+        self.by = opt.best_by or ("L1" if paired else "cycle")
         needs_network = {*SETS, "LPIPS"} & {self.by}
         wanted = {"L1", "PSNR", "SSIM", "MS-SSIM", "cycle", self.by}
         # the two of them cost as much as one
         wanted |= set(SETS) if self.by in SETS or opt.inception_weights else set()
         wanted |= {"LPIPS"} if opt.lpips_weights else set()
-        if self.by in PAIRED and not is_paired(opt):
+        if self.by in PAIRED and not paired:
             raise UserError(
                 f"--best_by {self.by} needs pairs, which --dataset_mode {opt.dataset_mode} does "
-                "not give; choose cycle, FID or KID"
+                "not give (a dataset of pairs says paired = True); choose cycle, FID or KID"
             )
         with _undisturbed_random():
-            self.evaluator = Evaluator(self.opt, wanted)
+            self.evaluator = Evaluator(self.opt, paired, wanted)
             if needs_network and self.by in self.evaluator.left_out:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
-            try:
-                self.dataset = create_dataset(self.opt)
-            except UserError as e:
-                raise UserError(
-                    f"--val_freq needs pictures to score (--val_phase {opt.val_phase}): {e}"
-                ) from e
         self.count = int(min(opt.num_val, len(self.dataset)))
         self.best = self._read_best() if opt.continue_train else None
         if self.best is not None:

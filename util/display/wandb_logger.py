@@ -8,15 +8,18 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from util.errors import UserError
+import numpy as np
 
-from .background import BackgroundSink
+from util.errors import UserError
+from util.files import write_whole
+
+from .base import BackgroundLogger, scalars_of
 
 ID_FILE = "wandb_id.txt"
 START_SECONDS = 30
 
 
-class WandbSink(BackgroundSink):
+class WandbLogger(BackgroundLogger):
     """Logs losses, rates and pictures to a W&B run, by images seen.
 
     The run's id is kept in the experiment's folder, so that a resumed run goes on in the same
@@ -79,32 +82,21 @@ class WandbSink(BackgroundSink):
         self._run_handle.define_metric("*", step_metric="images")
         self._thread.start()
 
-    def _run(self) -> None:
-        while True:
-            last = self._stop.is_set()
-            while self._records:
-                record = self._records.popleft()
-                values = {f"loss/{name}": value for name, value in record["losses"].items()}
-                values |= {f"val/{name}": v for name, v in record.get("scores", {}).items()}
-                for tag, key in (("lr", "lr"), ("time/compute", "time"), ("time/data", "data")):
-                    values[tag] = record.get(key)
-                values["epoch"] = record.get("progress")
-                values = {tag: value for tag, value in values.items() if value is not None}
-                self._run_handle.log({**values, "images": record["images"]})
-            while self._pictures:
-                pictures, step = self._pictures.popleft()
-                at = f"epoch {step['epoch']}, image {step['iters']}"
-                media = {
-                    f"pictures/{label}": self._wandb.Image(array, caption=at)
-                    for label, array in pictures.items()
-                }
-                self._run_handle.log({**media, "images": step["images"]})
-            if last:
-                # What this can't send within the time of `close`, W&B sends when Python exits.
-                self._run_handle.finish()
-                return
-            self._wake.wait()
-            self._wake.clear()
+    def _write_record(self, record: dict[str, Any]) -> None:
+        values = {**scalars_of(record), "epoch": record.get("progress"), "images": record["images"]}
+        self._run_handle.log(values)
+
+    def _write_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
+        at = f"epoch {step['epoch']}, image {step['iters']}"
+        media = {
+            f"pictures/{label}": self._wandb.Image(array, caption=at)
+            for label, array in pictures.items()
+        }
+        self._run_handle.log({**media, "images": step["images"]})
+
+    def _finish(self) -> None:
+        # What this can't send within the time of `close`, W&B sends when Python exits.
+        self._run_handle.finish()
 
 
 def _run_id(path: Path, resumed: bool) -> str:
@@ -115,7 +107,5 @@ def _run_id(path: Path, resumed: bool) -> str:
             if kept:
                 return kept
     run_id = uuid.uuid4().hex[:12]
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(run_id + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, run_id + "\n")
     return run_id

@@ -11,16 +11,16 @@ from typing import Any
 from util.errors import UserError, warn
 from util.run.checkpoint import Position
 
-from .base import Sink
-from .console import ConsoleSink, TextLogSink
+from .base import Logger
+from .console import ConsoleLogger, TextFileLogger
 from .loss_record import LossRecord, read_records
-from .page import PageSink
-from .record import RecordSink, ScoreRecordSink
+from .page import PageLogger
+from .record import RecordLogger, ScoreRecordLogger
 
-__all__ = ["Sink", "open_sinks"]
+__all__ = ["Logger", "open_loggers"]
 
 
-def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
+def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     """The views that the options ask for, of a run that is at `position`.
 
     One that can't be opened stays off with a warning; a missing optional package is a UserError.
@@ -39,20 +39,20 @@ def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
         log.cut_after(position.total_iters)
         return log
 
-    def record() -> Sink:
-        return RecordSink(open_record(record_path, "losses"))
+    def record() -> Logger:
+        return RecordLogger(open_record(record_path, "losses"))
 
-    def scores() -> Sink:
-        return ScoreRecordSink(open_record(scores_path, "scores"))
+    def scores() -> Logger:
+        return ScoreRecordLogger(open_record(scores_path, "scores"))
 
-    def page() -> Sink:
+    def page() -> Logger:
         resumed_at = position.epoch if resumed else None
-        return PageSink(folder, opt.name, opt.display_winsize, resumed_at)
+        return PageLogger(folder, opt.name, opt.display_winsize, resumed_at)
 
-    def visdom() -> Sink:
-        from .visdom_sink import VisdomSink
+    def visdom() -> Logger:
+        from .visdom_logger import VisdomLogger
 
-        return VisdomSink(
+        return VisdomLogger(
             server=opt.display_server,
             port=opt.display_port,
             env=opt.display_env,
@@ -64,21 +64,21 @@ def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
             winsize=opt.display_winsize,
         )
 
-    def tensorboard() -> Sink:
-        from .tensorboard_sink import TensorBoardSink
+    def tensorboard() -> Logger:
+        from .tensorboard_logger import TensorBoardLogger
 
-        return TensorBoardSink(folder / "tb", position.total_iters if resumed else None)
+        return TensorBoardLogger(folder / "tb", position.total_iters if resumed else None)
 
-    def wandb() -> Sink:
-        from .wandb_sink import WandbSink
+    def wandb() -> Logger:
+        from .wandb_logger import WandbLogger
 
         config: dict[str, Any] = {k: v for k, v in vars(opt).items() if k != "device"}
-        return WandbSink(opt.wandb_project_name, opt.name, config, folder, resumed)
+        return WandbLogger(opt.wandb_project_name, opt.name, config, folder, resumed)
 
     # the record comes first: others read it
-    wanted: list[tuple[bool, Callable[[], Sink]]] = [
-        (True, ConsoleSink),
-        (True, lambda: TextLogSink(folder / "loss_log.txt")),
+    wanted: list[tuple[bool, Callable[[], Logger]]] = [
+        (True, ConsoleLogger),
+        (True, lambda: TextFileLogger(folder / "loss_log.txt")),
         (True, record),
         (opt.val_freq > 0, scores),
         (not opt.no_html, page),
@@ -86,12 +86,12 @@ def open_sinks(opt: argparse.Namespace, position: Position) -> list[Sink]:
         (opt.use_tensorboard, tensorboard),
         (opt.use_wandb, wandb),
     ]
-    sinks: list[Sink] = []
+    loggers: list[Logger] = []
     for _, make in filter(lambda pair: pair[0], wanted):
         try:
-            sinks.append(make())
+            loggers.append(make())
         except UserError:
             raise
         except Exception as e:
             warn(f"a view of this run can't be opened and stays off: {type(e).__name__}: {e}")
-    return sinks
+    return loggers

@@ -1,4 +1,4 @@
-"""The live page's sink: it never keeps the training loop waiting, whatever the server does."""
+"""The live page's logger: it never keeps the training loop waiting, whatever the server does."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.visdom_helpers import (
     wait_for,
     windows,
 )
-from util.display import visdom_sink
-from util.display.visdom_sink import VisdomSink
+from util.display import visdom_logger
+from util.display.visdom_logger import VisdomLogger
 
 pytest.importorskip("visdom")
 
 
 def end(process) -> None:
-    """End a server that a sink has started."""
+    """End a server that a logger has started."""
     os.kill(process.pid, signal.SIGTERM)
     assert wait_for(lambda: process.poll() is not None, 10)
 
@@ -82,13 +82,13 @@ class FakeServer:
         self.httpd.server_close()
 
 
-def make(port: int, **kwargs) -> VisdomSink:
-    return VisdomSink("http://127.0.0.1", port, title="made up", **kwargs)
+def make(port: int, **kwargs) -> VisdomLogger:
+    return VisdomLogger("http://127.0.0.1", port, title="made up", **kwargs)
 
 
-def close(sink: VisdomSink) -> float:
+def close(logger: VisdomLogger) -> float:
     began = time.monotonic()
-    sink.close()
+    logger.close()
     return time.monotonic() - began
 
 
@@ -100,13 +100,13 @@ def expected(images: int, total: dict[str, int]) -> bool:
 
 
 def test_healthy(server, monkeypatch):
-    # A proxy that leads nowhere: the sink must not use it.
+    # A proxy that leads nowhere: the logger must not use it.
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    sink = make(server.port)
-    training = MadeUpTraining(sink)
+    logger = make(server.port)
+    training = MadeUpTraining(logger)
     training.run(3)
-    assert close(sink) < 5
+    assert close(logger) < 5
     # Closing has sent the last point.
     assert expected(training.images, curve_lengths(server.port))
     (table,) = (w for w in windows(server.port).values() if w["type"] == "text")
@@ -117,8 +117,8 @@ def test_healthy(server, monkeypatch):
 
 
 def test_away_and_killed_and_restarted(server, capfd):
-    sink = make(server.port)
-    training = MadeUpTraining(sink)
+    logger = make(server.port)
+    training = MadeUpTraining(logger)
     training.run(1)
     assert wait_for(lambda: curve_lengths(server.port))
     training.check_waits("before")
@@ -136,7 +136,7 @@ def test_away_and_killed_and_restarted(server, capfd):
     # Nothing more is logged: everything comes back by itself.
     assert wait_for(lambda: expected(images, curve_lengths(server.port)), 20)
     assert wait_for(lambda: len(windows(server.port)) == 2)
-    assert close(sink) < 5
+    assert close(logger) < 5
     said = capfd.readouterr().out
     print(said)
     assert said.count("watch this run at") == 1
@@ -146,9 +146,9 @@ def test_away_and_killed_and_restarted(server, capfd):
 
 
 def test_restarted_between_two_checks(server):
-    """An empty server that is up again before the sink has noticed anything."""
-    sink = make(server.port)
-    training = MadeUpTraining(sink)
+    """An empty server that is up again before the logger has noticed anything."""
+    logger = make(server.port)
+    training = MadeUpTraining(logger)
     training.step(pictures=True)
     training.step()
     assert wait_for(lambda: expected(2, curve_lengths(server.port)))
@@ -159,12 +159,12 @@ def test_restarted_between_two_checks(server):
     assert wait_for(lambda: len(windows(server.port)) == 2)
     post(server.port, "close", {"win": None, "eid": "main"})  # wiped by hand
     assert wait_for(lambda: len(windows(server.port)) == 2)
-    sink.close()
+    logger.close()
 
 
 def test_frozen(server, capfd):
-    sink = make(server.port)
-    training = MadeUpTraining(sink)
+    logger = make(server.port)
+    training = MadeUpTraining(logger)
     training.run(1)
     server.freeze()
     try:
@@ -183,18 +183,18 @@ def test_frozen(server, capfd):
     assert wait_for(lambda: expected(images, curve_lengths(server.port)), 20)
     server.freeze()
     training.step(pictures=True)
-    assert close(sink) < 5
+    assert close(logger) < 5
     server.freeze(False)
 
 
 @pytest.mark.parametrize("healthy", [0, 3])
 def test_answers_500(healthy, capfd):
     with FakeServer(500, healthy) as fake:
-        sink = make(fake.port)
-        training = MadeUpTraining(sink)
+        logger = make(fake.port)
+        training = MadeUpTraining(logger)
         training.run(3)
         training.check_waits(f"500 after {healthy} answers")
-        assert close(sink) < 5
+        assert close(logger) < 5
         assert healthy < fake.requests < 30  # it tried again, with pauses
     said = capfd.readouterr().out
     print(said)
@@ -203,12 +203,12 @@ def test_answers_500(healthy, capfd):
 
 def test_not_visdom(capfd):
     with FakeServer(404) as fake:
-        sink = make(fake.port)
-        training = MadeUpTraining(sink)
-        assert wait_for(lambda: not sink._thread.is_alive())
+        logger = make(fake.port)
+        training = MadeUpTraining(logger)
+        assert wait_for(lambda: not logger._thread.is_alive())
         training.run(0.2)
         training.check_waits("not visdom")
-        sink.close()
+        logger.close()
         assert fake.requests == 1
     said = capfd.readouterr().out
     print(said)
@@ -221,12 +221,12 @@ def test_not_visdom(capfd):
 @pytest.mark.parametrize("lack", ["package", "assets"])
 def test_no_server_can_be_started(lack, monkeypatch, capfd, tmp_path):
     static = None if lack == "package" else tmp_path
-    monkeypatch.setattr(visdom_sink, "static_dir", lambda: static)
-    sink = make(free_port())
-    assert wait_for(lambda: not sink._thread.is_alive())
-    training = MadeUpTraining(sink)
+    monkeypatch.setattr(visdom_logger, "static_dir", lambda: static)
+    logger = make(free_port())
+    assert wait_for(lambda: not logger._thread.is_alive())
+    training = MadeUpTraining(logger)
     training.run(0.1)
-    sink.close()
+    logger.close()
     said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("visdom:")]
     assert len(said) == 1
     wanted = "visdom is not installed" if lack == "package" else "scripts/setup_visdom.sh"
@@ -235,9 +235,9 @@ def test_no_server_can_be_started(lack, monkeypatch, capfd, tmp_path):
 
 
 def test_nonsense_address(capfd):
-    sink = VisdomSink("ftp://somewhere", 8097)
-    MadeUpTraining(sink).step()
-    sink.close()
+    logger = VisdomLogger("ftp://somewhere", 8097)
+    MadeUpTraining(logger).step()
+    logger.close()
     assert "no address of a server" in capfd.readouterr().out
 
 
@@ -245,19 +245,19 @@ def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     port = free_port()
-    sink = make(port, ncols=0)
-    training = MadeUpTraining(sink)
+    logger = make(port, ncols=0)
+    training = MadeUpTraining(logger)
     training.run(0.3)
     training.check_waits("starting a server")
     try:
         # Even a run of a moment has shown what it had.
-        assert close(sink) < 5
+        assert close(logger) < 5
         assert expected(training.images, curve_lengths(port))
         pictures = [w for w in windows(port).values() if w["type"] == "image"]
         assert [w["title"] for w in pictures] == list(LABELS)
         assert capfd.readouterr().out.count(f"watch this run at http://127.0.0.1:{port}\n") == 1
-        assert sink._process is not None
-        assert os.getsid(sink._process.pid) == sink._process.pid
+        assert logger._process is not None
+        assert os.getsid(logger._process.pid) == logger._process.pid
         assert (tmp_path / "cache" / "image-translation" / f"visdom-{port}.log").exists()
 
         again = make(port)  # a second run uses the server that is there
@@ -265,32 +265,32 @@ def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
         again.close()
         assert again._process is None
     finally:
-        if sink._process:
-            end(sink._process)
+        if logger._process:
+            end(logger._process)
 
 
 def test_two_at_once_make_one_server(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     port = free_port()
-    sinks = [make(port, display_id=i) for i in (1, 2)]
+    loggers = [make(port, display_id=i) for i in (1, 2)]
     try:
-        for sink in sinks:
-            MadeUpTraining(sink).step()
+        for logger in loggers:
+            MadeUpTraining(logger).step()
         assert wait_for(lambda: len(windows(port)) == 2)
     finally:
-        for sink in sinks:
-            sink.close()
-            if sink._process:
-                end(sink._process)
+        for logger in loggers:
+            logger.close()
+            if logger._process:
+                end(logger._process)
 
 
 @pytest.fixture
-def idle(monkeypatch) -> VisdomSink:
-    """A sink whose thread never runs, to look at what it would send."""
+def idle(monkeypatch) -> VisdomLogger:
+    """A logger whose thread never runs, to look at what it would send."""
     monkeypatch.setattr(threading.Thread, "start", lambda self: None)
     history = [MadeUpTraining.record(i) for i in range(1, 5001)]
-    return VisdomSink(title="a <b>", history=history, env="my/env")
+    return VisdomLogger(title="a <b>", history=history, env="my/env")
 
 
 def test_windows(idle):
@@ -376,14 +376,14 @@ def test_server_starts_while_a_process_is_forked(tmp_path, monkeypatch):
     # between opening a pipe and using it, and right after the start
     monkeypatch.setattr(os, "pipe", with_fork(os.pipe))
     monkeypatch.setattr(os, "posix_spawn", with_fork(os.posix_spawn))
-    sink = VisdomSink("http://127.0.0.1", free_port())
+    logger = VisdomLogger("http://127.0.0.1", free_port())
     try:
-        assert wait_for(lambda: sink._greeted, 60), "the server was started and not noticed"
+        assert wait_for(lambda: logger._greeted, 60), "the server was started and not noticed"
         assert children
     finally:
         for pid in children:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        sink.close()
-        if sink._process is not None:
-            end(sink._process)
+        logger.close()
+        if logger._process is not None:
+            end(logger._process)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+
 from util.errors import UserError
 
-from .background import BackgroundSink
+from .base import BackgroundLogger, scalars_of
 
 FLUSH_SECONDS = 10
 
 
-class TensorBoardSink(BackgroundSink):
+class TensorBoardLogger(BackgroundLogger):
     """Writes `loss/<name>`, `val/<name>`, `lr` and `time/...` by images seen, and the pictures.
 
     Args:
@@ -46,31 +48,14 @@ class TensorBoardSink(BackgroundSink):
             raise UserError(f"--use_tensorboard can't write to {log_dir}: {e.strerror}") from None
         self._thread.start()
 
-    def _run(self) -> None:
-        while True:
-            last = self._stop.is_set()
-            while self._records:
-                self._write_record(self._records.popleft())
-            while self._pictures:
-                pictures, step = self._pictures.popleft()
-                for label, array in pictures.items():
-                    self._writer.add_image(
-                        f"pictures/{label}", array, step["images"], dataformats="HWC"
-                    )
-            if last:
-                self._writer.close()
-                return
-            self._wake.wait()
-            self._wake.clear()
-
     def _write_record(self, record: dict[str, Any]) -> None:
-        step = record["images"]
-        scalars = {f"loss/{name}": value for name, value in record["losses"].items()}
-        scalars |= {f"val/{name}": value for name, value in record.get("scores", {}).items()}
-        scalars |= {
-            tag: record.get(key)
-            for tag, key in (("lr", "lr"), ("time/compute", "time"), ("time/data", "data"))
-        }
-        for tag, value in scalars.items():
-            if value is not None:
-                self._writer.add_scalar(tag, value, step)
+        for tag, value in scalars_of(record).items():
+            self._writer.add_scalar(tag, value, record["images"])
+
+    def _write_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
+        for label, array in pictures.items():
+            tag = f"pictures/{label}"
+            self._writer.add_image(tag, array, step["images"], dataformats="HWC")
+
+    def _finish(self) -> None:
+        self._writer.close()

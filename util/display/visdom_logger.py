@@ -1,7 +1,7 @@
 """Live loss curves and pictures on visdom's web page.
 
-Only the thread of the sink talks to the server, in plain HTTP: visdom's own client has no time
-limits, prints tracebacks and opens a websocket. The sink keeps all curves and the newest pictures,
+Only the thread of the logger talks to the server, in plain HTTP: visdom's own client has no time
+limits, prints tracebacks and opens a websocket. The logger keeps all curves and the newest pictures,
 so a server that was away, stuck or restarted gets everything again.
 """
 
@@ -30,7 +30,7 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 from PIL import Image
 
-from .background import BackgroundSink, Pictures
+from .background import BackgroundLogger, Pictures
 from .loss_record import thin
 from .visdom_assets import missing_assets, static_dir
 
@@ -150,7 +150,7 @@ class _Spawned:
         return self.returncode
 
 
-class VisdomSink(BackgroundSink):
+class VisdomLogger(BackgroundLogger):
     """Shows losses and pictures on a visdom server, and starts one on this machine if need be.
 
     Args:
