@@ -56,7 +56,11 @@ class TrainOptions(BaseOptions):
         add = group.add_argument
         add("--val_freq", type=whole_number(0), default=0, help="epochs between scores; 0: none")
         add("--val_phase", default="val", help="which folder to score: val, test")
-        add("--best_by", choices=SCORES, help="score that best_net_*.pth has [L1, unpaired: cycle]")
+        add(
+            "--best_by",
+            choices=[name for name in SCORES if name != "grid"],
+            help="score that best_net_*.pth has [L1, unpaired: cycle]",
+        )
         add("--num_val", type=picture_count, default=float("inf"), help="how many pictures, or all")
         add_weights(group)
 

@@ -239,3 +239,37 @@ def test_cityscapes_with_nothing_to_score():
     counts = metrics.LabelCounts()
     counts.add(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 3), np.uint8))
     assert all(math.isnan(value) for value in counts.scores()[:3])
+
+
+# -------------------------------------------------------------------------------------------- grid
+def test_grid_of_noise_and_of_a_plain_picture_is_one():
+    noise = torch.randn(4, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 20 + 128
+    for period in metrics.GRID_PERIODS:
+        torch.testing.assert_close(
+            metrics.grid(noise, period), torch.ones(4).double(), atol=0.3, rtol=0
+        )
+    assert metrics.grid(torch.full((1, 3, 64, 72), 7), 4).tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("period", [2, 4, 8])
+def test_grid_of_stripes_in_noise(period):
+    """White noise of variance s and a cosine of amplitude a along rows: energies in closed form."""
+    a, s = 6.0, 4.0
+    n = torch.arange(256)
+    stripes = a * torch.cos(2 * math.pi * n / period)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(8, 1, 256, 256, generator=generator, dtype=torch.float64) * s**0.5
+    # a Hann window of n samples has sum n/2 and sum of squares 3n/8; a cosine has half its
+    # amplitude at k, but all of it at the highest frequency
+    line = (a if period == 2 else a / 2) ** 2 * (256 / 2) ** 2 / (3 * 256 / 8)
+    floor = s + 1 / 12
+    want = (line + 2 * floor) / (2 * floor)  # rows have the line, columns only noise
+    got = metrics.grid(noise + stripes + 128, period).mean()
+    assert float(got) == pytest.approx(want, rel=0.05)
+    other = {2: 4, 4: 8, 8: 2}[period]
+    assert float(metrics.grid(noise + stripes + 128, other).mean()) == pytest.approx(1, abs=0.1)
+
+
+def test_grid_needs_room():
+    with pytest.raises(ValueError, match="at least 64x64"):
+        metrics.grid(torch.zeros(1, 3, 64, 63), 2)

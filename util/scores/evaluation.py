@@ -27,7 +27,7 @@ from .extractors import Inception, Lpips, Unavailable
 
 PAIRED = ("L1", "PSNR", "SSIM", "MS-SSIM", "LPIPS")
 SETS = ("FID", "KID")
-SCORES = (*PAIRED, *SETS, "cycle")
+SCORES = (*PAIRED, *SETS, "cycle", "grid")
 HIGHER_IS_BETTER = frozenset(
     ("PSNR", "SSIM", "MS-SSIM", "pixel accuracy", "class accuracy", "class IoU")
 )
@@ -40,6 +40,10 @@ VARIANTS = {
     "FID": Inception.variant,
     "KID": f"{Inception.variant}; cubic kernel, mean and deviation over 100 subsets",
     "cycle": "L1 of the picture that went there and back",
+    **{
+        f"grid {period}": f"energy at a period of {period} pixels over its neighbours', 1: no grid"
+        for period in metrics.GRID_PERIODS
+    },
     "pixel accuracy": "19 Cityscapes classes by nearest colour, void left out",
     "class accuracy": "mean over the classes in the real pictures",
     "class IoU": "mean over the classes in real or translated pictures",
@@ -181,6 +185,8 @@ class _Collected:
         self.pictures += 1
         for name, picture in visuals.items():
             kind, _, rest = name.partition("_")
+            if kind != "rec":
+                self._add_grid(name, picture)
             real = visuals.get(f"real_{rest}")
             if real is None or kind not in ("fake", "rec"):
                 continue
@@ -195,6 +201,15 @@ class _Collected:
             self._add_to_set(f"real_{rest}", real, paths.get(side, paths["A"]))
             other = {"A": "B", "B": "A"}.get(side, "A")
             self._add_to_set(name, picture, paths.get(other, paths["A"]))
+
+    def _add_grid(self, name: str, picture: torch.Tensor) -> None:
+        if "grid" not in self.evaluator.wanted or "grid" in self.left_out:
+            return
+        try:
+            for period in metrics.GRID_PERIODS:
+                self.values[name][f"grid {period}"].append(float(metrics.grid(picture, period)))
+        except ValueError as e:  # too small for it
+            self.left_out["grid"] = str(e)
 
     def _add_pair(self, name: str, real: torch.Tensor, fake: torch.Tensor) -> None:
         formulas = {

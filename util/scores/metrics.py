@@ -19,6 +19,10 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of Wang et al. 200
 MS_SSIM_LEAST = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
 
 
+GRID_PERIODS = (2, 4, 8)  # pixels
+GRID_LEAST = 64  # sides of a picture, so that a frequency has neighbours
+
+
 # ------------------------------------------------------------------------------------------- pairs
 def l1(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
     """Mean absolute difference of each picture (N,), as a fraction of the range: 0 to 1."""
@@ -98,6 +102,38 @@ def _at_least(a: torch.Tensor, size: int, name: str) -> None:
     if min(a.shape[-2:]) < size:
         height, width = a.shape[-2:]
         raise ValueError(f"{name} needs pictures of at least {size}x{size}, got {width}x{height}")
+
+
+# -------------------------------------------------------------------------------------------- grid
+def grid(x: torch.Tensor, period: int) -> torch.Tensor:
+    """How much a regular grid of so many pixels stands out of each picture (N,): 1 is no grid.
+
+    The energy at frequency k = n / period over that of its neighbours, k - 3, k - 2, k + 2, k + 3
+    as far as they exist. A spectrum is |FFT|^2 of the mean over channels along one axis, over n
+    pixels (the side cut to a multiple of 8) in a Hann window, which spreads a line over k - 1 to
+    k + 1; the mean over all lines of that axis. Rows and columns are added. 1/12, the noise of
+    rounding to levels, is added to each pixel's variance, so that a plain picture has 1.
+
+    Checkerboards of transposed convolutions (Odena et al., Distill 2016) have period 2, 4, ....
+
+    Raises:
+        ValueError: A side is below 64 pixels.
+    """
+    if min(x.shape[-2:]) < GRID_LEAST:
+        raise ValueError(f"it needs pictures of at least {GRID_LEAST}x{GRID_LEAST}")
+    grey = x.double().mean(1)
+    energy, around = torch.zeros(2, len(x), dtype=torch.float64, device=x.device)
+    for lines in (grey, grey.mT):
+        n = lines.shape[-1] // 8 * 8
+        window = torch.hann_window(n, dtype=torch.float64, device=x.device)
+        lines = lines[..., :n] - lines[..., :n].mean(-1, keepdim=True)
+        spectrum = torch.fft.rfft(lines * window).abs().square().mean(-2)
+        spectrum = (spectrum + window.square().sum() / 12) / window.square().sum()
+        k = n // period
+        neighbours = [i for i in (k - 3, k - 2, k + 2, k + 3) if i <= n // 2]
+        energy += spectrum[:, k]
+        around += spectrum[:, neighbours].mean(-1)
+    return energy / around
 
 
 # -------------------------------------------------------------------------------------------- sets
