@@ -6,6 +6,7 @@ has to be known of the workers, and nothing that they had loaded ahead is lost.
 
 from __future__ import annotations
 
+import signal
 import struct
 import sys
 import warnings
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from util import distributed
 from util.errors import UserError
 from util.randomness import derived_seed, drawn_from, new_seed
-from util.run.stopping import end_with_parent, leave_signals_to_parent
+from util.run.stopping import leave_signals_to_parent
 
 
 class Draw(NamedTuple):
@@ -247,7 +248,8 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     leave_signals_to_parent()
     if distributed.world_size() > 1:
-        end_with_parent()
+        # it has inherited the connections of its parent: the other ranks would not see them closed
+        distributed.signal_on_parent_death(signal.SIGKILL)
 
 
 # more processes than cores can be right, where they wait for a disk: --num_threads is the user's

@@ -96,7 +96,7 @@ class TrainOptions(BaseOptions):
 
     def go_on_after_restart(self, opt: argparse.Namespace) -> None:
         """Set --continue_train where torchrun has started these processes in place of others."""
-        restarted = distributed.restarted()
+        restarted = distributed.any_rank(distributed.restart_count() > 0)
         if not restarted and (not opt.continue_train or distributed.world_size() == 1):
             return
         folder = Path(opt.checkpoints_dir) / opt.name
@@ -109,7 +109,7 @@ class TrainOptions(BaseOptions):
         )
         if not restarted:
             return
-        # without a note, which was on a machine that is gone: better this than to start over it
+        # without one (the store may be gone) better go on than start over the newest save
         if newest is not None and newest[0] >= (distributed.saved_run_id() or ""):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")

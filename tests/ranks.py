@@ -53,25 +53,45 @@ class Group:
         """`function(*args)` runs in each; an argument that is a function gets the rank.
 
         With `machines` each process is told that it is the only one on its machine. Those of a
-        group that was `before` are restarted as torchrun does it.
+        group that was `before` are restarted as torchrun does it, with the same store.
         """
         self.log = log
         # the agent of torchrun has it, so that it outlives each of the processes
         new = {"is_master": True, "wait_for_workers": False}
         self.store = before.store if before else dist.TCPStore("127.0.0.1", 0, **new)
+        self.restarts: int = before.restarts + 1 if before else 0
         log.parent.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for rank in range(processes):
             own = [a(rank) if callable(a) else a for a in args]
             place = {"RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": self.store.port}
             place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+            place["TORCHELASTIC_RESTART_COUNT"] = self.restarts
             local = (0, 1) if machines else (rank, processes)
             place |= {"LOCAL_RANK": local[0], "LOCAL_WORLD_SIZE": local[1]}
             place |= {"MASTER_ADDR": "127.0.0.1"}
             self.processes.append(forked.call(_rank, place, str(log), function, own))
 
-    def wait(self, seconds: float = 100) -> list[int]:
-        """The exit codes, in order of the ranks; fails where one does not end."""
+    def wait(self, seconds: float = 100) -> int:
+        """0, or the exit code of the first that fails; ends the others then, as torchrun does."""
+        end = time.monotonic() + seconds
+        code = 0
+        while not code and time.monotonic() < end:
+            codes = [p.exitcode for p in self.processes]
+            code = next((c for c in codes if c), 0)
+            if all(c is not None for c in codes):
+                break
+            time.sleep(0.02)
+        for process in self.processes if code else []:
+            process.terminate()
+        self.codes(max(10.0, end - time.monotonic()))
+        return code
+
+    def codes(self, seconds: float = 100) -> list[int]:
+        """The exit codes, in order of the ranks, of a group that nobody looks after.
+
+        Fails where one does not end.
+        """
         end = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))

@@ -10,8 +10,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from util import distributed
 from util.errors import UserError
+
+from . import devices
+from .ranks import launched
 
 
 def one_process_per_gpu(options: Any) -> None:
@@ -20,17 +22,17 @@ def one_process_per_gpu(options: Any) -> None:
     `--batch_size` is that of all of them together. Ends the program with exit code 2 where it does
     not divide evenly, or a GPU is not there. Does nothing for one GPU, or under torchrun.
     """
-    if distributed.launched():
+    if launched():
         return
     opt = options.gather_options()
     try:
-        ids = distributed.parse_gpu_ids(opt.gpu_ids)
+        ids = devices.parse_gpu_ids(opt.gpu_ids)
         if len(ids) < 2:
             return
-        distributed.check_gpus(opt.gpu_ids, ids)
+        devices.check_gpus(opt.gpu_ids, ids)
         if len(set(ids)) < len(ids):
             raise UserError(f"--gpu_ids {opt.gpu_ids} names a GPU twice: name each once")
-        size = share_of_batch(opt.batch_size, len(ids))
+        size = batch_per_process(opt.batch_size, len(ids))
     except UserError as e:
         options.parser.error(str(e))
     # the last one of two options that are the same counts
@@ -40,7 +42,7 @@ def one_process_per_gpu(options: Any) -> None:
     sys.exit(launch(len(ids), [*sys.argv, *more]))
 
 
-def share_of_batch(batch_size: int, processes: int) -> int:
+def batch_per_process(batch_size: int, processes: int) -> int:
     """The batch of each process; raises UserError where it does not divide evenly."""
     if batch_size % processes:
         raise UserError(
@@ -78,13 +80,6 @@ def launch(processes: int, argv: Sequence[str]) -> int:
         elastic_launch(config, sys.executable)("-u", *argv)
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
-        # One that was killed leaves no time of its death, so another that missed it may seem first.
-        # What torchrun itself ends gets SIGTERM, and much later SIGKILL.
-        for other, found in e.failures.items():
-            at_once = found.timestamp - failure.timestamp < 5
-            if found.exitcode < 0 and found.exitcode != -signal.SIGTERM and at_once:
-                rank, failure = other, found
-                break
         if failure.exitcode >= 0:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -98,18 +96,6 @@ def leave_signals_to_parent() -> None:
     if hasattr(signal, "SIGALRM"):
         # a main process that dies without ending its workers must not wait for them for ever
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LINGER))
-
-
-def end_with_parent() -> None:
-    """For processes that load data where there are others that train: do not outlive this one.
-
-    They have inherited its connections. As long as one of them is open the others can't tell that
-    it was killed: for seconds, or as long as a picture takes on a disk that does not answer.
-    """
-    if sys.platform == "linux":
-        set_signal = 1  # PR_SET_PDEATHSIG in sys/prctl.h
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(set_signal, signal.SIGKILL)
 
 
 class ExperimentLock:

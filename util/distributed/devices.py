@@ -1,0 +1,77 @@
+"""From `--gpu_ids` to the device on which a process computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from util.errors import UserError
+
+from .ranks import launched, local_rank, local_world_size, world_size
+
+
+def parse_gpu_ids(text: str) -> list[int]:
+    """Numbers of GPUs from `0`, `0,1,2` or `-1` (none)."""
+    try:
+        ids = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(
+            f"--gpu_ids '{text}' is not a list of numbers: say 0, or 0,1,2, or -1 for the CPU"
+        ) from None
+    return [i for i in ids if i >= 0]
+
+
+def gpu_count() -> int:
+    """How many GPUs this machine has."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def check_gpus(gpu_ids: str, ids: Sequence[int]) -> None:
+    """Raise UserError for a GPU that this machine does not have."""
+    count = gpu_count()
+    missing = [i for i in ids if i >= count]
+    if missing:
+        there = f"GPUs 0 to {count - 1}" if count > 1 else "GPU 0 only" if count else "no GPU"
+        raise UserError(
+            f"--gpu_ids {gpu_ids}: there is no GPU {missing[0]}, this machine has {there}; "
+            "choose among those, or -1 for the CPU"
+        )
+
+
+def select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
+    """The GPUs to use (none: another device) and the device on which this process computes.
+
+    Of several processes on a machine each takes the GPU of its place in `gpu_ids`, or with the
+    default of `0` that of its number. Without any GPU that default falls back to Apple's MPS or to
+    the CPU and says so. Raises UserError for a GPU that the machine does not have.
+    """
+    ids = parse_gpu_ids(gpu_ids)
+    if not ids:
+        return [], torch.device("cpu")
+    if not gpu_count() and ids == [0]:
+        if torch.backends.mps.is_available() and world_size() == 1:
+            print("no CUDA GPU found: using Apple's MPS (--gpu_ids -1 uses the CPU)")
+            return [], torch.device("mps")
+        print("no GPU found: using the CPU (--gpu_ids -1 asks for it and drops this line)")
+        return [], torch.device("cpu")
+    processes = local_world_size()
+    if processes > 1 and ids == [0]:
+        if gpu_count() < processes:
+            raise UserError(
+                f"{processes} processes on this machine, which has {gpu_count()} GPUs: start at "
+                "most one process for each GPU, or --gpu_ids -1 for the CPU"
+            )
+        ids = list(range(processes))
+    check_gpus(gpu_ids, ids)
+    if len(ids) < processes:
+        raise UserError(
+            f"--gpu_ids {gpu_ids} names {len(ids)} for {processes} processes on this machine: "
+            f"name {processes}, or leave it out to use GPUs 0 to {processes - 1}"
+        )
+    if len(ids) > 1 and not launched():
+        print(f"this program uses one GPU: {ids[0]} (torchrun starts it once for each)")
+    if processes > 1:
+        ids = [ids[local_rank()]]
+    torch.cuda.set_device(ids[0])
+    return ids, torch.device("cuda", ids[0])

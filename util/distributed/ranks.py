@@ -1,0 +1,235 @@
+"""Which rank this process is, and how a group of processes starts, prints and ends.
+
+Ending is left to torchrun: a process that fails exits, and torchrun ends or restarts the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from util.errors import first_line
+
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+JOIN_TIMEOUT = timedelta(minutes=10)  # from the first process that is ready to the last
+TIMEOUT = timedelta(hours=12)  # of a collective: rank 0 may score pictures while the others wait
+AGENT_SECONDS = 2.0  # torchrun looks after its processes ten times a second
+SAME_SIGNAL = 5.0  # a signal that comes again within so many seconds is the same one
+
+_no_sync = False
+_store: Any = None
+
+
+class PeerLost(RuntimeError):
+    """A collective failed because another process has ended."""
+
+
+# ------------------------------------------------------------------------------------------- who
+def launched() -> bool:
+    """Whether torchrun, or something that sets the same variables, has started this process."""
+    return all(name in os.environ for name in NEEDED)
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes on all machines."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """The number of this process among those on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
+
+
+def local_world_size() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints, saves and shows: rank 0."""
+    return rank() == 0
+
+
+def is_local_main() -> bool:
+    """Whether this process is the first one on its machine."""
+    return local_rank() == 0
+
+
+def shard(items: Sequence[Any]) -> Any:
+    """The items of this rank: each N-th one, N being the world size."""
+    return items[rank() :: world_size()]
+
+
+def cores() -> int:
+    """The processor cores that this process has: its share of those of the machine."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (there or 1) // local_world_size())
+
+
+@contextlib.contextmanager
+def no_sync() -> Iterator[None]:
+    """Within, norms use the statistics of this rank only: the other ranks do something else."""
+    global _no_sync
+    before, _no_sync = _no_sync, True
+    try:
+        yield
+    finally:
+        _no_sync = before
+
+
+def sync_disabled() -> bool:
+    """Whether norms must not synchronize: within `no_sync`, or with a world size of 1."""
+    return _no_sync or world_size() == 1
+
+
+# ---------------------------------------------------------------------------------- start and end
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Within, the processes that torchrun started are connected; a plain program goes through.
+
+    Only rank 0 prints to stdout; lines that other ranks write to stderr begin with the rank. A
+    process that fails exits at once with its code. Exits with code 1 and one line where the
+    processes can't connect.
+    """
+    if not launched() or dist.is_initialized():
+        yield
+        return
+    try:
+        _connect()
+    except (ValueError, RuntimeError) as e:
+        print(f"error: the processes could not meet: {first_line(e)}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    # nobody else would end a training whose launcher was killed: it saves and stops
+    signal_on_parent_death(signal.SIGTERM)
+    with _output():
+        try:
+            yield
+        except BaseException as error:
+            if world_size() > 1 and (code := _exit_code(error)):
+                sys.stdout.flush()
+                sys.stderr.flush()
+                # an orderly exit would wait for collectives that nobody completes any more
+                os._exit(code)
+            raise
+        finally:
+            dist.destroy_process_group()
+
+
+def _connect() -> None:
+    global _store
+    store, rank, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
+    _store = getattr(store, "underlying_store", store)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # it outlives a restart, and has the addresses of the processes that are gone
+        store = dist.PrefixStore(f"restart_{restart_count()}", store)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+
+
+def _exit_code(error: BaseException) -> int:
+    """The exit code for what ended this process; prints it, unless that has been done."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, PeerLost):
+        time.sleep(AGENT_SECONDS)  # torchrun ends this process meanwhile, and names the other one
+        print(
+            f"error: another process of this training has ended, so this one ends too\n  ({error})",
+            file=sys.stderr,
+        )
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def signal_on_parent_death(number: int) -> None:
+    """Let the system send this process a signal when its parent ends; on Linux only."""
+    if sys.platform == "linux":
+        set_signal = 1  # PR_SET_PDEATHSIG in sys/prctl.h
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(set_signal, number)
+
+
+# --------------------------------------------------------------------------------------- restarts
+def restart_count() -> int:
+    """How often torchrun on this machine has restarted its processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def save_run_id(run_id: str) -> None:
+    """Keep the name of this run in torchrun's store, which outlives a restart."""
+    if _store is not None:
+        _store.set("run_id", run_id)
+
+
+def saved_run_id() -> str | None:
+    """The name that was kept before the restart; None where there is none."""
+    if _store is None or not _store.check(["run_id"]):
+        return None
+    return _store.get("run_id").decode()
+
+
+# ----------------------------------------------------------------------------------------- output
+class _RankStderr:
+    """stderr of a rank above 0: each line begins with the rank.
+
+    What all ranks have to say, rank 0 says. So warnings are dropped here, and an error is held
+    back until torchrun has had the time to end this process because rank 0 has failed as well.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream, self.rest = stream, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            if line.startswith("warning: "):
+                continue
+            if "error: " in line and not is_local_main():
+                time.sleep(AGENT_SECONDS)
+            self.stream.write(f"[rank {rank()}] {line}\n" if line else "\n")
+            self.stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[None]:
+    if is_main():
+        yield
+        return
+    with (
+        open(os.devnull, "w") as silence,
+        contextlib.redirect_stdout(silence),
+        contextlib.redirect_stderr(_RankStderr(sys.stderr)),
+    ):
+        yield
+
+
+def print_on_all_ranks(*lines: object, sep: str = "\n") -> None:
+    """Print what each rank has to say for itself; those above 0 use stderr."""
+    print(*lines, sep=sep, file=sys.stdout if is_main() else sys.stderr, flush=True)
