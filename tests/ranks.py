@@ -59,7 +59,9 @@ class Group:
         # the agent of torchrun has it, so that it outlives each of the processes
         new = {"is_master": True, "wait_for_workers": False}
         self.store = before.store if before else dist.TCPStore("127.0.0.1", 0, **new)
-        self.restarts: int = before.restarts + 1 if before else 0
+        self.restarts: int = 0
+        if before:
+            self.restarts = before.restarts = before.restarts + 1
         log.parent.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for rank in range(processes):

@@ -24,7 +24,7 @@ from util.errors import first_line
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN_TIMEOUT = timedelta(minutes=10)  # from the first process that is ready to the last
 TIMEOUT = timedelta(hours=12)  # of a collective: rank 0 may score pictures while the others wait
-AGENT_SECONDS = 2.0  # torchrun looks after its processes ten times a second
+AGENT_SECONDS = 3.0  # torchrun looks after its processes ten times a second
 SAME_SIGNAL = 5.0  # a signal that comes again within so many seconds is the same one
 
 _no_sync = False
