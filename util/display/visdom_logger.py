@@ -389,9 +389,10 @@ class VisdomLogger(BackgroundLogger):
     def _show_scores(self) -> None:
         """Each score as a curve in axes of its own, and the newest ones as a table."""
         phase = self._scores[-1].get("phase", "val")
-        layout: dict[str, Any] = {"xaxis": {"title": "epoch"}}
-        traces = {}
         count = len(self._score_curves)
+        lowest = f"y{count}" if count > 1 else "y"
+        layout: dict[str, Any] = {"xaxis": {"title": "epoch", "anchor": lowest}}
+        traces = {}
         for i, name in enumerate(self._score_curves):
             number = "" if i == 0 else f"{i + 1}"
             top = 1 - i / count
