@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -159,13 +160,14 @@ def draw_page(folder: Path, name: str) -> None:
     """Draw what the training page in `folder / "web"` shows, and `folder / "loss.png"`."""
     losses = panels_of_losses(read_records(folder / "losses.jsonl"))
     scores = panels_of_scores(read_records(folder / "scores.jsonl", "scores"))
-    if losses:
-        draw(losses, folder / "loss.png", name)
     plots = {"loss": (losses, name), "scores": (scores, f"{name}: scores")}
     for file, (panels, title) in plots.items():
         if panels:
             draw(panels, folder / "web" / f"{file}.png", title)
             draw(panels, folder / "web" / f"{file}_narrow.png", title, NARROW)
+    if losses:
+        with files.replacing(folder / "loss.png", flush=False) as temporary:
+            shutil.copyfile(folder / "web" / "loss.png", temporary)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from .console import format_scores
 from .loss_plot import draw_page
 from .loss_record import read_records
 
-PLOT_SECONDS = 60  # the least time between two drawings, each of which takes about 3 s of a core
+PLOT_SECONDS = 60  # the least time between two drawings, each of which takes 1 to 2 s of a core
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
 
 
