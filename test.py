@@ -16,6 +16,7 @@ end_quietly_on_interrupt()  # in front of the imports that take seconds
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,24 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
                 )
                 done += 1
             bar.update(len(paths))
+    webpage.add_text(describe(opt, model, count, len(dataset)))
     webpage.add_rows(row for part in distributed.gather_object(rows.rows) for row in part)
     if distributed.is_main():
         webpage.save()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
+
+
+def describe(opt, model, count: int, total: int) -> str:
+    """What a page of results shows: direction, data, weights and date."""
+    names = [f"{model.load_suffix()}_net_{name}.pth" for name in model.networks()]
+    files = [path for path in (Path(model.save_dir, name) for name in names) if path.exists()]
+    saved = max((path.stat().st_mtime for path in files), default=None)
+    date = "%Y-%m-%d %H:%M"
+    age = time.strftime(f" (saved {date})", time.localtime(saved)) if saved else ""
+    return (
+        f"Direction {opt.direction}. {count} of {total} pictures ({opt.phase}) of {opt.dataroot}. "
+        f"Weights {', '.join(names)} in {model.save_dir}{age}. Made {time.strftime(date)}."
+    )
 
 
 def picture_of(visual: Any, i: int, batch: int) -> Any:

@@ -69,11 +69,11 @@ def main() -> None:
                 model.track_metric()
 
                 # frequencies count images, whatever the batch size
-                if crossed(opt.display_freq, before, at.total_iters):
+                if at.due(opt.display_freq, before, len(dataset)):
                     model.compute_visuals()
                     save = crossed(opt.update_html_freq, before, at.total_iters)
                     visualizer.display_current_results(model.get_current_visuals(), epoch, save)
-                if at.losses_due(opt.print_freq, before, len(dataset)):
+                if at.due(opt.print_freq, before, len(dataset)):
                     run.guard.check()
                     visualizer.log_losses(model.get_current_losses(), model.learning_rate())
                 if crossed(opt.save_latest_freq, before, at.total_iters):

@@ -18,7 +18,7 @@ log="$venv/setup.log"
 
 # What "import" must find, and the distribution that brings it.
 modules=(torch:torch torchvision:torchvision numpy:numpy PIL:pillow skimage:scikit_image
-    dominate:dominate tqdm:tqdm visdom:visdom tornado:tornado)
+    dominate:dominate tqdm:tqdm matplotlib:matplotlib visdom:visdom tornado:tornado)
 
 die() {
     echo "setup: $*" >&2

@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train", "tests.forked", "tests.ranks"])
+_context.set_forkserver_preload(["train", "tests.forked", "tests.ranks", "matplotlib.figure"])
 
 
 def start(

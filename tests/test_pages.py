@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from tests.helpers import SHORT, TINY, run_process, succeed, unaligned
 from util.display.page import PageLogger
 from util.html import HTML
 
@@ -78,6 +80,60 @@ def test_writing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
     assert 4 <= len(written) <= 6
     page.close()
     assert written[-1] == now[0] - 2  # at the end in any case
+
+
+def test_plots_are_drawn_beside_training(tmp_path):
+    """The loop neither waits for a drawing nor imports what draws; the end has the last one."""
+    code = f"""
+import json, pathlib, sys, time
+import util.display.page as page_module
+from util.display.page import PageLogger
+
+folder = pathlib.Path({str(tmp_path)!r})
+page = PageLogger(folder, "run")
+record = {{"images": 1, "progress": 1, "losses": {{"G": 1.0}}}}
+(folder / "losses.jsonl").write_text(json.dumps(record))
+page.end_epoch(1)
+assert page.plotting is None  # not in the first minute
+page.plotted_at -= page_module.PLOT_SECONDS
+start = time.perf_counter()
+page.end_epoch(2)
+print("end_epoch took", time.perf_counter() - start)
+assert not (folder / "loss.png").exists()
+page.end_epoch(3)  # is busy
+assert page.plotting.wait(60) == 0
+assert (folder / "web" / "loss.png").exists()
+assert "matplotlib" not in sys.modules
+(folder / "web" / "loss.png").unlink()
+page.close()
+assert (folder / "web" / "loss.png").exists()
+assert "loss_narrow.png" in (folder / "web" / "index.html").read_text()
+"""
+    result = run_process("-c", code)
+    assert result.code == 0, result.err
+    assert float(result.out.split()[-1]) < 0.5
+
+
+def test_without_matplotlib_the_page_has_no_plot(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    run(tmp_path, range(1, 3)).end_epoch(2)
+    assert shown(tmp_path) == names(2, 1)
+    assert capsys.readouterr().err.count("matplotlib is not installed") == 1
+
+
+def test_each_epoch_shows_pictures_at_least_once(tmp_path):
+    """At its end, where --display_freq has not come by in it."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    data = unaligned(tmp_path / "data", 3)
+    where = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*TINY, *SHORT, "--n_epochs", 2, "--display_freq", 4, "--use_tensorboard"]
+    succeed("train.py", *where, *words)
+    files = shown(tmp_path / "x")
+    assert len(files) == 2 * 8
+    assert {name.split("_")[0] for name in files} == {"epoch001", "epoch002"}
+    size = {accumulator.IMAGES: 0}
+    events = accumulator.EventAccumulator(str(tmp_path / "x" / "tb"), size).Reload()
+    assert [image.step for image in events.Images("pictures/fake_B")] == [3, 4]
 
 
 def test_names_and_texts_are_escaped(tmp_path):

@@ -36,7 +36,7 @@ EAGER = "() => document.querySelectorAll('img').forEach(i => i.loading = 'eager'
 LOADED = "() => [...document.querySelectorAll('img')].every(i => i.complete)"
 IMAGES = """() => [...document.querySelectorAll('img')].map(i => {
     const box = i.getBoundingClientRect();
-    return {src: i.src, alt: i.alt, natural: i.naturalWidth, width: box.width,
+    return {src: i.currentSrc, alt: i.alt, natural: i.naturalWidth, width: box.width,
             left: box.left, top: box.top + scrollY};
 })"""
 HEADINGS = "() => [...document.querySelectorAll('h3')].map(h => h.textContent)"
@@ -149,7 +149,7 @@ def test_training_page(address, watched):
     watched.check(address)
 
 
-def test_result_page(address, watched):
+def test_result_page(address, watched, trained):
     page = watched.page
     page.goto(f"{address}/{PAGES['results']}")
     images = load_all(page)
@@ -158,14 +158,24 @@ def test_result_page(address, watched):
     assert page.evaluate(HEADINGS) == sorted(NAMES)
     assert page.locator("figcaption").all_text_contents() == list(RESULT_LABELS) * len(NAMES)
 
-    # inputs and outputs in columns, one row for each input, as wide as was asked
+    # inputs and outputs in columns, as wide as was asked, and two inputs fit beside each other
     assert [i["alt"] for i in images] == list(RESULT_LABELS) * len(NAMES)
     assert {i["width"] for i in images} == {WIDTH}
     for label in RESULT_LABELS:
-        assert len({i["left"] for i in images if i["alt"] == label}) == 1
-    lefts = [i["left"] for i in images[: len(RESULT_LABELS)]]
-    assert lefts == sorted(set(lefts))
-    assert len({i["top"] for i in images}) == len(NAMES)
+        assert len({i["left"] for i in images if i["alt"] == label}) == 2
+    for k in range(len(NAMES)):
+        row = images[k * len(RESULT_LABELS) : (k + 1) * len(RESULT_LABELS)]
+        lefts = [i["left"] for i in row]
+        assert lefts == sorted(set(lefts))
+        assert len({i["top"] for i in row}) == 1
+    assert len({i["top"] for i in images}) == (len(NAMES) + 1) // 2
+    (facts,) = page.locator("p").all_text_contents()
+    data = Path(trained / "data")
+    assert f"Direction AtoB. {len(NAMES)} of {len(NAMES)} pictures (test) of {data}." in facts
+    assert "Weights latest_net_G_A.pth, latest_net_G_B.pth in " in facts
+    year = str(time.localtime().tm_year)
+    assert f"(saved {year}-" in facts
+    assert f"Made {year}-" in facts
     check_links(page)
     watched.check(address)
 
@@ -192,10 +202,13 @@ def test_on_a_phone(name, scheme, trained, browser):
         assert min(contrast(t["colour"], t["behind"]) for t in texts) >= 4.5
         behind = luminance(texts[0]["behind"])
         assert behind < 0.05 if scheme == "dark" else behind > 0.8
-        rows = [i for i in images if not i["src"].endswith("loss.png")]
+        rows = [i for i in images if "/images/" in i["src"]]
         assert min(i["width"] for i in rows) >= min(WIDTH, 100)
-        if name == "training":  # its letters are 13 pixels high when it is 1200 wide
-            assert images[0]["width"] >= 1200 * 10 / 13
+        if name == "training":  # a plot of its own, whose letters are 12 pixels high at 390
+            (plot,) = (i for i in images if i not in rows)
+            assert plot["natural"] == 2 * 390
+            assert plot["left"] + plot["width"] <= 390  # nothing is cut off
+            assert plot["width"] >= 390 * 10 / 12
         watched.check(trained.as_uri())
     finally:
         context.close()
@@ -215,12 +228,17 @@ def test_on_a_phone(name, scheme, trained, browser):
         (1, 1024, 390, 1),
         (5, 64, 390, 5),
         (7, 256, 320, 2),
+        (3, 256, 1400, 6),  # two rows side by side, a bit smaller
+        (2, 256, 1400, 4),
+        (3, 100, 700, 6),
+        (3, 100, 600, 3),
     ],
 )
 def test_columns(count, width, page_width, columns, tmp_path, browser):
     page = HTML(tmp_path, "columns")
     Image.new("RGB", (8, 8)).save(page.get_image_dir() / "x.png")
     for _ in range(2):
+        page.add_header("row")
         page.add_images(["x.png"] * count, ["x"] * count, ["x.png"] * count, width=width)
     page.save()
     shown = browser.new_page(viewport={"width": page_width, "height": 800})

@@ -56,7 +56,7 @@ if args[-1].endswith("requirements-demo.txt"):
     install("gradio", "gradio")
 elif "-r" in args:
     for pair in "torch:torch torchvision:torchvision numpy:numpy PIL:pillow skimage:scikit_image \\
-        dominate:dominate tqdm:tqdm visdom:visdom tornado:tornado".split():
+        dominate:dominate tqdm:tqdm matplotlib:matplotlib visdom:visdom tornado:tornado".split():
         install(*pair.split(":"))
 """
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -143,7 +144,8 @@ class Rude:
     def _answer(self) -> None:
         try:
             while True:
-                with self.socket.accept()[0] as connection:
+                # one that was only looked at is reset: on to the next
+                with self.socket.accept()[0] as connection, suppress(OSError):
                     connection.sendall(b"220 mail ready\r\n")
                     connection.shutdown(socket.SHUT_WR)
                     # to close with something unread would be a reset, which may overtake the answer

@@ -37,16 +37,16 @@ def static(tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "visdom" / "VERSION").write_text("0.2.4\n")
     monkeypatch.setattr(visdom_assets, "static_dir", lambda: static)
     npm = tmp_path / "npm"
-    root = str(Path(visdom_assets.__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[1])
     calls = str(tmp_path / "calls")
     npm.write_text(FALSE_NPM.format(python=sys.executable, root=root, calls=calls))
     npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(visdom_assets.shutil, "which", lambda name: str(npm))
 
     def no_net(*args):
-        raise AssetError("visdom's download failed: no route")
+        raise AssetError("no route to unpkg")
 
-    monkeypatch.setattr(visdom_assets, "fetch_with_visdom", no_net)
+    monkeypatch.setattr(visdom_assets, "download_with_visdom", no_net)
     return static
 
 
@@ -84,18 +84,30 @@ def test_without_npm_and_net(static, monkeypatch, capsys):
     assert visdom_assets.main() == 1
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
-    assert "npm pack failed: npm ERR! no route; visdom's download failed" in said.err
+    assert "(visdom's download: no route to unpkg; npm: npm ERR! no route)" in said.err
     assert "scripts/setup_visdom.sh" in said.err
     assert not (static / "version.built").exists()
 
 
-def test_npm_that_hangs(static, monkeypatch):
+def test_visdoms_own_download_comes_first(static, monkeypatch):
+    def download(folder):
+        for name in missing_assets(folder):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("from unpkg")
+
+    monkeypatch.setattr(visdom_assets, "download_with_visdom", download)
+    install()
+    assert up_to_date(static)
+    assert calls(static) == 0
+
+
+def test_commands_that_hang(static, monkeypatch):
     def hang(*args, timeout, **kwargs):
-        assert timeout == visdom_assets.NPM_SECONDS
+        assert timeout == visdom_assets.SECONDS
         raise subprocess.TimeoutExpired("npm", timeout)
 
     monkeypatch.setattr(visdom_assets.subprocess, "run", hang)
-    with pytest.raises(AssetError, match="npm took longer than 300 s"):
+    with pytest.raises(AssetError, match="npm: it took longer than 120 s"):
         install()
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -220,8 +221,10 @@ def test_not_visdom(capfd):
 
 @pytest.mark.parametrize("lack", ["package", "assets"])
 def test_no_server_can_be_started(lack, monkeypatch, capfd, tmp_path):
-    static = None if lack == "package" else tmp_path
-    monkeypatch.setattr(visdom_logger, "static_dir", lambda: static)
+    if lack == "package":
+        monkeypatch.setattr(visdom_logger, "visdom", None)
+    else:
+        monkeypatch.setattr(visdom_logger, "static_dir", lambda: tmp_path)
     logger = make(free_port())
     assert wait_for(lambda: not logger._thread.is_alive())
     training = MadeUpTraining(logger)
@@ -243,7 +246,7 @@ def test_nonsense_address(capfd):
 
 def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     port = free_port()
     logger = make(port, ncols=0)
     training = MadeUpTraining(logger)
@@ -258,7 +261,7 @@ def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
         assert capfd.readouterr().out.count(f"watch this run at http://127.0.0.1:{port}\n") == 1
         assert logger._process is not None
         assert os.getsid(logger._process.pid) == logger._process.pid
-        assert (tmp_path / "cache" / "image-translation" / f"visdom-{port}.log").exists()
+        assert Path(logger._log).is_file()
 
         again = make(port)  # a second run uses the server that is there
         MadeUpTraining(again).step()
@@ -271,7 +274,7 @@ def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
 
 def test_two_at_once_make_one_server(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     port = free_port()
     loggers = [make(port, display_id=i) for i in (1, 2)]
     try:
@@ -285,25 +288,52 @@ def test_two_at_once_make_one_server(tmp_path, monkeypatch):
                 end(logger._process)
 
 
+class Idle(VisdomLogger):
+    """A logger whose thread never runs; `messages` are what it would have sent."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.messages: list[dict] = []
+
+    def _set_up(self, server, port):
+        super()._set_up(server, port)
+        self._thread.start = lambda: None
+
+    def _start_server(self, port, base):
+        pass
+
+    def _post(self, url, data=None):
+        def fail(constant):
+            pytest.fail(f"{constant} is not JSON")
+
+        self.messages.append(json.loads(data, parse_constant=fail))
+        return self.messages[-1]["win"]
+
+    def sent(self) -> list[dict]:
+        """What is new, as the messages that show it."""
+        self.messages.clear()
+        self._take_news()
+        self._send()
+        return self.messages
+
+
 @pytest.fixture
-def idle(monkeypatch) -> VisdomLogger:
-    """A logger whose thread never runs, to look at what it would send."""
-    monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+def idle() -> Idle:
     history = [MadeUpTraining.record(i) for i in range(1, 5001)]
-    return VisdomLogger(title="a <b>", history=history, env="my/env")
+    return Idle(title="a <b>", history=history, env="my/env")
 
 
 def test_windows(idle):
     record = {**MadeUpTraining.record(5001), "losses": {"<i>x": math.inf, "y": 1e-30, "z": None}}
     idle.log_losses(record)
-    idle._take_news()
-    ((window, body),) = idle._loss_windows()
-    message = json.loads(body, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
-    assert window == message["win"] == "a__b_-1-losses"
+    (message,) = idle.sent()
+    assert message["win"] == "a__b_-1-losses"
+    assert message["eid"] == "my/env"
     curves = {trace["name"]: trace for trace in message["data"]}
     assert list(curves) == [*CYCLE_GAN_LOSSES, "&lt;i&gt;x", "y", "z"]
-    assert curves["&lt;i&gt;x"]["y"] == [None]
-    assert curves["y"]["y"] == [1e-30]
+    for name, value in (("&lt;i&gt;x", None), ("y", 1e-30), ("z", None)):
+        assert (curves[name]["x"][0], curves[name]["y"][0]) == (50.01, value)
+        assert set(curves[name]["x"][1:]) == set(curves[name]["y"][1:]) == {None}
     for name in CYCLE_GAN_LOSSES:
         x, y = curves[name]["x"], curves[name]["y"]
         assert len(x) == len(y)
@@ -314,11 +344,10 @@ def test_windows(idle):
 
 
 def test_pictures_are_shrunk_and_labels_escaped(idle):
+    idle.sent()
     picture = np.zeros((300, 1024, 3), np.uint8)
     idle.show_pictures({"<script>": picture}, {"epoch": 3, "iters": 40, "images": 9})
-    idle._take_news()
-    ((_, body),) = idle._picture_windows()
-    message = json.loads(body)
+    (message,) = idle.sent()
     content = message["data"][0]["content"]
     assert message["opts"]["title"] == "a <b>: epoch 3, image 40"
     assert "<script>" not in content
@@ -331,25 +360,23 @@ def test_pictures_are_shrunk_and_labels_escaped(idle):
     [((32, 32), (128, 128)), ((20, 50), (40, 100)), ((64, 40), (128, 80)), ((128, 9), (128, 9))],
 )
 def test_pictures_of_small_crops_are_enlarged(idle, size, shown):
+    idle.sent()
     pictures = {name: np.zeros((size[1], size[0], 3), np.uint8) for name in "ab"}
     idle.show_pictures(pictures, {"epoch": 3, "iters": 40, "images": 9})
-    idle._take_news()
-    ((_, body),) = idle._picture_windows()
-    message = json.loads(body)
+    (message,) = idle.sent()
     assert f'width="{shown[0]}" height="{shown[1]}"' in message["data"][0]["content"]
     assert message["opts"]["width"] >= 2 * shown[0]
     assert message["opts"]["height"] >= shown[1]
 
 
-def test_a_first_spike_does_not_flatten_the_rest(idle):
+def test_a_first_spike_does_not_flatten_the_rest():
     def y_axis(first: float) -> dict:
+        idle = Idle()
         for i in range(1, 101):
             values = {"G": first if i == 1 else 1 + i / 100, "D": 0.5}
             idle.log_losses({**MadeUpTraining.record(i), "losses": values})
-        idle._take_news()
-        ((_, body),) = idle._loss_windows()
-        idle._curves.clear()
-        return json.loads(body)["layout"]["yaxis"]
+        (message,) = idle.sent()
+        return message["layout"]["yaxis"]
 
     assert y_axis(2.5) == {"title": "loss"}
     low, high = y_axis(90.0)["range"]
@@ -357,33 +384,33 @@ def test_a_first_spike_does_not_flatten_the_rest(idle):
     assert 2 < high < 4
 
 
-def test_server_starts_while_a_process_is_forked(tmp_path, monkeypatch):
-    """A loading process forked at this moment inherits what is open; the start must not wait."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    children = []
+def test_each_score_is_a_curve_in_axes_of_its_own():
+    idle = Idle(title="t")
+    for epoch, scores in ((5, {"L1": 0.3, "PSNR": 12.0}), (10, {"L1": 0.2, "PSNR": math.inf})):
+        facts = {"epoch": epoch, "images": 1, "progress": float(epoch), "phase": "val"}
+        idle.log_scores({**facts, "scores": scores})
+    plot, table = idle.sent()
+    assert (plot["win"], table["win"]) == ("t-1-score-curves", "t-1-scores")
+    curves = {trace["name"]: (trace["x"], trace["y"], trace["yaxis"]) for trace in plot["data"]}
+    assert curves == {
+        "L1": ([5.0, 10.0], [0.3, 0.2], "y"),
+        "PSNR": ([5.0, 10.0], [12.0, None], "y2"),
+    }
+    axes = plot["layout"]
+    assert [axes[name]["title"] for name in ("yaxis", "yaxis2")] == ["L1", "PSNR"]
+    assert axes["yaxis"]["domain"][0] > axes["yaxis2"]["domain"][1]
 
-    def with_fork(function):
-        def call(*args, **kwargs):
-            result = function(*args, **kwargs)
-            children.append(os.fork())
-            if children[-1] == 0:
-                time.sleep(120)
-                os._exit(0)
-            return result
 
-        return call
+def test_server_is_started_on_the_thread_of_the_loop(tmp_path, monkeypatch):
+    """Loading processes are forked there: none can inherit what is open in this moment."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    threads = []
 
-    # between opening a pipe and using it, and right after the start
-    monkeypatch.setattr(os, "pipe", with_fork(os.pipe))
-    monkeypatch.setattr(os, "posix_spawn", with_fork(os.posix_spawn))
-    logger = VisdomLogger("http://127.0.0.1", free_port())
-    try:
-        assert wait_for(lambda: logger._greeted, 60), "the server was started and not noticed"
-        assert children
-    finally:
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        logger.close()
-        if logger._process is not None:
-            end(logger._process)
+    def popen(*args, **kwargs):
+        threads.append(threading.current_thread())
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(visdom_logger.subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="no more processes"):
+        make(free_port())
+    assert threads == [threading.main_thread()]

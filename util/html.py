@@ -9,14 +9,34 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import dominate
-from dominate.tags import a, div, figcaption, figure, h1, h3, img, meta, p, section, style
+from dominate.tags import (
+    a,
+    div,
+    figcaption,
+    figure,
+    h1,
+    h3,
+    html_tag,
+    img,
+    meta,
+    p,
+    section,
+    source,
+    style,
+)
 from dominate.util import raw
+
+
+class picture(html_tag):  # its name is that of the tag
+    """One of several versions of an image, which dominate has no class for."""
+
 
 GAP = 6  # pixels between two pictures of a row
 MARGIN = 16  # pixels beside the page
 PHONE = 640  # a page narrower than this is one
 LEAST_ON_PHONE = 110  # pixels that a picture has there at least
 LEAST_SHARE = 0.75  # elsewhere a picture gets smaller than was asked only down to this
+LEAST_ASIDE = 200  # pixels that it has at least, if asked, where rows stand side by side
 
 # An image without a known height would count as empty, and all the lazy ones as in view: so they
 # are square until they are there.
@@ -34,9 +54,10 @@ figure {{ margin: 0; }}
 a, figure img {{ display: block; }}
 .row img {{ width: 100%; height: auto; aspect-ratio: auto 1 / 1; background: #8883; }}
 figcaption {{ text-align: center; color: #555; font-size: .875rem; overflow-wrap: anywhere; }}
-.wide {{ overflow-x: auto; }}
-.wide img {{ width: 1200px; max-width: 100%; height: auto; }}
-@media (max-width: {PHONE - 1}px) {{ .wide img {{ width: 60rem; max-width: none; }} }}
+.wide {{ margin: 0 0 1rem; }}
+.wide img {{ width: 1200px; max-width: 100%; height: auto; display: block; }}
+.items {{ display: grid; column-gap: {4 * GAP}px;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--item)), 1fr)); }}
 @media (prefers-color-scheme: dark) {{
   body {{ color: #ddd; background: #181818; }}
   figcaption {{ color: #aaa; }}
@@ -70,6 +91,8 @@ class HTML:
             if refresh > 0:
                 meta(http_equiv="refresh", content=str(refresh))
             self.style = style(raw(STYLE))
+        self.items: div | None = None  # where the next row goes
+        self.item: section | None = None  # what the last heading has begun
         with self.doc:
             h1(title)
 
@@ -78,14 +101,17 @@ class HTML:
         return self.img_dir
 
     def add_header(self, text: str) -> None:
-        """Add a heading."""
-        with self.doc:
-            h3(text)
+        """Add a heading; on a wide page several of them stand side by side."""
+        items = self.items or self.doc.add(div(cls="items"))
+        self.items, self.item = items, items.add(section(h3(text)))
 
     def add_text(self, text: str) -> None:
         """Add a paragraph."""
-        with self.doc:
-            p(text)
+        self._end_items()
+        self.doc.add(p(text))
+
+    def _end_items(self) -> None:
+        self.items = self.item = None
 
     def add_images(
         self, ims: Sequence[str], txts: Sequence[str], links: Sequence[str], width: int = 400
@@ -96,16 +122,20 @@ class HTML:
         is cut into halves, quarters and so on, the same way in every row of as many pictures.
         """
         self.shapes.add((len(ims), width))
-        with self.doc, section(cls=f"row {_row_class(len(ims), width)}"):
-            for image, text, link in zip(ims, txts, links, strict=True):
-                with figure():
-                    with a(href=f"images/{_quoted(link)}"):
-                        img(src=f"images/{_quoted(image)}", loading="lazy", alt=text)
-                    figcaption(text)
+        row = div(cls=f"row {_row_class(len(ims), width)}")
+        for image, text, link in zip(ims, txts, links, strict=True):
+            with row, figure():
+                with a(href=f"images/{_quoted(link)}"):
+                    img(src=f"images/{_quoted(image)}", loading="lazy", alt=text)
+                figcaption(text)
+        (self.doc if self.item is None else self.item).add(row)
 
-    def add_wide_image(self, path: str, text: str) -> None:
-        """Add one picture as wide as the page; its path is seen from the page."""
-        with self.doc, div(cls="wide"), a(href=_quoted(path)):
+    def add_wide_image(self, path: str, text: str, narrow: str = "") -> None:
+        """Add a picture as wide as the page, `narrow` on a phone; paths are seen from the page."""
+        self._end_items()
+        with self.doc, div(cls="wide"), a(href=_quoted(path)), picture():
+            if narrow:
+                source(srcset=_quoted(narrow), media=f"(max-width: {PHONE - 1}px)")
             img(src=_quoted(path), alt=text)
 
     def add_rows(self, rows: Iterable[Row]) -> None:
@@ -117,7 +147,14 @@ class HTML:
     def save(self) -> None:
         """Write the page; a reader never sees a part of it."""
         self.style.clear()
-        self.style.add(raw(STYLE + "\n".join(_columns(*shape) for shape in sorted(self.shapes))))
+        # side by side only where each has room for all its pictures in a line
+        shapes = sorted(self.shapes)
+        item = max(
+            (_line_width(n, max(min(LEAST_ASIDE, w), LEAST_SHARE * w)) for n, w in shapes),
+            default=0,
+        )
+        rules = [f":root {{ --item: {item}px; }}", *(_columns(*shape) for shape in shapes)]
+        self.style.add(raw(STYLE + "\n".join(rules)))
         path = self.web_dir / "index.html"
         unfinished = path.with_suffix(".html.tmp")
         unfinished.write_text(self.doc.render(), encoding="utf-8", errors="surrogateescape")
@@ -161,14 +198,17 @@ def _row_class(count: int, width: int) -> str:
     return f"of{count}w{width}"
 
 
+def _line_width(count: int, width: float) -> float:
+    return count * width + (count - 1) * GAP
+
+
 def _columns(count: int, width: int) -> str:
     """The rules by which a row of `count` pictures has more columns the wider the page is."""
     name = _row_class(count, width)
     rules = [f".{name} {{ --width: {width}px; --columns: 1; }}"]
 
     def rule(columns: int, least: float, from_width: int) -> None:
-        needed = columns * least + (columns - 1) * GAP + 2 * MARGIN
-        needed = max(round(needed), from_width)
+        needed = max(round(_line_width(columns, least) + 2 * MARGIN), from_width)
         rules.append(f"@media (min-width: {needed}px) {{ .{name} {{ --columns: {columns}; }} }}")
 
     steps = [count]  # all in one line, then halves, ...

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import re
-import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +16,19 @@ from typing import Any
 import numpy as np
 
 from util import util
-from util.display.loss_plot import draw
+from util.errors import warn
 from util.html import HTML
 
 from .base import Logger
 from .console import format_scores
+from .loss_plot import draw_page
 from .loss_record import read_records
 
+PLOT_SECONDS = 60  # the least time between two drawings, each of which takes 1 to 2 s of a core
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
 
 
-class _Seldom:
+class _Throttled:
     """Does something when it is called, unless that would take more than a hundredth of the time.
 
     `now()` does it in any case.
@@ -61,7 +66,12 @@ class PageLogger(Logger):
         self.web_dir = folder / "web"
         self.epoch = resumed_at or 0
         self.saved_epoch = 0
-        self.plot, self.write = _Seldom(self._plot), _Seldom(self._write)
+        self.write = _Throttled(self._write)
+        self.plotting: subprocess.Popen | None = None
+        self.plotted_at = time.monotonic()
+        self.can_plot = importlib.util.find_spec("matplotlib") is not None
+        if not self.can_plot:
+            warn("no plot of the losses: the package matplotlib is not installed")
         if resumed_at is None and (self.web_dir / "index.html").exists():
             age = int((self.web_dir / "index.html").stat().st_mtime)
             while (folder / f"web.{age}").exists():
@@ -85,31 +95,33 @@ class PageLogger(Logger):
         self.write()
 
     def end_epoch(self, epoch: int) -> None:
-        self.plot()
+        """Start to draw the plots, in a process of its own that training does not wait for."""
+        busy = self.plotting is not None and self.plotting.poll() is None
+        if self.can_plot and not busy and time.monotonic() - self.plotted_at > PLOT_SECONDS:
+            self.plotted_at = time.monotonic()
+            self.plotting = subprocess.Popen(
+                [sys.executable, "-m", draw_page.__module__, self.folder.resolve(), self.title],
+                cwd=Path(__file__).resolve().parents[2],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
 
     def close(self) -> None:
-        self.plot.now()
+        if self.can_plot:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if self.plotting is not None:
+                    self.plotting.wait(10)  # or it would write older plots over the last ones
+            draw_page(self.folder, self.title)
         self.write.now()
-
-    def _plot(self) -> None:
-        """Draw the losses, to the experiment's folder and to the page."""
-        records = read_records(self.folder / "losses.jsonl")
-        if not any(record["losses"] for record in records):
-            return
-        draw(records, self.folder / "loss.png", self.title)
-        first = not (self.web_dir / "loss.png").exists()
-        unfinished = self.web_dir / "loss.png.tmp"
-        shutil.copyfile(self.folder / "loss.png", unfinished)
-        os.replace(unfinished, self.web_dir / "loss.png")
-        if first:
-            self.write.now()
 
     def _write(self) -> None:
         """Write the page from the files there are."""
         page = HTML(self.web_dir, f"Experiment name = {self.title}", refresh=0)
-        if (self.web_dir / "loss.png").exists():
-            page.add_wide_image("loss.png", "losses by epoch")
         scores = read_records(self.folder / "scores.jsonl", "scores")
+        for name, text in (("loss", "losses by epoch"), ("scores", "scores by epoch")):
+            if (self.web_dir / f"{name}_narrow.png").exists():
+                page.add_wide_image(f"{name}.png", text, f"{name}_narrow.png")
         if scores:
             page.add_text(format_scores(scores[-1]))
         epochs: dict[int, dict[str, str]] = {}

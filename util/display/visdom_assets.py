@@ -2,8 +2,7 @@
 
 visdom ships without them and fetches them from the net at the first start of its server, with no
 time limit; without them its page is plain blue. `python -m util.display.visdom_assets` puts them
-in place beforehand: out of npm packages where npm is installed, else through visdom's own download.
-Only the standard library is used, so that it runs in any interpreter that has visdom.
+in place beforehand: through visdom's own download, else out of npm packages where npm is installed.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
-NPM_SECONDS = 300
-DOWNLOAD_SECONDS = 120
+from util.files import write_whole
+
+SECONDS = 120  # for each of the two ways
 
 _GLYPHS = "glyphicons-halflings-regular"
 _MATHJAX = (
@@ -89,110 +88,59 @@ def static_dir() -> Path | None:
     return Path(next(iter(spec.submodule_search_locations))) / "static"
 
 
-def visdom_version(static: Path) -> str:
-    """The version as visdom itself reads it and compares it with `version.built`."""
-    try:
-        return (static.parent / "VERSION").read_text().strip()
-    except OSError:
-        return "no_version_file"
-
-
 def missing_assets(static: Path) -> list[str]:
     """The files under `static` that the page needs and that are absent or empty."""
     wanted = [t for files in ASSETS.values() for one in files.values() for t in _targets(one)]
-    missing = []
-    for name in wanted:
-        if name in _OPTIONAL:
-            continue
-        path = static / name
-        if not path.is_file() or path.stat().st_size == 0:
-            missing.append(name)
-    return missing
+    paths = {name: static / name for name in wanted if name not in _OPTIONAL}
+    return [name for name, p in paths.items() if not p.is_file() or p.stat().st_size == 0]
+
+
+def _version(static: Path) -> str:
+    return (static.parent / "VERSION").read_text().strip()
 
 
 def up_to_date(static: Path) -> bool:
     """Whether every file is there and visdom will not try to download any at its start."""
-    try:
-        built = (static / "version.built").read_text().strip()
-    except OSError:
-        return False
-    return built == visdom_version(static) and not missing_assets(static)
+    built = static / "version.built"
+    there = built.is_file() and built.read_text().strip() == _version(static)
+    return there and not missing_assets(static)
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write through a temporary name, so that an interrupted run leaves no torn file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def fetch_with_npm(static: Path, npm: str) -> None:
-    """Fetch the packages with `npm pack` (nothing of them is run) and copy out what is needed."""
-    with tempfile.TemporaryDirectory(prefix="visdom-assets-") as folder:
-        command = [npm, "pack", "--ignore-scripts", "--silent", *ASSETS]
-        try:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=NPM_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            raise AssetError(f"npm took longer than {NPM_SECONDS} s") from None
-        except OSError as e:
-            raise AssetError(f"npm could not be run: {e}") from None
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise AssetError(f"npm pack failed: {lines[-1]}")
-        for package, files in ASSETS.items():
-            archive = Path(folder) / f"{package.replace('@', '-')}.tgz"
-            _unpack(archive, files, static)
-
-
-def _unpack(archive: Path, files: dict[str, str | tuple[str, ...]], static: Path) -> None:
-    """Copy `files` out of a package's archive, read once from front to back."""
-    left = {f"package/{source}": _targets(target) for source, target in files.items()}
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                targets = left.pop(member.name, None)
-                stream = tar.extractfile(member) if targets else None
-                if targets and stream:
-                    content = stream.read()
-                    for target in targets:
-                        _write(static / target, content)
-                if not left:
-                    break
-    except (OSError, tarfile.TarError) as e:
-        raise AssetError(f"{archive.name} can't be read: {e}") from None
-
-
-def fetch_with_visdom(static: Path) -> None:
+def download_with_visdom(static: Path) -> None:
     """Let visdom download its files, in a process of its own because it has no time limit."""
-    # It believes a `version.built` of its version and then fetches no torn or empty file again.
+    # With `version.built` it would not fetch an empty file again.
     (static / "version.built").unlink(missing_ok=True)
-    for name in missing_assets(static):
-        (static / name).unlink(missing_ok=True)
     code = "from visdom.server.build import download_scripts; download_scripts()"
+    _run([sys.executable, "-c", code], static)
+
+
+def download_with_npm(static: Path) -> None:
+    """Fetch the packages with `npm pack` (nothing of them is run) and copy out what is needed."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise AssetError("npm is not installed")
+    with tempfile.TemporaryDirectory(prefix="visdom-assets-") as folder:
+        _run([npm, "pack", "--ignore-scripts", "--silent", *ASSETS], folder)
+        for package, files in ASSETS.items():
+            shutil.unpack_archive(Path(folder, f"{package.replace('@', '-')}.tgz"), folder)
+            for source, target in files.items():
+                for path in (static / name for name in _targets(target)):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(Path(folder, "package", source), path)
+            shutil.rmtree(Path(folder, "package"))
+
+
+def _run(command: list[str], folder: str | os.PathLike) -> None:
+    """Run a command; raises AssetError if it fails or takes too long."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=DOWNLOAD_SECONDS,
-            cwd=static,
+        subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=True
         )
     except subprocess.TimeoutExpired:
-        raise AssetError(f"visdom's download took longer than {DOWNLOAD_SECONDS} s") from None
-    finally:
-        # It is written even where files failed, and would keep the next start from trying.
-        if missing_assets(static):
-            (static / "version.built").unlink(missing_ok=True)
-    if done.returncode or missing_assets(static):
-        # A file that fails is only logged, with an exit code of 0.
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise AssetError(f"visdom's download failed: {lines[-1]}")
+        raise AssetError(f"it took longer than {SECONDS} s") from None
+    except subprocess.CalledProcessError as e:
+        lines = (e.stderr or e.stdout).strip().splitlines() or ["no message"]
+        raise AssetError(lines[-1][:200]) from None
 
 
 def install() -> str:
@@ -204,31 +152,25 @@ def install() -> str:
     static = static_dir()
     if static is None:
         raise AssetError(f"visdom is not installed for {sys.executable}")
-    version = visdom_version(static)
     if up_to_date(static):
-        return f"visdom {version}: the page's files are in place"
-
+        return "visdom: the page's files are in place"
     tried = []
-    npm = shutil.which("npm")
-    if missing_assets(static) and npm:
+    for name, download in (("visdom's download", download_with_visdom), ("npm", download_with_npm)):
+        if not missing_assets(static):
+            break
         try:
-            fetch_with_npm(static, npm)
+            download(static)
         except (AssetError, OSError) as e:
-            tried.append(str(e))
-    if missing_assets(static):
-        try:
-            fetch_with_visdom(static)
-        except (AssetError, OSError) as e:
-            tried.append(str(e))
-    missing = missing_assets(static)
-    if missing:
-        why = "; ".join(" ".join(t.split())[:200] for t in tried) or "no reason given"
+            tried.append(f"{name}: {e}")
+    if missing := missing_assets(static):
+        (static / "version.built").unlink(missing_ok=True)
         raise AssetError(
-            f"visdom's page lacks {len(missing)} file(s), {missing[0]} for one: {why}. "
-            "Training works without the live page; run scripts/setup_visdom.sh again with a net"
+            f"visdom's page lacks {len(missing)} file(s), {missing[0]} for one "
+            f"({'; '.join(tried)}). Training works without the live page; run "
+            "scripts/setup_visdom.sh again with a network"
         )
-    _write(static / "version.built", version.encode())
-    return f"visdom {version}: the page's files have been put in place"
+    write_whole(static / "version.built", _version(static))
+    return "visdom: the page's files have been put in place"
 
 
 def main() -> int:

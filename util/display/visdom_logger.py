@@ -1,28 +1,23 @@
-"""Live loss curves and pictures on visdom's web page.
+"""Live loss curves, scores and pictures on visdom's web page.
 
-Only the thread of the logger talks to the server, in plain HTTP: visdom's own client has no time
-limits, prints tracebacks and opens a websocket. The logger keeps all curves and the newest pictures,
-so a server that was away, stuck or restarted gets everything again.
+Only the logger's thread talks to the server, with a time limit on each request. It keeps all curves
+and the newest pictures, so a server that was away, stuck or restarted gets everything again.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import http.client
-import importlib.util
 import io
-import ipaddress
-import json
 import math
-import os
 import re
+import socket
+import subprocess
 import sys
 import tempfile
 import time
 from array import array
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -30,12 +25,18 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 from PIL import Image
 
-from .background import BackgroundLogger, Pictures
+from .base import BackgroundLogger
+from .loss_plot import COLOURS
 from .loss_record import thin
 from .visdom_assets import missing_assets, static_dir
 
-CONNECT_SECONDS = 1.0
-ANSWER_SECONDS = 3.0
+try:
+    import requests  # which visdom's client needs as well
+    import visdom
+except ImportError:
+    visdom = None
+
+TIMEOUT = (1.0, 3.0)  # seconds for connecting, and for an answer
 CHECK_SECONDS = 2.0  # how often the server is asked whether the windows are still there
 UPDATE_SECONDS = 0.5  # the page is renewed at most this often
 LONGEST_PAUSE = 10.0  # between two tries of a server that is away
@@ -45,116 +46,22 @@ LEAST_SIZE = 128  # of pictures on the page: those of small crops are enlarged
 SCORE_ROWS = 20  # validations in the table
 OUTAGES_TOLD = 5  # a server that comes and goes must not fill the console
 
-# Okabe and Ito's colours, which colour-blind people can tell apart; black comes last.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#000000")
-
-Window = tuple[str, bytes]  # id and the JSON that draws it
+Curve = tuple[Any, Any]  # epochs and values, of the same length
 
 
-class _Unwell(Exception):
-    """The server answered, but not as visdom in good health does."""
+class _Away(Exception):
+    """The server did not answer as visdom in good health does: try again later."""
 
 
 class _TurnOff(Exception):
     """Nothing more can come of this; the text says why."""
 
 
-class _Connection:
-    """One kept-alive connection to the server, with a time limit on every step.
-
-    It goes straight to the server, whatever proxies the environment names.
-    """
-
-    def __init__(self, server: str, port: int):
-        parts = urlsplit(server if "//" in server else f"http://{server}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise _TurnOff(f"{server!r} is no address of a server (http://HOST)")
-        self.host = parts.hostname
-        self.port = parts.port or port
-        self.base = parts.path.rstrip("/")
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        self.url = f"{parts.scheme}://{host}:{self.port}{self.base}"
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else None
-        self._connection = (kind or http.client.HTTPConnection)(self.host, self.port)
-
-    @property
-    def local(self) -> bool:
-        """Whether the server would be on this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    @property
-    def open(self) -> bool:
-        return self._connection.sock is not None
-
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, str]:
-        """Status and text of the answer.
-
-        Raises:
-            OSError, http.client.HTTPException: no server, no answer in time, or not HTTP.
-        """
-        connection = self._connection
-        try:
-            if connection.sock is None:
-                connection.timeout = CONNECT_SECONDS
-                connection.connect()
-                if connection.sock is not None:
-                    connection.sock.settimeout(ANSWER_SECONDS)
-            headers = {"Content-Type": "application/json"} if body is not None else {}
-            connection.request(method, f"{self.base}/{path}", body, headers)
-            response = connection.getresponse()
-            text = response.read(1 << 20).decode("utf-8", "replace")
-            if not response.isclosed():
-                connection.close()  # more than visdom ever says; the rest is left unread
-            return response.status, text
-        except BaseException:
-            connection.close()
-            raise
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-class _Spawned:
-    """A process in a session of its own: neither the end of training nor Ctrl-C ends it.
-
-    Not `subprocess.Popen`: that waits for a pipe to close, and a process for loading data that is
-    forked in this moment holds the pipe open for as long as it lives.
-    """
-
-    def __init__(self, command: list[str], output: int):
-        self.returncode: int | None = None
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, output, 1),
-            (os.POSIX_SPAWN_DUP2, output, 2),
-        ]
-        self.pid = os.posix_spawn(
-            command[0], command, os.environ, file_actions=actions, setsid=True
-        )
-
-    def poll(self) -> int | None:
-        """The exit code, None while it runs."""
-        if self.returncode is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # somebody else has waited for it
-                self.returncode = -1
-            else:
-                if pid:
-                    self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
-
-
 class VisdomLogger(BackgroundLogger):
     """Shows losses and pictures on a visdom server, and starts one on this machine if need be.
 
     Args:
-        server: address without the port; only on a loopback address a server is ever started.
+        server: address without the port; a server is only ever started on a loopback address.
         port: where it listens.
         env: visdom's environment, one page of windows.
         display_id: told apart from other runs of this name in the same environment.
@@ -180,30 +87,27 @@ class VisdomLogger(BackgroundLogger):
         winsize: int = 256,
     ):
         super().__init__()
-        self.env = env
-        self.ncols = ncols
-        self.title = title
-        self.winsize = winsize
+        self.env, self.ncols, self.title, self.winsize = env, ncols, title, winsize
         # The server uses ids in addresses and the page in selectors.
         self._prefix = re.sub(r"[^A-Za-z0-9_-]", "_", f"{title}-{display_id}")
-        self._curves: dict[str, tuple[array[float], array[float]]] = {}
-        self._newest: Pictures | None = None
-        self._stale: set[str] = set()  # of "losses" and "pictures": what the server lacks
-        self._check = ""  # id of a window that the server has taken
-        self._process: _Spawned | None = None
-        self._log: Path | None = None
+        self._curves: dict[str, Curve] = {}
+        self._score_curves: dict[str, Curve] = {}
+        self._scores: list[dict[str, Any]] = []
+        self._newest: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None
+        self._stale: set[str] = set()  # of "losses", "scores", "pictures": what the server lacks
+        self._shown: set[str] = set()  # ids of windows that the server has taken
+        self._process: subprocess.Popen | None = None
         self._started = 0.0
         self._connected = False
         self._failures = 0  # since the server last took something
         self._outages = 0  # told to the user
         self._told = False  # that the server is away now
         self._greeted = False  # whether visdom has ever answered here
-        self._scores: deque[dict[str, Any]] = deque(maxlen=SCORE_ROWS)
         self._records.extend(history)
         self._records.extend({**record, "losses": {}} for record in scores)
         try:
-            self._server = _Connection(server, port)
-        except (_TurnOff, ValueError) as e:  # ValueError: a port that is no number
+            self._set_up(server, port)
+        except _TurnOff as e:
             self._turn_off(str(e))
             return
         self._thread.start()
@@ -212,12 +116,100 @@ class VisdomLogger(BackgroundLogger):
     def url(self) -> str:
         """Where the page is."""
         page = "" if self.env == "main" else f"/env/{quote(self.env.replace('/', '_'))}"
-        return f"{self._server.url}{page}"
+        return f"{self._server}{page}"
+
+    def _set_up(self, server: str, port: int) -> None:
+        """Make the client, and start a server where none listens on this machine."""
+        try:
+            parts = urlsplit(server if "//" in server else f"http://{server}")
+            host, port = parts.hostname, parts.port or port
+        except ValueError:  # a port that is no number
+            parts = host = None
+        if parts is None or parts.scheme not in ("http", "https") or not host:
+            raise _TurnOff(f"{server!r} is no address of a server (http://HOST)")
+        address = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
+        base = parts.path.rstrip("/")
+        self._server = f"{address}:{port}{base}"
+        if visdom is None:
+            raise _TurnOff("the package visdom is not installed (pip install visdom)")
+        # `send=False`: it would ask the server now, on the thread of the training loop.
+        self._client = visdom.Visdom(
+            address,
+            port=port,
+            base_url=base or "/",
+            env=self.env,
+            send=False,
+            use_incoming_socket=False,
+            raise_exceptions=True,
+        )
+        self._client.send = True
+        self._client._handle_post = self._post  # which may be replaced, as its docstring says
+        self._session = requests.Session()
+        self._session.trust_env = False  # straight to the server, whatever proxies there are
+        local = host in ("localhost", "::1") or host.startswith("127.")
+        if local and not _listening(host, port):
+            self._start_server(port, base)
+
+    def _post(self, url: str, data: str | None = None) -> str:
+        """How the client sends its requests.
+
+        Raises:
+            _Away: no answer, not in time, or a bad one.
+            _TurnOff: whatever answers is not visdom.
+        """
+        try:
+            answer = self._session.post(url, data=data, timeout=TIMEOUT)
+        except requests.Timeout:
+            raise _Away("no answer in time") from None
+        except requests.RequestException as e:
+            if "BadStatusLine" in str(e) and not self._greeted:
+                raise self._stranger() from None
+            raise _Away("no server" if "refused" in str(e) else type(e).__name__) from None
+        if answer.status_code == 400 and not self._greeted and "visdom" in answer.text.lower():
+            raise _TurnOff(f"the server at {self._server} wants a login, which can't be given")
+        if answer.status_code not in (200, 500, 502, 503, 504) and not self._greeted:
+            raise self._stranger()
+        if answer.status_code != 200:
+            raise _Away(f"status {answer.status_code}")
+        return answer.text
+
+    def _stranger(self) -> _TurnOff:
+        return _TurnOff(
+            f"what answers at {self._server} is not visdom, choose another --display_port"
+        )
+
+    def _start_server(self, port: int, base: str) -> None:
+        """Start a server that neither the end of training nor Ctrl-C ends."""
+        static = static_dir()
+        missing = missing_assets(static) if static else ["all"]
+        if missing:
+            raise _TurnOff(
+                f"the page would stay blue, {len(missing)} of its files are missing "
+                f"({missing[0]}); run scripts/setup_visdom.sh"
+            )
+        # `main` is the entry that never downloads. Without torch, 400 MB that only the client
+        # would use. The folder that Python starts in leads its path, so it goes.
+        code = (
+            "import os, sys; os.chdir(os.sep); sys.path[:1] = []; sys.modules['torch'] = None; "
+            "from visdom.server.run_server import main; main()"
+        )
+        options = ["-port", str(port), "-bind_local", "-eager_data_loading"]
+        options += ["-base_url", base] if base else []
+        handle, self._log = tempfile.mkstemp(prefix=f"visdom-{port}-", suffix=".log")
+        with open(handle, "wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, *options, "-logging_level", "WARNING"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._started = time.monotonic()
 
     # What the thread does.
 
     def _run(self) -> None:
-        sent_at, cost = 0.0, 0.0
+        sent_at = checked_at = cost = 0.0
         while True:
             last = self._stop.is_set()
             self._take_news()
@@ -225,21 +217,21 @@ class VisdomLogger(BackgroundLogger):
             try:
                 if not self._connected:
                     self._connect()
-                began = time.monotonic()
+                elif time.monotonic() - checked_at > CHECK_SECONDS:
+                    checked_at = time.monotonic()
+                    if not all(self._client.win_exists(window) for window in self._shown):
+                        self._everything_is_stale()  # a new server, or wiped by hand
                 if self._stale:
+                    began = time.monotonic()
                     self._send()
                     sent_at = time.monotonic()
                     cost = sent_at - began
-                elif self._check and not self._there(self._check):
-                    self._everything_is_stale()
-                    continue
-            except (OSError, http.client.HTTPException, _Unwell) as e:
-                pause = self._lost(e)
+            except _Away as e:
+                pause = self._lost(str(e))
             except _TurnOff as e:
                 self._turn_off(str(e))
                 return
             if last and not (self._starting if pause else self._stale):
-                self._server.close()
                 return
             if pause:
                 # While closing, a server that is just coming up is still worth a short wait.
@@ -255,13 +247,10 @@ class VisdomLogger(BackgroundLogger):
     def _take_news(self) -> None:
         while self._records:
             record = self._records.popleft()
-            for name, value in record["losses"].items():
-                xs, ys = self._curves.setdefault(str(name), (array("d"), array("d")))
-                xs.append(record["progress"])
-                ys.append(math.nan if value is None else value)
-            if record["losses"]:
-                self._stale.add("losses")
+            _extend(self._curves, record["progress"], record["losses"])
+            self._stale |= {"losses"} if record["losses"] else set()
             if record.get("scores"):
+                _extend(self._score_curves, record["progress"], record["scores"])
                 self._scores.append(record)
                 self._stale.add("scores")
         if self._pictures:
@@ -269,263 +258,229 @@ class VisdomLogger(BackgroundLogger):
             self._stale.add("pictures")
 
     def _everything_is_stale(self) -> None:
-        self._check = ""
-        if self._curves:
-            self._stale.add("losses")
-        if self._scores:
-            self._stale.add("scores")
-        if self._newest:
-            self._stale.add("pictures")
+        self._shown.clear()
+        parts = {"losses": self._curves, "scores": self._scores, "pictures": self._newest}
+        self._stale |= {part for part, content in parts.items() if content}
+
+    def _connect(self) -> None:
+        """Make sure that visdom answers; it is then to be sent everything."""
+        try:
+            well = isinstance(self._client.get_env_list(), list)
+        except ValueError:  # not JSON
+            well = False
+        except _Away:
+            if self._process is not None and not self._greeted:
+                self._check_start(self._process)
+            raise
+        if not well:
+            raise _Away("no sensible answer") if self._greeted else self._stranger()
+        if not self._greeted:
+            self._greeted = True
+            self._say(f"watch this run at {self.url}")
+        self._connected = True
+        self._everything_is_stale()
 
     @property
     def _starting(self) -> bool:
         """Whether a server started here has not answered yet."""
-        return self._process is not None and not self._greeted and self._process.poll() is None
+        return self._process is not None and not self._greeted
 
-    def _post(self, path: str, body: bytes) -> tuple[int, str]:
-        kept = self._server.open
-        try:
-            return self._server.request("POST", path, body)
-        except (OSError, http.client.HTTPException) as e:
-            if not kept or isinstance(e, TimeoutError):
-                raise
-        # A kept connection broke: the server has most likely been restarted, with nothing in it.
-        self._everything_is_stale()
-        return self._server.request("POST", path, body)
+    def _check_start(self, process: subprocess.Popen) -> None:
+        """Raise if the server that was started here has ended or takes too long."""
+        ended = process.poll() is not None
+        if ended or time.monotonic() - self._started > START_SECONDS:
+            lines = Path(self._log).read_text(errors="replace").strip().splitlines()
+            said = lines[-1] if lines else "it said nothing"
+            fault = "did not start" if ended else "does not come up"
+            raise _TurnOff(f"its server {fault}: {said} (all of it: {self._log})")
 
-    def _there(self, window: str) -> bool:
-        body = json.dumps({"win": window, "eid": self.env}).encode()
-        status, text = self._post("win_exists", body)
-        if status != 200 or text not in ("true", "false"):
-            raise _Unwell(f"status {status}")
-        return text == "true"
-
-    def _send(self) -> None:
-        for part, windows in (
-            ("losses", self._loss_windows),
-            ("scores", self._score_windows),
-            ("pictures", self._picture_windows),
-        ):
-            if part not in self._stale:
-                continue
-            for window, body in windows():
-                status, text = self._post("events", body)
-                if status != 200 or text != window:
-                    raise _Unwell(f"status {status}")
-                self._check = self._check or window
-            self._stale.discard(part)
-        self._failures = 0
-        if self._told:
-            self._told = False
-            self._say(f"the server at {self._server.url} is back")
-
-    # The server.
-
-    def _connect(self) -> None:
-        """Make sure that visdom answers; start it where nothing does, the first time."""
-        try:
-            status, text = self._server.request("POST", "env_state", b"{}")
-        except ConnectionRefusedError:
-            # A server that was there and went away has been ended by somebody: only wait for it.
-            if self._server.local and not self._greeted:
-                if self._process is None:
-                    self._start_server()
-                elif self._process.poll() is not None:
-                    raise _TurnOff(f"its server did not start: {self._last_words()}") from None
-                elif time.monotonic() - self._started > START_SECONDS:
-                    raise _TurnOff(f"its server does not come up (see {self._log})") from None
-            raise
-        except http.client.BadStatusLine as e:
-            if self._greeted or isinstance(e, http.client.RemoteDisconnected):
-                raise
-            raise self._stranger() from None
-        if not self._greeted:
-            self._recognize(status, text)
-            self._greeted = True
-            self._say(f"watch this run at {self.url}")
-        elif status != 200:
-            raise _Unwell(f"status {status}")
-        self._connected = True
-        self._everything_is_stale()
-
-    def _recognize(self, status: int, text: str) -> None:
-        """Raise unless the answer to `env_state` is visdom's."""
-        if status in (500, 502, 503, 504):
-            raise _Unwell(f"status {status}")
-        try:
-            environments = json.loads(text)
-        except ValueError:
-            environments = None
-        if status == 200 and isinstance(environments, list):
-            return
-        if status == 400 and "visdom" in self._server.request("GET", "")[1].lower():
-            raise _TurnOff(f"the server at {self._server.url} wants a login, which can't be given")
-        raise self._stranger()
-
-    def _stranger(self) -> _TurnOff:
-        return _TurnOff(
-            f"what answers at {self._server.url} is not visdom, choose another --display_port"
-        )
-
-    def _start_server(self) -> None:
-        static = static_dir()
-        if static is None or importlib.util.find_spec("tornado") is None:
-            raise _TurnOff(
-                f"no server answers at {self._server.url} and the package visdom is not installed"
-            )
-        if not hasattr(os, "posix_spawn"):  # Windows
-            raise _TurnOff("start a server first: python -m visdom.server")
-        missing = missing_assets(static)
-        if missing:
-            raise _TurnOff(
-                f"the page would stay blue, {len(missing)} of its files are missing "
-                f"({missing[0]}); run scripts/setup_visdom.sh"
-            )
-        # `main` is the entry that never downloads. The client's half of the package would import
-        # torch, 400 MB for nothing; it is content without. Log level: no line for each request.
-        # The folder that Python starts in leads its path, so it goes.
-        code = (
-            "import os, sys; os.chdir(os.sep); sys.path[:1] = []; sys.modules['torch'] = None; "
-            "from visdom.server.run_server import main; main()"
-        )
-        options = ["-port", str(self._server.port), "-bind_local", "-eager_data_loading"]
-        if self._server.base:
-            options += ["-base_url", self._server.base]
-        self._log, output = _open_log(self._server.port)
-        with output:
-            command = [sys.executable, "-c", code, *options, "-logging_level", "WARNING"]
-            self._process = _Spawned(command, output.fileno())
-        self._started = time.monotonic()
-
-    def _last_words(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").strip().splitlines() if self._log else []
-        except OSError:
-            lines = []
-        return f"{lines[-1] if lines else 'it said nothing'} (all of it: {self._log})"
-
-    def _lost(self, error: Exception) -> float:
+    def _lost(self, why: str) -> float:
         """Note that the server failed; returns the seconds to wait before the next try."""
         self._connected = False
-        self._server.close()
         if self._starting:
             return 0.2
         self._failures += 1
-        late = isinstance(error, TimeoutError)
         # One refusal may be a restart, over in a second.
-        if (late or self._failures > 1) and not self._told and self._outages < OUTAGES_TOLD:
+        worth_it = self._failures > 1 or why == "no answer in time"
+        if worth_it and not self._told and self._outages < OUTAGES_TOLD:
             self._told = True
             self._outages += 1
-            why = "no answer in time" if late else str(error)
             self._say(
-                f"the server at {self._server.url} is away or not well ({why or repr(error)}); "
+                f"the server at {self._server} is away or not well ({why}); "
                 "training goes on, and everything is sent when it is back"
             )
         return min(LONGEST_PAUSE, 0.25 * 2 ** min(self._failures, 10))
 
+    def _send(self) -> None:
+        for part, show in (
+            ("losses", self._show_losses),
+            ("scores", self._show_scores),
+            ("pictures", self._show_newest_pictures),
+        ):
+            if part in self._stale:
+                show()
+                self._stale.discard(part)
+        self._failures = 0
+        if self._told:
+            self._told = False
+            self._say(f"the server at {self._server} is back")
+
     # The windows.
 
-    def _window(self, name: str, title: str, rest: dict[str, Any], **opts: Any) -> Window:
-        window = f"{self._prefix}-{name}"
-        message = {"win": window, "eid": self.env, "opts": {"title": title, **opts}, **rest}
-        return window, json.dumps(message, allow_nan=False).encode()
+    def _show(self, method: str, window: str, title: str, content: tuple, **opts: Any) -> None:
+        """Show a window by one of the client's methods: `line`, `text`, `image`."""
+        window = f"{self._prefix}-{window}"
+        taken = getattr(self._client, method)(*content, win=window, opts={"title": title, **opts})
+        if taken != window:
+            raise _Away("no sensible answer")
+        self._shown.add(window)
 
-    def _loss_windows(self) -> Iterator[Window]:
-        # Each curve becomes JSON by itself: the encoder holds the interpreter's lock, and the
-        # training loop would wait for one long piece.
-        traces: list[bytes] = []
-        drawn: list[list[float]] = []
-        for i, (name, (xs, ys)) in enumerate(self._curves.items()):
-            x, y = thin(xs, MAX_POINTS), thin(ys, MAX_POINTS)
-            colour = COLOURS[i % len(COLOURS)]
-            trace = {
-                "type": "scatter",
-                "name": html.escape(name),  # the page takes names for HTML
-                "mode": "lines+markers" if len(x) <= 2 else "lines",
-                "line": {"color": colour, "width": 1.5},
-                # The page's button for smoothing fails on a curve without it.
-                "marker": {"size": 5, "line": {"color": colour, "width": 0}},
-                "x": [round(v, 5) for v in x],
-                "y": [float(f"{v:.6g}") if math.isfinite(v) else None for v in y],
-            }
-            traces.append(json.dumps(trace, allow_nan=False).encode())
-            drawn.append([v for v in y if math.isfinite(v)])
+    def _show_lines(
+        self,
+        window: str,
+        title: str,
+        curves: Mapping[str, Curve],
+        layout: dict[str, Any],
+        traces: Mapping[str, dict[str, Any]],
+        **opts: Any,
+    ) -> None:
+        """Show curves; the page takes names for HTML, so they are escaped."""
+        points = max(len(xs) for xs, _ in curves.values())
+        x = np.full((points, len(curves)), np.nan)
+        y = x.copy()
+        for column, (xs, ys) in enumerate(curves.values()):
+            x[: len(xs), column], y[: len(ys), column] = xs, ys
+        y[~np.isfinite(y)] = np.nan  # the page can't parse infinity
+        colours = [COLOURS[i % len(COLOURS)] for i in range(len(curves))]
+        self._show(
+            "line",
+            window,
+            title,
+            (y, x),
+            legend=[html.escape(name) for name in curves],
+            linecolor=np.array([list(bytes.fromhex(colour[1:])) for colour in colours]),
+            markersize=5,
+            traceopts={"plotly": {html.escape(name): trace for name, trace in traces.items()}},
+            layoutopts={"plotly": {"title": None, **layout}},
+            marginleft=55,
+            marginright=15,
+            margintop=15,
+            marginbottom=45,
+            **opts,
+        )
+
+    def _show_losses(self) -> None:
+        thinned = {
+            name: (thin(xs, MAX_POINTS), thin(ys, MAX_POINTS))
+            for name, (xs, ys) in self._curves.items()
+        }
         y_axis: dict[str, Any] = {"title": "loss"}
-        if (most := without_spikes(drawn)) is not None:
+        if (most := without_spikes([ys for _, ys in thinned.values()])) is not None:
             y_axis = {"title": "loss (double click: with spikes)", "range": most}
         layout = {
             "xaxis": {"title": "epoch"},
             "yaxis": y_axis,
-            "margin": {"l": 55, "r": 15, "t": 15, "b": 45},
-            "showlegend": True,
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         }
+        few = {name: {"mode": "lines+markers"} for name, (xs, _) in thinned.items() if len(xs) <= 2}
         title = f"{self.title}: loss over time"
-        window, body = self._window("losses", title, {"layout": layout}, width=640, height=420)
-        yield window, body[:-1] + b', "data": [' + b", ".join(traces) + b"]}"
+        self._show_lines("losses", title, thinned, layout, few, width=640, height=420)
 
-    def _score_windows(self) -> Iterator[Window]:
-        """The newest validations as a table, newest first; the best one's epoch is bold."""
-        names = list(dict.fromkeys(name for record in self._scores for name in record["scores"]))
+    def _show_scores(self) -> None:
+        """Each score as a curve in axes of its own, and the newest ones as a table."""
+        phase = self._scores[-1].get("phase", "val")
+        count = len(self._score_curves)
+        lowest = f"y{count}" if count > 1 else "y"
+        layout: dict[str, Any] = {"xaxis": {"title": "epoch", "anchor": lowest}}
+        traces = {}
+        for i, name in enumerate(self._score_curves):
+            number = "" if i == 0 else f"{i + 1}"
+            top = 1 - i / count
+            domain = [top - 0.8 / count, top]
+            layout[f"yaxis{number}"] = {"title": html.escape(name), "domain": domain}
+            traces[name] = {"yaxis": f"y{number}", "mode": "lines+markers"}
+        title = f"{self.title}: scores on {phase} by epoch"
+        size = {"width": 480, "height": 80 + 120 * count, "showlegend": False}
+        self._show_lines("score-curves", title, self._score_curves, layout, traces, **size)
+
+        names = list(self._score_curves)
         best = self._scores[-1].get("best", {}).get("epoch")
         cell = '<td style="padding: 2px 8px; text-align: right">'
         rows = ["".join(f"{cell}{html.escape(name)}</td>" for name in ["epoch", *names])]
-        for record in reversed(self._scores):
+        for record in reversed(self._scores[-SCORE_ROWS:]):
             values = [record["scores"].get(name) for name in names]
             texts = ["" if v is None else f"{v:.4g}" for v in values]
             epoch = record["epoch"]
             first = f"<b>{epoch}</b>" if epoch == best else f"{epoch}"
             rows.append("".join(f"{cell}{text}</td>" for text in [first, *texts]))
         table = "".join(f"<tr>{row}</tr>" for row in rows)
-        data = {"data": [{"type": "text", "content": f"<table>{table}</table>"}]}
         size = {"width": 90 + 90 * len(names), "height": 80 + 24 * len(rows)}
-        phase = self._scores[-1].get("phase", "val")
-        yield self._window("scores", f"{self.title}: scores on {phase}", data, **size)
+        title = f"{self.title}: scores on {phase}"
+        self._show("text", "scores", title, (f"<table>{table}</table>",), **size)
 
-    def _picture_windows(self) -> Iterator[Window]:
-        if self._newest is None:
-            return
+    def _show_newest_pictures(self) -> None:
+        assert self._newest is not None
         pictures, step = self._newest
-        at = f"epoch {step['epoch']}, image {step['iters']}" if "epoch" in step else ""
-        shown = [(label, *self._encode(array)) for label, array in pictures.items()]
+        shrunk = {label: self._shrunk(array) for label, array in pictures.items()}
         if self.ncols <= 0:
-            for i, (label, source, width, height) in enumerate(shown):
-                data = {"data": [{"type": "image", "content": {"src": source}}]}
-                size = {"width": width + 20, "height": height + 36}
-                yield self._window(f"picture-{i}", label, data, **size)
+            for i, (label, image) in enumerate(shrunk.items()):
+                size = {"width": image.width + 20, "height": image.height + 36}
+                channels_first = np.moveaxis(np.array(image), 2, 0)
+                self._show("image", f"picture-{i}", label, (channels_first,), **size)
             return
+        at = f": epoch {step['epoch']}, image {step['iters']}" if "epoch" in step else ""
         least = min(LEAST_SIZE, self.winsize)
-        shown = [(label, source, *enlarged(w, h, least)) for label, source, w, h in shown]
-        rows = [shown[i : i + self.ncols] for i in range(0, len(shown), self.ncols)]
-        table = "".join(
-            "<tr>"
-            + "".join(
+        cells, sizes = [], []
+        for label, image in shrunk.items():
+            width, height = enlarged(image.width, image.height, least)
+            sizes.append((width, height))
+            cells.append(
                 f'<td style="padding: 2px 4px; text-align: center; vertical-align: bottom; '
                 f'color: #333">'
-                f'<img src="{source}" width="{width}" height="{height}" '
+                f'<img src="{_data_url(image)}" width="{width}" height="{height}" '
                 f'style="image-rendering: pixelated" alt="{html.escape(label)}">'
                 f"<br>{html.escape(label)}</td>"
-                for label, source, width, height in row
             )
-            + "</tr>"
-            for row in rows
-        )
-        data = {"data": [{"type": "text", "content": f"<table>{table}</table>"}]}
+        starts = range(0, len(cells), self.ncols)
+        table = "".join(f"<tr>{''.join(cells[i : i + self.ncols])}</tr>" for i in starts)
+        rows = [sizes[i : i + self.ncols] for i in starts]
         size = {
-            "width": max(sum(width + 8 for _, _, width, _ in row) for row in rows) + 24,
-            "height": sum(max(height for *_, height in row) + 28 for row in rows) + 40,
+            "width": max(sum(width + 8 for width, _ in row) for row in rows) + 24,
+            "height": sum(max(height for _, height in row) + 28 for row in rows) + 40,
         }
-        yield self._window("pictures", f"{self.title}: {at}" if at else self.title, data, **size)
+        content = f"<table>{table}</table>"
+        self._show("text", "pictures", f"{self.title}{at}", (content,), **size)
 
-    def _encode(self, picture: np.ndarray) -> tuple[str, int, int]:
-        """A picture as a data URL, shrunk to what the page shows, and its width and height."""
+    def _shrunk(self, picture: np.ndarray) -> Image.Image:
+        """A picture no larger than the page shows it."""
         image = Image.fromarray(np.ascontiguousarray(picture))
         image.thumbnail((self.winsize, self.winsize), Image.Resampling.BOX, reducing_gap=None)
-        file = io.BytesIO()
-        # PNG, so that what looks like an artefact is one of the network; level 1 for speed.
-        image.save(file, "PNG", compress_level=1)
-        code = base64.b64encode(file.getvalue()).decode()
-        return f"data:image/png;base64,{code}", image.width, image.height
+        return image
+
+
+def _listening(host: str, port: int) -> bool:
+    """Whether something takes connections, or can't be asked."""
+    try:
+        socket.create_connection((host, port), TIMEOUT[0]).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _extend(curves: dict[str, Curve], x: float, values: Mapping[str, float | None]) -> None:
+    for name, value in values.items():
+        xs, ys = curves.setdefault(str(name), (array("d"), array("d")))
+        xs.append(x)
+        ys.append(math.nan if value is None else value)
+
+
+def _data_url(image: Image.Image) -> str:
+    # PNG, so that what looks like an artefact is one of the network; level 1 for speed.
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def enlarged(width: int, height: int, least: int) -> tuple[int, int]:
@@ -540,23 +495,10 @@ def without_spikes(curves: list[list[float]]) -> list[float] | None:
     Losses start high, and one such point would make flat lines of the rest. None where the usual
     range does.
     """
-    curves = [values for values in curves if len(values) >= 20]
-    if not curves:
+    finite = [np.array(values)[np.isfinite(values)] for values in curves]
+    finite = [values for values in finite if len(values) >= 20]
+    if not finite:
         return None
-    low, top = min(map(min, curves)), max(map(max, curves))
-    high = max(sorted(values)[int(0.97 * (len(values) - 1))] for values in curves)
-    span = high - low
-    return None if top - low <= 3 * span or span <= 0 else [low - 0.05 * span, high + 0.2 * span]
-
-
-def _open_log(port: int) -> tuple[Path, io.BufferedWriter]:
-    """Where the server's output goes: the user's cache folder, else a new temporary file."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    try:
-        folder = cache.expanduser().absolute() / "image-translation"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"visdom-{port}.log"
-        return path, open(path, "wb")
-    except (OSError, RuntimeError):
-        handle, name = tempfile.mkstemp(prefix=f"visdom-{port}-", suffix=".log")
-        return Path(name), open(handle, "wb")
+    low, top = min(v.min() for v in finite), max(v.max() for v in finite)
+    span = max(np.percentile(v, 97) for v in finite) - low
+    return None if top - low <= 3 * span or span <= 0 else [low - 0.05 * span, low + 1.2 * span]

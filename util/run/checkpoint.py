@@ -224,10 +224,10 @@ class Position:
         self.epoch_iter += images
         self.total_iters += images
 
-    def losses_due(self, frequency: int, before: int, epoch_size: int) -> bool:
-        """Whether losses are to be shown: `frequency` images have gone by since `before`.
+    def due(self, frequency: int, before: int, epoch_size: int) -> bool:
+        """Whether to show something: a multiple of `frequency` was crossed since `before` images.
 
-        An epoch in which that never happens shows them once, at its end.
+        An epoch in which that never happens shows it once, at its end.
         """
         over = self.epoch_iter >= epoch_size
         silent = not crossed(frequency, self.total_iters - self.epoch_iter, self.total_iters)
