@@ -17,6 +17,7 @@ import time
 
 from data import create_dataset
 from models import create_model
+from models.speed.layout import contiguous_gradients
 from options.train_options import TrainOptions
 from util import distributed
 from util.distributed import launch
@@ -38,6 +39,7 @@ def main() -> None:
     options.weigh_compiling(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
     model = create_model(opt)
     model.setup(opt)
+    contiguous_gradients(model.networks().values())
 
     with TrainingRun(opt, model, dataset) as run:
         at = run.resume()  # epoch, and images seen

@@ -71,6 +71,10 @@ class BaseModel(ABC):
         """Add options of this model, or change defaults; return the parser."""
         return parser
 
+    @staticmethod  # noqa: B027 - most models take them all
+    def check_options(opt: argparse.Namespace) -> None:
+        """Raise UserError where options do not go together with this model."""
+
     @abstractmethod
     def set_input(self, input: dict[str, Any]) -> None:
         """Take what the dataset gives, a batch, to the device."""

@@ -48,15 +48,17 @@ class CycleGANModel(BaseModel):
         self.visual_names = visuals_A + visuals_B
 
         drawn = {"init_type": opt.init_type, "init_gain": opt.init_gain, "gpu_ids": self.gpu_ids}
+        down, up = not opt.no_antialias, not opt.no_antialias_up
         build_G = (opt.ngf, opt.netG, opt.norm, not opt.no_dropout)
-        self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, *build_G, **drawn)
-        self.netG_B = networks.define_G(opt.output_nc, opt.input_nc, *build_G, **drawn)
+        sampling = {"antialias": down, "antialias_up": up, **drawn}
+        self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, *build_G, **sampling)
+        self.netG_B = networks.define_G(opt.output_nc, opt.input_nc, *build_G, **sampling)
         if not self.isTrain:
             return
 
         build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.norm)
-        self.netD_A = networks.define_D(opt.output_nc, *build_D, **drawn)
-        self.netD_B = networks.define_D(opt.input_nc, *build_D, **drawn)
+        self.netD_A = networks.define_D(opt.output_nc, *build_D, antialias=down, **drawn)
+        self.netD_B = networks.define_D(opt.input_nc, *build_D, antialias=down, **drawn)
         self.fake_A_pool = ImagePool(opt.pool_size)
         self.fake_B_pool = ImagePool(opt.pool_size)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
@@ -109,8 +111,8 @@ class CycleGANModel(BaseModel):
             self.loss_idt_B = self.criterionIdt(self.idt_B, self.real_A) * lambda_A * lambda_idt
         else:
             self.loss_idt_A = self.loss_idt_B = 0
-        self.loss_G_A = self.criterionGAN(self.netD_A(self.fake_B), True)
-        self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True)
+        self.loss_G_A = self.criterionGAN(self.netD_A(self.fake_B), True, False)
+        self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True, False)
         self.loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * lambda_A
         self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * lambda_B
         self.loss_G = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .speed.acceleration import full_precision
 
-GAN_MODES = ("lsgan", "vanilla", "wgangp")
+GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
 
 
 class GANLoss(nn.Module):
@@ -17,8 +18,12 @@ class GANLoss(nn.Module):
     - `vanilla`: cross-entropy on logits (Goodfellow et al. 2014, eq. 1, the non-saturating form)
     - `wgangp`: -D(x) for real and D(x) for fake (Gulrajani et al. 2017); add the penalty of
       `cal_gradient_penalty` to the loss of the discriminator
+    - `hinge`: max(0, 1 - D(x)) for real and max(0, 1 + D(x)) for fake; the generator minimizes
+      -D(x) (Lim and Ye 2017; Miyato et al. 2018, eq. 16 and 17)
+    - `nonsaturating`: softplus(-D(x)) for real and softplus(D(x)) for fake, which is `vanilla`
+      where labels are 1 and 0 (Goodfellow et al. 2014, section 3)
 
-    The discriminator must not end in a sigmoid: `vanilla` takes logits.
+    The discriminator must not end in a sigmoid: `vanilla` and `nonsaturating` take logits.
     """
 
     def __init__(
@@ -32,7 +37,7 @@ class GANLoss(nn.Module):
             self.loss = nn.MSELoss()
         elif gan_mode == "vanilla":
             self.loss = nn.BCEWithLogitsLoss()
-        elif gan_mode == "wgangp":
+        elif gan_mode in GAN_MODES:
             self.loss = None
         else:
             raise ValueError(f"unknown gan_mode '{gan_mode}': choose from {', '.join(GAN_MODES)}")
@@ -42,11 +47,21 @@ class GANLoss(nn.Module):
         label = self.real_label if target_is_real else self.fake_label
         return label.expand_as(prediction)
 
-    def forward(self, prediction: torch.Tensor, target_is_real: bool) -> torch.Tensor:
-        """The mean loss, a scalar, of a map of predictions (N, 1, H, W)."""
-        if self.loss is None:
-            return -prediction.mean() if target_is_real else prediction.mean()
-        return self.loss(prediction, self.get_target_tensor(prediction, target_is_real))
+    def forward(
+        self, prediction: torch.Tensor, target_is_real: bool, for_discriminator: bool = True
+    ) -> torch.Tensor:
+        """The mean loss, a scalar, of a map of predictions (N, 1, H, W).
+
+        `for_discriminator` matters to `hinge` alone: without it nothing is clipped.
+        """
+        if self.loss is not None:
+            return self.loss(prediction, self.get_target_tensor(prediction, target_is_real))
+        wanted = -prediction if target_is_real else prediction  # what should become small
+        if self.gan_mode == "nonsaturating":
+            return F.softplus(wanted).mean()
+        if self.gan_mode == "hinge" and for_discriminator:
+            return F.relu(1 + wanted).mean()
+        return wanted.mean()
 
 
 def cal_gradient_penalty(

@@ -7,7 +7,8 @@ checkpoint loads. Losses, schedules and initialization live next door and are re
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from util.errors import UserError
 
+from .antialias import Downsample, Upsample
 from .init import INIT_TYPES, init_net, init_weights
 from .losses import GAN_MODES, GANLoss, cal_gradient_penalty
 from .schedulers import LR_POLICIES, fast_forward, get_scheduler, rebase
@@ -81,22 +83,32 @@ def needs_bias(norm_layer: NormLayer) -> bool:
     return layer is nn.InstanceNorm2d
 
 
-def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, least: int) -> torch.Tensor:
-    """Run `net` on pictures of any size, and return the size that came in.
+def pad_to_fit(x: torch.Tensor, multiple: int, least: int) -> torch.Tensor:
+    """Make height and width multiples of `multiple`, and not smaller than `least`.
 
-    The network halves height and width so often that both must be multiples of `multiple`, and not
-    below `least`. Other sizes are padded at the right and at the bottom, by reflection where the
-    picture is large enough for it, and the result is cut back. Sizes that fit go through untouched.
-
-    x: (N, C, H, W), returned: (N, C', H, W).
+    x: (N, C, H, W). Padded at the right and at the bottom, by reflection where the picture is large
+    enough for it. Sizes that fit are returned untouched.
     """
     height, width = x.shape[-2:]
     pad_h = max(least, -(-height // multiple) * multiple) - height
     pad_w = max(least, -(-width // multiple) * multiple) - width
     if pad_h == 0 and pad_w == 0:
-        return net(x)
+        return x
     mode = "reflect" if pad_h < height and pad_w < width else "replicate"
-    return net(F.pad(x, (0, pad_w, 0, pad_h), mode=mode))[..., :height, :width]
+    return F.pad(x, (0, pad_w, 0, pad_h), mode=mode)
+
+
+def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, least: int) -> torch.Tensor:
+    """Run `net` on pictures of any size, and return the size that came in.
+
+    The network halves height and width so often that both must be as `pad_to_fit` makes them. What
+    was padded is cut off the result.
+
+    x: (N, C, H, W), returned: (N, C', H, W).
+    """
+    height, width = x.shape[-2:]
+    y = net(pad_to_fit(x, multiple, least))
+    return y if y.shape[-2:] == (height, width) else y[..., :height, :width]
 
 
 # ------------------------------------------------------------------------------------- generators
@@ -106,6 +118,7 @@ class ResnetGenerator(nn.Module):
     """The generator of CycleGAN, after Johnson et al. 2016: down by 4, residual blocks, up by 4.
 
     (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]; any H and W (see `apply_padded`).
+    With `antialias` the steps down, and with `antialias_up` those up, are of `antialias.py`.
     """
 
     def __init__(
@@ -117,6 +130,8 @@ class ResnetGenerator(nn.Module):
         use_dropout: bool = False,
         n_blocks: int = 6,
         padding_type: str = "reflect",
+        antialias: bool = False,
+        antialias_up: bool = False,
     ):
         if n_blocks < 0:
             raise ValueError(f"n_blocks must not be negative, got {n_blocks}")
@@ -124,15 +139,21 @@ class ResnetGenerator(nn.Module):
         bias = needs_bias(norm_layer)
 
         def down(cin: int, cout: int) -> list[nn.Module]:
-            conv = nn.Conv2d(cin, cout, kernel_size=3, stride=2, padding=1, bias=bias)
-            return [conv, norm_layer(cout), nn.ReLU()]
+            stride = 1 if antialias else 2
+            conv = nn.Conv2d(cin, cout, kernel_size=3, stride=stride, padding=1, bias=bias)
+            subsample = [Downsample(cout)] if antialias else []
+            return [conv, norm_layer(cout), nn.ReLU(), *subsample]
 
         def up(cin: int, cout: int) -> list[nn.Module]:
+            if antialias_up:
+                conv = nn.Conv2d(cin, cout, kernel_size=3, padding=1, bias=bias)
+                return [Upsample(cin), conv, norm_layer(cout), nn.ReLU()]
             conv = nn.ConvTranspose2d(
                 cin, cout, kernel_size=3, stride=2, padding=1, output_padding=1, bias=bias
             )
             return [conv, norm_layer(cout), nn.ReLU()]
 
+        self.input_nc = input_nc
         self.model = nn.Sequential(
             nn.ReflectionPad2d(3),
             nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias),
@@ -151,9 +172,37 @@ class ResnetGenerator(nn.Module):
             nn.Tanh(),
         )
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input: torch.Tensor, layers: Sequence[int] = (), encode_only: bool = False
+    ) -> Any:
+        """The output; with `layers` (output, features), with `encode_only` the features alone.
+
+        `layers` are numbers of layers of `model`, in rising order; features are what these layers
+        return, a list of (N, C, h, w), and those of a norm what its ReLU returns. With
+        `encode_only` the layers behind the last are not run.
+        """
         # at a quarter of 8 pixels the blocks can still reflect by one
-        return apply_padded(self.model, input, multiple=4, least=8)
+        if not layers:
+            return apply_padded(self.model, input, multiple=4, least=8)
+        x = pad_to_fit(input, multiple=4, least=8)
+        # the ReLUs of the published code work in place, on what the norm has returned
+        is_relu = [isinstance(layer, nn.ReLU) for layer in (*self.model, None)]
+        rectified = [number + is_relu[number + 1] for number in layers]
+        features = []
+        for number, layer in enumerate(self.model):
+            x = layer(x)
+            features += [x] * rectified.count(number)
+            if encode_only and number == rectified[-1]:
+                return features
+        return x[..., : input.shape[-2], : input.shape[-1]], features
+
+    def channels_of(self, layers: Sequence[int]) -> list[int]:
+        """How many channels the features of `layers` have."""
+        channels, of_layer = self.input_nc, []
+        for layer in self.model:
+            channels = getattr(layer, "out_channels", channels)  # only convolutions change it
+            of_layer.append(channels)
+        return [of_layer[number] for number in layers]
 
 
 class ResnetBlock(nn.Module):
@@ -297,6 +346,7 @@ class NLayerDiscriminator(nn.Module):
 
     (N, input_nc, H, W) -> (N, 1, H/2^n - 2, W/2^n - 2) logits for n = `n_layers`. Three layers see
     patches of 70x70 pixels, 30x30 of them on 256x256; one, two, four and five see 16, 34, 142, 286.
+    With `antialias` it halves sizes by `antialias.Downsample`, and sees a little more.
     """
 
     def __init__(
@@ -305,22 +355,29 @@ class NLayerDiscriminator(nn.Module):
         ndf: int = 64,
         n_layers: int = 3,
         norm_layer: NormLayer = nn.BatchNorm2d,
+        antialias: bool = False,
     ):
         super().__init__()
         self.n_layers = n_layers
         bias = needs_bias(norm_layer)
         widths = [ndf * min(2**n, 8) for n in range(n_layers + 1)]
 
+        halving = 1 if antialias else 2
+
+        def subsample(channels: int) -> list[nn.Module]:
+            return [Downsample(channels)] if antialias else []
+
         def block(cin: int, cout: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(cin, cout, kernel_size=4, stride=stride, padding=1, bias=bias)
             return [conv, norm_layer(cout), nn.LeakyReLU(0.2)]
 
         layers = [
-            nn.Conv2d(input_nc, ndf, kernel_size=4, stride=2, padding=1),
+            nn.Conv2d(input_nc, ndf, kernel_size=4, stride=halving, padding=1),
             nn.LeakyReLU(0.2, True),
+            *subsample(ndf),
         ]
         for n in range(1, n_layers):
-            layers += block(widths[n - 1], widths[n], stride=2)
+            layers += [*block(widths[n - 1], widths[n], halving), *subsample(widths[n])]
         layers += block(widths[-2] if n_layers else ndf, widths[-1], stride=1)
         layers += [nn.Conv2d(widths[-1], 1, kernel_size=4, stride=1, padding=1)]
         self.model = nn.Sequential(*layers)
@@ -360,7 +417,8 @@ class PixelDiscriminator(nn.Module):
 
 
 # -------------------------------------------------------------------------------------- factories
-# name: network of (input_nc, output_nc, ngf, norm_layer=, use_dropout=)
+# name: network of (input_nc, output_nc, ngf, norm_layer=, use_dropout=); ResNets also take
+# antialias= and antialias_up=
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "resnet_9blocks": functools.partial(ResnetGenerator, n_blocks=9),
     "resnet_6blocks": functools.partial(ResnetGenerator, n_blocks=6),
@@ -368,7 +426,7 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "unet_256": lambda cin, cout, ngf, **kw: UnetGenerator(cin, cout, 8, ngf, **kw),
 }
 
-# name: network of (input_nc, ndf, n_layers_D, norm_layer=)
+# name: network of (input_nc, ndf, n_layers_D, norm_layer=); all but `pixel` also take antialias=
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "basic": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, 3, **kw),
     "n_layers": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, n, **kw),
@@ -386,15 +444,28 @@ def define_G(
     init_type: str = "normal",
     init_gain: float = 0.02,
     gpu_ids: list[int] = [],
+    antialias: bool = False,
+    antialias_up: bool = False,
 ) -> nn.Module:
     """Build a generator by its name in `GENERATORS` and initialize it.
 
-    `ngf` is the number of filters of the last convolution. Raises ValueError for an unknown name.
+    `ngf` is the number of filters of the last convolution. Raises ValueError for an unknown name,
+    and for a U-Net with `antialias` or `antialias_up`.
     """
     if netG not in GENERATORS:
         raise ValueError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
+    sampling = {"antialias": antialias, "antialias_up": antialias_up}
+    if "unet" in netG:
+        if antialias or antialias_up:
+            raise UserError(
+                f"--antialias is for ResNets, not for --netG {netG}: say --netG resnet_9blocks, or "
+                "leave it out"
+            )
+        sampling = {}
     norm_layer = get_norm_layer(norm)
-    net = GENERATORS[netG](input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout)
+    net = GENERATORS[netG](
+        input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, **sampling
+    )
     return init_net(net, init_type, init_gain, gpu_ids)
 
 
@@ -407,13 +478,17 @@ def define_D(
     init_type: str = "normal",
     init_gain: float = 0.02,
     gpu_ids: list[int] = [],
+    antialias: bool = False,
 ) -> nn.Module:
     """Build a discriminator by its name in `DISCRIMINATORS` and initialize it.
 
     `ndf` is the number of filters of the first convolution; `n_layers_D` counts only for
-    `n_layers`. Raises ValueError for an unknown name.
+    `n_layers`, and `antialias` not for `pixel`, which halves nothing. Raises ValueError for an
+    unknown name.
     """
     if netD not in DISCRIMINATORS:
         raise ValueError(f"unknown netD '{netD}': choose from {', '.join(DISCRIMINATORS)}")
-    net = DISCRIMINATORS[netD](input_nc, ndf, n_layers_D, norm_layer=get_norm_layer(norm))
+    norm_layer = get_norm_layer(norm)
+    sampling = {} if netD == "pixel" else {"antialias": antialias}
+    net = DISCRIMINATORS[netD](input_nc, ndf, n_layers_D, norm_layer=norm_layer, **sampling)
     return init_net(net, init_type, init_gain, gpu_ids)

@@ -43,6 +43,8 @@ class Pix2PixModel(BaseModel):
             opt.init_type,
             opt.init_gain,
             self.gpu_ids,
+            antialias=not opt.no_antialias,
+            antialias_up=not opt.no_antialias_up,
         )
         if not self.isTrain:
             return
@@ -55,6 +57,7 @@ class Pix2PixModel(BaseModel):
             opt.init_type,
             opt.init_gain,
             self.gpu_ids,
+            antialias=not opt.no_antialias,
         )
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
         self.criterionL1 = torch.nn.L1Loss()
@@ -93,7 +96,7 @@ class Pix2PixModel(BaseModel):
     def backward_G(self):
         """Gradients of the generator (eq. 4)."""
         fake_AB = torch.cat((self.real_A, self.fake_B), 1)
-        self.loss_G_GAN = self.criterionGAN(self.netD(fake_AB), True)
+        self.loss_G_GAN = self.criterionGAN(self.netD(fake_AB), True, False)
         self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.opt.lambda_L1
         self.loss_G = self.loss_G_GAN + self.loss_G_L1
         self.backpropagate(self.loss_G)

@@ -10,7 +10,7 @@ from .base_model import BaseModel
 
 
 class TestModel(BaseModel):
-    """Loads `<epoch>_net_G.pth`, or the generator of a CycleGAN that goes in `--direction`."""
+    """Loads `<epoch>_net_G.pth`, or that of two generators which goes in `--direction`."""
 
     __test__ = False  # not a test class for pytest
 
@@ -39,6 +39,8 @@ class TestModel(BaseModel):
             opt.init_type,
             opt.init_gain,
             self.gpu_ids,
+            antialias=not opt.no_antialias,
+            antialias_up=not opt.no_antialias_up,
         )
         # saving and loading look for the attribute of that name
         setattr(self, "netG" + suffix, self.netG)
@@ -46,7 +48,7 @@ class TestModel(BaseModel):
     def _find_suffix(self) -> str:
         """The ending of the generator's name that `--direction` asks for, by the files there are.
 
-        In a CycleGAN, G_A goes the way that it was trained for, and G_B goes back.
+        In a CycleGAN or DCLGAN, G_A goes the way that it was trained for, and G_B goes back.
         """
         saved = read_saved_options(self.save_dir)
         trained = saved.get("direction", "AtoB")

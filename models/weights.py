@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 State = Mapping[str, torch.Tensor]
+# which ways are anti-aliased, down and up; a discriminator has none up
+ANTIALIAS_FLAGS = {
+    (True, True): "--antialias",
+    (True, False): "--antialias --no_antialias_up",
+    (False, True): "--antialias --no_antialias",
+    (False, False): "--no_antialias --no_antialias_up",
+    (True,): "--antialias",
+    (False,): "--no_antialias",
+}
 
 
 def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
@@ -33,7 +43,7 @@ def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if not is_leftover(key)}
 
 
-def describe(state: State) -> dict[str, object]:
+def describe(state: State) -> dict[str, Any]:
     """The options that a network of this code must have been built with, as far as keys tell."""
     weights = {k: v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4}
     if not weights:
@@ -44,6 +54,7 @@ def describe(state: State) -> dict[str, object]:
     biases = sum(k.removesuffix("weight") + "bias" in state for k in weights)
     norm = "batch" if norm_weights else "instance" if biases > 2 else "none"
     width, inputs = first.shape[:2]
+    filters = {v.shape[-1] for k, v in state.items() if k.endswith(".filt")}
     if first_key == "model.model.0.weight":
         depth = max(key.count("model.") for key in weights) - 1
         names = {7: "unet_128", 8: "unet_256"}
@@ -65,9 +76,16 @@ def describe(state: State) -> dict[str, object]:
             "no_dropout": not dropout,
             "input_nc": inputs,
             "output_nc": last.shape[0],
+            "antialias": (3 in filters, 4 in filters),
         }
     if first_key == "model.0.weight":
-        return {"netD": "n_layers", "n_layers_D": len(weights) - 2, "ndf": width, "norm": norm}
+        return {
+            "netD": "n_layers",
+            "n_layers_D": len(weights) - 2,
+            "ndf": width,
+            "norm": norm,
+            "antialias": (3 in filters,),
+        }
     if first_key == "net.0.weight":
         return {"netD": "pixel", "ndf": width, "norm": norm}
     return {}
@@ -89,6 +107,8 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
         given = " ".join(_flag(k, wanted[k]) for k in differing)
         return f"net{name} was saved with {flags}, the options say {given}; set {flags}"
     if there and wanted:
+        if "antialias" not in wanted and not any(there.get("antialias", ())):
+            there.pop("antialias", None)  # what the other kind of network is anyway
         flags = " ".join(_flag(k, v) for k, v in there.items())
         return f"net{name} was saved with {flags}; set these flags"
     examples = [*missing, *surplus, *wrong][:2]
@@ -99,7 +119,9 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     )
 
 
-def _flag(name: str, value: object) -> str:
+def _flag(name: str, value: Any) -> str:
+    if name == "antialias":
+        return ANTIALIAS_FLAGS[value]
     if name == "no_dropout":
         return "--no_dropout" if value else "--dropout"
     return f"--{name} {value}"

@@ -41,6 +41,16 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{text} [%(default)s]"
 
 
+class Antialias(argparse.Action):
+    """The partner of two flags: sets both `no_antialias` and `no_antialias_up` to False."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        namespace.no_antialias = namespace.no_antialias_up = False
+
+
 def whole_number(least: int, most: int = 2**63 - 1):
     """An argparse type: a whole number from `least` to `most`."""
 
@@ -124,7 +134,7 @@ class BaseOptions:
 
         group = parser.add_argument_group("model")
         add = group.add_argument
-        add("--model", default="cycle_gan", help="cycle_gan | pix2pix | colorization | test | ...")
+        add("--model", default="cycle_gan", help="cycle_gan | pix2pix | cut | dcl | test | ...")
         add("--input_nc", type=whole_number(1, 10**6), default=3, help="channels of input pictures")
         add(
             "--output_nc",
@@ -156,6 +166,11 @@ class BaseOptions:
             default=argparse.SUPPRESS,
             help="dropout in the generator, where the model's default is none",
         )
+        # cut and dcl have it on, the others off
+        parser.set_defaults(no_antialias=True, no_antialias_up=True)
+        add("--no_antialias", action="store_true", help="no anti-aliased sampling down in G and D")
+        add("--no_antialias_up", action="store_true", help="no anti-aliased sampling up in G")
+        add("--antialias", action=Antialias, help="both, against checkerboards: see docs/tips.md")
 
         group = parser.add_argument_group("speed")
         add = group.add_argument
@@ -258,11 +273,20 @@ class BaseOptions:
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         """Stop with one line where options do not go together."""
+        try:
+            models.find_model_using_name(opt.model).check_options(opt)
+        except UserError as e:
+            self.parser.error(str(e))
         crops_scaled = opt.preprocess in ("resize_and_crop", "scale_width_and_crop")
         if crops_scaled and opt.load_size < opt.crop_size:
             self.parser.error(
                 f"--load_size {opt.load_size} is smaller than --crop_size {opt.crop_size}: "
                 f"--preprocess {opt.preprocess} needs it at least as large"
+            )
+        if "unet" in opt.netG and not (opt.no_antialias and opt.no_antialias_up):
+            self.parser.error(
+                f"--antialias is for ResNets, not for --netG {opt.netG}: say --netG "
+                "resnet_9blocks, or leave it out"
             )
         if opt.value_range is not None and not opt.value_range[0] < opt.value_range[1]:
             low, high = opt.value_range
@@ -290,8 +314,8 @@ class BaseOptions:
         trained = bool(names) and next(folder.glob("*_net_*.pth"), None) is not None
         saved = read_saved_options(folder) if trained else {}
         against = "direction" in explicit and opt.direction != saved.get("direction")
-        if opt.model == "test" and saved.get("model") == "cycle_gan" and against:
-            # the second generator of a CycleGAN takes what the first one gives
+        if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:
+            # the second of two generators takes what the first one gives
             channels = saved.get("input_nc", ""), saved.get("output_nc", "")
             saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
         changed = restore(opt, self.parser, explicit, saved, names)

@@ -97,12 +97,14 @@ def load_generator(
     state = checkpoint.load_weights(path, "cpu")
     options = {**saved, **_architecture(state, saved, path)}
     options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
+    down, up = options.pop("antialias", (False, False))
     net = GENERATORS[options["netG"]](
         options["input_nc"],
         options["output_nc"],
         options["ngf"],
         norm_layer=get_norm_layer(options["norm"]),
         use_dropout=not options["no_dropout"],
+        **({"antialias": down, "antialias_up": up} if down or up else {}),
     )
     state = fit_state_dict(state, net)
     problem = explain_mismatch("G", state, net)

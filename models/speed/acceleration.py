@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
+
+from .layout import contiguous_gradients
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -116,6 +119,7 @@ def prepare(
     """
     if channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        contiguous_gradients([net])
     for module in net.modules():
         if hasattr(module, "recompute"):
             module.recompute = recompute  # type: ignore[assignment]
@@ -139,9 +143,9 @@ def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
 
 def _autocast(forward: Any, device: torch.device, dtype: torch.dtype) -> Any:
     @functools.wraps(forward)
-    def wrapper(*inputs: torch.Tensor) -> torch.Tensor:
+    def wrapper(*inputs: Any, **more: Any) -> Any:
         with torch.autocast(device.type, dtype, enabled=not _full_precision):
-            return forward(*inputs).float()
+            return tree_map(lambda x: x.float(), forward(*inputs, **more))
 
     return wrapper
 

@@ -9,9 +9,16 @@ from pathlib import Path
 DEFAULT_NAME = "experiment_name"  # of an experiment, where --name is not given
 
 # what has to agree for weights to fit and for pictures to go the way that was learned
-NETWORK_OPTIONS = ("netG", "norm", "ngf", "no_dropout", "input_nc", "output_nc")
-GENERATOR_OPTIONS = (*NETWORK_OPTIONS, "direction", "value_range")
-DISCRIMINATOR_OPTIONS = ("netD", "ndf", "n_layers_D")
+NETWORK_OPTIONS = (
+    *("netG", "norm", "ngf", "no_dropout", "no_antialias", "no_antialias_up"),
+    *("input_nc", "output_nc"),
+)
+GENERATOR_OPTIONS = (*NETWORK_OPTIONS, "normG", "direction", "value_range")
+# of the other networks that training has
+DISCRIMINATOR_OPTIONS = (
+    *("netD", "ndf", "n_layers_D", "normD"),
+    *("netF", "netF_nc", "nce_layers"),
+)
 
 _LINE = re.compile(r"^\s*(\w+): (.*?)\s*(?:\t?\[default: .*\])?\s*$")
 
@@ -19,7 +26,7 @@ _LINE = re.compile(r"^\s*(\w+): (.*?)\s*(?:\t?\[default: .*\])?\s*$")
 def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, str]:
     """Names and values, as text, of `<folder>/<phase>_opt.txt`; empty where there is no such file.
 
-    Reads the files of the original too.
+    Reads the files of the original too. Where G has a norm of its own (`normG`), `norm` is that.
     """
     path = Path(folder) / f"{phase}_opt.txt"
     try:
@@ -27,7 +34,8 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
     except OSError:
         return {}
     matches = (_LINE.match(line) for line in lines)
-    return {m.group(1): m.group(2) for m in matches if m}
+    options = {m.group(1): m.group(2) for m in matches if m}
+    return {**options, "norm": options["normG"]} if "normG" in options else options
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:

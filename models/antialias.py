@@ -1,0 +1,56 @@
+"""Sampling without aliases: blurred subsampling and upsampling (Zhang, ICML 2019).
+
+A stride of 2 alone takes every second pixel and mixes fine detail up with coarse, which shows as
+checkerboards. A binomial filter in front of it takes that detail away (section 3).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def binomial_filter(size: int) -> torch.Tensor:
+    """A blur (size, size) with a sum of 1: the outer product of a row of Pascal's triangle."""
+    row = torch.ones(1)
+    for _ in range(size - 1):
+        row = F.pad(row, (1, 0)) + F.pad(row, (0, 1))
+    return torch.outer(row, row) / row.sum() ** 2
+
+
+class Downsample(nn.Module):
+    """Blur by 3x3, reflecting at the border, and keep every second pixel.
+
+    (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)).
+    """
+
+    filt: torch.Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        # a buffer, as in released weights
+        self.register_buffer("filt", binomial_filter(3).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(padded, self.filt, stride=2, groups=self.filt.shape[0])
+
+
+class Upsample(nn.Module):
+    """Put zeros between the pixels and blur by 4x4; at the border pixels are repeated.
+
+    (N, C, H, W) -> (N, C, 2H, 2W).
+    """
+
+    filt: torch.Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        # three of four pixels are zeros: times 4, so that the mean stays
+        self.register_buffer("filt", 4 * binomial_filter(4).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        groups = self.filt.shape[0]
+        return F.conv_transpose2d(padded, self.filt, stride=2, padding=3, groups=groups)

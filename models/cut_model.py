@@ -1,0 +1,203 @@
+"""CUT and FastCUT: translation one way, learned by comparing patches of input and output.
+
+Park, Efros, Zhang, Zhu: Contrastive Learning for Unpaired Image-to-Image Translation, ECCV 2020,
+https://arxiv.org/abs/2007.15651. Equation and section numbers are that paper's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+import torch
+
+from util.image_pool import ImagePool
+
+from . import networks, patch_nce
+from .base_model import BaseModel
+
+MODES = {
+    "CUT": {"nce_idt": True, "lambda_NCE": 1.0},
+    "FastCUT": {
+        "nce_idt": False,
+        "lambda_NCE": 10.0,
+        "flip_equivariance": True,
+        "n_epochs": 150,
+        "n_epochs_decay": 50,
+    },
+}
+
+
+class SetMode(argparse.Action):
+    """Sets the defaults of a mode: the parser parses again before options are used."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.set_defaults(**MODES[str(values)])
+        setattr(namespace, self.dest, values)
+
+
+def mode_of(text: str) -> str:
+    """The mode of that name in any case."""
+    return next((mode for mode in MODES if mode.lower() == text.lower()), text)
+
+
+class CUTModel(BaseModel):
+    """A generator, a discriminator, and F, which embeds features of the generator's encoder."""
+
+    @staticmethod
+    def modify_commandline_options(parser, is_train=True):
+        """Options of the two modes (section 4.1): FastCUT is lighter, CUT a little better."""
+        patch_nce.add_options(parser, is_train, "CUT")
+        if is_train:
+            parser.add_argument(
+                "--CUT_mode",
+                type=mode_of,
+                default="CUT",
+                choices=MODES,
+                action=SetMode,
+                help="CUT | FastCUT",
+            )
+            parser.set_defaults(**MODES["CUT"])
+        return parser
+
+    @staticmethod
+    def check_options(opt):
+        """Refuse generators without the layers that are compared."""
+        patch_nce.check_options(opt)
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.loss_names = ["G_GAN", "D_real", "D_fake", "G", "NCE"]
+        self.visual_names = ["real_A", "fake_B", "real_B"]
+        self.model_names = ["G", "F", "D"] if self.isTrain else ["G"]
+        drawn = {"init_type": opt.init_type, "init_gain": opt.init_gain, "gpu_ids": self.gpu_ids}
+        self.netG = networks.define_G(
+            opt.input_nc,
+            opt.output_nc,
+            opt.ngf,
+            opt.netG,
+            opt.normG,
+            not opt.no_dropout,
+            antialias=not opt.no_antialias,
+            antialias_up=not opt.no_antialias_up,
+            **drawn,
+        )
+        if not self.isTrain:
+            return
+        if opt.nce_idt:
+            self.loss_names.append("NCE_Y")
+            self.visual_names.append("idt_B")
+        if opt.gan_mode == "wgangp":
+            self.loss_names.append("D_gp")
+        self.nce_layers = patch_nce.layers_of(opt, self.netG)
+        channels = self.netG.channels_of(self.nce_layers)
+        self.netF = patch_nce.define_F(channels, opt.netF, opt.netF_nc, **drawn)
+        self.netD = networks.define_D(
+            opt.output_nc,
+            opt.ndf,
+            opt.netD,
+            opt.n_layers_D,
+            opt.normD,
+            antialias=not opt.no_antialias,
+            **drawn,
+        )
+        self.fake_B_pool = ImagePool(opt.pool_size)
+        self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
+        self.criterionNCE = patch_nce.PatchNCELoss(
+            opt.nce_T, opt.nce_includes_all_negatives_from_minibatch
+        )
+        betas = (opt.beta1, opt.beta2)
+        self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr, betas=betas)
+        self.optimizer_D = torch.optim.Adam(self.netD.parameters(), lr=opt.lr, betas=betas)
+        self.optimizers = [self.optimizer_G, self.optimizer_D]
+        if opt.netF != "sample":  # which has no weights
+            self.optimizer_F = torch.optim.Adam(self.netF.parameters(), lr=opt.lr, betas=betas)
+            self.optimizers.append(self.optimizer_F)
+
+    def set_input(self, input):
+        """Take a batch: `A`, `B` (N, C, H, W) in [-1, 1], and paths; they swap with BtoA."""
+        A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
+        self.real_A = input[A].to(self.device, non_blocking=True)
+        self.real_B = input[B].to(self.device, non_blocking=True)
+        self.image_paths = input[A + "_paths"]
+
+    def forward(self):
+        """Translate A; in training CUT also gives G a B, which it should leave alone (eq. 6).
+
+        FastCUT mirrors what goes in by a half chance. Its features are compared unmirrored.
+        """
+        if not self.isTrain:
+            self.fake_B = self.netG(self.real_A)
+            return
+        n = len(self.real_A)
+        real = torch.cat((self.real_A, self.real_B)) if self.opt.nce_idt else self.real_A
+        self.mirrored = self.opt.flip_equivariance and random.random() < 0.5
+        if self.mirrored:
+            fake, self.features = self.netG(real.flip(3)), None
+        else:
+            fake, self.features = patch_nce.with_features(self.netG, real, self.nce_layers)
+        self.fake_B, self.idt_B = fake[:n], fake[n:]
+
+    def backward_D(self):
+        """Gradients of the discriminator (eq. 1), halved."""
+        fake_B = self.fake_B_pool.query(self.fake_B.detach())
+        self.loss_D_fake = self.criterionGAN(self.netD(fake_B), False)
+        self.loss_D_real = self.criterionGAN(self.netD(self.real_B), True)
+        self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5
+        if self.opt.gan_mode == "wgangp":
+            self.loss_D_gp, _ = networks.cal_gradient_penalty(
+                self.netD, self.real_B, fake_B, self.device, lambda_gp=self.opt.lambda_gp
+            )
+            self.loss_D = self.loss_D + self.loss_D_gp
+        self.loss_D.backward()
+
+    def backward_G(self):
+        """Gradients of the generator and of F (eq. 5)."""
+        opt, n = self.opt, len(self.real_A)
+        self.loss_G_GAN = self.loss_NCE = self.loss_NCE_Y = torch.zeros((), device=self.device)
+        if opt.lambda_GAN > 0:
+            pred_fake = self.netD(self.fake_B)
+            self.loss_G_GAN = self.criterionGAN(pred_fake, True, False) * opt.lambda_GAN
+        if opt.lambda_NCE > 0:
+            self.loss_NCE = self.calculate_NCE_loss(self.real_A, self.fake_B, slice(0, n))
+        loss_NCE = self.loss_NCE
+        if opt.nce_idt and opt.lambda_NCE > 0:
+            self.loss_NCE_Y = self.calculate_NCE_loss(self.real_B, self.idt_B, slice(n, None))
+            loss_NCE = (self.loss_NCE + self.loss_NCE_Y) * 0.5
+        self.loss_G = self.loss_G_GAN + loss_NCE
+        self.loss_G.backward()
+
+    def calculate_NCE_loss(self, source, target, part):
+        """The contrastive loss (eq. 4) of patches of `target`, made from `source`.
+
+        Both are (N, C, H, W); `part` says which pictures of the pass in `forward` are `source`.
+        """
+        queries = self.netG(target, self.nce_layers, encode_only=True)
+        if self.mirrored:
+            queries = [q.flip(3) for q in queries]
+        if self.features is not None:
+            keys = [f[part] for f in self.features]
+        else:
+            with torch.no_grad():
+                keys = self.netG(source, self.nce_layers, encode_only=True)
+        networks_F = self.netF, self.netF
+        loss = patch_nce.contrast(
+            self.criterionNCE, queries, keys, *networks_F, self.opt.num_patches
+        )
+        return loss * self.opt.lambda_NCE
+
+    def optimize_parameters(self):
+        """One step of the discriminator, then one of the generator and F."""
+        self.forward()
+        self.set_requires_grad(self.netD, True)
+        self.optimizer_D.zero_grad()
+        self.backward_D()
+        self.optimizer_D.step()
+        self.set_requires_grad(self.netD, False)
+        self.optimizer_G.zero_grad()
+        if self.opt.netF != "sample":
+            self.optimizer_F.zero_grad()
+        self.backward_G()
+        self.optimizer_G.step()
+        if self.opt.netF != "sample":
+            self.optimizer_F.step()

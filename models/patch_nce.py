@@ -1,0 +1,226 @@
+"""Contrastive learning of patches (Park et al., ECCV 2020, sections 3 and C.1).
+
+A patch of the output should resemble the patch of the input at the same place more than it does
+other patches of that input. Patches are compared by features of the generator's own layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from util.errors import UserError
+
+from .init import init_net
+from .networks import GENERATORS, ResnetGenerator
+from .speed.acceleration import batches_freely
+
+FEATURE_NETWORKS = ("sample", "mlp_sample")
+Features = list[torch.Tensor]
+
+
+def switch(text: str) -> bool:
+    """An argparse type: True or False."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+    return values[text.lower()]
+
+
+def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> None:
+    """Add the options that CUT and DCLGAN share, and set their defaults."""
+    add = parser.add_argument_group(title).add_argument
+    add("--normG", default="instance", choices=parser_choices(parser, "norm"), help="norm in G")
+    parser.set_defaults(no_dropout=True, no_antialias=False, no_antialias_up=False)
+    if not is_train:
+        return
+    parser.set_defaults(init_type="xavier", pool_size=0, n_epochs=200, n_epochs_decay=200)
+
+    def add_switch(name: str, help: str) -> None:
+        add(name, type=switch, nargs="?", const=True, default=False, metavar="BOOL", help=help)
+
+    add("--normD", default="instance", choices=parser_choices(parser, "norm"), help="norm in D")
+    add("--lambda_GAN", type=float, default=1.0, help="weight of the adversarial loss")
+    add("--lambda_NCE", type=float, default=1.0, help="weight of the contrastive loss")
+    add_switch("--nce_idt", "also for pictures that are in the target domain already")
+    add(
+        "--nce_layers",
+        type=layer_numbers,
+        default="0,4,8,12,16",
+        help="layers of G to compare; --no_antialias has other numbers for the same ones",
+    )
+    add_switch(
+        "--nce_includes_all_negatives_from_minibatch",
+        "negatives from all pictures of the batch, not from the same one alone",
+    )
+    add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="network on the features")
+    add("--netF_nc", type=int, default=256, help="channels of --netF mlp_sample")
+    add("--nce_T", type=float, default=0.07, help="temperature of the contrastive loss")
+    add("--num_patches", type=int, default=256, help="patches of a layer")
+    add_switch("--flip_equivariance", "mirror the input at random: G should mirror its output")
+    add("--beta2", type=float, default=0.999, help="second momentum of Adam")
+
+
+def parser_choices(parser: argparse.ArgumentParser, name: str) -> Sequence[str]:
+    """The choices of an option that is there."""
+    return next(a.choices for a in parser._actions if a.dest == name)  # type: ignore[return-value]
+
+
+def layer_numbers(text: str) -> str:
+    """An argparse type: numbers of layers in rising order, as 0,4,8; stays a text."""
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or numbers[0] < 0 or numbers != sorted(set(numbers)):
+        raise argparse.ArgumentTypeError(f"'{text}': numbers in rising order are needed, as 0,4,8")
+    return text
+
+
+def check_options(opt: argparse.Namespace) -> None:
+    """Raise UserError where features can't be taken as the options say."""
+    if "resnet" not in opt.netG:
+        resnets = ", ".join(name for name in GENERATORS if "resnet" in name)
+        raise UserError(
+            f"--model {opt.model} compares layers of a ResNet, --netG {opt.netG} is none: choose "
+            f"from {resnets}"
+        )
+    if opt.isTrain and opt.nce_idt and opt.input_nc != opt.output_nc:
+        raise UserError(
+            "--nce_idt needs --input_nc and --output_nc to be equal, got "
+            f"{opt.input_nc} and {opt.output_nc}: say --nce_idt False"
+        )
+
+
+def layers_of(opt: argparse.Namespace, net: ResnetGenerator) -> list[int]:
+    """The numbers of `--nce_layers`; raises UserError for one that `net` does not have."""
+    layers = [int(number) for number in opt.nce_layers.split(",")]
+    last = len(net.model) - 1
+    if layers[-1] > last:
+        raise UserError(
+            f"--nce_layers {opt.nce_layers}: --netG {opt.netG} has layers 0 to {last}, and no "
+            f"{layers[-1]}"
+        )
+    return layers
+
+
+class PatchSampleMLP(nn.Module):
+    """F: takes patches from feature maps, and embeds them in the unit sphere of `nc` channels.
+
+    `channels` are those of the feature maps. Without `use_mlp` a patch is its features themselves,
+    of length 1.
+    """
+
+    def __init__(self, channels: Sequence[int], nc: int = 256, use_mlp: bool = True):
+        super().__init__()
+        self.use_mlp = use_mlp
+        if use_mlp:
+            for i, c in enumerate(channels):
+                mlp = nn.Sequential(nn.Linear(c, nc), nn.ReLU(), nn.Linear(nc, nc))
+                self.add_module(f"mlp_{i}", mlp)
+
+    def forward(self, features: Features, places: Features) -> Features:
+        """For each (N, C, H, W) of `features` and (N, P) of `places`: (N, P, nc) of length 1."""
+        embedded = []
+        for i, (feature, place) in enumerate(zip(features, places, strict=True)):
+            rows = feature.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H*W, C)
+            patches = rows.gather(1, place[..., None].expand(-1, -1, rows.shape[2]))
+            if self.use_mlp:
+                patches = self.get_submodule(f"mlp_{i}")(patches)
+            # half precision would lose small squares
+            patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+            embedded.append(patches / (patches.norm(dim=2, keepdim=True) + 1e-7))
+        return embedded
+
+
+def define_F(
+    channels: Sequence[int],
+    netF: str = "mlp_sample",
+    nc: int = 256,
+    init_type: str = "normal",
+    init_gain: float = 0.02,
+    gpu_ids: list[int] = [],
+) -> nn.Module:
+    """Build the network on features with these numbers of channels and initialize it."""
+    net = PatchSampleMLP(channels, nc, use_mlp=netF == "mlp_sample")
+    return init_net(net, init_type, init_gain, gpu_ids)
+
+
+def with_features(
+    net: nn.Module, pictures: torch.Tensor, layers: Sequence[int]
+) -> tuple[torch.Tensor, Features | None]:
+    """`net(pictures)`, and what `layers` returned in that pass, as keys: without gradients.
+
+    None instead of the features where another pass would give other ones: with batch norm, whose
+    statistics are those of the batch, and with dropout.
+    """
+    if not batches_freely(net):
+        return net(pictures), None
+    output, features = net(pictures, layers)
+    return output, [feature.detach() for feature in features]
+
+
+def draw_places(features: Features, num_patches: int) -> Features:
+    """For each feature map (N, C, H, W), `num_patches` places of each picture, or all there are.
+
+    Each is (N, P) of numbers from 0 to H*W - 1, none of them twice.
+    """
+    return [
+        torch.stack(
+            [torch.randperm(f[0, 0].numel(), device=f.device)[:num_patches] for _ in range(len(f))]
+        )
+        for f in features
+    ]
+
+
+class PatchNCELoss(nn.Module):
+    """InfoNCE between patches (Park et al. 2020, eq. 2 and 3).
+
+    The mean of -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum of exp(q.k- / T))); k+ is the key at the
+    same place. Among the negatives it counts as a patch of similarity -10. Negatives are those of
+    the same picture, or with `all_negatives` those of the whole batch. With `cosine` the angle
+    alone counts, also where lengths are not quite 1.
+    """
+
+    def __init__(
+        self, temperature: float = 0.07, all_negatives: bool = False, cosine: bool = False
+    ):
+        super().__init__()
+        self.temperature, self.all_negatives = temperature, all_negatives
+        self.cosine = cosine
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """A scalar from two (N, P, C) of length 1; `key` is a target and gets no gradients."""
+        if self.cosine:
+            query, key = F.normalize(query, dim=2), F.normalize(key, dim=2)
+        if self.all_negatives:
+            query, key = query.flatten(0, 1)[None], key.flatten(0, 1)[None]
+        similarity = query @ key.detach().transpose(1, 2)  # (N, P, P)
+        positive = similarity.diagonal(dim1=1, dim2=2)[..., None]
+        same = torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)
+        logits = torch.cat((positive, similarity.masked_fill(same, -10.0)), 2) / self.temperature
+        logits = logits.flatten(0, 1)
+        return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def contrast(
+    criterion: PatchNCELoss,
+    queries: Features,
+    keys: Features,
+    netF_query: nn.Module,
+    netF_key: nn.Module,
+    num_patches: int,
+) -> torch.Tensor:
+    """The mean over layers of the contrastive loss of feature maps (N, C, H, W), a scalar.
+
+    Queries and keys are taken from the same places. Keys get no gradients.
+    """
+    places = draw_places(keys, num_patches)
+    with torch.no_grad():
+        embedded_keys = netF_key(keys, places)
+    pairs = zip(netF_query(queries, places), embedded_keys, strict=True)
+    return torch.stack([criterion(query, key) for query, key in pairs]).mean()
