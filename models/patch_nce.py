@@ -58,11 +58,25 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
         "negatives from all pictures of the batch, not from the same one alone",
     )
     add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="network on the features")
-    add("--netF_nc", type=int, default=256, help="channels of --netF mlp_sample")
-    add("--nce_T", type=float, default=0.07, help="temperature of the contrastive loss")
-    add("--num_patches", type=int, default=256, help="patches of a layer")
+    add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
+    add("--nce_T", type=positive, default=0.07, help="temperature of the contrastive loss")
+    add("--num_patches", type=count, default=256, help="patches of a layer")
     add_switch("--flip_equivariance", "mirror the input at random: G should mirror its output")
     add("--beta2", type=float, default=0.999, help="second momentum of Adam")
+
+
+def count(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: at least 1")
+    return value
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is out of range: above 0")
+    return value
 
 
 def parser_choices(parser: argparse.ArgumentParser, name: str) -> Sequence[str]:
@@ -88,6 +102,11 @@ def check_options(opt: argparse.Namespace) -> None:
         raise UserError(
             f"--model {opt.model} compares layers of a ResNet, --netG {opt.netG} is none: choose "
             f"from {resnets}"
+        )
+    if opt.norm not in ("instance", opt.normG):  # what is saved as norm is that of G
+        raise UserError(
+            f"--norm is --normG and --normD under --model {opt.model}: say --normG {opt.norm} "
+            f"--normD {opt.norm}"
         )
     if opt.isTrain and opt.nce_idt and opt.input_nc != opt.output_nc:
         raise UserError(

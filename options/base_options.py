@@ -44,9 +44,6 @@ class HelpFormatter(argparse.HelpFormatter):
 class Antialias(argparse.Action):
     """The partner of two flags: sets both `no_antialias` and `no_antialias_up` to False."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str):
-        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
-
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         namespace.no_antialias = namespace.no_antialias_up = False
 
@@ -167,10 +164,17 @@ class BaseOptions:
             help="dropout in the generator, where the model's default is none",
         )
         # cut and dcl have it on, the others off
-        parser.set_defaults(no_antialias=True, no_antialias_up=True)
-        add("--no_antialias", action="store_true", help="no anti-aliased sampling down in G and D")
-        add("--no_antialias_up", action="store_true", help="no anti-aliased sampling up in G")
-        add("--antialias", action=Antialias, help="both, against checkerboards: see docs/tips.md")
+        plain = {"action": "store_true", "default": True}
+        add("--no_antialias", **plain, help="no anti-aliased sampling down in G and D")
+        add("--no_antialias_up", **plain, help="no anti-aliased sampling up in G")
+        add(
+            "--antialias",
+            dest="no_antialias",
+            action=Antialias,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help="anti-aliased sampling down and up, against checkerboards; for ResNets",
+        )
 
         group = parser.add_argument_group("speed")
         add = group.add_argument

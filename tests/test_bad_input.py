@@ -77,7 +77,7 @@ COMMAND_LINES = {
 TRAINING_ONLY = {
     "netD": (["--netD", "patch"], ["--netD", "patch", "pixel"]),
     "policy": (["--lr_policy", "exp"], ["--lr_policy", "exp", "cosine"]),
-    "gan_mode": (["--gan_mode", "hinge"], ["--gan_mode", "hinge", "lsgan"]),
+    "gan_mode": (["--gan_mode", "relative"], ["--gan_mode", "relative", "lsgan"]),
     "identity": (
         ["--input_nc", "1", "--lambda_identity", "0.5"],
         ["--lambda_identity 0.5", "--input_nc", "1 and 3"],

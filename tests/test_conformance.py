@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from models import networks
 from tests.conformance import probe
 from tests.conformance.compare import assert_conforms, checks
-from tests.helpers import ROOT, run_process, undisturbed
+from tests.helpers import ROOT, undisturbed
 
 GOLDEN = json.loads((ROOT / "tests" / "conformance" / "golden.json").read_text())["cases"]
 
@@ -53,44 +52,6 @@ def test_pool(name):
     assert_same("pool", name, probe.pool(name))
 
 
-# Adam's first steps are the signs of gradients, of which some are only rounding: sums in another
-# order (another CPU, number of threads, or version of torch) lead to other numbers after a few
-# steps. These limits are some times what changes of 1e-7 in the weights at the start lead to.
-LOSSES_WITHIN = [1e-4, 5e-3, 0.05, 0.15, 0.25, 0.4]
-WEIGHTS_WITHIN = 0.15  # of the sum of magnitudes of a tensor
-
-
-@each("steps")
-def test_steps(name, tmp_path):
-    golden, ours = GOLDEN["steps"][name], probe.steps(name, tmp_path)
-    weights, losses = ours.pop("weights"), ours.pop("losses")
-    named = {k: v for k, v in golden.items() if k not in ("weights", "losses")}
-    assert_conforms(named, json.loads(json.dumps(ours)), f"steps: {name}")
-    for wanted, got, within in zip(golden["losses"], losses, LOSSES_WITHIN, strict=True):
-        assert [k for k, _ in got] == [k for k, _ in wanted]
-        assert [v for _, v in got] == pytest.approx([v for _, v in wanted], rel=within, abs=2e-4)
-    for (key, total, magnitude), row in zip(golden["weights"], weights, strict=True):
-        within = WEIGHTS_WITHIN * magnitude + 0.02
-        assert row == [key, pytest.approx(total, abs=within), pytest.approx(magnitude, abs=within)]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512"
-    or not torch.__version__.startswith("2.14."),
-    reason="six steps are repeated exactly only where they sum up as the recorded ones did",
-)
-def test_steps_exactly(tmp_path):
-    # in a process of its own, since two threads, as recorded, must not spin while they wait
-    result = run_process(
-        *("-m", "tests.conformance.probe", tmp_path / "steps.json"),
-        more={"OMP_WAIT_POLICY": "passive"},
-    )
-    assert result.code == 0, result.err
-    for name, ours in json.loads((tmp_path / "steps.json").read_text()).items():
-        assert_same("steps", name, ours)
-
-
 @pytest.fixture(scope="module")
 def data_sets(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
@@ -120,12 +81,12 @@ def test_training_program(tmp_path):
 
 def test_every_record_is_probed():
     assert set(GOLDEN) == {
-        *("networks", "losses", "schedules", "pool", "steps", "data", "options"),
+        *("networks", "losses", "schedules", "pool", "data", "options"),
         *("test_cli", "train_cli"),
     }
     assert list(GOLDEN["train_cli"]) == ["cycle", "cycle_continue", "pix_iter"]
     count = sum(1 for _ in checks(GOLDEN, GOLDEN, ""))
-    assert count > 18000  # names and numbers that have to agree
+    assert count > 16000  # names and numbers that have to agree
 
 
 @pytest.mark.parametrize("norm", list(networks.NORMS))

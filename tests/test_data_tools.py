@@ -722,6 +722,7 @@ COMMANDS = {
     "train_pix2pix": "train.py --dataroot ./datasets/facades --name facades_pix2pix "
     "--model pix2pix --netG unet_256 --direction BtoA --lambda_L1 100 --dataset_mode aligned "
     "--norm batch --pool_size 0",
+    "train_cut": "train.py --dataroot ./datasets/maps --name maps_cut --model cut --CUT_mode CUT",
     "test_pix2pix": "test.py --dataroot ./datasets/facades --name facades_pix2pix --model pix2pix "
     "--netG unet_256 --direction BtoA --dataset_mode aligned --norm batch",
     "test_single": "test.py --dataroot ./datasets/facades/testB/ --name facades_pix2pix "

@@ -151,7 +151,7 @@ def test_patchgan_says_which_size_it_needs():
         (lambda: networks.define_D(3, 4, "patch"), networks.DISCRIMINATORS),
         (lambda: networks.get_norm_layer("layer"), networks.NORMS),
         (lambda: networks.init_weights(nn.Conv2d(1, 1, 1), "uniform"), networks.INIT_TYPES),
-        (lambda: networks.GANLoss("hinge"), networks.GAN_MODES),
+        (lambda: networks.GANLoss("relative"), networks.GAN_MODES),
     ],
 )
 def test_unknown_names_are_errors_that_list_the_known(call, names):
@@ -173,10 +173,20 @@ def test_gan_loss_in_closed_form(mode, real):
         ("vanilla", False): np.log1p(np.exp(x)).mean(),  # -log(1 - sigmoid(x))
         ("wgangp", True): -x.mean(),
         ("wgangp", False): x.mean(),
+        ("hinge", True): np.maximum(0, 1 - x).mean(),
+        ("hinge", False): np.maximum(0, 1 + x).mean(),
+        ("nonsaturating", True): np.log1p(np.exp(-x)).mean(),
+        ("nonsaturating", False): np.log1p(np.exp(x)).mean(),
     }
     loss = networks.GANLoss(mode)(logits, real)
     assert loss.shape == ()
     assert loss.item() == pytest.approx(expected[mode, real], rel=1e-6)
+
+
+def test_hinge_of_the_generator_is_not_clipped():
+    logits = torch.linspace(-6, 8, 30).reshape(2, 1, 3, 5)
+    loss = networks.GANLoss("hinge")(logits, True, for_discriminator=False)
+    assert loss.item() == pytest.approx(-1.0, rel=1e-6)  # the mean of -6 ... 8, negated
 
 
 def test_gan_loss_with_other_labels():

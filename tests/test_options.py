@@ -72,6 +72,8 @@ COMMANDS = [name for name in GOLDEN if not name.endswith("/file")]
 def test_command_line_is_frozen(name, tmp_path):
     added = dict(ADDED[name.split("/")[0]])
     added["--dropout"] = [GOLDEN[name]["--no_dropout"][0], "flag"]
+    for flag in ("--antialias", "--no_antialias", "--no_antialias_up"):
+        added[flag] = [True, "flag"]
     ours = probe.command_line(name, tmp_path)
     del ours["--help"]
     # --load_iter "0": argparse turns a default that is a text into a number
@@ -471,7 +473,7 @@ def test_registries_are_the_choices(tmp_path):
     assert choices["netD"] == list(networks.DISCRIMINATORS)
     assert choices["norm"] == ["instance", "batch", "syncbatch", "none"]
     assert choices["lr_policy"] == ["linear", "step", "plateau", "cosine"]
-    assert choices["gan_mode"] == ["lsgan", "vanilla", "wgangp"]
+    assert choices["gan_mode"] == list(networks.GAN_MODES)
     assert choices["direction"] == ["AtoB", "BtoA"]
 
 

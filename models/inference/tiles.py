@@ -150,8 +150,8 @@ def translate_in_tiles(
     room = Room(int(options.memory * 2**30), options.scratch)
     bands = None
     if options.mode != "quick":
-        plan = Plan(net, source, device)
         try:
+            plan = Plan(net, source, device)
             room.check(plan.peak * 4)  # bytes of a float
             bands = plan.run(room, options.size**2)
         except UserError as e:

@@ -10,11 +10,8 @@ Each function takes the name of a record in the golden file and returns ours.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from PIL import Image
 from torch import nn
 
 from data import find_dataset_using_name
-from models import create_model, networks
+from models import networks
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.helpers import files_below, run, seed_all
@@ -176,30 +173,6 @@ def pool(name: str) -> list[list[float]]:
 
 
 TINY = "--ngf 8 --ndf 8"
-STEPS = {
-    "cycle": f"--model cycle_gan --netG resnet_6blocks {TINY} --pool_size 2",
-    "cycle_noidt": (
-        f"--model cycle_gan --netG resnet_6blocks {TINY} --pool_size 2 --lambda_identity 0"
-    ),
-    "cycle_b2": (
-        f"--model cycle_gan --netG resnet_6blocks {TINY} --batch_size 2 --lambda_A 5 --lambda_B 7"
-    ),
-    "cycle_batchnorm": (
-        f"--model cycle_gan --netG resnet_6blocks {TINY} --norm batch --gan_mode vanilla"
-    ),
-    "cycle_unet_pixel": (f"--model cycle_gan --netG unet_128 {TINY} --netD pixel --direction BtoA"),
-    "pix2pix": f"--model pix2pix --netG unet_128 {TINY}",
-    "pix2pix_lsgan_b2": (
-        f"--model pix2pix --netG unet_128 {TINY} --gan_mode lsgan --batch_size 2 --lambda_L1 30 "
-        "--no_dropout"
-    ),
-    "pix2pix_resnet": (
-        f"--model pix2pix --netG resnet_9blocks {TINY} --norm instance --netD n_layers "
-        "--n_layers_D 2 --direction BtoA"
-    ),
-    "colorization": f"--model colorization --netG unet_128 {TINY}",
-    "template": "--model template --netG resnet_6blocks --ngf 8",
-}
 
 
 def options(program: str, folder: Path, *words: str) -> TrainOptions | TestOptions:
@@ -209,48 +182,6 @@ def options(program: str, folder: Path, *words: str) -> TrainOptions | TestOptio
     parsed = kind([*where, *words])
     parsed.parse()
     return parsed
-
-
-def steps(name: str, folder: Path) -> Record:
-    """Losses of six steps of training, and the weights after them."""
-    flags = STEPS[name].split()
-    opt = options("train", folder, "--dataroot", str(folder), *flags).opt
-    seed_all(41)
-    model = create_model(opt)
-    model.setup(opt)
-    nets = [getattr(model, "net" + n) for n in model.model_names]
-    for j, net in enumerate(nets):
-        fill(net, 43 + 5 * j)
-    size = 128 if "unet_128" in flags else 64
-    a, b = opt.input_nc, opt.output_nc
-    if opt.direction == "BtoA":
-        a, b = b, a
-    n = opt.batch_size
-    seed_all(47)
-    losses = []
-    for step in range(6):
-        model.set_input(
-            {
-                "A": wave((n, a, size, size), 51 + 2 * step),
-                "B": wave((n, b, size, size), 52 + 2 * step),
-                "A_paths": ["a.png"] * n,
-                "B_paths": ["b.png"] * n,
-            }
-        )
-        model.optimize_parameters()
-        losses.append([[k, v] for k, v in model.get_current_losses().items()])
-    model.compute_visuals()
-    visuals = [[k, list(v.shape)] for k, v in model.get_current_visuals().items()]
-    model.save_networks("probe")
-    return {
-        "losses": losses,
-        "visuals": visuals,
-        "loss_names": model.loss_names,
-        "model_names": model.model_names,
-        "visual_names": model.visual_names,
-        "weights": [row for net in nets for row in sums(net)],
-        "files": sorted(p.name for p in (folder / "x").glob("*.pth")),
-    }
 
 
 def data_pictures(folder: Path) -> None:
@@ -406,17 +337,3 @@ def names_in_log(text: str) -> list[str]:
                 line = line.replace(mark, " ")
             words |= {w.strip(" ,:") for w in line.split() if w.endswith(":")}
     return sorted(words)
-
-
-def main() -> None:
-    """Write what `steps` gives for all set-ups to the file named on the command line."""
-    torch.set_num_threads(2)  # as many as the golden file was recorded with
-    records = {}
-    for name in STEPS:
-        with tempfile.TemporaryDirectory() as folder:
-            records[name] = steps(name, Path(folder))
-    Path(sys.argv[1]).write_text(json.dumps(records))
-
-
-if __name__ == "__main__":
-    main()

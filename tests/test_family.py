@@ -1,0 +1,371 @@
+"""CUT, FastCUT, DCLGAN and anti-aliased sampling: the published numbers, and closed forms."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import create_model, load_generator, networks, patch_nce
+from models.antialias import Downsample, Upsample
+from models.speed.layout import contiguous_gradients
+from models.weights import explain_mismatch
+from options.test_options import TestOptions
+from options.train_options import TrainOptions
+from tests.conformance import family
+from tests.conformance.compare import assert_conforms
+from tests.helpers import ROOT, SHORT, TINY, aligned, run, succeed, unaligned, undisturbed
+
+GOLDEN = json.loads(
+    gzip.decompress((ROOT / "tests" / "conformance" / "golden_family.json.gz").read_bytes())
+)["cases"]
+LIMITS = 1e-6, 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _random_sources():
+    with undisturbed():
+        yield
+
+
+def assert_same(golden: object, ours: object, where: str) -> None:
+    # through JSON, as the golden record went: tuples become lists
+    assert_conforms(golden, json.loads(json.dumps(ours)), where, *LIMITS)
+
+
+# ---------------------------------------------------------------------------- the published codes
+@pytest.mark.parametrize("name", family.DEFAULTS)
+def test_defaults(name, tmp_path):
+    golden = GOLDEN["defaults"][name]
+    assert_same(golden, family.defaults(name, tmp_path, list(golden)), name)
+
+
+@pytest.mark.parametrize("name", GOLDEN["nets"])
+def test_networks(name, tmp_path):
+    golden = {k: v for k, v in GOLDEN["nets"][name].items() if k != "filters"}
+    with family.in_float64():
+        assert_same(golden, family.nets(name, tmp_path), name)
+
+
+@pytest.mark.parametrize("name", family.STEPS)
+def test_four_iterations(name, tmp_path):
+    case = {"CUT": "cut", "FastCUT": "cut", "DCL": "dcl"}.get(name.split("/")[0], "original")
+    with family.in_float64():
+        assert_same(GOLDEN[case][name], family.steps(name, tmp_path), name)
+
+
+def test_all_that_is_recorded_is_held():
+    recorded = {name for case in ("cut", "dcl", "original") for name in GOLDEN[case]}
+    assert recorded == set(family.STEPS)
+    assert set(GOLDEN) == {"defaults", "nets", "cut", "dcl", "original"}
+    assert set(GOLDEN["defaults"]) == set(family.DEFAULTS)
+
+
+# ------------------------------------------------------------------------------- the parts of them
+def test_downsampling_is_a_binomial_blur_of_every_second_pixel():
+    x = torch.randn(2, 3, 9, 12, dtype=torch.float64)
+    got = Downsample(3).double()(x)
+    padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+    row = (0.25, 0.5, 0.25)
+    blurred = torch.zeros_like(x)
+    for i in range(3):
+        for j in range(3):
+            blurred += row[i] * row[j] * padded[..., i : i + 9, j : j + 12]
+    torch.testing.assert_close(got, blurred[..., ::2, ::2])
+    assert got.shape == (2, 3, 5, 6)
+
+
+def test_upsampling_is_a_blur_between_zeros():
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    padded = F.pad(x, (2, 2, 2, 2), mode="replicate")
+    zeros = padded.new_zeros(2, 3, 18, 16)
+    zeros[..., ::2, ::2] = padded
+    row = (0.25, 0.75, 0.75, 0.25)
+    wanted = sum(
+        row[i] * row[j] * zeros[..., i + 2 : i + 12, j + 2 : j + 10]
+        for i in range(4)
+        for j in range(4)
+    )
+    torch.testing.assert_close(Upsample(3).double()(x), wanted)
+    flat = torch.full((1, 3, 6, 6), 0.7)
+    torch.testing.assert_close(Upsample(3)(flat), torch.full((1, 3, 12, 12), 0.7))
+
+
+@pytest.mark.parametrize("all_negatives", [False, True])
+def test_contrastive_loss_in_closed_form(all_negatives):
+    query = F.normalize(torch.randn(2, 5, 7, dtype=torch.float64), dim=2)
+    key = F.normalize(torch.randn(2, 5, 7, dtype=torch.float64), dim=2)
+    wanted = []
+    for n in range(2):
+        others = range(2) if all_negatives else [n]
+        for i in range(5):
+            positive = math.exp(float(query[n, i] @ key[n, i]) / 0.5)
+            negatives = math.exp(-10 / 0.5) + sum(
+                math.exp(float(query[n, i] @ key[m, j]) / 0.5)
+                for m in others
+                for j in range(5)
+                if (m, j) != (n, i)
+            )
+            wanted.append(-math.log(positive / (positive + negatives)))
+    loss = patch_nce.PatchNCELoss(0.5, all_negatives)(query, key)
+    assert loss.item() == pytest.approx(sum(wanted) / 10, rel=1e-12)
+
+
+def test_places_are_the_same_for_query_and_key_and_none_comes_twice():
+    features = [torch.randn(3, 4, 6, 5), torch.randn(3, 2, 2, 3)]
+    places = patch_nce.draw_places(features, 20)
+    assert [p.shape for p in places] == [(3, 20), (3, 6)]
+    assert all(len(set(row.tolist())) == len(row) for p in places for row in p)
+    assert not torch.equal(places[0][0], places[0][1])  # each picture has its own
+    net = patch_nce.define_F([4, 2], "sample")
+    first, second = net(features, places)
+    wanted = F.normalize(features[0].flatten(2)[1, :, places[0][1]].T, dim=1)
+    torch.testing.assert_close(first[1], wanted)
+    assert second.shape == (3, 6, 2)
+
+
+def test_features_are_what_layers_return():
+    net = networks.define_G(3, 3, 4, "resnet_6blocks", "instance", antialias=True)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        output, features = net(x, [0, 4, 12])
+        torch.testing.assert_close(output, net(x))
+        for number, feature in zip([0, 4, 12], features, strict=True):
+            torch.testing.assert_close(feature, net.model[: number + 1](x))
+        alone = net(x, [0, 4, 12], encode_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(alone, features, strict=True))
+    assert net.channels_of([0, 4, 12]) == [f.shape[1] for f in features]
+
+
+# ------------------------------------------------------------------------------ gradients, compiler
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_gradients_are_right_in_every_memory_order(batch, layout):
+    torch.manual_seed(0)
+    x = torch.randn(batch, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.InstanceNorm2d(4)).double()
+    contiguous_gradients([net])
+    contiguous_gradients([net])  # twice is once
+    assert len(net[1]._forward_hooks) == 1
+    slope = torch.randn(batch, 4, 6, 5, dtype=torch.float64)
+    (got,) = torch.autograd.grad(net(x), x, slope.to(memory_format=layout))
+    y = net[0](x)
+    centred = y - y.mean((2, 3), keepdim=True)
+    normed = centred / (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    (wanted,) = torch.autograd.grad(normed, x, slope)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_a_step_of_cut_with_one_picture_equals_one_of_two_equal_pictures(tmp_path):
+    """What `train.py` computes; the kernel alone gives other gradients for one than for two."""
+    gradients = []
+    with family.in_float64():
+        for batch in (1, 2):
+            model: Any = family.build(
+                f"{family.CUT} --netG resnet_6blocks --nce_layers 0,4,12", batch, tmp_path
+            )
+            contiguous_gradients(model.networks().values())
+            one = family.wave((1, 3, 32, 32), 5).double()
+            both = {"A": one.repeat(batch, 1, 1, 1), "B": one.flip(2).repeat(batch, 1, 1, 1)}
+            model.set_input({**both, "A_paths": [], "B_paths": []})
+            model.forward()
+            model.backward_G()
+            gradients.append([p.grad.clone() for p in model.netG.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+KINDS = {
+    "cycle_gan": "--model cycle_gan",
+    "antialias": "--model cycle_gan --antialias --gan_mode hinge",
+    "pix2pix": "--model pix2pix --gan_mode nonsaturating",
+    "CUT": "--model cut --nce_layers 0,4,8,12",
+    "FastCUT": "--model cut --CUT_mode fastcut --nce_layers 0,4,8,12 --gan_mode wgangp",
+    "dcl": "--model dcl --nce_layers 4,8,12",
+}
+
+
+def tiny_model(words: str, folder):
+    argv = ["--dataroot", "none", "--checkpoints_dir", str(folder), *TINY, *words.split()]
+    opt = TrainOptions(argv).parse(save=False)
+    model = create_model(opt)
+    model.setup(opt)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_networks_all_learn(kind, tmp_path):
+    """A compiler may take weights for constants once they were frozen."""
+    torch.compiler.reset()
+    model = tiny_model(KINDS[kind], tmp_path)
+    for net in model.networks().values():
+        net.compile(backend="eager", dynamic=False)
+    picture = {"A": torch.randn(1, 3, 32, 32), "B": torch.randn(1, 3, 32, 32)}
+    for _ in range(2):
+        before = model.network_states()
+        before = {n: {k: v.clone() for k, v in s.items()} for n, s in before.items()}
+        model.set_input({**picture, "A_paths": ["a"], "B_paths": ["b"]})
+        model.optimize_parameters()
+        for name, state in model.network_states().items():
+            weights = [k for k in state if k.endswith("weight")]
+            assert weights
+            still = [k for k in weights if torch.equal(state[k], before[name][k])]
+            assert not still, (name, still)
+
+
+@pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
+def test_bf16_gives_nearly_the_same_losses(kind, tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        words = f"{KINDS[kind]} --init_type normal --precision {precision}"
+        model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path)
+        torch.manual_seed(1)
+        sides = {"A": torch.randn(1, 3, 32, 32), "B": torch.randn(1, 3, 32, 32)}
+        model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+        with undisturbed():
+            model.forward()
+            model.backward_G()
+        losses[precision] = {n: float(getattr(model, "loss_" + n).detach()) for n in ("G",)}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
+# ------------------------------------------------------------------------------------ the programs
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return aligned(unaligned(tmp_path_factory.mktemp("pictures"), 2), 2)
+
+
+def words(pictures, folder, *more: str) -> list[object]:
+    where = ["--dataroot", pictures, "--checkpoints_dir", folder, "--name", "x"]
+    return [*where, *TINY, *more]
+
+
+def saved(folder) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.name}.{key}": value
+        for path in sorted((folder / "x").glob("latest_net_*.pth"))
+        for key, value in torch.load(path, weights_only=True).items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
+def test_resume_is_exact(kind, pictures, tmp_path):
+    flags = [*SHORT, *KINDS[kind].split(), "--num_patches", "20", "--no_html"]
+    succeed("train.py", *words(pictures, tmp_path / "whole", *flags))
+    result = run("train.py", *words(pictures, tmp_path / "parts", *flags, "--max_hours", "0"))
+    assert "stopped" in result.out
+    succeed("train.py", *words(pictures, tmp_path / "parts", *flags, "--continue_train"))
+    whole, parts = saved(tmp_path / "whole"), saved(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert any("net_F" in name for name in whole)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize("kind", ["CUT", "dcl", "antialias"])
+def test_what_is_trained_translates(kind, pictures, tmp_path):
+    flags = [*SHORT, *KINDS[kind].split(), "--no_html"]
+    normG = [] if kind == "antialias" else ["--normG", "batch"]
+    succeed("train.py", *words(pictures, tmp_path, *flags, *normG))
+    where = ["--checkpoints_dir", tmp_path, "--name", "x", "--gpu_ids", "-1", "--crop_size", "32"]
+    results = ["--results_dir", tmp_path / "results"]
+    name = KINDS[kind].split()[1]
+    succeed("test.py", "--dataroot", pictures, *where, *results, "--model", name)
+    for direction in ("AtoB", "BtoA") if kind != "CUT" else ("AtoB",):
+        side = pictures / ("testA" if direction == "AtoB" else "testB")
+        one = ["--dataroot", side, "--model", "test", "--direction", direction]
+        result = succeed("test.py", *one, *where, *results, "--tile", "16")
+        suffix = "" if kind == "CUT" else "_A" if direction == "AtoB" else "_B"
+        assert f"latest_net_G{suffix}.pth" in result.out
+    generator = load_generator(tmp_path / "x", device="cpu")
+    sampling = [m for m in generator.net.modules() if isinstance(m, (Downsample, Upsample))]
+    assert len(sampling) == 4
+    assert any(isinstance(m, nn.BatchNorm2d) for m in generator.net.modules()) == bool(normG)
+    assert generator(torch.zeros(3, 50, 41)).shape == (3, 50, 41)
+
+
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+def test_anti_aliased_generators_are_exported(form, tmp_path):
+    from models.inference.export import export, frozen, largest_difference, need_packages, reader
+
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+        need_packages("onnx", ("onnx", "onnxscript"))
+    net = networks.define_G(
+        3, 3, 4, "resnet_6blocks", "instance", antialias=True, antialias_up=True
+    )
+    net = frozen(net)
+    path = tmp_path / "G"
+    export(net, 3, form, path, {})
+    sizes = [(1, 64, 64), (2, 37, 50)]
+    found = largest_difference(net, reader(form, path), 3, sizes)
+    assert max(found.values()) < 1e-4
+
+
+# --------------------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--model cut --netG unet_256", "--model cut compares layers of a ResNet"),
+        ("--model dcl --netG unet_128", "choose from resnet_9blocks, resnet_6blocks"),
+        ("--model cut --output_nc 1", "--nce_idt needs --input_nc and --output_nc to be equal"),
+        ("--model cut --nce_layers 4,2", "'4,2': numbers in rising order"),
+        ("--model cut --CUT_mode UT", "invalid choice: 'UT'"),
+        ("--model cut --nce_idt maybe", "'maybe' is neither True nor False"),
+        ("--model pix2pix --antialias", "--antialias is for ResNets, not for --netG unet_256"),
+        ("--model cut --num_patches 0", "--num_patches: 0 is too small"),
+        ("--model cut --nce_T 0", "--nce_T"),
+        ("--model cut --norm batch", "--norm is --normG and --normD"),
+    ],
+)
+def test_options_that_do_not_fit(flags, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        TrainOptions(["--dataroot", "none", "--gpu_ids", "-1", *flags.split()]).parse(save=False)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_layers_that_there_are_not(tmp_path):
+    with pytest.raises(ValueError, match=r"resnet_6blocks has layers 0 to 28, and no 31"):
+        tiny_model("--model cut --nce_layers 0,31", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("", ("CUT", 1.0, True, False, 200)),
+        ("--CUT_mode fastcut", ("FastCUT", 10.0, False, True, 150)),
+        ("--CUT_mode FASTCUT --lambda_NCE 3", ("FastCUT", 3.0, False, True, 150)),
+        ("--lambda_NCE 3 --nce_idt --CUT_mode FastCUT", ("FastCUT", 3.0, True, True, 150)),
+        ("--nce_idt False --n_epochs 7", ("CUT", 1.0, False, False, 7)),
+    ],
+)
+def test_modes(flags, wanted):
+    words = ["--dataroot", "none", "--gpu_ids", "-1", "--model", "cut", *flags.split()]
+    opt = TrainOptions(words).parse(save=False)
+    names = ("CUT_mode", "lambda_NCE", "nce_idt", "flip_equivariance", "n_epochs")
+    assert tuple(getattr(opt, name) for name in names) == wanted
+
+
+@pytest.mark.parametrize("built", [(False, False), (True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("there", [(False, False), (True, True), (True, False), (False, True)])
+def test_weights_name_the_flags_of_their_sampling(there, built, tmp_path):
+    def generator(down: bool, up: bool) -> nn.Module:
+        return networks.define_G(3, 3, 2, "resnet_6blocks", antialias=down, antialias_up=up)
+
+    message = explain_mismatch("G", generator(*there).state_dict(), generator(*built))
+    if there == built:
+        assert message is None
+        return
+    assert message is not None
+    flags = message.partition("; set ")[2].split()
+    opt = TestOptions(
+        ["--dataroot", "none", "--gpu_ids", "-1", "--checkpoints_dir", str(tmp_path), *flags]
+    ).parse(save=False)
+    assert (not opt.no_antialias, not opt.no_antialias_up) == there
