@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from .sync_norm import leave_out_of_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -122,12 +125,14 @@ def prepare(
     if precision in _DTYPES:
         net.forward = _autocast(net.forward, device, _DTYPES[precision])
     if compiled:
+        leave_out_of_compiling()
         net.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
 def begin_iteration() -> None:
     """Tell recorded networks that nothing of the iteration before is needed any more."""
-    torch.compiler.cudagraph_mark_step_begin()
+    if "torch._inductor" in sys.modules:  # the call imports the compiler, and only that records
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
