@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+import util.lazy_imports  # noqa: F401 - in front of torchvision
 from util import distributed
 from util.errors import UserError
 from util.find_class import find_class

@@ -83,6 +83,14 @@ def needs_bias(norm_layer: NormLayer) -> bool:
     return layer is nn.InstanceNorm2d
 
 
+def may_change_in_place(norm_layer: NormLayer) -> bool:
+    """Whether a ReLU after this norm saves time by working in place.
+
+    Not after instance norm: it gives a view, and to change a view makes autograd copy it twice.
+    """
+    return not needs_bias(norm_layer)
+
+
 def pad_to_fit(x: torch.Tensor, multiple: int, least: int) -> torch.Tensor:
     """Make height and width multiples of `multiple`, and not smaller than `least`.
 
@@ -112,8 +120,6 @@ def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, least: int) -> 
 
 
 # ------------------------------------------------------------------------------------- generators
-# A ReLU that follows a norm works on a copy: instance norm gives a view, and to change a view in
-# place makes autograd copy it twice.
 class ResnetGenerator(nn.Module):
     """The generator of CycleGAN, after Johnson et al. 2016: down by 4, residual blocks, up by 4.
 
@@ -320,7 +326,7 @@ class UnetSkipConnectionBlock(nn.Module):
         if outermost:
             up = [nn.ReLU(True), deconv(channels, outer_nc), nn.Tanh()]
         else:
-            down = [nn.LeakyReLU(0.2), *down]
+            down = [nn.LeakyReLU(0.2, may_change_in_place(norm_layer)), *down]
             up = [nn.ReLU(True), deconv(channels, outer_nc, bias=bias), norm_layer(outer_nc)]
             if not innermost:
                 down.append(norm_layer(inner_nc))
@@ -359,7 +365,7 @@ class NLayerDiscriminator(nn.Module):
     ):
         super().__init__()
         self.n_layers = n_layers
-        bias = needs_bias(norm_layer)
+        bias, in_place = needs_bias(norm_layer), may_change_in_place(norm_layer)
         widths = [ndf * min(2**n, 8) for n in range(n_layers + 1)]
 
         halving = 1 if antialias else 2
@@ -369,7 +375,7 @@ class NLayerDiscriminator(nn.Module):
 
         def block(cin: int, cout: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(cin, cout, kernel_size=4, stride=stride, padding=1, bias=bias)
-            return [conv, norm_layer(cout), nn.LeakyReLU(0.2)]
+            return [conv, norm_layer(cout), nn.LeakyReLU(0.2, in_place)]
 
         layers = [
             nn.Conv2d(input_nc, ndf, kernel_size=4, stride=halving, padding=1),

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from models.inference.streaming import Plan, Room
+from models.inference.streaming import (
+    Room,
+    Stream,
+    scratch_needed,
+)
 from models.inference.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
 from models.networks import define_G
 from tests.helpers import ROOT, pixels
@@ -70,9 +76,6 @@ def test_exact_tiles_with_statistics_of_training(netG):
     net.eval()
     wanted = whole(net, x)
     assert apart(tiled(net, x, TileOptions(64, 8, "exact")), wanted) < 1e-4
-    plan = Plan(net, TensorRows(x), CPU)
-    assert len(plan.passes) == 1  # nothing has to be known of the picture
-    assert plan.peak == 0
 
 
 def test_exact_tiles_of_a_picture_smaller_than_the_network_needs():
@@ -82,29 +85,39 @@ def test_exact_tiles_of_a_picture_smaller_than_the_network_needs():
         assert apart(got, whole(net, x)) < 1e-4
 
 
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("size", [(150, 131), (40, 30)])
+def test_exact_tiles_of_anti_aliased_generators(size, up):
+    net = network("resnet_6blocks", antialias=True, antialias_up=up)
+    x = scene(*size)
+    got = tiled(net, x, TileOptions(16, 8, "exact"))
+    assert apart(got, whole(net, x)) < 1e-4
+
+
 def test_files_take_what_memory_does_not(tmp_path):
     net, x = network("resnet_6blocks"), scene(120, 100)
     wanted = whole(net, x)
-    plan, room = Plan(net, TensorRows(x), CPU), Room(20_000, tmp_path)
+    room = Room(20_000, tmp_path)
     with torch.no_grad():
-        bands = []
-        for band in plan.run(room, 2000):
-            assert room.used <= 20_000
-            bands.append(band)
-    assert room.files > 10
-    # each is removed when it has been read
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        bands = list(Stream(net, TensorRows(x), CPU, room, 2000).run())
+    assert room.files > 4
     assert apart(torch.cat(bands, 1), wanted) < 1e-4
-    # two arrays of a quarter of the size, with four times the channels
-    assert plan.peak == 2 * 16 * 30 * 25
+    assert room.used == 0
+    # full size and 4 channels, half the size and 8 channels: the first two and the last two maps
+    assert room.peak == 4 * (4 * 120 * 100 + 8 * 60 * 50)
+    assert scratch_needed(net, TensorRows(x)) == room.peak
 
 
-def test_scratch_files_are_removed_when_work_is_broken_off(tmp_path):
+def test_scratch_files_are_in_the_folder_and_leave_nothing_there(tmp_path, monkeypatch):
+    opened = []
+    ordinary = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **k: opened.append(k) or ordinary(**k))
     net, x = network("resnet_6blocks"), scene(120, 100)
     options = TileOptions(32, 0, "exact", memory=0, scratch=tmp_path)
     bands = translate_in_tiles(net, TensorRows(x), options, CPU)
     next(bands)
-    assert list(tmp_path.iterdir())
+    assert opened
+    assert all(Path(k["dir"]) == tmp_path for k in opened)
     bands.close()
     assert not list(tmp_path.iterdir())
 

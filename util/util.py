@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+# A third of the time of the usual 6, for files that are up to a tenth larger; below it those of
+# flat colours grow by half. Other formats take no notice.
+PNG_LEVEL = 4
+
 
 def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -> np.ndarray:
     """The first picture of a batch as an array that can be shown and saved.
@@ -36,7 +40,7 @@ def save_image(image_numpy: np.ndarray, image_path: str | os.PathLike, aspect_ra
     if aspect_ratio != 1.0:
         width = max(1, round(image.width * aspect_ratio))
         image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-    image.save(image_path)
+    image.save(image_path, compress_level=PNG_LEVEL)
 
 
 def diagnose_network(net: torch.nn.Module, name: str = "network") -> None:

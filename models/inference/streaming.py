@@ -1,42 +1,36 @@
 """A generator run over a picture in bands of rows, in bounded memory, with the exact result.
 
 Tiles that are translated by themselves differ where they meet: an instance norm takes mean and
-variance of its tile, and the borders of a tile are padded. Here each layer sees its true neighbours
-and each norm the statistics of the whole picture, so that the result equals that of the network on
-the whole picture but for rounding.
+variance of its tile, and the borders of a tile are padded. Here the network runs layer by layer.
+The result of each convolution is computed in bands of rows and stored whole, in memory up to a
+limit and in a file beyond it, so that the next layer sees its true neighbours, and a norm the
+statistics of the whole picture. The result is that of the network on the whole picture but for
+rounding.
 
-The network becomes a chain of nodes of which rows can be asked for. Every convolution has a `Store`
-behind it, which computes the rows that are asked for next and drops those that nobody will ask for
-again: one pass from top to bottom computes nothing twice. A norm that takes its statistics from the
-picture needs a pass of its own, over all rows of what it normalizes. Of these passes, the results
-of all layers that are small are kept for the next one, in memory up to a limit and in files beyond
-it: in a ResNet those at a quarter of the resolution, 64 bytes for each pixel of the picture at
-`ngf` 64. The few large layers (full and half resolution) are cheap, and computed anew in each pass.
+Between two stored maps everything is lazy: pads, norms, activations and sums are computed when rows
+of them are read. A new layer is one function in `LAYERS` that makes new rows of those it is given.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import mmap
 import os
 import shutil
 import tempfile
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.antialias import Downsample, Upsample
 from models.networks import ResnetBlock, ResnetGenerator, UnetGenerator, UnetSkipConnectionBlock
 from util.errors import UserError
-from util.memory import return_freed_memory
 
-TIDY_SECONDS = 1.0
 INSTANCE = nn.InstanceNorm2d
 BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -72,556 +66,415 @@ def uses_own_statistics(module: nn.Module) -> bool:
     return isinstance(module, BATCH) and (module.training or module.running_mean is None)
 
 
-# ----------------------------------------------------------------------------------------- storage
+# ------------------------------------------------------------------------------------------- rows
+class Rows(ABC):
+    """A feature map (1, channels, height, width) of which rows can be read.
+
+    They are computed from `inputs` each time, or read where all of them have been `stored`. Without
+    a shape of its own it has that of its first input.
+    """
+
+    def __init__(self, *inputs: Rows, shape: tuple[int, int, int] | None = None):
+        self.inputs = inputs
+        self.shape = shape or inputs[0].shape
+        self.channels, self.height, self.width = self.shape
+        self.stored: Storage | None = None
+
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
+        """Rows [top, bottom) as (1, C, h, W)."""
+        return (self.stored or self).compute(top, bottom)
+
+    @abstractmethod
+    def compute(self, top: int, bottom: int) -> torch.Tensor:
+        """The same, from the inputs."""
+
+
+class Picture(Rows):
+    """A source on the device of the network."""
+
+    def __init__(self, source: RowSource, device: torch.device):
+        super().__init__(shape=(source.channels, source.height, source.width))
+        self.source, self.device = source, device
+
+    def compute(self, top: int, bottom: int) -> torch.Tensor:
+        return self.source.rows(top, bottom)[None].to(self.device)
+
+
+class Each(Rows):
+    """A function of values at the same place of all inputs; it must not change what it is given."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], *inputs: Rows, channels: int = 0):
+        _, height, width = inputs[0].shape
+        super().__init__(*inputs, shape=(channels or inputs[0].channels, height, width))
+        self.function = function
+
+    def compute(self, top: int, bottom: int) -> torch.Tensor:
+        return self.function(*(x.rows(top, bottom) for x in self.inputs))
+
+
+class Padded(Rows):
+    """Rows with a border: `sides` are left, right, top and bottom, as for `F.pad`."""
+
+    def __init__(self, source: Rows, sides: Sequence[int], mode: str):
+        left, right, above, below = sides
+        c, h, w = source.shape
+        super().__init__(source, shape=(c, h + above + below, w + left + right))
+        self.left, self.right, self.above, self.mode = left, right, above, mode
+
+    def compute(self, top: int, bottom: int) -> torch.Tensor:
+        (source,) = self.inputs
+        top, bottom, last = top - self.above, bottom - self.above, source.height - 1
+        wanted = torch.arange(top, bottom)
+        inside = wanted.clamp(0, last)
+        if self.mode == "reflect":
+            inside = last - (last - wanted.abs()).abs()
+        low, high = int(inside.min()), int(inside.max()) + 1
+        x = source.rows(low, high)
+        if self.mode == "constant":
+            return F.pad(x, (self.left, self.right, low - top, bottom - high))
+        if (low, high) != (top, bottom):
+            x = x[:, :, (inside - low).to(x.device)]
+        return F.pad(x, (self.left, self.right, 0, 0), self.mode) if self.left + self.right else x
+
+
+class Convolved(Rows):
+    """A convolution by `weight` (out, in / groups, kh, kw), without padding."""
+
+    def __init__(
+        self,
+        source: Rows,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: int = 1,
+        groups: int = 1,
+    ):
+        self.weight, self.bias, self.stride, self.groups = weight, bias, stride, groups
+        _, height, width = source.shape
+        out, _, self.kernel, across = weight.shape
+        height, width = ((n - k) // stride + 1 for n, k in ((height, self.kernel), (width, across)))
+        super().__init__(source, shape=(out, height, width))
+
+    def compute(self, top: int, bottom: int) -> torch.Tensor:
+        (source,) = self.inputs
+        x = source.rows(top * self.stride, (bottom - 1) * self.stride + self.kernel)
+        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+class Upconvolved(Rows):
+    """A transposed convolution by `weight` (in, out / groups, kh, kw).
+
+    `crop` rows and columns are cut off on each side, then `more` added at the bottom and right:
+    `padding` and `output_padding` of PyTorch.
+    """
+
+    def __init__(
+        self,
+        source: Rows,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        stride: int = 1,
+        groups: int = 1,
+        crop: int = 0,
+        more: int = 0,
+    ):
+        self.weight, self.bias, self.stride, self.groups = weight, bias, stride, groups
+        self.crop, self.more = crop, more
+        _, out, self.kernel, across = weight.shape
+        height, width = (
+            (n - 1) * stride + k - 2 * crop + more
+            for n, k in ((source.height, self.kernel), (source.width, across))
+        )
+        super().__init__(source, shape=(out * groups, height, width))
+
+    def compute(self, top: int, bottom: int) -> torch.Tensor:
+        (source,) = self.inputs
+        top, bottom = top + self.crop, bottom + self.crop
+        low = max(0, -((self.kernel - 1 - top) // self.stride))
+        high = min(source.height, (bottom - 1) // self.stride + 1)
+        y = F.conv_transpose2d(
+            source.rows(low, high),
+            self.weight,
+            self.bias,
+            self.stride,
+            (0, self.crop),
+            (self.more, self.more),
+            self.groups,
+        )
+        return y[:, :, top - low * self.stride : bottom - low * self.stride]
+
+
+# ---------------------------------------------------------------------------------------- storage
 class Room:
-    """Where kept rows go: to the device up to `memory` bytes, then to files in a scratch folder."""
+    """Where maps are stored: on the device up to `memory` bytes, beyond that in unnamed files."""
 
     def __init__(self, memory: int, scratch: str | os.PathLike | None = None):
-        self.memory, self.used = memory, 0
-        self.base = Path(scratch or tempfile.gettempdir())
-        self.folder: Path | None = None
+        self.memory, self.scratch = memory, Path(scratch or tempfile.gettempdir())
+        self.used = self.peak = 0  # bytes, in memory and in files
         self.files = 0
-        self.tidied = time.monotonic()
 
-    def keep(self, rows: torch.Tensor) -> Chunk:
-        """Take over rows (1, C, h, W)."""
-        size = rows.numel() * rows.element_size()
-        if self.used + size <= self.memory:
-            self.used += size
-            return Chunk(self, _apart(rows), None, size)
-        if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="tiles-", dir=self.base))
+    def open_file(self) -> Any:
+        """A file without a name, which goes with the process whatever ends that."""
         self.files += 1
-        return Chunk(self, rows, self.folder / str(self.files), size)
-
-    def tidy(self) -> None:
-        """From time to time, give freed memory back; doing so each time would cost too much."""
-        if time.monotonic() > self.tidied + TIDY_SECONDS:
-            return_freed_memory()
-            self.tidied = time.monotonic()
+        return tempfile.TemporaryFile(dir=self.scratch, buffering=0)
 
     def check(self, needed: int) -> None:
         """Raise UserError where the disk has no room for what does not fit into memory."""
-        beyond = needed - self.memory
         try:
-            free = shutil.disk_usage(self.base).free
+            free = shutil.disk_usage(self.scratch).free
         except OSError as e:
-            raise UserError(f"--tile_scratch {self.base}: {e.strerror}") from e
-        if beyond > free * 0.95:
+            raise UserError(f"--tile_scratch {self.scratch}: {e.strerror}") from e
+        if needed - self.memory > free * 0.95:
             gib = 2**30
             raise UserError(
-                f"exact tiles of this picture keep {needed / gib:.1f} GiB between passes: "
-                f"--tile_memory gives {self.memory / gib:.1f} and {self.base} has "
-                f"{free / gib:.1f} free; use --tile_scratch FOLDER on a larger disk, or "
-                "--tile_mode quick"
+                f"exact tiles of this picture store {needed / gib:.1f} GiB: --tile_memory gives "
+                f"{self.memory / gib:.1f} and {self.scratch} has {free / gib:.1f} free; use "
+                "--tile_scratch FOLDER on a larger disk, or --tile_mode quick"
             )
 
-    def close(self) -> None:
-        """Remove the files."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder = None
 
+class Storage:
+    """All rows of a map, until nothing refers to it any more.
 
-def _apart(rows: torch.Tensor) -> torch.Tensor:
-    """Rows in memory of their own, which goes back to the system when they are dropped.
-
-    Among the short-lived results of the layers they would leave gaps that nothing fits into.
+    Rows come from top to bottom; the first ones decide the type and the device. A file has rows
+    first, (H, C, W), so that a band is in one piece.
     """
-    if rows.device.type != "cpu":
-        return rows
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
-    buffer = mmap.mmap(-1, rows.numel() * rows.element_size(), **private)
-    return torch.frombuffer(buffer, dtype=rows.dtype).view(rows.shape).copy_(rows)
 
+    data: torch.Tensor | None = None
+    file: Any = None
 
-class Chunk:
-    """A few rows, in memory or in a file (rows first there, so that single rows can be read)."""
+    def __init__(self, room: Room, shape: tuple[int, int, int], first: torch.Tensor | None):
+        """`first` has the first rows, or is None for a plan, which counts 4 bytes a value."""
+        self.room, self.shape = room, shape
+        value = first.element_size() if first is not None else 4
+        self.size = math.prod(shape) * value
+        if first is not None:
+            self.like = first.new_empty(0)
+            if room.used + self.size <= room.memory:
+                self.data = first.new_empty(1, *shape)
+            else:
+                self.file = room.open_file()
+        room.used += self.size
+        room.peak = max(room.peak, room.used)
 
-    def __init__(self, room: Room | None, rows: torch.Tensor, path: Path | None, size: int):
-        self.room, self.path, self.size = room, path, size
-        self.height = rows.shape[2]
-        self.data: torch.Tensor | None = rows
-        if path is not None:
-            self.like = torch.empty(0, dtype=rows.dtype, device=rows.device)
-            self.shape = (rows.shape[1], rows.shape[3])
-            raw = rows[0].permute(1, 0, 2).contiguous().cpu()
-            with open(path, "wb", buffering=0) as file:
-                view = memoryview(raw.view(torch.uint8).numpy()).cast("B")
-                while view:
-                    view = view[file.write(view) :]
-            self.data = None
+    def __del__(self) -> None:
+        self.room.used -= self.size
+        if self.file is not None:
+            self.file.close()
 
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
+    def fill(self, top: int, rows: torch.Tensor) -> None:
+        """Take over rows (1, C, h, W) from `top` on."""
+        if self.data is not None:
+            self.data[:, :, top : top + rows.shape[2]] = rows
+            return
+        raw = rows[0].transpose(0, 1).contiguous().cpu()
+        view = memoryview(raw.view(torch.uint8).numpy()).cast("B")
+        while view:
+            view = view[self.file.write(view) :]
+
+    def compute(self, top: int, bottom: int) -> torch.Tensor:
+        """Rows [top, bottom) as (1, C, h, W)."""
         if self.data is not None:
             return self.data[:, :, top:bottom]
-        assert self.path is not None
-        row = math.prod(self.shape) * self.like.element_size()
-        raw = np.fromfile(self.path, np.uint8, (bottom - top) * row, offset=top * row)
-        rows = torch.from_numpy(raw).view(self.like.dtype).view(bottom - top, *self.shape)
-        return rows.permute(1, 0, 2).contiguous()[None].to(self.like.device)
-
-    def drop(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-        elif self.room is not None:
-            self.room.used -= self.size
-        self.data = None
+        c, h, w = self.shape
+        raw = bytearray((bottom - top) * (self.size // h))
+        self.file.seek(top * (self.size // h))
+        view = memoryview(raw)
+        while view:
+            view = view[self.file.readinto(view) :]
+        rows = torch.frombuffer(raw, dtype=self.like.dtype).view(bottom - top, c, w)
+        return rows.transpose(0, 1).contiguous()[None].to(self.like.device)
 
 
-# ------------------------------------------------------------------------------------------- nodes
-class Node(ABC):
-    """Something with `channels`, `height` and `width` of which rows can be asked for, downwards."""
+# ------------------------------------------------------------------------------------ the network
+class Stream:
+    """Runs a network over a picture, layer by layer.
 
-    inputs: tuple[Node, ...] = ()
-    channels: int
-    height: int
-    width: int
+    `band_pixels` bounds what is computed at once, in pixels of the picture. A `plan` computes
+    nothing, and finds how much room is needed.
+    """
 
-    @abstractmethod
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        """Rows [top, bottom) as (1, C, h, W)."""
+    def __init__(
+        self,
+        net: nn.Module,
+        source: RowSource,
+        device: torch.device,
+        room: Room,
+        band_pixels: int = 2**18,
+        plan: bool = False,
+    ):
+        self.net, self.source, self.room, self.plan = net, source, room, plan
+        self.picture = extended(source, *size_needed(net), device)
+        self.band_rows = max(8, band_pixels // self.picture.width)
 
+    def run(self) -> Iterator[torch.Tensor]:
+        """The result in bands (C', h, W), top to bottom, cut to the size of the picture."""
+        output = self.layer(self.net.model, self.picture)  # type: ignore[arg-type]
+        for top, bottom in self.bands(output, self.source.height):
+            yield output.rows(top, bottom)[0, :, :, : self.source.width]
 
-class Padded(Node):
-    """The picture, made larger at the right and at the bottom as `apply_padded` does."""
+    def bands(self, x: Rows, height: int) -> Iterator[tuple[int, int]]:
+        """First row and end of each band of a map, in proportion to the picture."""
+        step = max(1, self.band_rows * x.height // self.picture.height)
+        return ((top, min(height, top + step)) for top in range(0, height, step))
 
-    def __init__(self, source: RowSource, multiple: int, least: int, device: torch.device):
-        self.source, self.device = source, device
-        self.channels = source.channels
-        self.height = max(least, -(-source.height // multiple) * multiple)
-        self.width = max(least, -(-source.width // multiple) * multiple)
-        self.right = self.width - source.width
-        bottom = self.height - source.height
-        reflects = bottom < source.height and self.right < source.width
-        self.mode = "reflect" if reflects else "replicate"
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        last = self.source.height - 1
-        if bottom <= last + 1:
-            rows = self.source.rows(top, bottom)
-        else:
-            wanted = torch.arange(top, bottom)
-            beyond = 2 * last - wanted if self.mode == "reflect" else torch.full_like(wanted, last)
-            wanted = torch.where(wanted > last, beyond, wanted)
-            low = int(wanted.min())
-            rows = self.source.rows(low, last + 1)[:, wanted - low]
-        rows = rows[None].to(self.device)
-        return F.pad(rows, (0, self.right, 0, 0), mode=self.mode) if self.right else rows
-
-
-class Convolution(Node):
-    """A convolution with the padding that comes before it, or its own zeros."""
-
-    def __init__(self, source: Node, conv: nn.Conv2d, pad: int, mode: str):
-        self.inputs = (source,)
-        self.conv, self.pad, self.mode = conv, pad, mode
-        (self.kernel, _), (self.stride, _) = conv.kernel_size, conv.stride
-        self.channels = conv.out_channels
-        self.height = (source.height + 2 * pad - self.kernel) // self.stride + 1
-        self.width = (source.width + 2 * pad - self.kernel) // self.stride + 1
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        (source,) = self.inputs
-        low = top * self.stride - self.pad
-        high = (bottom - 1) * self.stride - self.pad + self.kernel
-        x = source.rows(max(low, 0), min(high, source.height))
-        sides = (self.pad, self.pad, max(-low, 0), max(high - source.height, 0))
-        if any(sides):
-            x = F.pad(x, sides, mode=self.mode)
-        return F.conv2d(x, self.conv.weight, self.conv.bias, self.stride)
-
-
-class TransposedConvolution(Node):
-    """The convolution that doubles height and width."""
-
-    def __init__(self, source: Node, conv: nn.ConvTranspose2d):
-        self.inputs = (source,)
-        self.conv = conv
-        (self.kernel, _), (self.stride, _) = conv.kernel_size, conv.stride
-        self.pad, more = int(conv.padding[0]), int(conv.output_padding[0])
-        self.more = more
-        self.channels = conv.out_channels
-        self.height = (source.height - 1) * self.stride - 2 * self.pad + self.kernel + more
-        self.width = (source.width - 1) * self.stride - 2 * self.pad + self.kernel + more
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        (source,) = self.inputs
-        low = max(0, -((self.kernel - 1 - top - self.pad) // self.stride))
-        high = min(source.height, (bottom - 1 + self.pad) // self.stride + 1)
-        y = F.conv_transpose2d(
-            source.rows(low, high),
-            self.conv.weight,
-            self.conv.bias,
-            self.stride,
-            (0, self.pad),
-            (0, self.more),
-        )
-        first = top + self.pad - low * self.stride
-        return y[:, :, first : first + bottom - top]
-
-
-class Norm(Node):
-    """A norm whose statistics are set before its rows are asked for."""
-
-    def __init__(self, source: Node, module: nn.Module):
-        self.inputs = (source,)
-        self.channels, self.height, self.width = source.channels, source.height, source.width
-        self.module = module
-        self.eps = float(module.eps)  # type: ignore[arg-type]
-        self.known = not uses_own_statistics(module)
-        if self.known:
-            self.freeze(module.running_mean, module.running_var)  # type: ignore[arg-type]
-
-    def freeze(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
-        """Use this mean and this (biased) variance (C,) from now on."""
-        weight, bias = self.module.weight, self.module.bias
-        scale = (variance.double() + self.eps).rsqrt()
-        self.mean, self.scale = mean, scale
-        if weight is not None:
-            self.scale = scale * weight.detach().double()
-        self.shift = bias
-        self.known = True
-
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        mean, scale = (
-            v.to(x.device, torch.float32)[:, None, None] for v in (self.mean, self.scale)
-        )
-        y = (x.float() - mean).mul_(scale)
-        return y if self.shift is None else y.add_(self.shift[:, None, None])
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        return self.apply(self.inputs[0].rows(top, bottom))
-
-
-class SameNorm(Node):
-    """A norm read in a second place, with the statistics of the first."""
-
-    def __init__(self, source: Node, norm: Norm):
-        self.inputs = (source,)
-        self.channels, self.height, self.width = source.channels, source.height, source.width
-        self.norm = norm
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        return self.norm.apply(self.inputs[0].rows(top, bottom))
-
-
-class Each(Node):
-    """A function of each value by itself; it must not change what it is given."""
-
-    def __init__(self, source: Node, function: Callable[[torch.Tensor], torch.Tensor]):
-        self.inputs = (source,)
-        self.channels, self.height, self.width = source.channels, source.height, source.width
-        self.function = function
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        return self.function(self.inputs[0].rows(top, bottom))
-
-
-class Sum(Node):
-    """The sum of a skip connection and its block."""
-
-    def __init__(self, *inputs: Node):
-        self.inputs = inputs
-        one = inputs[0]
-        self.channels, self.height, self.width = one.channels, one.height, one.width
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        first, second = (node.rows(top, bottom) for node in self.inputs)
-        return first + second
-
-
-class Joined(Sum):
-    """The channels of several nodes beside each other."""
-
-    def __init__(self, *inputs: Node):
-        super().__init__(*inputs)
-        self.channels = sum(node.channels for node in inputs)
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        first, second = (node.rows(top, bottom) for node in self.inputs)
-        return torch.cat([first, second.to(first.dtype)], 1)
-
-
-class Store(Node):
-    """Rows that have been computed and will be asked for again."""
-
-    def __init__(self, source: Node, whole: bool):
-        self.inputs = (source,)
-        self.channels, self.height, self.width = source.channels, source.height, source.width
-        self.whole = whole  # kept from pass to pass
-        self.norm: Norm | None = None  # waits for the statistics of these rows
-        self.readers: list[Reader] = []
-        self.active: list[Reader] = []
-        self.may_drop, self.step = False, 1
-        self.room: Room | None = None
-        self.clear()
-
-    @property
-    def size(self) -> int:
-        """Values of a whole store."""
-        return self.channels * self.height * self.width
-
-    def clear(self) -> None:
-        for chunk in getattr(self, "chunks", []):
-            chunk.drop()
-        self.chunks: list[Chunk] = []
-        self.first = self.next = 0  # the rows that are there: [first, next)
-        self.count, self.mean, self.squares = 0, None, None
-
-    def begin_pass(self, active: list[Reader], may_drop: bool, step: int) -> None:
-        """`active` are the readers of this pass; without any, dropped rows need not be kept."""
-        self.active, self.may_drop, self.step = active, may_drop, step
-        for reader in active:
-            reader.low = 0
-
-    def advance(self, bottom: int) -> None:
-        """Compute up to a row, `step` rows at a time."""
-        while self.next < bottom:
-            top, self.next = self.next, min(bottom, self.next + self.step)
-            rows = self.inputs[0].rows(top, self.next)
-            if self.norm is not None and not self.norm.known:
-                self._count(rows)
-            if self.may_drop and not self.active:
-                continue
-            rows = rows.contiguous()
-            if self.whole and self.room is not None:
-                self.chunks.append(self.room.keep(rows))
-            else:
-                self.chunks.append(Chunk(None, rows, None, 0))
-            if self.room is not None:
-                self.room.tidy()
-
-    def _count(self, rows: torch.Tensor) -> None:
-        """Take rows into mean and sum of squared differences (Chan et al. 1979), in float64."""
-        count = rows.shape[2] * rows.shape[3]
-        variance, mean = torch.var_mean(rows[0].float(), dim=(1, 2), correction=0)
-        mean, squares = mean.double(), variance.double() * count
-        if self.mean is None or self.squares is None:
-            self.count, self.mean, self.squares = count, mean, squares
-            return
-        total = self.count + count
-        delta = mean - self.mean
-        self.mean = self.mean + delta * (count / total)
-        self.squares = self.squares + squares + delta**2 * (self.count * count / total)
-        self.count = total
-
-    def finish_norm(self) -> None:
-        assert self.norm is not None
-        assert self.mean is not None
-        assert self.squares is not None
-        self.norm.freeze(self.mean, self.squares / self.count)
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        self.advance(bottom)
-        parts, start = [], self.first
-        for chunk in self.chunks:
-            low, high = max(top, start), min(bottom, start + chunk.height)
-            if low < high:
-                parts.append(chunk.rows(low - start, high - start))
-            start += chunk.height
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-    def drop(self) -> None:
-        """Let go of the rows above what the readers of this pass may still ask for."""
-        if not self.may_drop:
-            return
-        low = min(reader.low for reader in self.active)
-        while self.chunks and self.first + self.chunks[0].height <= low:
-            self.first += self.chunks[0].height
-            self.chunks.pop(0).drop()
-
-
-class Reader(Node):
-    """One place where a store is read; it asks for rows from top to bottom."""
-
-    def __init__(self, store: Store):
-        self.store = store
-        self.channels, self.height, self.width = store.channels, store.height, store.width
-        self.low = 0
-        store.readers.append(self)
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        self.low = max(self.low, top)
-        rows = self.store.rows(top, bottom)
-        self.store.drop()
-        return rows
-
-
-# ------------------------------------------------------------------------------- network to nodes
-class Plan:
-    """The nodes of a network for one picture, and the passes that compute it."""
-
-    def __init__(self, net: nn.Module, source: RowSource, device: torch.device):
-        multiple, least = size_needed(net)
-        self.source = source
-        self.stores: list[Store] = []
-        self.pad, self.mode = 0, "constant"
-        self.picture = Padded(source, multiple, least, device)
-        first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
-        # values for each pixel of the picture up to which a layer is kept between passes
-        self.small = first.out_channels / 4
-        self.output = self._module(net.model, self.picture)  # type: ignore[arg-type]
-        self.passes: list[Node] = [s for s in self.stores if s.norm and not s.norm.known]
-        self.passes.append(self.output)
-        self._schedule()
-
-    def _store(self, node: Node, whole: bool = False) -> Store:
-        pixels = self.picture.height * self.picture.width
-        small = node.channels * node.height * node.width <= self.small * pixels
-        store = Store(node, whole or small)
-        self.stores.append(store)
-        return store
-
-    def _module(self, module: nn.Module, node: Node) -> Node:
-        if isinstance(module, UnetSkipConnectionBlock):
-            return self._level(module, node)
-        if isinstance(module, ResnetBlock):
-            # not only what is added, but also what goes into the block is read twice
-            store = node.store if isinstance(node, Reader) else self._store(node, whole=True)
-            inner = self._module(module.conv_block, Reader(store))
-            return Reader(self._store(Sum(Reader(store), inner), whole=True))
-        if isinstance(module, nn.Sequential):
-            for layer in module:
-                node = self._module(layer, node)
-            return node
-        if isinstance(module, (nn.ReflectionPad2d, nn.ReplicationPad2d)):
-            self.pad = int(module.padding[0])
-            self.mode = "reflect" if isinstance(module, nn.ReflectionPad2d) else "replicate"
-            return node
-        if isinstance(module, nn.Conv2d):
-            pad, mode = (self.pad, self.mode) if self.pad else (int(module.padding[0]), "constant")
-            self.pad = 0
-            return Reader(self._store(Convolution(node, module, pad, mode)))
-        if isinstance(module, nn.ConvTranspose2d):
-            return Reader(self._store(TransposedConvolution(node, module)))
-        if isinstance(module, (INSTANCE, *BATCH)):
-            norm = Norm(node, module)
-            if not norm.known:
-                assert isinstance(node, Reader)
-                node.store.norm = norm
-            return norm
-        if isinstance(module, nn.Dropout):
-            # kept, or the rows would be drawn anew each time that they are read
-            return Reader(self._store(Each(node, module), whole=True)) if module.training else node
-        if isinstance(module, nn.ReLU):
-            return Each(node, F.relu)
-        if isinstance(module, nn.LeakyReLU):
-            slope = module.negative_slope
-            return Each(node, lambda x: F.leaky_relu(x, slope))
-        if isinstance(module, nn.Tanh):
-            return Each(node, torch.tanh)
-        if isinstance(module, nn.Identity):
-            return node
+    def layer(self, module: nn.Module, x: Rows) -> Rows:
+        """What a layer makes of rows. Raises UserError for one that is not in `LAYERS`."""
+        for kind, function in LAYERS.items():
+            if isinstance(module, kind):
+                return function(self, module, x)
         raise UserError(
             f"a layer of type {type(module).__name__} can't be run in exact tiles: "
             "use --tile_mode quick"
         )
 
-    def _level(self, block: UnetSkipConnectionBlock, node: Node) -> Node:
-        layers = list(block.model)
-        if block.outermost:
-            for layer in layers:
-                node = self._module(layer, node)
-            return node
-        # what skips and what goes in is the result of the first layer; each reads the store
-        store = next(s for s in [getattr(self._below(node), "store", None)] if s)
-        paths = []
-        for _ in range(2):
-            paths.append(self._module(layers[0], self._again(node, store)))
-        skip, inner = paths
-        for layer in layers[1:]:
-            inner = self._module(layer, inner)
-        return Joined(skip, inner)
+    def store(self, x: Rows) -> Rows:
+        """Compute all rows, and keep them instead of what they were computed from."""
+        if x.stored is None and self.plan:
+            x.stored = Storage(self.room, x.shape, None)
+        elif x.stored is None:
+            storage = None
+            for top, bottom in self.bands(x, x.height):
+                rows = x.compute(top, bottom)
+                storage = storage or Storage(self.room, x.shape, rows)
+                storage.fill(top, rows)
+            x.stored = storage
+        x.inputs = ()
+        return x
 
-    @staticmethod
-    def _below(node: Node) -> Node:
-        """The reader under the norm and the functions of a node."""
-        while not isinstance(node, Reader):
-            (node,) = node.inputs
-        return node
+    def settle(self, x: Rows) -> Rows:
+        """Make rows cheap to read again: store the convolutions that they are computed from."""
+        if isinstance(x, (Convolved, Upconvolved)):
+            return self.store(x)
+        for source in x.inputs:
+            self.settle(source)
+        return x
 
-    def _again(self, node: Node, store: Store) -> Node:
-        """The same node over a reader of its own."""
-        if isinstance(node, Reader):
-            return Reader(store)
-        assert isinstance(node, (Norm, Each))
-        below = self._again(node.inputs[0], store)
-        if isinstance(node, Each):
-            return Each(below, node.function)
-        return SameNorm(below, node)
+    def statistics(self, x: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and biased variance (C,) of all rows, in float64 (Chan et al. 1979)."""
+        if self.plan:
+            return torch.zeros(x.channels), torch.ones(x.channels)
+        count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        for top, bottom in self.bands(x, x.height):
+            rows = x.rows(top, bottom)[0].float()
+            more = rows[0].numel()
+            variance, own = (v.double() for v in torch.var_mean(rows, dim=(1, 2), correction=0))
+            delta, share = own - mean.to(own), more / (count + more)
+            mean = mean.to(own) + delta * share
+            squares = squares.to(own) + variance * more + delta**2 * (count * share)
+            count += more
+        return mean, squares / count
 
-    # ------------------------------------------------------------------------------------- passes
-    def _schedule(self) -> None:
-        """Which stores and readers each pass uses, and when a kept store is used last."""
-        self.use: list[tuple[dict[Store, list[Reader]], list[Store]]] = []
-        complete: set[Store] = set()
-        last: dict[Store, int] = {}
-        self.peak = 0
-        for number, target in enumerate(self.passes):
-            readers: dict[Store, list[Reader]] = {}
-            filled: list[Store] = []
-            self._walk(target, complete, readers, filled)
-            for store in readers:
-                last[store] = number
-            self.use.append((readers, filled))
-            complete |= {s for s in filled if s.whole}
-        self.last = last
-        live: set[Store] = set()
-        for number, (_, filled) in enumerate(self.use[:-1]):
-            before = sum(s.size for s in live)
-            live |= {s for s in filled if s.whole}
-            live = {s for s in live if last.get(s, 0) > number}
-            self.peak = max(self.peak, before, sum(s.size for s in live))
 
-    def _walk(
-        self,
-        node: Node,
-        complete: set[Store],
-        readers: dict[Store, list[Reader]],
-        filled: list[Store],
-    ) -> None:
-        if isinstance(node, Reader):
-            seen = readers.setdefault(node.store, [])
-            if node in seen:
-                return
-            seen.append(node)
-            node = node.store
-        if isinstance(node, Store):
-            if node in complete or node in filled:
-                return
-            filled.append(node)
-        for below in node.inputs:
-            self._walk(below, complete, readers, filled)
+def scratch_needed(net: nn.Module, source: RowSource) -> int:
+    """Bytes of the maps that are stored at a time, at most."""
+    room = Room(0)
+    stream = Stream(net, source, torch.device("cpu"), room, plan=True)
+    stream.layer(net.model, stream.picture)  # type: ignore[arg-type]
+    return room.peak
 
-    def run(self, room: Room, band_pixels: int) -> Iterator[torch.Tensor]:
-        """The result in bands (C', h, W), top to bottom, cut to the size of the picture."""
-        for store in self.stores:
-            store.room = room
-        rows = max(8, band_pixels // self.picture.width)  # of the picture
-        for number, target in enumerate(self.passes):
-            readers, filled = self.use[number]
-            used = {*readers, *filled}
-            needed_later = {s for s in used if s.whole and self.last.get(s, -1) > number}
-            for store in used:
-                if store in filled:
-                    store.clear()
-                may_drop = store not in needed_later
-                store.begin_pass(readers.get(store, []), may_drop, self._step(store, rows))
-            if isinstance(target, Store):
-                target.advance(target.height)
-                for store in filled:
-                    if store.whole:
-                        store.advance(store.height)
-                target.finish_norm()
-            else:
-                step = self._step(target, rows)
-                for top in range(0, self.source.height, step):
-                    bottom = min(self.source.height, top + step)
-                    yield target.rows(top, bottom)[0, :, :, : self.source.width]
-            for store in used - needed_later:
-                store.clear()
 
-    def _step(self, node: Node, rows: int) -> int:
-        """How many rows of a node belong to so many of the picture."""
-        return max(1, rows * node.height // self.picture.height)
+def extended(source: RowSource, multiple: int, least: int, device: torch.device) -> Rows:
+    """A picture made larger at the right and at the bottom, as `apply_padded` does."""
+    height, width = (
+        max(least, -(-n // multiple) * multiple) for n in (source.height, source.width)
+    )
+    below, right = height - source.height, width - source.width
+    reflects = below < source.height and right < source.width
+    mode = "reflect" if reflects else "replicate"
+    return Padded(Picture(source, device), (0, right, 0, below), mode)
+
+
+# ----------------------------------------------------------------------------------------- layers
+def _sequence(stream: Stream, module: nn.Sequential, x: Rows) -> Rows:
+    for layer in module:
+        x = stream.layer(layer, x)
+    return x
+
+
+def _convolution(stream: Stream, module: Any, x: Rows) -> Rows:
+    x = stream.settle(x)
+    if any(module.padding):
+        vertical, horizontal = module.padding
+        x = Padded(x, (horizontal, horizontal, vertical, vertical), "constant")
+    return Convolved(x, module.weight, module.bias, module.stride[0], module.groups)
+
+
+def _transposed(stream: Stream, module: Any, x: Rows) -> Rows:
+    crop, more = module.padding[0], module.output_padding[0]
+    shape = module.stride[0], module.groups, crop, more
+    return Upconvolved(stream.settle(x), module.weight, module.bias, *shape)
+
+
+def _downsample(stream: Stream, module: Downsample, x: Rows) -> Rows:
+    x = Padded(stream.settle(x), (1, 1, 1, 1), "reflect")
+    return Convolved(x, module.filt, stride=2, groups=len(module.filt))
+
+
+def _upsample(stream: Stream, module: Upsample, x: Rows) -> Rows:
+    x = Padded(stream.settle(x), (1, 1, 1, 1), "replicate")
+    return Upconvolved(x, module.filt, stride=2, groups=len(module.filt), crop=3)
+
+
+def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
+    if uses_own_statistics(module):
+        mean, variance = stream.statistics(stream.settle(x))
+    else:
+        mean, variance = module.running_mean, module.running_var
+    scale = (variance.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.detach().double()
+    mean, scale = mean.float()[:, None, None], scale.float()[:, None, None]
+
+    def normalize(rows: torch.Tensor) -> torch.Tensor:
+        y = (rows.float() - mean).mul_(scale)
+        return y if module.bias is None else y.add_(module.bias[:, None, None])
+
+    return Each(normalize, x)
+
+
+def _dropout(stream: Stream, module: nn.Dropout, x: Rows) -> Rows:
+    # stored, or the rows would be drawn anew each time that they are read
+    return stream.store(Each(module, stream.settle(x))) if module.training else x
+
+
+def _resnet_block(stream: Stream, module: ResnetBlock, x: Rows) -> Rows:
+    x = stream.store(stream.settle(x))  # or the next block would hold all maps of this one
+    return Each(torch.add, x, stream.layer(module.conv_block, x))
+
+
+def _unet_level(stream: Stream, module: UnetSkipConnectionBlock, x: Rows) -> Rows:
+    if module.outermost:
+        return stream.layer(module.model, x)
+    first, *others = module.model
+    skip = inner = stream.settle(stream.layer(first, x))
+    for layer in others:
+        inner = stream.layer(layer, inner)
+    channels = skip.channels + inner.channels
+    return Each(lambda a, b: torch.cat([a, b.to(a.dtype)], 1), skip, inner, channels=channels)
+
+
+def _each(function: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[..., Rows]:
+    return lambda stream, module, x: Each(functools.partial(function, module), x)
+
+
+def _pad(mode: str) -> Callable[..., Rows]:
+    return lambda stream, module, x: Padded(x, module.padding, mode)
+
+
+LAYERS: dict[Any, Callable[[Stream, Any, Rows], Rows]] = {
+    nn.Sequential: _sequence,
+    ResnetBlock: _resnet_block,
+    UnetSkipConnectionBlock: _unet_level,
+    nn.Conv2d: _convolution,
+    nn.ConvTranspose2d: _transposed,
+    Downsample: _downsample,
+    Upsample: _upsample,
+    (INSTANCE, *BATCH): _norm,
+    nn.ReflectionPad2d: _pad("reflect"),
+    nn.ReplicationPad2d: _pad("replicate"),
+    nn.ReLU: _each(lambda module, x: F.relu(x)),
+    nn.LeakyReLU: _each(lambda module, x: F.leaky_relu(x, module.negative_slope)),
+    nn.Tanh: _each(lambda module, x: x.tanh()),
+    nn.Dropout: _dropout,
+    nn.Identity: lambda stream, module, x: x,
+}

@@ -29,7 +29,16 @@ from data.pictures.picture_io import Range, fit_channels, to_unit
 from models.networks import ResnetGenerator, UnetGenerator
 from util.errors import UserError
 
-from .streaming import Padded, Plan, Room, RowSource, size_needed, uses_own_statistics
+from .streaming import (
+    Room,
+    Rows,
+    RowSource,
+    Stream,
+    extended,
+    scratch_needed,
+    size_needed,
+    uses_own_statistics,
+)
 
 MODES = ("exact", "quick")
 SAMPLES, SAMPLE_SIZE = 16, 256
@@ -151,25 +160,21 @@ def translate_in_tiles(
     bands = None
     if options.mode != "quick":
         try:
-            plan = Plan(net, source, device)
-            room.check(plan.peak * 4)  # bytes of a float
-            bands = plan.run(room, options.size**2)
+            room.check(scratch_needed(net, source))
+            bands = Stream(net, source, device, room, options.size**2).run()
         except UserError as e:
             if options.mode == "exact":
                 raise
             print(f"quick tiles instead of exact ones: {e}", flush=True)
     if bands is None:
         bands = quick_tiles(net, source, options, device)
-    try:
-        while True:
-            # not around the loop: a generator would leave its contexts on for its caller
-            with torch.no_grad(), autocast():
-                band = next(bands, None)
-            if band is None:
-                return
-            yield band.float()
-    finally:
-        room.close()
+    while True:
+        # not around the loop: a generator would leave its contexts on for its caller
+        with torch.no_grad(), autocast():
+            band = next(bands, None)
+        if band is None:
+            return
+        yield band.float()
 
 
 # ------------------------------------------------------------------------------------- quick tiles
@@ -178,7 +183,7 @@ def quick_tiles(
 ) -> Iterator[torch.Tensor]:
     """Overlapping tiles with common statistics, blended; see above."""
     multiple, least = size_needed(net)
-    picture = Padded(source, multiple, least, torch.device("cpu"))
+    picture = extended(source, multiple, least, torch.device("cpu"))
     tile = max(least, -(-options.size // multiple) * multiple)
     # at multiples, so that a network that halves sees its own grid
     step = max(multiple, (tile - options.shared) // multiple * multiple)
@@ -233,7 +238,7 @@ def _weights(starts: list[int], length: int, tile: int, overlap: int) -> list[to
 
 @contextlib.contextmanager
 def common_statistics(
-    net: nn.Module, picture: Padded, device: torch.device, several: bool
+    net: nn.Module, picture: Rows, device: torch.device, several: bool
 ) -> Iterator[None]:
     """Within, norms that would take the statistics of each tile use those of sample tiles."""
     norms = [m for m in net.modules() if uses_own_statistics(m)]
@@ -267,7 +272,7 @@ def common_statistics(
             module.__dict__.pop("forward", None)
 
 
-def _samples(picture: Padded) -> torch.Tensor:
+def _samples(picture: Rows) -> torch.Tensor:
     """Tiles (16, C, h, w), evenly spread."""
     height, width = min(SAMPLE_SIZE, picture.height), min(SAMPLE_SIZE, picture.width)
     side = round(SAMPLES**0.5)

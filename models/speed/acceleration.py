@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from .layout import contiguous_gradients
+from .sync_norm import leave_out_of_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -126,12 +128,14 @@ def prepare(
     if precision in _DTYPES:
         net.forward = _autocast(net.forward, device, _DTYPES[precision])
     if compiled:
+        leave_out_of_compiling()
         net.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
 def begin_iteration() -> None:
     """Tell recorded networks that nothing of the iteration before is needed any more."""
-    torch.compiler.cudagraph_mark_step_begin()
+    if "torch._inductor" in sys.modules:  # the call imports the compiler, and only that records
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -65,8 +66,6 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
                 return 1.0 / float(self.num_batches_tracked)
         return self.momentum or 0.0
 
-    # exchanges numbers with other processes, which is nothing that can be compiled
-    @torch.compiler.disable
     def _synchronized(self, x: torch.Tensor) -> torch.Tensor:
         momentum = self._count()
         if x.device.type == "cuda" and not self.twice:
@@ -99,6 +98,13 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         if self.affine:
             y = y * self.weight[:, None, None] + self.bias[:, None, None]
         return y.to(x.dtype)
+
+
+@functools.cache
+def leave_out_of_compiling() -> None:
+    """Keep the compiler from the exchange with other processes. Imports the compiler."""
+    disabled = torch.compiler.disable(SyncBatchNorm2d._synchronized)
+    SyncBatchNorm2d._synchronized = disabled  # type: ignore[method-assign]
 
 
 def synchronize_norms(net: nn.Module, twice: bool = False) -> int:
