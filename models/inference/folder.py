@@ -133,7 +133,8 @@ class FolderTranslation:
         dtype = self._dtype(ready.picture)
         result = self.translator.finish(output, ready.picture, dtype)
         with _writing(ready.job.target):
-            write_picture(ready.job.target, result.pixels, result.alpha)
+            info = self._info(ready.picture)
+            write_picture(ready.job.target, result.pixels, result.alpha, info)
 
     def _write_tiled(self, ready: Ready) -> None:
         assert self.tiles is not None
@@ -141,7 +142,8 @@ class FolderTranslation:
         bands = self.translator.tiled(picture, self.tiles, dtype)
         shape = (*picture.pixels.shape[:2], self.translator.output_nc)
         try:
-            write_bands(ready.job.target, bands, shape, dtype, picture.alpha)
+            info = self._info(picture)
+            write_bands(ready.job.target, bands, shape, dtype, picture.alpha, info)
         finally:
             bands.close()  # removes scratch files
             # let go of: the next one is read before this one would be
@@ -149,6 +151,12 @@ class FolderTranslation:
 
     def _dtype(self, picture: Picture) -> np.dtype:
         return picture.pixels.dtype if self.format in ("tiff", "same") else np.dtype(np.uint8)
+
+    def _info(self, picture: Picture) -> dict[str, Any]:
+        """What the result's file says about itself: all that the input's says, or its profile."""
+        if self.format == "same":
+            return picture.info
+        return {key: value for key, value in picture.info.items() if key == "icc_profile"}
 
     # ------------------------------------------------------------------------------------- reading
     def _read(self, job: Job) -> Ready:
