@@ -205,7 +205,7 @@ class EpochLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # of its own, so that starting an epoch draws nothing from what the model draws from
             generator=torch.Generator().manual_seed(0),
         )
@@ -241,7 +241,7 @@ def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceba
         sys.__excepthook__(kind, error, traceback)
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     sys.excepthook = _quiet_when_cut_off
     leave_out_warnings()
     # several workers with a pool of threads each only get in each other's way
