@@ -110,7 +110,10 @@ def test_several_frames(tmp_path, capsys):
     line = capsys.readouterr().out.strip()
     assert line == f"several frames in {tmp_path / 'a.tif'} and 1 more: the first one is taken"
     assert [open_image(path).getpixel((0, 0)) for path in paths] == [(255, 0, 0)] * 2
-    assert [read_picture(path).frames for path in paths] == [2, 2]
+    work = FolderTranslation(identity(), "png", threads=0)
+    assert work.run(work.jobs(paths, tmp_path, tmp_path / "out")) == []
+    assert capsys.readouterr().out.strip() == line
+    assert read_picture(tmp_path / "out" / "a.png").pixels[0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("ending", [".avif", ".heic"])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.image_folder import note_frames
 from data.pictures.picture_io import (
     FORMATS,
     Picture,
@@ -99,9 +100,11 @@ class FolderTranslation:
             named = job.source in reason or str(job.target) in reason
             failed[job.source] = reason if named else f"{job.source}: {reason}"
 
+        several: list[str] = []
         bar = tqdm(total=len(jobs), unit="pictures", disable=None)
         with bar, BackgroundWork(self.threads) as encoders:
             for batch in self._batches(self._read_all(jobs, fail)):
+                several += [ready.job.source for ready in batch if ready.picture.frames > 1]
                 try:
                     if batch[0].x is None:
                         self._write_tiled(batch[0])
@@ -112,6 +115,7 @@ class FolderTranslation:
                         fail(ready.job, e)
                 bar.update(len(batch))
             bar.update(len(jobs) - bar.n)
+        note_frames(several)
         return [(job.source, failed[job.source]) for job in jobs if job.source in failed]
 
     def _translate(
