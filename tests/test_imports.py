@@ -16,8 +16,7 @@ ROOMS = ["util", "data", "models", "options", "programs"]
 
 # what code that was written for the original imports, and what this project promises
 PATHS = {
-    "util.util": "tensor2im save_image diagnose_network print_numpy mkdir mkdirs "
-    "init_ddp cleanup_ddp",
+    "util.util": "tensor2im save_image diagnose_network print_numpy mkdir mkdirs",
     "util.html": "HTML",
     "util.image_pool": "ImagePool",
     "util.visualizer": "Visualizer save_images",
