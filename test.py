@@ -24,8 +24,8 @@ import torch
 from tqdm import tqdm
 
 from data import create_dataset, equal_batches
-from data.base_dataset import reader
-from data.pictures.picture_io import list_pictures
+from data.base_dataset import reader, written_folders
+from data.image_folder import folder_of, list_pictures
 from models import create_model
 from models.inference.folder import FolderTranslation
 from models.inference.tiles import TileOptions, tile_generators
@@ -48,7 +48,7 @@ def main() -> None:
     opt.serial_batches = True  # A and B in the order of their names
     opt.no_flip = True
     seed_everything(opt.seed, opt.deterministic)
-    paths = list_pictures(opt.dataroot) if opt.only_outputs else []
+    paths = list_pictures(opt.dataroot, skip=written_folders(opt)) if opt.only_outputs else []
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)
     options.weigh_compiling(opt, int(min(opt.num_test, count)))
@@ -169,7 +169,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         TileOptions.of(opt),
         None if opt.preprocess == "none" else reader(opt, grayscale=opt.input_nc == 1),
     )
-    jobs = work.jobs(paths, opt.dataroot, out)
+    jobs = work.jobs(paths, folder_of(opt.dataroot), out)
     if opt.skip_existing:
         jobs = [job for job in jobs if not job.target.exists()]
     there = f" ({len(paths) - len(jobs)} are there)" if opt.skip_existing else ""

@@ -6,12 +6,13 @@ import os
 from typing import Any
 
 from torchvision.transforms import Compose
+from torchvision.transforms.functional import crop
 
 from util.errors import UserError
 
 from .base_dataset import BaseDataset, get_params, get_transform
 from .cache import Kept
-from .transforms import same_part
+from .transforms import same_part, size_of
 
 
 class AlignedDataset(BaseDataset):
@@ -54,21 +55,21 @@ class AlignedDataset(BaseDataset):
     def _open(self, A_path: str, B_path: str) -> tuple[Any, Any]:
         if A_path != B_path:
             A, B = self.open(A_path), self.open(B_path)
-            if A.size != B.size:
+            sizes = [f"{width}x{height}" for width, height in map(size_of, (A, B))]
+            if sizes[0] != sizes[1]:
                 raise UserError(
-                    f"a pair must be of one size: {A_path} is {A.width}x{A.height} and "
-                    f"{B_path} is {B.width}x{B.height}"
+                    f"a pair must be of one size: {A_path} is {sizes[0]} and {B_path} is {sizes[1]}"
                 )
             return A, B
         AB = self.open(A_path)
-        width, height = AB.size
+        width, height = size_of(AB)
         if width % 2:
             raise UserError(
                 f"{A_path} is {width}x{height}: a file with A and B side by side must be of even "
                 "width"
             )
         half = width // 2
-        return AB.crop((0, 0, half, height)), AB.crop((half, 0, width, height))
+        return crop(AB, 0, 0, height, half), crop(AB, 0, half, height, half)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`A`, `B`: tensors (C, H, W) in [-1, 1], cut and flipped alike; `A_paths`, `B_paths`."""
@@ -78,8 +79,8 @@ class AlignedDataset(BaseDataset):
         def make() -> list[Kept]:
             A, B = self._open(A_path, B_path)
             return [
-                Kept(self.transform(A, first_A, A_path), A.size),
-                Kept(self.transform(B, first_B, B_path), B.size),
+                Kept(self.transform(A, first_A, A_path), size_of(A)),
+                Kept(self.transform(B, first_B, B_path), size_of(B)),
             ]
 
         kept = self.keep([f"{A_path}\nA{first_A}", f"{B_path}\nB{first_B}"], make)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +17,19 @@ from torchvision.transforms import InterpolationMode
 from util.errors import UserError
 
 from .cache import Kept, PictureCache
-from .image_folder import list_images, open_image
-from .pictures.deep_picture import DeepPicture, deep_transform
-from .pictures.picture_io import list_pictures
-from .transforms import CenterCrop, CropAt, MakeMultiple, Mirror, RandomCrop, ScaleWidth, same_part
+from .image_folder import folder_of, list_images, list_pictures, open_image
+from .pictures.picture_io import naming, read_picture, to_unit
+from .transforms import (
+    CenterCrop,
+    CropAt,
+    FitChannels,
+    MakeMultiple,
+    Mirror,
+    RandomCrop,
+    ScaleWidth,
+    same_part,
+    size_of,
+)
 
 
 class BaseDataset(torch.utils.data.Dataset, ABC):
@@ -60,19 +68,20 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
         `columns` is the number of pictures side by side in a file.
         """
-        self.folders.append(os.fspath(folder))
-        skip_broken = getattr(self.opt, "skip_broken", False)
+        self.folders.append(folder_of(folder))
+        most, skip = self.opt.max_dataset_size, written_folders(self.opt)
         if getattr(self.opt, "value_range", None):
-            paths = list_pictures(folder)[: int(min(self.opt.max_dataset_size, sys.maxsize))]
+            paths = list_pictures(folder, most, skip)
         else:
+            check = not getattr(self.opt, "skip_broken", False)
             # the other ways of preprocessing scale first
             crop = self.opt.crop_size if self.opt.preprocess == "crop" else 0
-            paths = list_images(folder, self.opt.max_dataset_size, not skip_broken, crop, columns)
+            paths = list_images(folder, most, check, crop, columns, skip)
         self.listed += len(paths) * columns
         return paths
 
     def open(self, path: str) -> Any:
-        """A picture as RGB, or with `--value_range` at full depth."""
+        """A picture of Pillow as RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
         return open_picture(self.opt, path)
 
     def load(self, path: str, transform: Callable | None = None) -> Any:
@@ -87,7 +96,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
         def make() -> list[Kept]:
             image = self.open(path)
-            return [Kept(self.transform(image, first, path), image.size)]
+            return [Kept(self.transform(image, first, path), size_of(image))]
 
         return self.transform(self.keep([name], make)[0].image, rest, path)
 
@@ -123,9 +132,23 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
 
 def open_picture(opt: argparse.Namespace, path: str) -> Any:
-    """A picture as RGB of 8 bits, or with `--value_range` at full depth, as `DeepPicture`."""
+    """A picture of Pillow as RGB of 8 bits, or with `--value_range` a tensor (C, H, W) in [-1, 1].
+
+    As viewers show it (EXIF), unless `--ignore_orientation`. Transparency is left out.
+    """
     value_range = getattr(opt, "value_range", None)
-    return DeepPicture.open(path, tuple(value_range)) if value_range else open_image(path)
+    upright = not getattr(opt, "ignore_orientation", False)
+    if not value_range:
+        return open_image(path, upright=upright)
+    with naming(path):
+        return to_unit(read_picture(path, upright).pixels, tuple(value_range))
+
+
+def written_folders(opt: argparse.Namespace) -> list[str]:
+    """Where results and checkpoints go: no place to look for pictures below another folder."""
+    places = [getattr(opt, key, None) for key in ("results_dir", "checkpoints_dir")]
+    name = getattr(opt, "name", "")
+    return [path for place in places if place for path in (place, os.path.join(place, name))]
 
 
 def reader(opt: argparse.Namespace, grayscale: bool) -> Callable[[str], Any]:
@@ -159,17 +182,18 @@ def get_transform(
     method=InterpolationMode.BICUBIC,
     convert: bool = True,
 ) -> transforms.Compose:
-    """What `--preprocess`, the sizes and `--no_flip` describe, as one transform of a PIL picture.
+    """What `--preprocess`, the sizes and `--no_flip` describe, as one transform of a picture.
 
     With `params` of `get_params` the crop and the flip are fixed, else each call draws anew (in
     testing: the middle, no flip). `convert` ends with a tensor (C, H, W) in [-1, 1], of one channel
     with `grayscale` and of three without.
     """
     train = getattr(opt, "isTrain", True)
-    if getattr(opt, "value_range", None):
-        return deep_transform(opt, params, grayscale, method, convert)
+    deep = bool(getattr(opt, "value_range", None))  # then pictures are tensors already
     steps: list[Any] = []
-    if grayscale:
+    if deep:
+        steps.append(FitChannels({1} if grayscale else {opt.input_nc, opt.output_nc} - {1}))
+    elif grayscale:
         steps.append(transforms.Grayscale(1))
     if "resize" in opt.preprocess:
         steps.append(transforms.Resize([opt.load_size, opt.load_size], method))
@@ -187,7 +211,7 @@ def get_transform(
             steps.append(transforms.RandomHorizontalFlip())
         elif params["flip"]:
             steps.append(Mirror())
-    if convert:
+    if convert and not deep:
         half = (0.5,) if grayscale else (0.5, 0.5, 0.5)
         steps += [transforms.ToTensor(), transforms.Normalize(half, half)]
     return transforms.Compose(steps)

@@ -1,272 +1,217 @@
-"""Read a whole data set before training does, and say what is wrong with it.
+"""Load a whole data set as training does, and say what training would stop at, and what is odd.
 
-    python -m data.check --dataroot ./datasets/maps
-    python -m data.check --dataroot ./datasets/facades --dataset_mode aligned --phase train
-
-Exit code 1 if training would stop at something, 0 if not, 2 for a wrong command line.
+The command line is `scripts/check_dataset.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
+import copy
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageStat
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from util.errors import UserError, one_line_errors
+from util.errors import UserError
+from util.picture_files import frames, opened, orientation
 
-from .image_folder import IMG_EXTENSIONS, is_image_file, make_dataset, open_image
+from . import find_dataset_using_name
+from .base_dataset import open_picture
+from .loader import Draw, SeededItems, start_worker
 
 PHASES = ("train", "val", "test")
-MODES = ("unaligned", "aligned", "single", "colorization")
-SHOWN = 10  # files of each kind, without --all
-NEARLY_ONE_COLOUR = 2.0  # levels of 255: the largest standard deviation of a channel
+SHOWN = 10  # files of each kind, unless all are asked for
+NEARLY_ONE_COLOUR = 2.0 / 127.5  # of [-1, 1]: the largest standard deviation of a channel
 USUAL = 0.8  # share of a folder that makes the others exceptions
-ROTATED = range(2, 9)  # EXIF orientations other than upright
 
 
-class Picture(NamedTuple):
-    """What is known of a file after reading it."""
+class Look(NamedTuple):
+    """What one item, or the head of one file, told: problems, remarks (what, which), and facts."""
 
-    path: str
-    size: tuple[int, int] = (0, 0)
-    mode: str = ""
-    kind: str = ""
-    notes: tuple[str, ...] = ()
-    broken: str = ""
-
-
-@dataclass
-class Folder:
-    """The pictures of one folder of a data set; `name` is as the data set calls it."""
-
-    name: str
-    pictures: list[Picture] = field(default_factory=list)
-
-    @property
-    def whole(self) -> list[Picture]:
-        """Those that can be read."""
-        return [p for p in self.pictures if not p.broken]
+    problems: list[str] = []
+    remarks: list[tuple[str, str]] = []
+    sizes: list[tuple[str, tuple[int, ...]]] = []
+    file: tuple[str, str, str, str] | None = None  # path, size, mode, format
 
 
 @dataclass
 class Findings:
-    """Files by what is wrong with them: `problems` would stop training, `remarks` would not."""
+    """What was found: rows of the table of folders, and lists of files by what is wrong."""
 
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    remarks: dict[str, list[str]] = field(default_factory=dict)
+    rows: list[list[str]] = field(default_factory=list)
+    problems: dict[str, dict[str, None]] = field(default_factory=dict)
+    remarks: dict[str, dict[str, None]] = field(default_factory=dict)
     skippable: bool = True
 
-    def problem(self, what: str, file: str, skippable: bool = True) -> None:
-        """Note something that training would stop at, `skippable` with `--skip_broken` if not."""
-        self.problems.setdefault(what, []).append(file)
+    def problem(self, what: str, which: str, skippable: bool = True) -> None:
+        """Note something that training stops at; `skippable` if not with `--skip_broken`."""
+        self.problems.setdefault(what, {})[which] = None
         self.skippable &= skippable
 
-    def remark(self, what: str, file: str) -> None:
-        """Note something that training would take, but that is unusual."""
-        self.remarks.setdefault(what, []).append(file)
+    def remark(self, what: str, which: str) -> None:
+        """Note something that training takes, but that is unusual."""
+        self.remarks.setdefault(what, {})[which] = None
 
 
-# ----------------------------------------------------------------------------------------- reading
-def read_picture(path: str) -> Picture:
-    """Decode a file as training does, and look at it."""
-    try:
-        with Image.open(path) as image:
-            size, mode, kind = image.size, image.mode, image.format or "?"
-            notes = list(_peculiarities(image))
-        decoded = open_image(path)
-    except UserError as e:
-        return Picture(path, broken=str(e).removeprefix(f"can't read the picture {path}: "))
-    except Exception as e:  # what Image.open raises, open_image would raise too
-        return Picture(path, broken=" ".join(str(e).split()) or type(e).__name__)
-    if max(ImageStat.Stat(decoded).stddev) < NEARLY_ONE_COLOUR:
-        notes.append("nearly one colour")
-    return Picture(path, size, mode, kind, tuple(notes))
+class Looks(Dataset):
+    """All items of a dataset, then the heads of its files; each as a `Look`."""
+
+    def __init__(self, dataset: Any, size: int, paths: Sequence[str]):
+        self.items, self.size, self.paths = SeededItems(dataset, "drop", size), size, paths
+
+    def __len__(self) -> int:
+        return self.size + len(self.paths)
+
+    def __getitem__(self, index: int) -> Look:
+        return self._item(index) if index < self.size else self._file(self.paths[index - self.size])
+
+    def _item(self, index: int) -> Look:
+        item, problems = self.items[Draw(index, 0)]
+        dataset: Any = self.items.dataset
+        if item is None:
+            # the first file that is broken hides the others of the item
+            for path in listed(dataset, index):
+                try:
+                    open_picture(dataset.opt, path)
+                except UserError as e:
+                    problems.append(str(e))
+        remarks, sizes = [], []
+        item = item if isinstance(item, dict) else {}
+        for key, x in item.items():
+            if isinstance(x, torch.Tensor) and x.dim() == 3:
+                sizes.append((key, tuple(x.shape[1:])))
+                if float(x.float().std((1, 2)).max()) < NEARLY_ONE_COLOUR:
+                    path = item.get(f"{key}_paths", f"item {index}")
+                    remarks.append(("nearly one colour", str(path)))
+        return Look(problems, remarks, sizes)
+
+    def _file(self, path: str) -> Look:
+        if path.lower().endswith(".npy"):
+            return Look()
+        try:
+            with opened(path, any_size=True) as image:
+                stored = getattr(self.items.dataset, "opt", None)
+                notes = list(_peculiarities(image, getattr(stored, "ignore_orientation", False)))
+                facts = path, f"{image.width}x{image.height}", image.mode, image.format or "?"
+        except UserError:
+            return Look()  # among the problems already
+        return Look([], [(note, path) for note in notes], [], facts)
 
 
-def _peculiarities(image: Image.Image) -> Iterator[str]:
+def _peculiarities(image: Image.Image, as_stored: bool) -> Iterator[str]:
     if image.mode.startswith("I"):
-        yield "16 bits a channel: scaled to 8 by value"
+        yield "16 bits a channel: scaled to 8 by value, unless --value_range is given"
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         yield "transparency: left out"
     elif image.mode not in ("RGB", "L", "P", "1"):
         yield f"mode {image.mode}: converted to RGB"
-    if getattr(image, "n_frames", 1) > 1:
+    if frames(image) > 1:
         yield "several pictures in one file: the first is taken"
-    if image.getexif().get(0x0112) in ROTATED:
-        yield "to be shown rotated (EXIF): taken as it is stored"
+    if 2 <= orientation(image) <= 8:
+        taken = "taken as it is stored (--ignore_orientation)" if as_stored else "turned upright"
+        yield f"stored sideways by the camera (EXIF): {taken}"
 
 
-def read_all(paths: Sequence[str], processes: int) -> list[Picture]:
-    """Read files in so many processes (0: in this one), with a progress bar; in their order."""
-    progress = {"total": len(paths), "unit": "img", "desc": "reading", "disable": None}
-    if processes == 0:
-        return [read_picture(path) for path in tqdm(paths, **progress)]
-    start = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    context = multiprocessing.get_context(start)
-    with ProcessPoolExecutor(min(processes, max(1, len(paths))), context) as pool:
-        chunk = max(1, min(16, len(paths) // (4 * processes)))
+def listed(dataset: Any, index: int | None = None) -> list[str]:
+    """The paths in a dataset's lists (`A_paths`, `image_paths`, ...); those of one item, or all."""
+    lists = [v for k, v in vars(dataset).items() if k.endswith("paths") and isinstance(v, list)]
+    chosen = [v if index is None else [v[index % len(v)]] for v in lists if v]
+    flat = (p for v in chosen for pair in v for p in (pair if isinstance(pair, tuple) else (pair,)))
+    return list(dict.fromkeys(p for p in map(str, flat) if os.path.exists(p)))
+
+
+def check(opt: argparse.Namespace) -> Findings:
+    """Load every item of `--dataroot`, of `--phase` or without it of those that are there."""
+    found, seen = Findings(), []
+    for phase in [opt.phase] if opt.phase else _phases_there(Path(opt.dataroot)):
+        own = copy.copy(opt)
+        # A and B in the order of their names, so that each comes; and all that is broken, not one
+        own.phase, own.isTrain, own.serial_batches, own.skip_broken = phase, True, True, True
         try:
-            return list(tqdm(pool.map(read_picture, paths, chunksize=chunk), **progress))
-        except BrokenProcessPool as e:
-            raise UserError(
-                "a process that reads pictures was killed, perhaps for want of memory: try fewer "
-                "--num_threads"
-            ) from e
+            dataset = find_dataset_using_name(opt.dataset_mode)(own)
+        except UserError as e:
+            found.problem("the data set as a whole", str(e), skippable=False)
+            continue
+        if listed(dataset) not in seen:  # one that does not ask for the phase is the same again
+            seen.append(listed(dataset))
+            _check_dataset(dataset, own, found)
+    return found
 
 
-# ---------------------------------------------------------------------------------------- checking
-def folder_names(mode: str, root: Path, phase: str) -> list[str]:
-    """The folders that a dataset of this mode reads, as paths below `root`."""
-    if mode == "single":
-        return ["."]
-    sides = [f"{phase}A", f"{phase}B"]
-    if mode == "unaligned" or (
-        mode == "aligned" and not (root / phase).is_dir() and (root / sides[0]).is_dir()
-    ):
-        return sides
-    return [phase]
+def _phases_there(root: Path) -> Sequence[str]:
+    there = [p for p in PHASES if any((root / (p + side)).is_dir() for side in ("", "A", "B"))]
+    return there or PHASES[:1]
+
+
+def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> None:
+    paths = listed(dataset)
+    looks = Looks(dataset, int(min(len(dataset), opt.max_dataset_size)), paths)
+    reasons: dict[str, None] = {}
+    sizes: dict[str, set[tuple[int, ...]]] = {}
+    files: list[tuple[str, str, str, str]] = []
+    for look in _load(looks, opt.num_threads):
+        reasons.update(dict.fromkeys(look.problems))
+        for key, size in look.sizes:
+            sizes.setdefault(key, set()).add(size)
+        for what, which in look.remarks:
+            found.remark(what, which)
+        files += [look.file] if look.file else []
+    for reason in sorted(reasons):
+        found.problem("what can't be used", reason)
+    for key, different in sizes.items():
+        if opt.batch_size > 1 and len(different) > 1:
+            found.problem(
+                f"--batch_size {opt.batch_size} needs pictures of one size, and --preprocess "
+                f"{opt.preprocess} leaves them as they are",
+                f"{key}: {len(different)} sizes",
+                skippable=False,
+            )
+    for folder in getattr(dataset, "folders", [opt.dataroot]) or [opt.dataroot]:
+        inside = [path for path in paths if Path(path).is_relative_to(folder)]
+        broken = [path for path in inside if any(f"picture {path}: " in r for r in reasons)]
+        whole = [f for f in files if f[0] in {*inside} - {*broken}]
+        columns = [[f[i] for f in whole] for i in (1, 2, 3)]
+        name = os.path.relpath(folder, opt.dataroot)
+        counts = [str(len(inside)), str(len(broken))]
+        found.rows.append([name, *counts, *(_counts(column) for column in columns)])
+        for what, column in zip(("size", "mode"), columns, strict=False):
+            usual = _usual(Counter(column))
+            for (path, *_), value in zip(whole, column, strict=True):
+                if usual not in (None, value):
+                    title = f"of another {what} than nearly all in {name}: {usual}"
+                    found.remark(title, f"{path}: {value}")
+
+
+def _load(looks: Looks, workers: int) -> Iterator[Look]:
+    loader = DataLoader(
+        looks, batch_size=8, num_workers=workers, collate_fn=list, worker_init_fn=start_worker
+    )
+    bar = tqdm(total=len(looks), unit="img", desc="reading", disable=None)
+    try:
+        with bar:
+            for batch in loader:
+                yield from batch
+                bar.update(len(batch))
+    except RuntimeError as e:
+        if "DataLoader worker" not in str(e):
+            raise
+        raise UserError(
+            "a process that reads pictures was killed, perhaps for want of memory: try fewer "
+            "--num_threads"
+        ) from e
 
 
 def _usual(counts: Counter) -> Any:
     """What nearly all agree in, so that others may be mistakes; None in a set of all kinds."""
-    if counts:
-        value, count = counts.most_common(1)[0]
-        if count >= USUAL * counts.total():
-            return value
-    return None
-
-
-def check_folder(folder: Folder, opt: argparse.Namespace, pairs: bool, found: Findings) -> None:
-    """Note what is wrong with single files; `pairs`: A and B are side by side in each."""
-    sizes = Counter(p.size for p in folder.whole)
-    usual_size, usual_mode = _usual(sizes), _usual(Counter(p.mode for p in folder.whole))
-    for picture in folder.pictures:
-        if picture.broken:
-            found.problem("can't be read", f"{picture.path}: {picture.broken}")
-            continue
-        width, height = picture.size
-        shown = f"{picture.path}: {width}x{height}"
-        if pairs and width % 2:
-            found.problem("A and B side by side, but of odd width", shown)
-        side = width // 2 if pairs else width
-        if opt.preprocess == "crop" and min(side, height) < opt.crop_size:
-            found.problem(f"too small for --crop_size {opt.crop_size}", shown)
-        if usual_size not in (None, picture.size):
-            w, h = usual_size
-            found.remark(f"of another size than nearly all in {folder.name}: {w}x{h}", shown)
-        if usual_mode not in (None, picture.mode):
-            what = f"of another mode than nearly all in {folder.name}: {usual_mode}"
-            found.remark(what, f"{picture.path}: {picture.mode}")
-        for note in picture.notes:
-            found.remark(note, picture.path)
-    if opt.batch_size > 1 and opt.preprocess in ("none", "scale_width") and len(sizes) > 1:
-        found.problem(
-            f"--batch_size {opt.batch_size} needs pictures of one size with --preprocess "
-            f"{opt.preprocess}",
-            f"{folder.name}: {len(sizes)} sizes",
-            skippable=False,
-        )
-
-
-def check_pairs(A: Folder, B: Folder, root: Path, found: Findings) -> None:
-    """Note files of two folders that have no partner, or one of another size."""
-    sides = [
-        {
-            os.path.splitext(os.path.relpath(p.path, root / folder.name))[0]: p
-            for p in folder.pictures
-        }
-        for folder in (A, B)
-    ]
-    for ours, theirs, other in [(sides[0], sides[1], B), (sides[1], sides[0], A)]:
-        for name in sorted(ours.keys() - theirs.keys()):
-            what = f"no partner of this name in {other.name}"
-            found.problem(what, ours[name].path, skippable=False)
-    for name in sorted(sides[0].keys() & sides[1].keys()):
-        a, b = sides[0][name], sides[1][name]
-        if not (a.broken or b.broken) and a.size != b.size:
-            sizes = [f"{w}x{h}" for w, h in (a.size, b.size)]
-            pair = f"{a.path}: {sizes[0]}, and {b.path}: {sizes[1]}"
-            found.problem("a pair of two sizes", pair)
-
-
-def list_folder(folder: Folder, root: Path, most: float, found: Findings) -> None:
-    """Find the pictures of a folder; note what is none, and where there are none."""
-    place = root / folder.name
-    try:
-        folder.pictures = [Picture(path) for path in make_dataset(place, most)]
-    except UserError as e:
-        found.problem("missing", str(e), skippable=False)
-        return
-    if not folder.pictures:
-        what = f"no pictures ({' '.join(IMG_EXTENSIONS)})"
-        found.problem(what, str(place), skippable=False)
-    files = [name for _, _, names in os.walk(place) for name in names]
-    others = Counter(Path(n).suffix or n for n in files if not is_image_file(n))
-    for ending, count in others.most_common():
-        found.remark("not taken for pictures, by their names", f"{place}: {count} {ending}")
-
-
-def check(opt: argparse.Namespace) -> tuple[list[Folder], Findings]:
-    """Read the folders of `opt` and look for everything.
-
-    Raises UserError where there is nothing that a dataset of this mode could read.
-    """
-    root, found = Path(opt.dataroot), Findings()
-    phases = [opt.phase] if opt.phase else _phases_there(opt.dataset_mode, root)
-    groups = []
-    for phase in phases:
-        folders = [Folder(name) for name in folder_names(opt.dataset_mode, root, phase)]
-        groups.append(folders)
-        for folder in folders:
-            list_folder(folder, root, opt.max_dataset_size, found)
-    every = [folder for folders in groups for folder in folders]
-    read = iter(read_all([p.path for f in every for p in f.pictures], opt.num_threads))
-    for folder in every:
-        folder.pictures = [next(read) for _ in folder.pictures]
-    for folders in groups:
-        pairs_in_files = opt.dataset_mode == "aligned" and len(folders) == 1
-        for folder in folders:
-            check_folder(folder, opt, pairs_in_files, found)
-        if opt.dataset_mode == "aligned" and len(folders) == 2:
-            check_pairs(folders[0], folders[1], root, found)
-    return every, found
-
-
-def _phases_there(mode: str, root: Path) -> list[str]:
-    if mode == "single":
-        return [""]
-    there = [
-        phase
-        for phase in PHASES
-        if any((root / name).is_dir() for name in folder_names(mode, root, phase))
-    ]
-    if there or not root.is_dir():
-        return there or ["train"]
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
-    raise UserError(
-        f"--dataset_mode {mode} needs {' and '.join(folder_names(mode, root, 'train'))} in {root}, "
-        f"which has {', '.join(folders[:8]) or 'no folders'}: choose another --dataset_mode "
-        f"({', '.join(MODES)}) or --phase"
-    )
-
-
-# --------------------------------------------------------------------------------------- reporting
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of texts as lines with columns one below the other; the first row is the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in rows]
-    return [line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]]]
+    value, count = counts.most_common(1)[0] if counts else (None, 0)
+    return value if count >= USUAL * counts.total() else None
 
 
 def _counts(values: Iterable[str], most: int = 3) -> str:
@@ -274,90 +219,28 @@ def _counts(values: Iterable[str], most: int = 3) -> str:
     if len(counted) == 1:
         return next(iter(counted))
     parts = [f"{value} ({n})" for value, n in counted.most_common(most)]
-    return ", ".join(parts + (["..."] if len(counted) > most else [])) or "-"
+    return ", ".join(parts + ([f"and {len(counted) - most} others"] if len(counted) > most else []))
 
 
-def _sizes(pictures: Sequence[Picture]) -> str:
-    counted = Counter(p.size for p in pictures)
-    if len(counted) <= 3:
-        return _counts(f"{w}x{h}" for w, h in (p.size for p in pictures))
-    widths, heights = zip(*counted, strict=True)
-    return (
-        f"{len(counted)} sizes, {min(widths)} to {max(widths)} wide, "
-        f"{min(heights)} to {max(heights)} high"
-    )
-
-
-def report(folders: Sequence[Folder], found: Findings, everything: bool = False) -> str:
-    """The findings as text."""
-    rows = [["folder", "pictures", "broken", "size", "mode", "format"]]
-    for folder in folders:
-        whole = folder.whole
-        rows.append(
-            [
-                folder.name,
-                str(len(folder.pictures)),
-                str(len(folder.pictures) - len(whole)),
-                _sizes(whole),
-                _counts(p.mode for p in whole),
-                _counts(p.kind for p in whole),
-            ]
-        )
-    lines = table(rows)
+def report(found: Findings, everything: bool = False) -> str:
+    """The findings as text; `everything` lists all files, not only the first of each kind."""
+    rows = [["folder", "pictures", "broken", "size", "mode", "format"], *found.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(t.ljust(w) for t, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    lines.insert(1, "-" * len(lines[0]))
     for title, group in [
         ("training would stop at", found.problems),
         ("worth a look", found.remarks),
     ]:
         for what, files in group.items():
-            lines += ["", f"{title}: {what} ({len(files)})"]
-            shown = files if everything else files[:SHOWN]
-            lines += [f"  {file}" for file in shown]
+            shown = list(files)[: None if everything else SHOWN]
+            lines += ["", f"{title}: {what} ({len(files)})", *(f"  {file}" for file in shown)]
             if len(files) > len(shown):
                 lines.append(f"  ... and {len(files) - len(shown)} more (--all lists them)")
-    lines.append("")
     if not found.problems:
-        lines.append("training would go through all of it")
+        end = "training would go through all of it"
     elif found.skippable:
-        lines.append("training would stop; with --skip_broken it would pass over these files")
+        end = "training would stop; with --skip_broken it would pass over these files"
     else:
-        lines.append("training would stop")
-    return "\n".join(lines)
-
-
-def options() -> argparse.ArgumentParser:
-    """The command line: the options of training that say which files are read, and how."""
-    from options.base_options import PREPROCESS, HelpFormatter, whole_number
-    from util.errors import OneLineParser
-
-    parser = OneLineParser("data.check", description=__doc__.splitlines()[0])  # type: ignore
-    parser.formatter_class = HelpFormatter
-    add = parser.add_argument
-    add("--dataroot", required=True, help="folder of the data set")
-    add("--dataset_mode", default="unaligned", choices=MODES, help="as for train.py")
-    add("--phase", default="", help="train, val, test, ...; without it those that are there")
-    add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="as for train.py")
-    add("--load_size", type=whole_number(1), default=286, help="as for train.py")
-    add("--crop_size", type=whole_number(1), default=256, help="as for train.py")
-    add("--batch_size", type=whole_number(1), default=1, help="as for train.py")
-    add(
-        "--max_dataset_size",
-        type=whole_number(1),
-        default=float("inf"),
-        help="read at most this many pictures of a folder",
-    )
-    add("--num_threads", type=whole_number(0), default=os.cpu_count() or 1, help="processes")
-    add("--all", action="store_true", help="list all files, not only the first of each kind")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check, print, and return the exit code."""
-    opt = options().parse_args(argv)
-    folders, found = check(opt)
-    print(report(folders, found, opt.all))
-    return 1 if found.problems else 0
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        sys.exit(main())
+        end = "training would stop"
+    return "\n".join([*lines, "", end])

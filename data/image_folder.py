@@ -1,24 +1,20 @@
-"""Listing and opening pictures, with errors that name the file."""
+"""Listing pictures, with errors that name the folder and what it has instead."""
 
 from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
 from util.errors import UserError
+from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened
 
 from .transforms import check_crop_size
-
-# names are compared in lower case: .PNG and .Png count too
-IMG_EXTENSIONS = [".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"]
 
 # where a file of this kind ends: cheaper to look at than decoding, and tells a cut-off file
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -37,45 +33,72 @@ def parts_of_dataset(root: str | os.PathLike) -> list[str]:
     return parts if len(parts) > 1 else []
 
 
-def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_EXTENSIONS) -> bool:
-    """Whether the name ends as a picture's does, in any case."""
-    return os.path.splitext(os.fspath(filename))[1].lower() in extensions
+def folder_of(root: str | os.PathLike) -> str:
+    """What paths of results are relative to: the folder itself, or that of a single file."""
+    root = os.fspath(root)
+    return os.path.dirname(root) or "." if os.path.isfile(root) else root
 
 
 def make_dataset(
     dir: str | os.PathLike,
     max_dataset_size: float = float("inf"),
     extensions: Sequence[str] = IMG_EXTENSIONS,
+    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Paths of all pictures in a folder and the folders below it, in a fixed order.
 
-    Links to folders are followed, once each. Raises UserError where there is no such folder.
+    Links to folders are followed, once each; hidden files and folders, and the folders in `skip`,
+    are not read. A picture instead of a folder is a list of one. Raises UserError for neither.
     """
-    root = Path(dir)
-    if not root.is_dir():
-        above = root.parent
-        there = sorted(p.name for p in above.iterdir() if p.is_dir()) if above.is_dir() else []
-        if there:
-            hint = f"{above} has {', '.join(there[:8])}"
-        else:
-            hint = f"{above} has no folders" if above.is_dir() else f"there is no {above} either"
-        what = "give --dataroot a folder of pictures"
-        if root.is_file():
-            raise UserError(f"{root} is a file: {what}, such as {above}")
-        if root.name[-1:] in "AB" and is_image_folder(above / root.name[:-1]):
-            what = "for pairs side by side in one file say --model pix2pix"
-        raise UserError(f"no folder {root}: {what} ({hint})")
+    return _walk(dir, max_dataset_size, extensions, skip)[0]
+
+
+def _walk(
+    dir: str | os.PathLike,
+    most: float,
+    extensions: Sequence[str],
+    skip: Iterable[str | os.PathLike],
+) -> tuple[list[str], Counter[str]]:
+    """The pictures, and how many files of which endings are none."""
+    if os.path.isfile(dir) and is_image_file(dir, extensions):
+        return [os.fspath(dir)], Counter()
+    if not os.path.isdir(dir):
+        raise _no_folder(Path(dir))
     images: list[str] = []
-    seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    others: Counter[str] = Counter()
+    top = os.path.realpath(dir)
+    seen = {os.path.realpath(folder) for folder in skip} - {top}
+    for folder, subfolders, names in os.walk(dir, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
             continue
         seen.add(real)
-        images += [os.path.join(folder, name) for name in names if is_image_file(name, extensions)]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if is_image_file(name, extensions):
+                images.append(os.path.join(folder, name))
+            elif not name.startswith("."):
+                others[os.path.splitext(name)[1].lower() or name] += 1
     images.sort()
-    return images[: int(min(max_dataset_size, len(images)))]
+    return images[: int(min(most, len(images)))], others
+
+
+def _no_folder(root: Path) -> UserError:
+    above = root.parent
+    what = "give --dataroot a folder of pictures"
+    if root.is_file():
+        return UserError(
+            f"{root} is no picture: {what}, such as {above}, or a file ({' '.join(IMG_EXTENSIONS)})"
+        )
+    there = sorted(p.name for p in above.iterdir() if p.is_dir()) if above.is_dir() else []
+    if there:
+        hint = f"{above} has {', '.join(there[:8])}"
+    else:
+        hint = f"{above} has no folders" if above.is_dir() else f"there is no {above} either"
+    if root.name[-1:] in "AB" and is_image_folder(above / root.name[:-1]):
+        what = "for pairs side by side in one file say --model pix2pix"
+    return UserError(f"no folder {root}: {what} ({hint})")
 
 
 def is_image_folder(dir: str | os.PathLike) -> bool:
@@ -86,25 +109,54 @@ def is_image_folder(dir: str | os.PathLike) -> bool:
         return False
 
 
+def find_images(
+    dir: str | os.PathLike,
+    max_dataset_size: float = float("inf"),
+    extensions: Sequence[str] = IMG_EXTENSIONS,
+    skip: Iterable[str | os.PathLike] = (),
+) -> list[str]:
+    """Like `make_dataset`, with a line that counts the files which are no pictures.
+
+    Raises UserError where there are no pictures.
+    """
+    paths, others = _walk(dir, max_dataset_size, extensions, skip)
+    counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
+    # the others that only need a package more
+    heif = [kind for kind in (".heic", ".heif") if kind in others]
+    hint = f" ({heif[0]} needs the package pillow-heif: pip install pillow-heif)" if heif else ""
+    if not paths:
+        raise UserError(
+            f"no pictures in {dir}: looked for {' '.join(extensions)}, found "
+            f"{counts or 'nothing'}{hint}"
+        )
+    if counts:
+        print(f"passed over in {dir}: {counts}{hint}")
+    return paths
+
+
+def list_pictures(
+    folder: str | os.PathLike,
+    max_dataset_size: float = float("inf"),
+    skip: Iterable[str | os.PathLike] = (),
+) -> list[str]:
+    """Like `find_images`, for pictures of any depth: with `.npy`."""
+    return find_images(folder, max_dataset_size, [*IMG_EXTENSIONS, ".npy"], skip)
+
+
 def list_images(
     dir: str | os.PathLike,
     max_dataset_size: float = float("inf"),
     check: bool = True,
     crop_size: int = 0,
     columns: int = 1,
+    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
-    """Like `make_dataset`, and raises UserError for no pictures.
+    """Like `find_images`, and looks for broken pictures as far as that can be done in a moment.
 
-    `check` looks for broken ones as far as that can be done in a moment, and raises as well; so it
-    does for those of which a column, if there are several side by side, is below `crop_size`.
+    `check` raises UserError for those, and for pictures of which a column, if there are several
+    side by side, is below `crop_size`.
     """
-    paths = make_dataset(dir, max_dataset_size)
-    if not paths:
-        others = Counter(p.suffix or p.name for p in Path(dir).rglob("*") if p.is_file())
-        found = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4)) or "nothing"
-        raise UserError(
-            f"no pictures in {dir}: looked for {' '.join(IMG_EXTENSIONS)}, found {found}"
-        )
+    paths = find_images(dir, max_dataset_size, skip=skip)
     if check:
         quick_check(paths, crop_size, columns)
     return paths
@@ -119,15 +171,18 @@ def quick_check(
     `seconds`: on a large or slow disk the rest is found when it is read.
     """
     end = time.monotonic() + seconds
+    several: list[str] = []
     for path in paths:
         size = (0, 0)
         try:
-            with Image.open(path) as image, open(path, "rb") as file:
+            with opened(path) as image, open(path, "rb") as file:
                 size = image.size
+                if frames(image) > 1:
+                    several.append(path)
                 ending = _ENDINGS.get(image.format or "", b"")
                 file.seek(-min(os.path.getsize(path), 64), os.SEEK_END)
                 whole = ending in file.read()
-        except Exception:
+        except UserError:
             whole = False
         if not whole:
             size = open_image(path).size  # an odd ending need not be a fault: decoding decides
@@ -136,32 +191,15 @@ def quick_check(
         except UserError as e:
             raise UserError(f"{path}: {e}") from e
         if time.monotonic() > end:
-            return
+            break
+    note_frames(several)
 
 
-def open_image(path: str | os.PathLike, mode: str = "RGB") -> Image.Image:
-    """Open a picture and decode it to `mode` (`RGB` or `L`), 8 bits a channel.
-
-    16-bit grey is scaled to 8 by value. Raises UserError, which names the file, where it can't be
-    decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):
-                return _to_8_bits(image).convert(mode)
-            return image.convert(mode)
-    # decoders raise nearly anything on damaged files: struct.error, SyntaxError, ...
-    except Exception as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"can't read the picture {path}: {reason}") from e
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    levels = np.asarray(image).astype(np.float64)
-    # 16-bit files come as mode I;16 or as I; small values in mode I are an 8-bit scale
-    if image.mode.startswith("I;16") or levels.max(initial=0) > 255:
-        levels = levels / 257
-    return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+def note_frames(paths: Sequence[str]) -> None:
+    """Say that files have several frames, of which only the first is read."""
+    if paths:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        print(f"several frames in {paths[0]}{more}: the first one is taken")
 
 
 def default_loader(path: str) -> Image.Image:
@@ -194,9 +232,3 @@ class ImageFolder(Dataset):
 
     def __len__(self) -> int:
         return len(self.imgs)
-
-
-# a picture may be larger than Pillow's guess of an attack; above twice that it is still an error
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# what is only odd about a file (its EXIF data, say) is not worth a line; what is broken is an error
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import struct
 import sys
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, leave_out_warnings
 from util.randomness import derived_seed, drawn_from, new_seed
 from util.run.stopping import leave_signals_to_parent
 
@@ -206,7 +205,7 @@ class EpochLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # of its own, so that starting an epoch draws nothing from what the model draws from
             generator=torch.Generator().manual_seed(0),
         )
@@ -242,15 +241,12 @@ def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceba
         sys.__excepthook__(kind, error, traceback)
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     sys.excepthook = _quiet_when_cut_off
+    leave_out_warnings()
     # several workers with a pool of threads each only get in each other's way
     torch.set_num_threads(1)
     leave_signals_to_parent()
     if distributed.world_size() > 1:
         # it has inherited the connections of its parent: the other ranks would not see them closed
         distributed.signal_on_parent_death(signal.SIGKILL)
-
-
-# more processes than cores can be right, where they wait for a disk: --num_threads is the user's
-warnings.filterwarnings("ignore", message="This DataLoader will create")

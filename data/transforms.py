@@ -1,70 +1,90 @@
-"""Transforms of PIL pictures. Classes, not lambdas: workers that are spawned must pickle them."""
+"""Transforms of pictures: of Pillow, or float tensors (C, H, W) where they are of any depth.
+
+Classes, not lambdas: workers that are spawned must pickle them.
+"""
 
 from __future__ import annotations
 
-from PIL import Image
+from typing import Any
+
+import torch
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
 
 from util.errors import UserError
 
-_PIL_FILTERS = {
-    InterpolationMode.NEAREST: Image.Resampling.NEAREST,
-    InterpolationMode.BILINEAR: Image.Resampling.BILINEAR,
-    InterpolationMode.BICUBIC: Image.Resampling.BICUBIC,
-    InterpolationMode.LANCZOS: Image.Resampling.LANCZOS,
-    InterpolationMode.BOX: Image.Resampling.BOX,
-    InterpolationMode.HAMMING: Image.Resampling.HAMMING,
-}
+from .pictures.picture_io import fit_channels
 
 
-def pil_filter(method: InterpolationMode | int) -> Image.Resampling:
-    """The filter of Pillow for one of torchvision's names (or for Pillow's own number)."""
-    if isinstance(method, InterpolationMode):
-        return _PIL_FILTERS[method]
-    return Image.Resampling(method)
+def size_of(picture: Any) -> tuple[int, int]:
+    """Width and height."""
+    _, height, width = F.get_dimensions(picture)
+    return width, height
 
 
 def same_part(transform: transforms.Compose) -> tuple[transforms.Compose, transforms.Compose]:
     """Split a transform: first the steps that are the same each time, then all from a draw on."""
     steps = transform.transforms
-    same = (transforms.Grayscale, transforms.Resize, ScaleWidth, MakeMultiple)
+    same = (FitChannels, transforms.Grayscale, transforms.Resize, ScaleWidth, MakeMultiple)
     drawn = [i for i, step in enumerate(steps) if not isinstance(step, same)]
     first = drawn[0] if drawn else len(steps)
     return transforms.Compose(steps[:first]), transforms.Compose(steps[first:])
 
 
+class FitChannels:
+    """Make grey of colour, or repeat grey, so that a tensor (C, H, W) has a number in `wanted`."""
+
+    def __init__(self, wanted: set[int]):
+        self.wanted = wanted or {3}
+
+    def __call__(self, picture: torch.Tensor) -> torch.Tensor:
+        have = len(picture)
+        if have in self.wanted:
+            return picture
+        wanted = 3 if have == 1 and 3 in self.wanted else min(self.wanted)
+        try:
+            pixels = fit_channels(picture.permute(1, 2, 0).numpy(), wanted)
+        except UserError:
+            raise UserError(
+                f"the picture has {have} channels, the networks take "
+                f"{' or '.join(map(str, sorted(self.wanted)))} (--input_nc, --output_nc)"
+            ) from None
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
 class ScaleWidth:
     """Scale to a width and keep the shape; the height does not fall below `crop_size`."""
 
-    def __init__(self, width: int, crop_size: int, method=InterpolationMode.BICUBIC):
-        self.width, self.crop_size, self.filter = width, crop_size, pil_filter(method)
+    def __init__(self, width: int, crop_size: int, method: Any = InterpolationMode.BICUBIC):
+        self.width, self.crop_size, self.method = width, crop_size, method
 
     def __repr__(self) -> str:
-        return f"ScaleWidth({self.width}, {self.crop_size}, {self.filter})"
+        return f"ScaleWidth({self.width}, {self.crop_size}, {self.method})"
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
+    def __call__(self, picture: Any) -> Any:
+        width, height = size_of(picture)
         if width == self.width and height >= self.crop_size:
-            return image
+            return picture
         new_height = int(max(self.width * height / width, self.crop_size))
-        return image.resize((self.width, new_height), self.filter)
+        return F.resize(picture, [new_height, self.width], self.method)
 
 
 class MakeMultiple:
     """Scale so that width and height are the nearest multiples of `base`, at least one of it."""
 
-    def __init__(self, base: int, method=InterpolationMode.BICUBIC):
-        self.base, self.filter = base, pil_filter(method)
+    def __init__(self, base: int, method: Any = InterpolationMode.BICUBIC):
+        self.base, self.method = base, method
 
     def __repr__(self) -> str:
-        return f"MakeMultiple({self.base}, {self.filter})"
+        return f"MakeMultiple({self.base}, {self.method})"
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = (max(self.base, round(n / self.base) * self.base) for n in image.size)
-        if (width, height) == image.size:
-            return image
-        return image.resize((width, height), self.filter)
+    def __call__(self, picture: Any) -> Any:
+        size = size_of(picture)
+        width, height = (max(self.base, round(n / self.base) * self.base) for n in size)
+        if (width, height) == size:
+            return picture
+        return F.resize(picture, [height, width], self.method)
 
 
 class CropAt:
@@ -73,12 +93,12 @@ class CropAt:
     def __init__(self, position: tuple[int, int], size: int):
         self.position, self.size = position, size
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        check_crop(image, self.size)
+    def __call__(self, picture: Any) -> Any:
+        check_crop(picture, self.size)
         left, top = self.position
-        if image.size == (self.size, self.size):
-            return image
-        return image.crop((left, top, left + self.size, top + self.size))
+        if size_of(picture) == (self.size, self.size):
+            return picture
+        return F.crop(picture, top, left, self.size, self.size)
 
 
 class CenterCrop:
@@ -87,16 +107,16 @@ class CenterCrop:
     def __init__(self, size: int):
         self.size = size
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
+    def __call__(self, picture: Any) -> Any:
+        width, height = size_of(picture)
         position = ((width - self.size) // 2, (height - self.size) // 2)
-        return CropAt(position, self.size)(image)
+        return CropAt(position, self.size)(picture)
 
 
 class RandomCrop(transforms.RandomCrop):
     """Cut a square from a random place, drawn as torchvision does."""
 
-    def forward(self, img: Image.Image) -> Image.Image:
+    def forward(self, img: Any) -> Any:
         check_crop(img, self.size[0])
         return super().forward(img)
 
@@ -104,13 +124,13 @@ class RandomCrop(transforms.RandomCrop):
 class Mirror:
     """Flip left and right."""
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    def __call__(self, picture: Any) -> Any:
+        return F.hflip(picture)
 
 
-def check_crop(image: Image.Image, size: int) -> None:
+def check_crop(picture: Any, size: int) -> None:
     """Raise UserError where a picture is smaller than the square to be cut from it."""
-    check_crop_size(image.width, image.height, size)
+    check_crop_size(*size_of(picture), size)
 
 
 def check_crop_size(width: int, height: int, size: int) -> None:

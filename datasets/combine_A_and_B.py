@@ -18,35 +18,19 @@ from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from util.errors import OneLineParser, UserError
 from util.get_data import must_be_free, run_tool, staged
+from util.picture_files import is_image_file, open_image
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
 # with 4:2:0 colours would bleed over the seam from one picture into the other
 JPEG = {"quality": 95, "subsampling": 0}
 SHOWN = 5  # of the failures, so that the line stays readable
 
 Pair = tuple[Path, Path, Path]  # A, B and where the combined picture goes
-
-
-def read_rgb(path: Path) -> Image.Image:
-    """Open a picture as 8-bit RGB, turned as its EXIF data say.
-
-    Raises:
-        UserError: The file can't be read as a picture.
-    """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                # convert() would clip 16-bit values instead of scaling them; .5 rounds
-                image = image.convert("I").point(lambda v: v * (1 / 257) + 0.5).convert("L")
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UserError(f"{path} can't be read as a picture: {e}") from e
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
@@ -64,7 +48,7 @@ def combine(pair: Pair) -> None:
         UserError: One can't be read, or they differ in size.
     """
     path_a, path_b, path_ab = pair
-    a, b = read_rgb(path_a), read_rgb(path_b)
+    a, b = open_image(path_a), open_image(path_b)
     if a.size != b.size:
         raise UserError(
             f"{path_a} is {a.width}x{a.height} but {path_b} is {b.width}x{b.height}: "
@@ -110,7 +94,7 @@ def combine_all(pairs: list[Pair], processes: int | None = None) -> None:
 
 def pictures(folder: Path) -> list[Path]:
     """The pictures directly in a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file())
+    return sorted(p for p in folder.iterdir() if is_image_file(p, EXTENSIONS) and p.is_file())
 
 
 def find_pairs(

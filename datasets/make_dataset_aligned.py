@@ -17,6 +17,7 @@ from combine_A_and_B import EXTENSIONS, Pair, combine_all
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from util.errors import OneLineParser, UserError
 from util.get_data import must_be_free, run_tool, staged
+from util.picture_files import is_image_file
 
 
 def picture_tree(folder: Path) -> list[Path]:
@@ -27,9 +28,9 @@ def picture_tree(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: trainA, trainB, testA and testB are needed")
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
+    found = [p for p in folder.rglob("*") if is_image_file(p, EXTENSIONS) and p.is_file()]
     if not found:
-        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+        raise UserError(f"{folder} holds no pictures ({', '.join(EXTENSIONS)})")
     return sorted(found)
 
 

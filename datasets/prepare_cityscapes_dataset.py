@@ -16,12 +16,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from combine_A_and_B import beside, read_rgb
+from combine_A_and_B import beside
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from util.errors import OneLineParser, UserError
 from util.get_data import must_be_free, run_tool, staged
+from util.picture_files import open_image
 
 SIZE = (256, 256)
 PHASES = {"val": "test", "train": "train"}  # the publisher's -> ours
@@ -54,9 +55,9 @@ def convert(pairs: list[tuple[Path, Path]], output: Path, phase: str) -> None:
     for end in ("", "A", "B"):
         (output / f"{phase}{end}").mkdir()
     for i, (photo_path, label_path) in enumerate(pairs):
-        photo = read_rgb(photo_path).resize(SIZE, Image.Resampling.BICUBIC)
+        photo = open_image(photo_path).resize(SIZE, Image.Resampling.BICUBIC)
         # mixing two classes' colours at their border would make a third class
-        label = read_rgb(label_path).resize(SIZE, Image.Resampling.NEAREST)
+        label = open_image(label_path).resize(SIZE, Image.Resampling.NEAREST)
         for image, name in (
             (beside(photo, label), f"{phase}/{i}.jpg"),
             (photo, f"{phase}A/{i}_A.jpg"),

@@ -213,6 +213,11 @@ class BaseOptions:
         add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="scale and crop")
         add("--no_flip", action="store_true", help="no random mirroring in training")
         add(
+            "--ignore_orientation",
+            action="store_true",
+            help="take photographs as they are stored, not upright as viewers show them (EXIF)",
+        )
+        add(
             "--skip_broken",
             action="store_true",
             help="pass over pictures that can't be used, and list them at the end",

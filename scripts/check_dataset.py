@@ -1,12 +1,19 @@
 #!/usr/bin/env python3
-"""Read a whole data set and say what is wrong with it: the same as `python -m data.check`.
+"""Load a whole data set as training does, and say what is wrong with it.
 
-python scripts/check_dataset.py --dataroot ./datasets/maps
+    python scripts/check_dataset.py --dataroot ./datasets/maps
+    python scripts/check_dataset.py --dataroot ./datasets/facades --model pix2pix --phase train
+
+Takes the options of train.py. Exit code 1 if training would stop at something, 0 if not, 2 for a
+wrong command line.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -15,8 +22,28 @@ from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
-from data.check import main
+from data.check import check, report
+from options.train_options import TrainOptions
 from util.errors import one_line_errors
+
+
+class CheckOptions(TrainOptions):
+    """The options of training, of which those that load pictures matter."""
+
+    def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        parser = super().initialize(parser)
+        parser.add_argument("--all", action="store_true", help="list all files of each kind")
+        parser.set_defaults(phase="", num_threads=os.cpu_count() or 1)
+        return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check, print, and return the exit code."""
+    opt = CheckOptions(argv).gather_options()
+    found = check(opt)
+    print(report(found, opt.all))
+    return 1 if found.problems else 0
+
 
 if __name__ == "__main__":
     with one_line_errors():

@@ -123,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     if source == target:
         stop(f"{args.translated} is the folder to read: what is written would replace its pictures")
     paths = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in ENDINGS)
+    paths = [p for p in paths if not p.name.startswith(".")]  # hidden, or a Mac's notes on a file
     # what an earlier run wrote below the folder to read is not to be translated again
     inside = target.is_relative_to(source)
     paths = [p for p in paths if not (inside and p.resolve().is_relative_to(target))]

@@ -1,4 +1,4 @@
-"""`python -m data.check`: finds what training would stop at, and what is odd."""
+"""`scripts/check_dataset.py`: finds what training would stop at, and what is odd."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import check
+import data
+from scripts import check_dataset
 from tests import helpers
 
 
 def run(capsys, *argv: object) -> tuple[int, str]:
     """The exit code and what was printed; in this process unless asked otherwise."""
     words = [str(w) for w in argv]
-    code = check.main([*words, *([] if "--num_threads" in words else ["--num_threads", "0"])])
+    code = check_dataset.main(
+        [*words, *([] if "--num_threads" in words else ["--num_threads", "0"])]
+    )
     return code, capsys.readouterr().out
 
 
@@ -62,11 +65,11 @@ def test_broken_files(threads, tmp_path, capsys):
     empty.touch()
     code, out = run(capsys, "--dataroot", tmp_path, "--phase", "train", "--num_threads", threads)
     assert code == 1
-    listed = sections(out)["can't be read"]
-    assert [line.split(": ")[0] for line in listed] == [str(p) for p in (cut, empty, inside, text)]
-    assert all(line.split(": ", 1)[1] for line in listed)
-    assert "trainA  9         1 " in out
-    assert "trainB  12        3 " in out
+    listed = sections(out)["what can't be used"]
+    told = [f"can't read the picture {p}: " for p in (cut, empty, inside, text)]
+    assert all(line.startswith(start) for line, start in zip(listed, told, strict=True))
+    rows = [line.split()[:3] for line in out.splitlines() if line.startswith("train")]
+    assert rows[:2] == [["trainA", "9", "1"], ["trainB", "12", "3"]]
     assert out.splitlines()[-1].startswith("training would stop; with --skip_broken it would pass")
 
 
@@ -100,11 +103,16 @@ def test_peculiar_pictures(tmp_path, capsys):
     assert found.pop("nearly one colour") == ["red.png"]
     assert found.pop("transparency: left out") == ["alpha.png"]
     assert found.pop("mode CMYK: converted to RGB") == ["cmyk.jpg"]
-    assert found.pop("16 bits a channel: scaled to 8 by value") == ["deep.png"]
-    assert found.pop("to be shown rotated (EXIF): taken as it is stored") == ["rotated.jpg"]
+    deep = "16 bits a channel: scaled to 8 by value, unless --value_range is given"
+    assert found.pop(deep) == ["deep.png"]
+    sideways = "stored sideways by the camera (EXIF): "
+    assert found.pop(f"{sideways}turned upright") == ["rotated.jpg"]
     assert found.pop("several pictures in one file: the first is taken") == ["frames.tif"]
-    assert found.pop("not taken for pictures, by their names") == [tmp_path.name]
+    assert f"passed over in {tmp_path}: 1 .txt" in out
     assert not found
+    words = ["--dataroot", tmp_path, "--dataset_mode", "single", "--ignore_orientation"]
+    as_stored = f"{sideways}taken as it is stored (--ignore_orientation)"
+    assert as_stored in sections(run(capsys, *words)[1])
 
 
 def test_aligned_files_of_odd_width(tmp_path, capsys):
@@ -113,7 +121,8 @@ def test_aligned_files_of_odd_width(tmp_path, capsys):
     argv = ["--dataroot", tmp_path, "--dataset_mode", "aligned"]
     code, out = run(capsys, *argv)
     assert code == 1
-    assert sections(out)["A and B side by side, but of odd width"] == [f"{odd}: 81x40"]
+    (line,) = sections(out)["what can't be used"]
+    assert line.startswith(f"{odd} is 81x40: a file with A and B side by side must be of even")
     odd.unlink()
     assert run(capsys, *argv)[0] == 0
 
@@ -125,13 +134,16 @@ def test_pairs_of_two_folders(tmp_path, capsys):
     argv = ["--dataroot", tmp_path, "--dataset_mode", "aligned"]
     assert run(capsys, *argv)[0] == 0
     helpers.picture(tmp_path / "trainB" / "sub" / "1.png", 40, 44)
-    lonely = helpers.picture(tmp_path / "trainA" / "lonely.png")
     code, out = run(capsys, *argv)
     assert code == 1
-    found = sections(out)
-    assert found["no partner of this name in trainB"] == [str(lonely)]
-    (pair,) = found["a pair of two sizes"]
-    assert pair.endswith("sub/1.png: 40x44")
+    (pair,) = sections(out)["what can't be used"]
+    assert pair.startswith("a pair must be of one size: ")
+    assert pair.endswith("sub/1.png is 40x44")
+    helpers.picture(tmp_path / "trainA" / "lonely.png")
+    code, out = run(capsys, *argv)
+    assert code == 1
+    (line,) = sections(out)["the data set as a whole"]
+    assert line.endswith("1 have no partner, such as lonely")
     assert out.splitlines()[-1] == "training would stop"
     # no pairs are asked for here
     assert run(capsys, "--dataroot", tmp_path)[0] == 0
@@ -143,7 +155,9 @@ def test_too_small_for_the_crop(tmp_path, capsys):
     assert run(capsys, *argv, "--crop_size", 64)[0] == 0
     code, out = run(capsys, *argv, "--crop_size", 65)
     assert code == 1
-    assert len(sections(out)["too small for --crop_size 65"]) == 4
+    lines = sections(out)["what can't be used"]
+    assert len(lines) == 4
+    assert all("is too small for --crop_size 65" in line for line in lines)
     assert run(capsys, *argv[:-2], "--crop_size", 65)[0] == 0
 
 
@@ -154,7 +168,8 @@ def test_a_batch_needs_one_size(tmp_path, capsys):
     assert run(capsys, *argv)[0] == 0
     code, out = run(capsys, *argv, "--batch_size", 2)
     assert code == 1
-    assert "--batch_size 2 needs pictures of one size with --preprocess none" in sections(out)
+    (what,) = sections(out)
+    assert what.startswith("--batch_size 2 needs pictures of one size, and --preprocess none")
 
 
 def test_long_lists_are_cut(tmp_path, capsys):
@@ -164,39 +179,69 @@ def test_long_lists_are_cut(tmp_path, capsys):
     _, out = run(capsys, *argv)
     assert "  ... and 5 more (--all lists them)" in out
     _, out = run(capsys, *argv, "--all")
-    assert len(sections(out)["can't be read"]) == 15
+    assert len(sections(out)["what can't be used"]) == 15
 
 
 def test_missing_and_empty_folders(tmp_path, capsys):
     helpers.picture(tmp_path / "trainA" / "0.png")
     code, out = run(capsys, "--dataroot", tmp_path)
     assert code == 1
-    assert f"no folder {tmp_path / 'trainB'}" in sections(out)["missing"][0]
+    assert f"no folder {tmp_path / 'trainB'}" in sections(out)["the data set as a whole"][0]
     (tmp_path / "trainB").mkdir()
     code, out = run(capsys, "--dataroot", tmp_path)
     assert code == 1
-    (what,) = sections(out)
-    assert what.startswith("no pictures (.jpg ")
+    assert sections(out)["the data set as a whole"][0].startswith("no pictures in ")
 
 
 @pytest.mark.slow
-def test_the_programs(tmp_path):
+def test_the_program_runs_in_any_folder(tmp_path):
     helpers.aligned(tmp_path / "good")
-    good = ["--dataroot", tmp_path / "good", "--dataset_mode", "aligned"]
-    result = helpers.run_process("-m", "data.check", *good)
-    assert (result.code, result.err) == (0, "")
-    # from any folder
     program = helpers.ROOT / "scripts/check_dataset.py"
     result = helpers.run_process(program, "--dataroot", tmp_path / "good", cwd=tmp_path)
-    assert result.code == 1
-    assert "which has test, train: choose another --dataset_mode" in result.err
-    assert len(result.err.splitlines()) == 1
+    assert (result.code, result.err) == (1, "")
+    assert "for pairs side by side in one file say --model pix2pix" in result.out
+
+
+OWN = '''
+import random
+from PIL import Image
+from data.base_dataset import BaseDataset, get_transform
+
+class CheckedDataset(BaseDataset):
+    """Somebody's own: lists its files itself, and takes no picture whose name has an x."""
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.image_paths = [f"{opt.dataroot}/{i}.png" for i in (0, 1)] + [f"{opt.dataroot}/x.png"]
+        self.transform_all = get_transform(opt)
+    def __getitem__(self, index):
+        path = self.image_paths[index]
+        if "x" in path.rsplit("/", 1)[1]:
+            raise ValueError("no x, please")
+        return {"A": self.transform_all(Image.open(path).convert("RGB")), "A_paths": path}
+    def __len__(self):
+        return len(self.image_paths)
+'''
+
+
+def test_datasets_of_ones_own_are_checked_as_they_are(tmp_path, capsys, monkeypatch):
+    helpers.picture(tmp_path / "0.png", 40, 40)
+    helpers.truncated(helpers.picture(tmp_path / "1.png", 40, 40))
+    helpers.picture(tmp_path / "x.png", 40, 40)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "checked_dataset.py").write_text(OWN)
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path / "own")])
+    code, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", "checked")
+    assert code == 1
+    lines = sections(out)["what can't be used"]
+    assert f"{tmp_path}/x.png: no x, please" in lines
+    assert any("1.png: " in line for line in lines)
+    assert not any("0.png" in line for line in lines)
 
 
 @pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--num_threads", "-1"], ["--what"]])
 def test_wrong_command_lines(wrong, capsys):
     with pytest.raises(SystemExit) as ended:
-        check.main(["--dataroot", ".", *wrong])
+        check_dataset.main(["--dataroot", ".", *wrong])
     assert ended.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -435,7 +435,7 @@ def test_combine_reports_what_failed_in_workers(tmp_path: Path, extra: list[str]
     assert "2 of 4 pairs failed" in result.stderr
     assert "A/train/1.png is 4x3 but" in result.stderr
     assert "B/train/1.png is 5x3" in result.stderr
-    assert "A/train/2.png can't be read" in result.stderr
+    assert f"can't read the picture {tmp_path}/A/train/2.png: " in result.stderr
     assert not (tmp_path / "AB").exists()
 
 
@@ -535,7 +535,7 @@ def test_cityscapes_errors(tmp_path: Path):
     assert "zurich_000000_000019_leftImg8bit.png has no partner" in result.stderr
     picture(lost, RED).write_bytes(b"damaged")
     result = tool("prepare_cityscapes_dataset", *args, code=1)
-    assert f"{lost} can't be read" in result.stderr
+    assert f"can't read the picture {lost}: " in result.stderr
     (tmp_path / "photos/val").rename(tmp_path / "photos/elsewhere")
     result = tool("prepare_cityscapes_dataset", *args, code=1)
     assert "photos/val holds no <city>/*_leftImg8bit.png" in result.stderr

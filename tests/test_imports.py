@@ -1,58 +1,116 @@
-"""What a default run must not load: it costs seconds and memory, and is not needed."""
+"""Imports point one way: util < data < models < options < programs; old import paths still work."""
 
 from __future__ import annotations
 
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from tests.helpers import run, run_process, unaligned
+from tests.helpers import ROOT, run_process
 
-OPTIONAL = "scipy skimage matplotlib tensorboard wandb gradio torchmetrics onnx".split()
-COMPILER = ["torch._dynamo", "torch._inductor", "sympy"]
-PROGRAM = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as e:
-    assert not e.code, e.code
-print("loaded:", *sys.modules)
-"""
+ROOMS = ["util", "data", "models", "options", "programs"]
 
-
-def loaded(*words: object) -> set[str]:
-    """The modules that are there when a program has ended."""
-    result = run_process("-c", PROGRAM, *words)
-    assert result.code == 0, result.err
-    return set(result.out.rsplit("loaded:", 1)[1].split())
-
-
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    """A command line for both programs, with small networks and pictures."""
-    folder = tmp_path_factory.mktemp("imports")
-    return [
-        "--dataroot", unaligned(folder / "data", 1), "--name", "small", "--checkpoints_dir",
-        folder / "checkpoints", "--gpu_ids", -1, "--netG", "resnet_6blocks", "--ngf", 4,
-        "--load_size", 40, "--crop_size", 32, "--num_threads", 0,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def training(words):
-    more = ["--n_epochs", 1, "--n_epochs_decay", 0, "--display_id", 0, "--ndf", 4]
-    return ["train.py", *words, *more]
+# what code that was written for the original imports, and what this project promises
+PATHS = {
+    "util.util": "tensor2im save_image diagnose_network print_numpy mkdir mkdirs",
+    "util.html": "HTML",
+    "util.image_pool": "ImagePool",
+    "util.visualizer": "Visualizer save_images",
+    "util.get_data": "GetData",
+    "models": "create_model find_model_using_name get_option_setter load_generator Translator",
+    "models.base_model": "BaseModel",
+    "models.networks": "define_G define_D get_norm_layer get_scheduler init_net init_weights "
+    "Identity GANLoss cal_gradient_penalty ResnetGenerator ResnetBlock UnetGenerator "
+    "UnetSkipConnectionBlock NLayerDiscriminator PixelDiscriminator",
+    "models.cycle_gan_model": "CycleGANModel",
+    "models.pix2pix_model": "Pix2PixModel",
+    "models.colorization_model": "ColorizationModel",
+    "models.test_model": "TestModel",
+    "models.template_model": "TemplateModel",
+    "data": "create_dataset find_dataset_using_name get_option_setter CustomDatasetDataLoader",
+    "data.base_dataset": "BaseDataset get_params get_transform",
+    "data.image_folder": "IMG_EXTENSIONS is_image_file make_dataset default_loader ImageFolder",
+    "data.aligned_dataset": "AlignedDataset",
+    "data.unaligned_dataset": "UnalignedDataset",
+    "data.single_dataset": "SingleDataset",
+    "data.colorization_dataset": "ColorizationDataset",
+    "data.template_dataset": "TemplateDataset",
+    "options.base_options": "BaseOptions",
+    "options.train_options": "TrainOptions",
+    "options.test_options": "TestOptions",
+    "util.plot_losses": "",
+}
 
 
-def test_testing_loads_no_compiler(words, training, tmp_path):
-    assert run(*training).code == 0
-    modules = loaded("test.py", *words, "--results_dir", tmp_path)
-    assert not modules & {*OPTIONAL, *COMPILER}
+def room(name: str) -> int | None:
+    """The place of a module in the order; None for one of somebody else's."""
+    top = name.split(".")[0]
+    if top in ROOMS:
+        return ROOMS.index(top)
+    programs = {path.stem for path in ROOT.glob("*.py")} | {"scripts", "datasets"}
+    return ROOMS.index("programs") if top in programs else None
 
 
-def test_training_loads_no_optional_package(training):
-    # the compiler is loaded by torch's own optimizers
-    assert not loaded(*training, "--no_html") & {*OPTIONAL}
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of each module that is imported by its full name, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # a relative import stays in its room
+            assert node.level <= 2
+            if node.level == 0 and node.module:
+                yield node.lineno, node.module
 
 
-def test_help_loads_no_compiler():
-    assert not loaded("train.py", "--help") & {*OPTIONAL, *COMPILER}
+def sources() -> list[Path]:
+    """The Python files of the rooms below the programs."""
+    return sorted(path for name in ROOMS[:-1] for path in (ROOT / name).rglob("*.py"))
+
+
+def test_no_import_points_upward():
+    upward = []
+    for path in sources():
+        relative = path.relative_to(ROOT)
+        own = ROOMS.index(relative.parts[0])
+        for line, name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            other = room(name)
+            if other is not None and other > own:
+                upward.append(f"{relative}:{line} imports {name}")
+    assert len(sources()) > 50
+    assert upward == []
+
+
+def test_relative_imports_stay_in_their_room():
+    for path in sources():
+        depth = len(path.relative_to(ROOT).parts) - 1  # 1 right in the room
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level <= depth, f"{path}:{node.lineno}"
+
+
+def test_errors_need_only_the_standard_library():
+    tree = ast.parse((ROOT / "util" / "errors.py").read_text(encoding="utf-8"))
+    names = {name.split(".")[0] for _, name in imported(tree)}
+    assert names <= set(sys.stdlib_module_names)
+    assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_paths_that_others_rely_on(module):
+    found = importlib.import_module(module)
+    missing = [name for name in PATHS[module].split() if not hasattr(found, name)]
+    assert missing == []
+
+
+def test_an_import_leaves_warning_filters_alone():
+    code = (
+        "import torch, torchvision, warnings; before = list(warnings.filters); "
+        "import data, models; print(len(set(map(str, warnings.filters)) - set(map(str, before))))"
+    )
+    result = run_process("-c", code, cwd=ROOT)
+    assert (result.code, result.out.strip()) == (0, "0"), result.err

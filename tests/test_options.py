@@ -31,6 +31,7 @@ BOTH = {
     "--cuda_graphs": [False, "flag"],
     "--batch_passes": ["auto", "value"],
     "--fast": [False, "flag"],
+    "--ignore_orientation": [False, "flag"],
     "--skip_broken": [False, "flag"],
     "--value_range": [None, "value"],
 }

@@ -13,11 +13,11 @@ from PIL import Image, ImageOps
 from torch import nn
 from torchvision import transforms
 
+from data.image_folder import list_pictures
 from data.pictures.picture_io import (
     Picture,
     fit_channels,
     from_unit,
-    list_pictures,
     read_picture,
     to_unit,
     write_bands,

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -54,6 +55,7 @@ def one_line_errors() -> Iterator[None]:
 
     Ctrl-C is one line and exit code 130. The rest are bugs and show.
     """
+    leave_out_warnings()
     try:
         _raise_on_interrupt()
         yield
@@ -72,6 +74,14 @@ def one_line_errors() -> Iterator[None]:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def leave_out_warnings() -> None:
+    """In a program: no warnings about what is only odd, or meant so by the user."""
+    # what is only odd about a picture (its EXIF data, its size); what is broken is an error
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    # more processes than cores can be right, where they wait for a disk: --num_threads
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 def _is_lack_of_memory(e: Exception) -> bool:

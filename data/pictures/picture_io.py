@@ -1,45 +1,57 @@
 """Pictures of any depth and any number of channels: reading, writing, and their values in [-1, 1].
 
 A picture is an array (H, W, C) of its own type: uint8, uint16, or floats. Transparency is kept
-aside. Pillow does what it can do; 16-bit colour in PNG is read through it and written here, TIFF of
-more than 8 bits goes through `tifffile`, and `.npy` takes any number of channels. Large pictures
-are written in bands of rows, as they are made.
+aside. Pillow does what it can do; PNG of 16 bits goes through `imagecodecs`, TIFF of more than 8
+bits through `tifffile`, and `.npy` takes any number of channels. Large pictures are written in
+bands of rows, as they are made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import struct
-import threading
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from data.image_folder import IMG_EXTENSIONS, make_dataset
 from util.errors import UserError
+from util.files import replacing
+from util.picture_files import TURNS, frames, opened, orientation, reading
 
 # --output_format: ending of the files
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
-DEEP_EXTENSIONS = [*IMG_EXTENSIONS, ".npy"]
+TIFF = (".tif", ".tiff")
 
 Range = tuple[float, float]
 HOW = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
-_opening = threading.Lock()
+
+# of EXIF: description, maker, model, software, date, artist, computer, copyright; how the picture
+# was taken, and where. What is left out says how the pixels lie in the file.
+_EXIF_TEXTS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298)
+_EXIF_PARTS = (0x8769, 0x8825)
 
 
 @dataclass
 class Picture:
-    """`pixels` (H, W, C) and, where there is any, `alpha` (H, W) of the same type."""
+    """`pixels` (H, W, C) and, where there is any, `alpha` (H, W) of the same type.
+
+    `info` is what the file says about itself, as Pillow's `save` takes it: `icc_profile`, `exif`
+    and `dpi`, each if it is there. `frames` is the number of pictures in the file.
+    """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    frames: int = 1
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,81 +66,49 @@ def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
     Palettes become RGB. Raises UserError, which names the file, where it can't be read.
     """
     ending = Path(path).suffix.lower()
-    try:
+    with reading(path):
         if ending == ".npy":
             return _from_array(np.load(path, allow_pickle=False))
-        with open_unlimited(path, ending) as image:
-            return from_pil(image, upright)
-    except NeedsTifffile:
-        return _read_tiff(path)
-    except UserError as e:
-        raise UserError(f"can't read the picture {path}: {e}") from e
-    # decoders raise nearly anything on damaged files: struct.error, SyntaxError, ...
-    except Exception as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"can't read the picture {path}: {reason}") from e
-
-
-class NeedsTifffile(Exception):
-    """A TIFF that Pillow can't read in full."""
-
-
-def open_unlimited(path: str | os.PathLike, ending: str) -> Image.Image:
-    """`Image.open`, for pictures of any size: these are the user's own, not from the net."""
-    with _opening:  # the limit is one for all threads
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path)
-        except Image.UnidentifiedImageError:
-            if ending in (".tif", ".tiff"):
-                raise NeedsTifffile from None
-            raise
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    # Pillow reads colour of 16 bits as 8
-    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
-        image.close()
-        raise NeedsTifffile
-    return image
+            with opened(path, any_size=True) as image:
+                return from_pil(image, upright)
+        except UserError as e:
+            if ending not in TIFF or not isinstance(e.__cause__, Image.UnidentifiedImageError):
+                raise
+        return _read_tiff(path)  # of a kind that Pillow does not know
 
 
 def from_pil(image: Image.Image, upright: bool = False) -> Picture:
-    """The pixels of a picture of Pillow, by strips: a whole copy beside it would be too much.
+    """The pixels of a picture of Pillow; of one that was just opened, at the file's full depth.
 
     `upright` turns what a camera has stored sideways (EXIF) as viewers show it.
     """
-    picture = _from_pil(image)
+    decode = _deep_decoder(image)
+    picture = _from_pil(image) if decode is None else decode(image.filename)  # type: ignore
+    picture.info, picture.frames = _info(image), frames(image)
     # asked after the pixels are there: Pillow turns TIFF itself while it reads them
-    turn = _TURNS.get(_orientation(image)) if upright else None
+    turn = TURNS.get(orientation(image)) if upright else None
     if turn is not None:
         picture.pixels = np.ascontiguousarray(turn(picture.pixels))
         picture.alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
     return picture
 
 
-# by EXIF's tag Orientation: from the stored rows to those that are shown
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: np.fliplr,
-    3: lambda x: np.rot90(x, 2),
-    4: np.flipud,
-    5: lambda x: np.swapaxes(x, 0, 1),
-    6: lambda x: np.rot90(x, -1),
-    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
-    8: np.rot90,
-}
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:  # damaged notes about a picture are no damage to it
-        return 1
+def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
+    """What reads a file, not yet decoded, of which Pillow would keep 8 bits of 16."""
+    path = getattr(image, "filename", "")
+    if not path or not getattr(image, "tile", None):
+        return None
+    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
+        return _read_tiff
+    if image.format == "PNG" and not image.mode.startswith("I"):
+        with open(path, "rb") as file:
+            depth = file.read(25)[24]  # of the header, which is always the first thing
+        return _read_png if depth == 16 else None
+    return None
 
 
 def _from_pil(image: Image.Image) -> Picture:
-    raw = str(image.tile[0].args) if getattr(image, "tile", None) else ""
-    if "16" in raw and image.mode in ("RGB", "RGBA") and image.format == "PNG":
-        return _read_png16(image)
     if image.mode.startswith("I;16"):
         return Picture(_strips(image, np.uint16))
     if image.mode == "I":
@@ -143,6 +123,23 @@ def _from_pil(image: Image.Image) -> Picture:
     grey = image.mode in ("1", "L", "LA", "La")
     wanted = ("LA" if transparent else "L") if grey else "RGBA" if transparent else "RGB"
     return _split_alpha(_strips(image, np.uint8, wanted), transparent)
+
+
+def _info(image: Image.Image) -> dict[str, Any]:
+    info: dict[str, Any] = {}
+    if image.info.get("icc_profile"):
+        info["icc_profile"] = image.info["icc_profile"]
+    with contextlib.suppress(Exception):  # damaged notes about a picture are no damage to it
+        info["dpi"] = tuple(float(n) for n in image.info["dpi"])
+    with contextlib.suppress(Exception):
+        given, exif = image.getexif(), Image.Exif()
+        exif.update({tag: given[tag] for tag in _EXIF_TEXTS if tag in given})
+        for part in _EXIF_PARTS:
+            if values := given.get_ifd(part):
+                exif[part] = dict(values)
+        if len(exif):
+            info["exif"] = exif.tobytes()
+    return info
 
 
 def _strips(image: Image.Image, dtype: type, mode: str | None = None) -> np.ndarray:
@@ -172,52 +169,30 @@ def _split_alpha(pixels: np.ndarray, transparent: bool) -> Picture:
     return Picture(np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1]))
 
 
-def _read_png16(image: Image.Image) -> Picture:
-    """16-bit colour: Pillow keeps only the first byte of each value, or, told so, only the other.
-
-    Grey with alpha comes as two values of two bytes, which pass for four of one.
-    """
-    raw = str(image.tile[0].args)
-    transparent = raw.startswith(("LA", "RGBA"))
-    halves = []
-    for order in ("RGBA",) if raw.startswith("LA") else (raw, raw.replace("16B", "16L")):
-        with open_unlimited(image.filename, ".png") as half:
-            half.tile = [half.tile[0]._replace(args=order)]
-            halves.append(_strips(half, np.uint8))
-    if len(halves) == 1:
-        return _split_alpha(halves[0].view(">u2").astype(np.uint16), True)
-    pixels = halves[0].astype(np.uint16)
-    pixels <<= 8
-    pixels |= halves[1]
-    return _split_alpha(pixels, transparent)
-
-
-def _tifffile() -> Any:
+def _package(name: str, what: str) -> Any:
     try:
-        import tifffile
+        return importlib.import_module(name)
     except ImportError:
-        raise UserError(
-            "TIFF of more than 8 bits needs the package tifffile: pip install tifffile"
-        ) from None
-    return tifffile
+        raise UserError(f"{what} needs the package {name}: pip install {name}") from None
+
+
+def _read_png(path: str | os.PathLike) -> Picture:
+    codecs = _package("imagecodecs", "PNG of 16 bits")
+    picture = _from_array(codecs.png_decode(Path(path).read_bytes()))
+    return _split_alpha(picture.pixels, picture.pixels.shape[2] in (2, 4))
 
 
 def _read_tiff(path: str | os.PathLike) -> Picture:
-    tifffile = _tifffile()
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages[0]
-            pixels = page.asarray()
-            if pixels.ndim == 3 and page.planarconfig == 2:
-                pixels = pixels.transpose(1, 2, 0)
-            samples = pixels.shape[2] if pixels.ndim == 3 else 1
-            colours = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
-            transparent = bool(page.extrasamples) and samples == colours + 1
-        picture = _from_array(np.ascontiguousarray(pixels))
-    except Exception as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
-        hint = ": pip install imagecodecs" if "imagecodecs" in reason else ""
-        raise UserError(f"can't read the picture {path}: {reason}{hint}") from e
+    tifffile = _package("tifffile", "TIFF of more than 8 bits")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        pixels = page.asarray()
+        if pixels.ndim == 3 and page.planarconfig == 2:
+            pixels = pixels.transpose(1, 2, 0)
+        samples = pixels.shape[2] if pixels.ndim == 3 else 1
+        colours = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
+        transparent = bool(page.extrasamples) and samples == colours + 1
+    picture = _from_array(np.ascontiguousarray(pixels))
     return _split_alpha(picture.pixels, transparent)
 
 
@@ -234,17 +209,6 @@ def _from_array(array: np.ndarray) -> Picture:
     if array.dtype.byteorder not in "=|":
         array = array.astype(array.dtype.newbyteorder("="))
     return Picture(array)
-
-
-def list_pictures(folder: str | os.PathLike) -> list[str]:
-    """Paths of all pictures below a folder, `.npy` too, in a fixed order.
-
-    They are not looked into. Raises UserError where there are none.
-    """
-    paths = make_dataset(folder, extensions=DEEP_EXTENSIONS)
-    if not paths:
-        raise UserError(f"no pictures in {folder}: looked for {' '.join(DEEP_EXTENSIONS)}")
-    return paths
 
 
 # ------------------------------------------------------------------------------------------ values
@@ -351,12 +315,17 @@ def check_writable(ending: str, channels: int, dtype: np.dtype | type, alpha: bo
 
 def holds_alpha(ending: str) -> bool:
     """Whether transparency can be written to files of this ending."""
-    return ending in (".png", ".webp", ".tif", ".tiff")
+    return ending in (".png", ".webp", ".avif", ".heic", ".heif", *TIFF)
 
 
-def write_picture(path: str | os.PathLike, pixels: np.ndarray, alpha: np.ndarray | None = None):
+def write_picture(
+    path: str | os.PathLike,
+    pixels: np.ndarray,
+    alpha: np.ndarray | None = None,
+    info: dict[str, Any] | None = None,
+) -> None:
     """Write pixels (H, W, C) by the ending of `path`; see `write_bands`."""
-    write_bands(path, [pixels], pixels.shape, pixels.dtype, alpha)
+    write_bands(path, [pixels], pixels.shape, pixels.dtype, alpha, info)
 
 
 def write_bands(
@@ -365,36 +334,36 @@ def write_bands(
     shape: tuple[int, ...],
     dtype: np.dtype | type,
     alpha: np.ndarray | None = None,
+    info: dict[str, Any] | None = None,
 ) -> None:
     """Write a picture of `shape` (H, W, C) that comes in bands of rows (h, W, C), top to bottom.
 
-    `path` is the old file or the whole new one, never a part. Transparency that the format can't
-    hold is left out. Raises UserError where it can't hold the rest.
+    `path` is the old file or the whole new one, never a part. Transparency, and what of `info` (see
+    `Picture`) the format can't hold, is left out. Raises UserError where it can't hold the rest.
     """
-    path = Path(path)
-    ending = path.suffix.lower()
+    ending = Path(path).suffix.lower()
     height, width, channels = shape
     if alpha is not None and not holds_alpha(ending):
         alpha = None
     check_writable(ending, channels, dtype, alpha is not None)
+    info = dict(info or {})
+    # a profile of grey, or of ink, says nothing about RGB
+    if info.get("icc_profile", b"")[16:20] != (b"GRAY" if channels == 1 else b"RGB "):
+        info.pop("icc_profile", None)
     if alpha is not None:
         bands = _with_alpha(bands, alpha)
         channels += 1
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}.tmp{ending}")
     full = (height, width, channels)
-    try:
+    simple = _pillow_can(full, dtype, alpha is not None)
+    with replacing(path, flush=False) as unfinished:
         if ending == ".npy":
             _write_npy(unfinished, bands, full, dtype)
-        elif ending in (".tif", ".tiff") and not _pillow_can(full, dtype, alpha is not None):
-            _write_tiff(unfinished, bands, full, dtype, alpha is not None)
-        elif ending == ".png" and (np.dtype(dtype) != np.uint8 or height * width > 2**24):
-            _write_png(unfinished, bands, full, dtype)
+        elif ending in TIFF and not simple:
+            _write_tiff(unfinished, bands, full, dtype, alpha is not None, info)
+        elif ending == ".png" and not simple:
+            _write_png(unfinished, bands, full, dtype, info)
         else:
-            _write_pillow(unfinished, bands, full)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            _write_pillow(unfinished, bands, full, info)
 
 
 def _with_alpha(bands: Iterable[np.ndarray], alpha: np.ndarray) -> Iterator[np.ndarray]:
@@ -410,7 +379,9 @@ def _pillow_can(shape: tuple[int, ...], dtype: np.dtype | type, alpha: bool) -> 
     return small and np.dtype(dtype) == np.uint8 and shape[2] - alpha in (1, 3)
 
 
-def _write_pillow(path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
+def _write_pillow(
+    path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...], info: dict[str, Any]
+) -> None:
     height, width, channels = shape
     whole, top = None, 0
     for band in bands:
@@ -423,11 +394,12 @@ def _write_pillow(path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...
         whole.paste(strip, (0, top))
         top += len(band)
     assert whole is not None
-    settings: dict[str, Any] = {}
-    if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-        settings = {"quality": 95}
-    elif path.suffix.lower() in (".tif", ".tiff"):
-        settings = {"compression": "tiff_adobe_deflate"}
+    settings = dict(info)
+    if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif"):
+        settings["quality"] = 95
+    elif path.suffix.lower() in TIFF:
+        settings["compression"] = "tiff_adobe_deflate"
+        settings["exif"] = _exif_texts(info).tobytes()
     try:
         whole.save(path, **settings)
     except OSError as e:
@@ -446,17 +418,26 @@ def _write_npy(
             file.write(np.ascontiguousarray(band).data)
 
 
+def _exif_texts(info: dict[str, Any]) -> Image.Exif:
+    """What TIFF can hold of EXIF: neither libtiff nor tifffile writes the parts below it."""
+    given, texts = Image.Exif(), Image.Exif()
+    given.load(info.get("exif", b""))
+    texts.update({tag: given[tag] for tag in _EXIF_TEXTS if tag in given})
+    return texts
+
+
 def _write_tiff(
     path: Path,
     bands: Iterable[np.ndarray],
     shape: tuple[int, ...],
     dtype: np.dtype | type,
     alpha: bool,
+    info: dict[str, Any],
 ) -> None:
     rows = max(1, min(shape[0], 2**21 // shape[1]))
     colours = shape[2] - alpha
     single = shape[2] == 1
-    _tifffile().imwrite(
+    _package("tifffile", "TIFF of more than 8 bits").imwrite(
         path,
         (band[..., 0] if single else band for band in _rebanded(bands, rows)),
         shape=shape[:2] if single else shape,
@@ -467,7 +448,12 @@ def _write_tiff(
         extrasamples=["unassalpha"] if alpha else None,
         compression="adobe_deflate",
         metadata=None,
+        software=False,
         bigtiff=int(np.prod(shape)) * np.dtype(dtype).itemsize > 2**31,
+        iccprofile=info.get("icc_profile"),
+        resolution=info.get("dpi"),
+        resolutionunit="INCH" if "dpi" in info else None,
+        extratags=[(tag, "s", 0, text, True) for tag, text in _exif_texts(info).items()],
     )
 
 
@@ -487,45 +473,33 @@ def _rebanded(bands: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
 
 
 def _write_png(
-    path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype | type
+    path: Path,
+    bands: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    dtype: np.dtype | type,
+    info: dict[str, Any],
 ) -> None:
-    """PNG of 8 or 16 bits a value, one band in memory at a time (https://www.w3.org/TR/png)."""
-    height, width, channels = shape
-    depth = 8 * np.dtype(dtype).itemsize
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    packer = zlib.compressobj(6)
+    codecs = _package("imagecodecs", "PNG of 16 bits, or of more than 16 million pixels,")
+    # libpng wants all rows at once: those of a large picture wait in a file
+    with tempfile.TemporaryFile(dir=path.parent) as waiting:
+        pixels, top = np.memmap(waiting, dtype, "w+", shape=shape), 0
+        for band in bands:
+            pixels[top : top + len(band)] = band
+            top += len(band)
+        data = memoryview(codecs.png_encode(pixels[..., 0] if shape[2] == 1 else pixels))
+        del pixels
+    header = 33  # bytes; what is said about the picture comes behind it
     with open(path, "wb") as file:
-
-        def chunk(name: bytes, data: bytes) -> None:
-            file.write(struct.pack(">I", len(data)) + name + data)
-            file.write(struct.pack(">I", zlib.crc32(name + data)))
-
-        file.write(b"\x89PNG\r\n\x1a\n")
-        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-        above = np.zeros(width * channels * depth // 8, np.uint8)
-        for band in _rebanded(bands, max(1, 2**20 // width)):
-            values = band.astype(np.dtype(dtype).newbyteorder(">"), copy=False)
-            lines = np.ascontiguousarray(values).view(np.uint8).reshape(len(band), -1)
-            packed = packer.compress(_filtered(lines, above, channels * depth // 8).data)
-            above = lines[-1]
-            if packed:
-                chunk(b"IDAT", packed)
-        chunk(b"IDAT", packer.flush())
-        chunk(b"IEND", b"")
-
-
-def _filtered(lines: np.ndarray, above: np.ndarray, step: int) -> np.ndarray:
-    """Each row as its difference to the left (filter 1) or to the row above (filter 2).
-
-    Of the two the one with the smaller sum of magnitudes, as the standard advises.
-    """
-    up = lines - np.concatenate([above[None], lines[:-1]])
-    left = lines.copy()
-    left[:, step:] -= lines[:, :-step]
-    sums = [np.abs(x.view(np.int8).astype(np.int16)).sum(1) for x in (left, up)]
-    filters = (sums[1] < sums[0]).astype(np.uint8)
-    best = np.where(filters[:, None] == 1, up, left)
-    return np.concatenate([filters[:, None] + np.uint8(1), best], axis=1)
+        file.write(data[:header])
+        if "icc_profile" in info:
+            packed = zlib.compress(info["icc_profile"])
+            PngImagePlugin.putchunk(file, b"iCCP", b"ICC Profile\0\0" + packed)
+        if "exif" in info:
+            PngImagePlugin.putchunk(file, b"eXIf", info["exif"].removeprefix(b"Exif\0\0"))
+        if "dpi" in info:
+            per_metre = [round(n / 0.0254) for n in info["dpi"]]
+            PngImagePlugin.putchunk(file, b"pHYs", struct.pack(">IIB", *per_metre, 1))
+        file.write(data[header:])
 
 
 @contextlib.contextmanager

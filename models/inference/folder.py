@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.image_folder import note_frames
 from data.pictures.picture_io import (
     FORMATS,
     Picture,
@@ -99,9 +100,11 @@ class FolderTranslation:
             named = job.source in reason or str(job.target) in reason
             failed[job.source] = reason if named else f"{job.source}: {reason}"
 
+        several: list[str] = []
         bar = tqdm(total=len(jobs), unit="pictures", disable=None)
         with bar, BackgroundWork(self.threads) as encoders:
             for batch in self._batches(self._read_all(jobs, fail)):
+                several += [ready.job.source for ready in batch if ready.picture.frames > 1]
                 try:
                     if batch[0].x is None:
                         self._write_tiled(batch[0])
@@ -112,6 +115,7 @@ class FolderTranslation:
                         fail(ready.job, e)
                 bar.update(len(batch))
             bar.update(len(jobs) - bar.n)
+        note_frames(several)
         return [(job.source, failed[job.source]) for job in jobs if job.source in failed]
 
     def _translate(
@@ -133,7 +137,8 @@ class FolderTranslation:
         dtype = self._dtype(ready.picture)
         result = self.translator.finish(output, ready.picture, dtype)
         with _writing(ready.job.target):
-            write_picture(ready.job.target, result.pixels, result.alpha)
+            info = self._info(ready.picture)
+            write_picture(ready.job.target, result.pixels, result.alpha, info)
 
     def _write_tiled(self, ready: Ready) -> None:
         assert self.tiles is not None
@@ -141,7 +146,8 @@ class FolderTranslation:
         bands = self.translator.tiled(picture, self.tiles, dtype)
         shape = (*picture.pixels.shape[:2], self.translator.output_nc)
         try:
-            write_bands(ready.job.target, bands, shape, dtype, picture.alpha)
+            info = self._info(picture)
+            write_bands(ready.job.target, bands, shape, dtype, picture.alpha, info)
         finally:
             bands.close()  # removes scratch files
             # let go of: the next one is read before this one would be
@@ -149,6 +155,12 @@ class FolderTranslation:
 
     def _dtype(self, picture: Picture) -> np.dtype:
         return picture.pixels.dtype if self.format in ("tiff", "same") else np.dtype(np.uint8)
+
+    def _info(self, picture: Picture) -> dict[str, Any]:
+        """What the result's file says about itself: all that the input's says, or its profile."""
+        if self.format == "same":
+            return picture.info
+        return {key: value for key, value in picture.info.items() if key == "icc_profile"}
 
     # ------------------------------------------------------------------------------------- reading
     def _read(self, job: Job) -> Ready:

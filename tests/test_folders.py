@@ -1,0 +1,192 @@
+"""Folders as people have them: hidden files, other kinds of files, results, frames, photographs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from data.base_dataset import open_picture
+from data.image_folder import list_images, list_pictures, make_dataset
+from data.pictures.picture_io import Picture, read_picture, write_picture
+from data.single_dataset import SingleDataset
+from models.inference.folder import FolderTranslation
+from models.inference.translator import Translator
+from tests.helpers import picture
+from util.errors import UserError
+from util.picture_files import IMG_EXTENSIONS, open_image
+
+ORIENTATION, MAKE, ARTIST, EXIF_PART, TAKEN = 0x0112, 0x010F, 0x013B, 0x8769, 0x9003
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def options(root: Path, **more: Any) -> Any:
+    given = {
+        "dataroot": str(root), "max_dataset_size": float("inf"), "input_nc": 3, "isTrain": False,
+        "preprocess": "none", "load_size": 32, "crop_size": 32, "no_flip": True, **more,
+    }  # fmt: skip
+    return SimpleNamespace(**given)
+
+
+def photograph(path: Path, orientation: int = 6) -> Path:
+    """A picture of 40x20 whose upper half is red, as it is stored; with what a camera notes."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:10, :, 0], pixels[10:, :, 2] = 255, 255
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[MAKE], exif[ARTIST] = orientation, "Camera & Co", "Ada"
+    exif[EXIF_PART] = {TAKEN: "2020:01:02 03:04:05"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, exif=exif.tobytes(), icc_profile=SRGB, dpi=(300, 300))
+    return path
+
+
+def identity(channels: int = 3) -> Translator:
+    opt = {"input_nc": channels, "output_nc": channels}
+    return Translator(torch.nn.Identity(), torch.device("cpu"), opt, Path("none"))
+
+
+# ------------------------------------------------------------------------------------ which files
+def test_hidden_files_are_no_pictures(tmp_path):
+    for name in ("a.png", "._a.png", ".b.png", ".thumbnails/a.png", "sub/c.png"):
+        picture(tmp_path / name)
+    assert make_dataset(tmp_path) == [str(tmp_path / "a.png"), str(tmp_path / "sub" / "c.png")]
+
+
+@pytest.mark.parametrize("listing", [list_images, list_pictures])
+def test_what_is_passed_over_is_counted(listing, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("data.image_folder.IMG_EXTENSIONS", IMG_EXTENSIONS[:8])
+    picture(tmp_path / "a.png")
+    for name in ("1.gif", "2.GIF", "sub/3.heic", "._x.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    if listing is list_images and ".heic" in IMG_EXTENSIONS:
+        (tmp_path / "sub/3.heic").unlink()
+        (tmp_path / "sub/3.xyz").write_bytes(b"x")
+    assert len(listing(tmp_path)) == 1
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"passed over in {tmp_path}: 2 .gif, 1 .")
+    if listing is list_pictures:
+        assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
+
+
+def test_results_below_the_folder_are_not_read_again(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "results" / "x" / "test_latest" / "a.png")
+    picture(tmp_path / "checkpoints" / "x" / "web" / "b.png")
+    where = {"results_dir": f"{tmp_path}/results", "checkpoints_dir": f"{tmp_path}/checkpoints"}
+    assert len(SingleDataset(options(tmp_path, **where, name="x"))) == 1
+    # asked for by its name it is a folder like others
+    assert len(SingleDataset(options(tmp_path / "results", **where, name="y"))) == 1
+    # results right in the folder of pictures
+    where["results_dir"] = str(tmp_path)
+    shutil.rmtree(tmp_path / "results")
+    picture(tmp_path / "x" / "test_latest" / "a.png")
+    assert len(SingleDataset(options(tmp_path, **where, name="x"))) == 1
+
+
+def test_a_single_file(tmp_path):
+    path = picture(tmp_path / "a.png")
+    dataset = SingleDataset(options(path))
+    assert [item["A_paths"] for item in map(dataset.__getitem__, range(len(dataset)))] == [
+        str(path)
+    ]
+    assert dataset.relative_path(str(path)) == "a.png"
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"notes\.txt is no picture: give --dataroot a folder"):
+        make_dataset(tmp_path / "notes.txt")
+
+
+def test_several_frames(tmp_path, capsys):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for name in ("a.tif", "b.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    paths = list_images(tmp_path)
+    line = capsys.readouterr().out.strip()
+    assert line == f"several frames in {tmp_path / 'a.tif'} and 1 more: the first one is taken"
+    assert [open_image(path).getpixel((0, 0)) for path in paths] == [(255, 0, 0)] * 2
+    work = FolderTranslation(identity(), "png", threads=0)
+    assert work.run(work.jobs(paths, tmp_path, tmp_path / "out")) == []
+    assert capsys.readouterr().out.strip() == line
+    assert read_picture(tmp_path / "out" / "a.png").pixels[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("ending", [".avif", ".heic"])
+def test_newer_kinds(ending, tmp_path):
+    if ending not in IMG_EXTENSIONS:
+        pytest.skip("neither Pillow nor pillow-heif reads it here")
+    Image.new("RGB", (32, 24), (200, 30, 40)).save(tmp_path / f"a{ending}")
+    (path,) = list_images(tmp_path)
+    for pixels in (np.asarray(open_image(path)), read_picture(path).pixels):
+        assert pixels.shape == (24, 32, 3)
+        assert np.abs(pixels.astype(int) - (200, 30, 40)).max() < 12
+
+
+# ------------------------------------------------------------------------------------- photographs
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_photographs_are_upright_in_training(name, tmp_path):
+    path = str(photograph(tmp_path / name))
+    for value_range in (None, (0, 255)):
+        opt = options(tmp_path, value_range=value_range)
+        image = open_picture(opt, path)
+        pixels = np.asarray(image) if value_range is None else image.numpy().transpose(1, 2, 0)
+        assert pixels.shape == (40, 20, 3)
+        red = pixels[..., 0] > pixels[..., 2]
+        assert red[:, 11:].all()  # turned by a quarter to the right
+        assert not red[:, :9].any()
+    if name != "a.tif":  # Pillow turns it in any case
+        stored = open_picture(options(tmp_path, ignore_orientation=True), path)
+        assert stored.size == (40, 20)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("kind", ["same", "png", "jpg", "webp", "tiff"])
+def test_what_files_say_about_themselves(name, kind, tmp_path):
+    path = photograph(tmp_path / "in" / name)
+    work = FolderTranslation(identity(), kind, threads=0)
+    (job,) = work.jobs([str(path)], tmp_path / "in", tmp_path / "out")
+    assert work.run([job]) == []
+    with Image.open(job.target) as image:
+        assert image.size == (20, 40)
+        assert image.info["icc_profile"] == SRGB
+        exif = image.getexif()
+        assert ORIENTATION not in exif or exif[ORIENTATION] == 1
+        if kind == "same":
+            assert (exif[MAKE], exif[ARTIST]) == ("Camera & Co", "Ada")
+            if name != "a.tif":
+                assert exif.get_ifd(EXIF_PART)[TAKEN] == "2020:01:02 03:04:05"
+            if name != "a.webp":
+                np.testing.assert_allclose([float(n) for n in image.info["dpi"]], 300, atol=0.1)
+        else:
+            assert MAKE not in exif
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_what_deep_files_say_about_themselves(name, tmp_path):
+    exif = Image.Exif()
+    exif[ARTIST], exif[ORIENTATION] = "Ada", 6
+    info = {"icc_profile": SRGB, "dpi": (300.0, 300.0), "exif": exif.tobytes()}
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 12, 3)).astype(np.uint16)
+    write_picture(tmp_path / name, pixels, None, info)
+    with Image.open(tmp_path / name) as image:
+        assert image.info["icc_profile"] == SRGB
+        np.testing.assert_allclose([float(n) for n in image.info["dpi"]], 300, atol=0.1)
+        assert image.getexif()[ARTIST] == "Ada"
+    read = read_picture(tmp_path / name)
+    np.testing.assert_array_equal(read.pixels, pixels)
+    assert read.info["icc_profile"] == SRGB
+    if name == "a.png":  # turned at full depth
+        turned = read_picture(tmp_path / name, upright=True)
+        np.testing.assert_array_equal(turned.pixels, np.rot90(pixels, -1))
+
+
+def test_a_profile_of_grey_is_not_written_into_colour(tmp_path):
+    grey = SRGB[:16] + b"GRAY" + SRGB[20:]
+    write_picture(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8), None, {"icc_profile": grey})
+    assert read_picture(tmp_path / "a.png").info == {}
+    assert isinstance(read_picture(tmp_path / "a.png"), Picture)

@@ -1,0 +1,114 @@
+"""Which files are pictures, and the one function that opens one. Needs only Pillow and NumPy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from .errors import UserError
+
+with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+_OPTIONAL = (".avif", ".heic", ".heif")  # depend on how Pillow was built, and on pillow-heif
+# names are compared in lower case: .PNG and .Png count too
+IMG_EXTENSIONS = [
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"),
+    *(ending for ending in _OPTIONAL if ending in Image.registered_extensions()),
+]
+
+ORIENTATION = 0x0112  # EXIF's tag: 1 is upright
+# from the stored rows to those that are shown
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: np.swapaxes(x, 0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
+    8: np.rot90,
+}
+
+_opening = threading.Lock()
+
+
+def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_EXTENSIONS) -> bool:
+    """Whether the name ends as a picture's does, in any case, and is not hidden (`._a.jpg`)."""
+    name = os.path.basename(os.fspath(filename))
+    return os.path.splitext(name)[1].lower() in extensions and not name.startswith(".")
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Turn all that a decoder may raise within into a UserError that names the file."""
+    try:
+        yield
+    except UserError as e:
+        if str(path) in str(e):
+            raise
+        raise UserError(f"can't read the picture {path}: {e}") from e
+    # decoders raise nearly anything on damaged files: struct.error, SyntaxError, ...
+    except Exception as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise UserError(f"can't read the picture {path}: {reason}") from e
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Image]:
+    """Open a picture with Pillow; of several frames it shows the first.
+
+    Raises UserError, which names the file, for all that goes wrong with the picture within; and
+    above Pillow's limit, which damaged files pass more often than real pictures, unless `any_size`.
+    """
+    with reading(path):
+        with _opening:  # the limit is one for all threads
+            limit = Image.MAX_IMAGE_PIXELS
+            try:
+                Image.MAX_IMAGE_PIXELS = None if any_size else limit
+                image = Image.open(path)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+        with image:
+            yield image
+
+
+def open_image(path: str | os.PathLike, mode: str = "RGB", upright: bool = True) -> Image.Image:
+    """Open a picture and decode it to `mode` (`RGB` or `L`), 8 bits a channel.
+
+    16-bit grey is scaled to 8 by value. `upright` turns what a camera has stored sideways (EXIF) as
+    viewers show it. Raises UserError, which names the file, where it can't be decoded.
+    """
+    with opened(path) as image:
+        deep = image.mode.startswith("I")
+        decoded = (_to_8_bits(image) if deep else image).convert(mode)
+        # asked after the pixels are there: Pillow turns TIFF itself while it reads them
+        turn = TURNS.get(orientation(image)) if upright else None
+        return decoded if turn is None else Image.fromarray(turn(np.asarray(decoded)))
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image).astype(np.float64)
+    # 16-bit files come as mode I;16 or as I; small values in mode I are an 8-bit scale
+    if image.mode.startswith("I;16") or levels.max(initial=0) > 255:
+        levels = levels / 257
+    return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+
+
+def orientation(image: Image.Image) -> int:
+    """How the camera was held, as EXIF says: 1 is upright, see `TURNS` for the others."""
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged notes about a picture are no damage to it
+        return 1
+
+
+def frames(image: Image.Image) -> int:
+    """How many pictures there are in a file; the previews that cameras add (MPO) do not count."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
