@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,8 +21,23 @@ from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_opt
 
 from . import networks
 from .speed import acceleration
+from .speed.gradient_scale import GradientScale
+from .speed.prepared import prepared, share_pass
+from .speed.steps import Steps, parameters_of
 from .speed.sync_norm import synchronize_norms
 from .weights import explain_mismatch, fit_state_dict
+
+T = TypeVar("T")
+
+
+_Path: Any = type(Path())
+
+
+class SaveFolder(_Path):
+    """A path that also takes a string behind it, as where it was a string itself."""
+
+    def __add__(self, text: str) -> str:
+        return str(self) + text
 
 
 class BaseModel(ABC):
@@ -44,7 +60,7 @@ class BaseModel(ABC):
         self.gpu_ids: list[int] = opt.gpu_ids
         self.isTrain: bool = opt.isTrain
         self.device: torch.device = opt.device
-        self.save_dir = Path(opt.checkpoints_dir) / opt.name
+        self.save_dir = SaveFolder(opt.checkpoints_dir, opt.name)
         fixed_size = opt.preprocess not in ("scale_width", "none")
         acceleration.set_backends(opt.precision, fixed_size, opt.deterministic)
         self.loss_names: list[str] = []
@@ -55,11 +71,11 @@ class BaseModel(ABC):
         self.image_paths: list[str] = []
         self.metric: float = 0  # what the learning rate policy `plateau` watches
         self.resumed: checkpoint.FoundSet | None = None  # what --continue_train goes on from
-        # does nothing but for fp16, whose smallest numbers are too large for many gradients
-        fp16 = opt.precision == "fp16" and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
-        self._accumulated: dict[torch.optim.Optimizer, int] = {}
-        self._stepped: set[torch.optim.Optimizer] = set()  # since the scale was last looked at
+        fp16 = self.isTrain and opt.precision == "fp16"
+        self._gradient_scale = GradientScale() if fp16 else None
+        accumulate = opt.accumulate if self.isTrain else 1
+        self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
+        self._rates: list[list[float]] = []  # those of the options of now, which resuming needs
         self._told_of_norms = False
         self._metric_sum: torch.Tensor | float = 0.0
         self._metric_count: torch.Tensor | int = 0
@@ -90,17 +106,24 @@ class BaseModel(ABC):
     # ---------------------------------------------------------------------------------- running
     def setup(self, opt: argparse.Namespace) -> None:
         """Move networks to the device, load weights where asked for, and make the schedules."""
+        several = self.isTrain and distributed.world_size() > 1
         for net in self.networks().values():
             net.to(self.device)
-            if self.isTrain and distributed.world_size() > 1:
-                self.synchronize(net)
+            if several:
+                prepared(net, with_module=True)
             self.prepare_network(net)
+        if several:
+            for net in self.all_modules().values():
+                self.synchronize(net)
         if not self.isTrain:
             self.load_networks(self.load_suffix())
         elif opt.continue_train and distributed.is_source():
             self.load_saved(opt)  # the others, which may not see the files, get it from here
         if self.isTrain:
+            self._check_optimizers()
+            self._steps.activate()
             self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
+            self._rates = [_initial_rates(o) for o in self.optimizers]
         self.print_networks(opt.verbose)
 
     def load_saved(self, opt: argparse.Namespace) -> None:
@@ -124,10 +147,13 @@ class BaseModel(ABC):
             )
 
     def share_weights(self) -> None:
-        """Give the weights and statistics of the process that has read them to all the others."""
-        for net in self.networks().values():
-            tensors = [*net.parameters(), *net.buffers()]
-            distributed.broadcast_tensors(tensors, src=distributed.source_rank())
+        """Give the weights and statistics of the process that has read them to all the others.
+
+        Those of all networks, also of ones that are not in `model_names`, such as a teacher.
+        """
+        distributed.broadcast_tensors(
+            [t.detach() for t in self.trained_tensors()], src=distributed.source_rank()
+        )
 
     def prepare_network(self, net: nn.Module) -> None:
         """Make a network compute as --precision, --compile and --grad_checkpoint say."""
@@ -137,13 +163,14 @@ class BaseModel(ABC):
             self.device,
             precision=opt.precision,
             channels_last=opt.channels_last,
-            compiled=opt.compile and not self.needs_second_gradients(net),
+            compiled=opt.compile,
             recompute=getattr(opt, "grad_checkpoint", False),
             graphs=opt.cuda_graphs,
+            scale=self._gradient_scale,
         )
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
-        """Whether gradients of gradients go through a network, which compiled ones do not have."""
+        """Whether gradients of gradients go through a network, which some kernels do not have."""
         penalized = getattr(self.opt, "gan_mode", "") == "wgangp" and self.opt.lambda_gp > 0
         discriminators = [n for name, n in self.networks().items() if name.startswith("D")]
         return penalized and any(net is n for n in discriminators)
@@ -156,6 +183,36 @@ class BaseModel(ABC):
         """The networks by their names in `model_names`."""
         return {n: getattr(self, "net" + n) for n in self.model_names if isinstance(n, str)}
 
+    def all_modules(self) -> dict[str, nn.Module]:
+        """Every module that an attribute holds, by itself or in lists and dictionaries."""
+        return dict(_held(vars(self), nn.Module))
+
+    def all_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of `optimizers`, and after them others that an attribute holds."""
+        others = (o for _, o in _held(vars(self), torch.optim.Optimizer))
+        return list(dict.fromkeys([*self.optimizers, *others]))
+
+    def trained_tensors(self) -> list[torch.Tensor]:
+        """Weights and statistics of all modules, and whatever else an optimizer trains."""
+        of_modules = (t for net in self.all_modules().values() for t in _tensors(net))
+        others = (p for optimizer in self.all_optimizers() for p in parameters_of(optimizer))
+        return list(dict.fromkeys([*of_modules, *others]))
+
+    def _check_optimizers(self) -> None:
+        """Raise UserError where an optimizer has no step that could be hooked into."""
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise UserError(
+                    f"{type(optimizer).__name__} in `optimizers` is no torch.optim.Optimizer: "
+                    "derive it from that class"
+                )
+            # the fused kernel rounds in another way on a CPU, so there it takes a --fast
+            fits = self.device.type == "cuda" or (self.opt.fast and self.device.type == "cpu")
+            if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fits:
+                for group in [optimizer.defaults, *optimizer.param_groups]:
+                    if group["fused"] is None and not group["foreach"]:
+                        group["fused"] = True
+
     def eval(self) -> None:
         """Put all networks into evaluation mode."""
         for net in self.networks().values():
@@ -163,7 +220,7 @@ class BaseModel(ABC):
 
     def begin_iteration(self) -> None:
         """What networks returned so far is not needed any more; see --cuda_graphs."""
-        acceleration.begin_iteration()
+        acceleration.begin_iteration(self.opt.cuda_graphs)
 
     def test(self) -> None:
         """Forward without gradients, for testing."""
@@ -217,67 +274,51 @@ class BaseModel(ABC):
         """Take the losses of this iteration into the mean that `plateau` watches."""
         if self.opt.lr_policy != "plateau":
             return
-        names = [n for n in self.loss_names if not n.startswith(("D", "gp"))]
+        names = [n for n in self.loss_names if not self._is_of_discriminator(n)]
         # stays on the device: nothing waits for the GPU here
         total = self.loss_values(names).sum()
         finite = total.isfinite()  # --on_nan skip goes on after one that is not
         self._metric_sum = self._metric_sum + torch.where(finite, total, 0.0)
         self._metric_count = self._metric_count + finite
 
+    def _is_of_discriminator(self, loss: str) -> bool:
+        """Whether a loss is that of a discriminator: D, D_real, gp_A; but not Dice or Depth."""
+        nets = [n for n in self.model_names if re.fullmatch(r"D([A-Z0-9_].*)?", n)]
+        return any(loss == n or loss.startswith(n + "_") for n in (*nets, "D", "gp"))
+
     # ------------------------------------------------------------------------------ optimization
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam with `--lr` and `--beta1`, in one fused kernel where the device has that."""
-        # elsewhere the fused kernel rounds in another way, so it takes a --fast
-        fused = self.device.type == "cuda" or (self.opt.fast and self.device.type == "cpu")
-        betas = (self.opt.beta1, 0.999)
-        return torch.optim.Adam(parameters, lr=self.opt.lr, betas=betas, fused=fused)
+    def batch_passes(self, net: nn.Module, *inputs: torch.Tensor) -> None:
+        """Announce inputs (N, C, H, W) that will all go through a network in this iteration.
 
-    def one_pass(self, net: nn.Module, *inputs: torch.Tensor) -> bool:
-        """Whether to run a network on several inputs as one larger batch, which is faster.
-
-        It gives the same, but for the rounding of sums; see --batch_passes.
+        Where `--batch_passes` allows it they go through now, as one larger batch, and `net(x)` for
+        each of them then gives its part: the same, but for the rounding of sums. Elsewhere nothing
+        happens, and `net(x)` computes.
         """
-        wanted = acceleration.wants_one_pass(self.opt, inputs[0])
-        return wanted and acceleration.fits_one_pass(net, *inputs)
+        shared = torch.is_grad_enabled() and acceleration.wants_one_pass(self.opt, inputs[0])
+        if shared and acceleration.fits_one_pass(net, *inputs):
+            share_pass(net, inputs)
 
-    def run_each(self, net: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`net(x)` for each x (N, C, H, W), in one pass where that may be."""
-        if self.one_pass(net, *inputs):
-            return acceleration.in_one_pass(net, *inputs)
-        return tuple(net(x) for x in inputs)
+    def inspect_steps(self, inspect: Callable[[torch.optim.Optimizer], None] | None) -> None:
+        """Have a function called before each step; it may set gradients to None."""
+        self._steps.inspect = inspect
+        self._steps.activate()
+
+    # short for what they do: optimizers do by themselves what these were once needed for
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Adam with `--lr` and `--beta1`."""
+        return torch.optim.Adam(parameters, lr=self.opt.lr, betas=(self.opt.beta1, 0.999))
 
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """Forget the gradients, unless --accumulate adds up those of several batches."""
-        if self._accumulated.get(optimizer, 0) == 0:
-            optimizer.zero_grad()
+        """`optimizer.zero_grad()`."""
+        optimizer.zero_grad()
 
     def backpropagate(self, loss: torch.Tensor) -> None:
-        """Add the gradients of a loss: its share of a step, scaled up for fp16."""
-        self.scaler.scale(
-            loss / self.opt.accumulate if self.opt.accumulate > 1 else loss
-        ).backward()
+        """`loss.backward()`."""
+        loss.backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step an optimizer, with --accumulate N each N-th time.
-
-        Here, and nowhere else, the gradients of several processes become their mean.
-        """
-        count = (self._accumulated.get(optimizer, 0) + 1) % self.opt.accumulate
-        self._accumulated[optimizer] = count
-        if count == 0:
-            distributed.average_gradients(parameters_of(optimizer))
-            if optimizer in self._stepped:
-                self._update_scale()
-            self.scaler.step(optimizer)
-            self._stepped.add(optimizer)
-            # not in between: another optimizer may have added up gradients of the present scale
-            if len(self._stepped) == len(self.optimizers):
-                self._update_scale()
-
-    def _update_scale(self) -> None:
-        """Let fp16 scale gradients up by more, or by less where one became infinite."""
-        self._stepped.clear()
-        self.scaler.update()
+        """`optimizer.step()`."""
+        optimizer.step()
 
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
@@ -285,13 +326,21 @@ class BaseModel(ABC):
         return OrderedDict((n, getattr(self, n)) for n in self.visual_names if isinstance(n, str))
 
     def get_current_losses(self) -> OrderedDict[str, float]:
-        """The current losses as numbers, by name. Waits for the GPU, once."""
-        names = [n for n in self.loss_names if isinstance(n, str)]
+        """The losses as numbers, by name; without those not computed yet. Waits for the GPU once.
+
+        One that is computed in some iterations only is that of the last of these.
+        """
+        names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
+
+    def present_losses(self) -> list[str]:
+        """Those of `loss_names` that have been computed so far."""
+        names = [n for n in self.loss_names if isinstance(n, str)]
+        return [n for n in names if getattr(self, "loss_" + n, None) is not None]
 
     def loss_values(self, names: list[str]) -> torch.Tensor:
         """The current losses of these names as one tensor (number of losses,) on the device."""
-        values = [getattr(self, "loss_" + name) for name in names]
+        values = [getattr(self, "loss_" + name, 0.0) for name in names]
         tensors = [torch.as_tensor(v, device=self.device).detach().float() for v in values]
         return (
             torch.stack([t.mean() for t in tensors])
@@ -367,20 +416,21 @@ class BaseModel(ABC):
     def training_state(self) -> dict[str, Any]:
         """What training needs besides the weights: plain values and tensors.
 
-        Optimizers, schedules, and each attribute that has a state of its own, such as an image pool
-        or a gradient scaler. A model with more to remember extends this and `load_training_state`.
+        Optimizers, schedules, modules that are not in `model_names`, and each attribute that has a
+        state of its own, such as an image pool. A model with more to remember extends this and
+        `load_training_state`.
         """
+        optimizers, steps = self.all_optimizers(), self._steps
         return {
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizers": [o.state_dict() for o in optimizers],
             "schedulers": [s.state_dict() for s in self.schedulers],
             "parts": {name: part.state_dict() for name, part in self._stateful_parts().items()},
+            "modules": {name: net.state_dict() for name, net in self._unnamed_modules().items()},
+            "tensors": [t.detach() for t in self.loose_tensors()],
             "metric": [float(self._metric_sum), int(self._metric_count)],
             # what --accumulate has added up since the last step
-            "accumulated": [self._accumulated.get(o, 0) for o in self.optimizers],
-            "gradients": [
-                [p.grad if self._accumulated.get(o, 0) else None for p in parameters_of(o)]
-                for o in self.optimizers
-            ],
+            "accumulated": [steps.counts.get(o, 0) for o in optimizers],
+            "gradients": [steps.gradients(o) for o in optimizers],
         }
 
     def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
@@ -388,23 +438,36 @@ class BaseModel(ABC):
 
         Where `--lr` or the number of epochs is another one now, the rates follow the new ones.
         """
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        optimizers = self.all_optimizers()
+        if len(state["optimizers"]) == len(self.optimizers):  # others were not saved once
+            optimizers = self.optimizers
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
         for name, part in self._stateful_parts().items():
             if name in state["parts"]:
                 part.load_state_dict(state["parts"][name])
+        if self._gradient_scale is not None and "_gradient_scale" not in state["parts"]:
+            # of an older version, or none at all
+            self._gradient_scale.load_state_dict(state["parts"].get("scaler", {}))
+        saved_modules = state.get("modules", {})
+        for name, net in self._unnamed_modules().items():
+            if name in saved_modules:
+                net.load_state_dict(saved_modules[name])
+        with torch.no_grad():
+            for tensor, saved in zip(self.loose_tensors(), state.get("tensors", []), strict=False):
+                tensor.copy_(saved)
         self._metric_sum, self._metric_count = state["metric"]
-        for optimizer, count, gradients in zip(
-            self.optimizers, state["accumulated"], state["gradients"], strict=True
-        ):
-            self._accumulated[optimizer] = count % self.opt.accumulate
-            for parameter, gradient in zip(parameters_of(optimizer), gradients, strict=True):
-                parameter.grad = None if gradient is None else gradient.to(self.device, copy=True)
+        if self.opt.accumulate == options.get("accumulate", self.opt.accumulate):
+            for o, count, sums in zip(
+                optimizers, state["accumulated"], state["gradients"], strict=True
+            ):
+                self._steps.resume(o, count, sums)
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
-        if any(getattr(self.opt, k) != options.get(k) for k in schedule):
-            networks.rebase(self.schedulers, self.opt)
+        changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
+        if changed or self._rates != [_initial_rates(o) for o in self.optimizers]:
+            networks.rebase(self.schedulers, self.opt, self._rates)
 
     @staticmethod
     def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
@@ -436,6 +499,18 @@ class BaseModel(ABC):
             )
         return resharded
 
+    def _unnamed_modules(self) -> dict[str, nn.Module]:
+        """Modules with weights that no network of `model_names` has."""
+        named = {p for net in self.networks().values() for p in net.parameters()}
+        modules = self.all_modules().items()
+        return {n: net for n, net in modules if any(p not in named for p in net.parameters())}
+
+    def loose_tensors(self) -> list[torch.Tensor]:
+        """What optimizers train and no module has."""
+        of_modules = {t for net in self.all_modules().values() for t in _tensors(net)}
+        trained = (p for optimizer in self.all_optimizers() for p in parameters_of(optimizer))
+        return list(dict.fromkeys(p for p in trained if p not in of_modules))
+
     def _stateful_parts(self) -> dict[str, Any]:
         others = (nn.Module, torch.optim.Optimizer)
         return {
@@ -459,9 +534,23 @@ def _mean_gradient(own: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
     return torch.stack(there).sum(0) / len(own) if there else None
 
 
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters that an optimizer steps, in its order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def _held(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
+    """What dictionaries, lists and tuples hold of a kind, with names such as `nets.0`."""
+    if isinstance(values, kind):
+        yield name, values
+    elif isinstance(values, (dict, list, tuple)) and depth:
+        items = values.items() if isinstance(values, dict) else enumerate(values)
+        for key, value in items:
+            yield from _held(value, kind, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def _tensors(net: nn.Module) -> list[torch.Tensor]:
+    return [*net.parameters(), *net.buffers()]
+
+
+def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The learning rates of the groups of an optimizer, before any schedule."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
 def unwrap(net: nn.Module) -> nn.Module:

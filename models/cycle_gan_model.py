@@ -66,10 +66,12 @@ class CycleGANModel(BaseModel):
         self.criterionIdt = torch.nn.L1Loss()
         if opt.gan_mode == "wgangp":
             self.loss_names += ["gp_A", "gp_B"]
+        self.loss_gp = 0  # the gradient penalty of the discriminator at hand
         weights_G = itertools.chain(self.netG_A.parameters(), self.netG_B.parameters())
         weights_D = itertools.chain(self.netD_A.parameters(), self.netD_B.parameters())
-        self.optimizer_G = self.make_optimizer(weights_G)
-        self.optimizer_D = self.make_optimizer(weights_D)
+        betas = (opt.beta1, 0.999)
+        self.optimizer_G = torch.optim.Adam(weights_G, lr=opt.lr, betas=betas)
+        self.optimizer_D = torch.optim.Adam(weights_D, lr=opt.lr, betas=betas)
         self.optimizers = [self.optimizer_G, self.optimizer_D]
 
     def set_input(self, input):
@@ -83,31 +85,25 @@ class CycleGANModel(BaseModel):
         self.image_paths = input[A + "_paths"]
 
     def forward(self):
-        """Translate both ways, and back; in training also the identity pictures.
-
-        G makes B: given a B it should leave it alone. G(A) and G(B) can share a pass.
-        """
-        with_identity = self.isTrain and self.opt.lambda_identity > 0
-        if with_identity and self.one_pass(self.netG_A, self.real_A, self.real_B):
-            self.fake_B, self.idt_A = self.run_each(self.netG_A, self.real_A, self.real_B)
-            self.fake_A, self.idt_B = self.run_each(self.netG_B, self.real_B, self.real_A)
-            self.rec_A = self.netG_B(self.fake_B)
-            self.rec_B = self.netG_A(self.fake_A)
-            return
+        """Translate both ways, and back."""
+        if self.isTrain and self.opt.lambda_identity > 0:
+            # what backward_G will give to the same networks can share a pass
+            self.batch_passes(self.netG_A, self.real_A, self.real_B)
+            self.batch_passes(self.netG_B, self.real_B, self.real_A)
         self.fake_B = self.netG_A(self.real_A)  # G(A)
         self.rec_A = self.netG_B(self.fake_B)  # F(G(A))
         self.fake_A = self.netG_B(self.real_B)  # F(B)
         self.rec_B = self.netG_A(self.fake_A)  # G(F(B))
-        if with_identity:
-            self.idt_A = self.netG_A(self.real_B)  # G(B)
-            self.idt_B = self.netG_B(self.real_A)  # F(A)
 
     def backward_G(self):
         """Gradients of both generators: adversarial (eq. 1), cycle (eq. 2), identity (5.2)."""
         lambda_A, lambda_B = self.opt.lambda_A, self.opt.lambda_B
         lambda_idt = self.opt.lambda_identity
         if lambda_idt > 0:
+            # G makes B: given a B it should leave it alone
+            self.idt_A = self.netG_A(self.real_B)
             self.loss_idt_A = self.criterionIdt(self.idt_A, self.real_B) * lambda_B * lambda_idt
+            self.idt_B = self.netG_B(self.real_A)
             self.loss_idt_B = self.criterionIdt(self.idt_B, self.real_A) * lambda_A * lambda_idt
         else:
             self.loss_idt_A = self.loss_idt_B = 0
@@ -117,45 +113,47 @@ class CycleGANModel(BaseModel):
         self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * lambda_B
         self.loss_G = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B
         self.loss_G = self.loss_G + self.loss_idt_A + self.loss_idt_B
-        self.backpropagate(self.loss_G)
+        self.loss_G.backward()
 
     def backward_D_basic(self, netD, real, fake):
-        """Gradients of one discriminator; returns its loss and the gradient penalty in it.
+        """Gradients of one discriminator; returns its loss.
 
         Halved, so that it learns more slowly than the generators (section 4).
         """
-        pred_real, pred_fake = self.run_each(netD, real, fake.detach())
-        loss_real = self.criterionGAN(pred_real, True)
-        loss_fake = self.criterionGAN(pred_fake, False)
-        loss = (loss_real + loss_fake) * 0.5
-        penalty = torch.zeros((), device=self.device)
+        fake = fake.detach()
+        self.batch_passes(netD, real, fake)
+        loss_D_real = self.criterionGAN(netD(real), True)
+        loss_D_fake = self.criterionGAN(netD(fake), False)
+        loss_D = (loss_D_real + loss_D_fake) * 0.5
         if self.opt.gan_mode == "wgangp":
-            penalty, _ = networks.cal_gradient_penalty(
-                netD, real, fake.detach(), self.device, lambda_gp=self.opt.lambda_gp
+            self.loss_gp, _ = networks.cal_gradient_penalty(
+                netD, real, fake, self.device, lambda_gp=self.opt.lambda_gp
             )
-            loss = loss + penalty
-        self.backpropagate(loss)
-        return loss, penalty
+            loss_D = loss_D + self.loss_gp
+        loss_D.backward()
+        return loss_D
 
     def backward_D_A(self):
         """D_A tells real B from generated B, some of which are of earlier iterations."""
         fake_B = self.fake_B_pool.query(self.fake_B)
-        self.loss_D_A, self.loss_gp_A = self.backward_D_basic(self.netD_A, self.real_B, fake_B)
+        self.loss_D_A = self.backward_D_basic(self.netD_A, self.real_B, fake_B)
+        self.loss_gp_A = self.loss_gp
 
     def backward_D_B(self):
         """D_B tells real A from generated A."""
         fake_A = self.fake_A_pool.query(self.fake_A)
-        self.loss_D_B, self.loss_gp_B = self.backward_D_basic(self.netD_B, self.real_A, fake_A)
+        self.loss_D_B = self.backward_D_basic(self.netD_B, self.real_A, fake_A)
+        self.loss_gp_B = self.loss_gp
 
     def optimize_parameters(self):
         """One step of both generators, then one of both discriminators."""
         self.forward()
         self.set_requires_grad([self.netD_A, self.netD_B], False)
-        self.zero_grad(self.optimizer_G)
+        self.optimizer_G.zero_grad()
         self.backward_G()
-        self.step(self.optimizer_G)
+        self.optimizer_G.step()
         self.set_requires_grad([self.netD_A, self.netD_B], True)
-        self.zero_grad(self.optimizer_D)
+        self.optimizer_D.zero_grad()
         self.backward_D_A()
         self.backward_D_B()
-        self.step(self.optimizer_D)
+        self.optimizer_D.step()

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .speed.acceleration import full_precision
-
 GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
 
 
@@ -92,9 +90,7 @@ def cal_gradient_penalty(
     else:
         raise ValueError(f"unknown type '{type}' of gradient penalty: real, fake or mixed")
     points = points.detach().requires_grad_(True)
-    # gradients of gradients need all the digits: half precision would lose the small ones
-    with full_precision():
-        scores = netD(points)
+    scores = netD(points)
     (gradients,) = torch.autograd.grad(
         scores, points, grad_outputs=torch.ones_like(scores), create_graph=True
     )

@@ -63,8 +63,9 @@ class Pix2PixModel(BaseModel):
         self.criterionL1 = torch.nn.L1Loss()
         if opt.gan_mode == "wgangp":
             self.loss_names.append("D_gp")
-        self.optimizer_G = self.make_optimizer(self.netG.parameters())
-        self.optimizer_D = self.make_optimizer(self.netD.parameters())
+        betas = (opt.beta1, 0.999)
+        self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr, betas=betas)
+        self.optimizer_D = torch.optim.Adam(self.netD.parameters(), lr=opt.lr, betas=betas)
         self.optimizers = [self.optimizer_G, self.optimizer_D]
 
     def set_input(self, input):
@@ -82,16 +83,16 @@ class Pix2PixModel(BaseModel):
         """Gradients of the discriminator (eq. 1), halved (section 3.3)."""
         fake_AB = torch.cat((self.real_A, self.fake_B), 1).detach()
         real_AB = torch.cat((self.real_A, self.real_B), 1)
-        pred_fake, pred_real = self.run_each(self.netD, fake_AB, real_AB)
-        self.loss_D_fake = self.criterionGAN(pred_fake, False)
-        self.loss_D_real = self.criterionGAN(pred_real, True)
+        self.batch_passes(self.netD, fake_AB, real_AB)  # can share one
+        self.loss_D_fake = self.criterionGAN(self.netD(fake_AB), False)
+        self.loss_D_real = self.criterionGAN(self.netD(real_AB), True)
         self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5
         if self.opt.gan_mode == "wgangp":
             self.loss_D_gp, _ = networks.cal_gradient_penalty(
                 self.netD, real_AB, fake_AB, self.device, lambda_gp=self.opt.lambda_gp
             )
             self.loss_D = self.loss_D + self.loss_D_gp
-        self.backpropagate(self.loss_D)
+        self.loss_D.backward()
 
     def backward_G(self):
         """Gradients of the generator (eq. 4)."""
@@ -99,16 +100,16 @@ class Pix2PixModel(BaseModel):
         self.loss_G_GAN = self.criterionGAN(self.netD(fake_AB), True, False)
         self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.opt.lambda_L1
         self.loss_G = self.loss_G_GAN + self.loss_G_L1
-        self.backpropagate(self.loss_G)
+        self.loss_G.backward()
 
     def optimize_parameters(self):
         """One step of the discriminator, then one of the generator."""
         self.forward()
         self.set_requires_grad(self.netD, True)
-        self.zero_grad(self.optimizer_D)
+        self.optimizer_D.zero_grad()
         self.backward_D()
-        self.step(self.optimizer_D)
+        self.optimizer_D.step()
         self.set_requires_grad(self.netD, False)
-        self.zero_grad(self.optimizer_G)
+        self.optimizer_G.zero_grad()
         self.backward_G()
-        self.step(self.optimizer_G)
+        self.optimizer_G.step()

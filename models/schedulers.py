@@ -53,18 +53,20 @@ def fast_forward(scheduler, opt) -> None:
             scheduler.step()
 
 
-def rebase(schedulers: list, opt) -> None:
+def rebase(schedulers: list, opt, rates: list[list[float]]) -> None:
     """Put the rates of resumed schedules where the options of now would have them.
+
+    `rates` are those that the groups of each optimizer have at first, with these options.
 
     Only for changed options: an unchanged schedule goes on from its own state, bit for bit.
     Plateau keeps the rate it has come to, since that depends on the metrics of all epochs.
     """
-    for scheduler in schedulers:
+    for scheduler, initial in zip(schedulers, rates, strict=True):
         if opt.lr_policy == "plateau":
             continue
         optimizer, gone = scheduler.optimizer, scheduler.last_epoch
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = opt.lr
+        for group, rate in zip(optimizer.param_groups, initial, strict=True):
+            group["lr"] = group["initial_lr"] = rate
         fresh = get_scheduler(optimizer, opt)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")

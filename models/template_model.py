@@ -48,8 +48,10 @@ class TemplateModel(BaseModel):
         )
         if self.isTrain:
             self.criterionLoss = torch.nn.L1Loss()
-            # Adam with --lr and --beta1; any optimizer of torch will do
-            self.optimizer = self.make_optimizer(self.netG.parameters())
+            # any optimizer of torch will do
+            self.optimizer = torch.optim.Adam(
+                self.netG.parameters(), lr=opt.lr, betas=(opt.beta1, 0.999)
+            )
             # each optimizer in this list gets a learning rate schedule, and is saved
             self.optimizers = [self.optimizer]
 
@@ -67,11 +69,11 @@ class TemplateModel(BaseModel):
     def backward(self):
         """Compute the loss and its gradients."""
         self.loss_G = self.criterionLoss(self.output, self.data_B) * self.opt.lambda_regression
-        self.backpropagate(self.loss_G)  # loss.backward(), and what --precision fp16 needs
+        self.loss_G.backward()
 
     def optimize_parameters(self):
         """One iteration."""
         self.forward()
-        self.zero_grad(self.optimizer)
+        self.optimizer.zero_grad()
         self.backward()
-        self.step(self.optimizer)
+        self.optimizer.step()

@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from models import create_model, networks
-from models.speed import acceleration
+from models.speed import acceleration, gradient_scale
+from models.speed.gradient_scale import GradientScale
+from models.speed.prepared import prepared
+from models.speed.steps import parameters_of
 from options.train_options import TrainOptions
+from tests.helpers import run_process
 
 TINY = "--ngf 4 --ndf 4 --netG resnet_6blocks --gpu_ids -1 --display_id 0 --name x --seed 3"
 
@@ -30,21 +34,30 @@ def batch(n: int = 1, seed: int = 0, size: int = 32) -> dict:
 
 
 def gradients(model, data) -> dict[str, torch.Tensor]:
-    """What one iteration adds to the gradients, in float64 so that rounding does not show."""
+    """What one iteration steps by, in float64 so that rounding does not show; no step is taken."""
     for net in model.networks().values():
         net.double()
     model.criterionGAN.double()
-    for optimizer in model.optimizers:
-        optimizer.step = lambda *a, **k: None
+    names = {
+        p: f"{name}.{key}"
+        for name, net in model.networks().items()
+        for key, p in net.named_parameters()
+    }
+    found = {}
+
+    def take(optimizer, args, kwargs) -> None:
+        for p in parameters_of(optimizer):
+            if p.grad is not None:
+                found[names[p]] = p.grad
+            p.grad = None
+
+    hooks = [optimizer.register_step_pre_hook(take) for optimizer in model.optimizers]
     data = {k: v.double() if torch.is_tensor(v) else v for k, v in data.items()}
     model.set_input(data)
     model.optimize_parameters()
-    return {
-        f"{name}.{key}": p.grad
-        for name, net in model.networks().items()
-        for key, p in net.named_parameters()
-        if p.grad is not None
-    }
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 @pytest.mark.parametrize("model", ["cycle_gan", "pix2pix --norm instance --no_dropout"])
@@ -117,19 +130,21 @@ def test_accumulation_steps_every_nth_time(tmp_path):
     assert changed == [False, False, True, False, False, True]
 
 
-def test_accumulated_batches_have_one_scale(tmp_path):
+def test_accumulated_batches_have_one_scale(tmp_path, monkeypatch):
     """With --precision fp16 gradients are scaled; by powers of two, which leaves no trace."""
+    monkeypatch.setattr(gradient_scale, "GROW_AFTER", 1)  # grows with each step
     trained = []
-    for enabled in (False, True):
+    for scale in (None, GradientScale(8.0)):
         model = build(tmp_path, "--model cycle_gan --accumulate 2")
-        # grows with each step
-        model.scaler = torch.amp.GradScaler("cpu", 8.0, growth_interval=1, enabled=enabled)
+        model._steps.scale = scale
+        for net in model.networks().values():
+            prepared(net).gradient_scale = scale
         for i in range(4):
             model.set_input(batch(seed=i))
             model.optimize_parameters()
         trained.append(model)
     plain, scaled = trained
-    assert scaled.scaler.get_scale() == 32
+    assert scaled._steps.scale.factor == 8.0 * 2**4  # two steps of two optimizers
     for name, state in plain.network_states().items():
         for key, value in scaled.network_states()[name].items():
             torch.testing.assert_close(value, state[key], rtol=1e-5, atol=1e-7)
@@ -234,7 +249,7 @@ def test_compiled_networks_give_the_same_gradients(graphs):
 
     plain = found()
     acceleration.prepare(net, torch.device("cpu"), compiled=True, graphs=graphs)
-    acceleration.begin_iteration()
+    acceleration.begin_iteration(graphs)
     assert "model.1.weight" in net.state_dict()
     # of biases in front of a norm the true gradient is 0, and what comes out is rounding
     scale = max(gradient.abs().max().item() for gradient in plain[1:])
@@ -291,3 +306,15 @@ def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys
     assert opt.compile is compiled
     assert ("compiling: the first iterations take" in out) is compiled
     assert ("--compile is off: 2999 pictures in all are too few" in out) is (pictures == 2999)
+
+
+def test_an_iteration_does_not_load_the_compiler(tmp_path):
+    """Nor what records CUDA graphs, which takes seconds to import."""
+    code = (
+        "import sys, torch; from tests.test_acceleration import build, batch\n"
+        f"model = build({str(tmp_path)!r}, '--model cycle_gan')\n"
+        "model.begin_iteration(); model.set_input(batch()); model.optimize_parameters()\n"
+        "print([m for m in sys.modules if m in ('torch._inductor.cudagraph_trees',"
+        " 'torch._inductor.compile_fx', 'torch._inductor.graph')])"
+    )
+    assert run_process("-c", code).out.endswith("\n[]\n")

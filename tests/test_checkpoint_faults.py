@@ -835,9 +835,11 @@ def test_a_skipped_step_leaves_no_trace(model_name, good, where, pictures, tmp_p
 
 def test_files_are_named_once():
     model: Any = SimpleNamespace(
-        optimizers=[], loss_names=["G"], device=torch.device("cpu"), networks=dict
+        device=torch.device("cpu"),
+        present_losses=lambda: ["G"],
+        loss_values=lambda names: torch.tensor([float("inf")]),
+        all_optimizers=lambda: [torch.optim.SGD([torch.tensor([float("nan")])])],
     )
-    model.loss_values = lambda names: torch.tensor([float("inf")])
     guard = FiniteGuard(model)
     with pytest.raises(UserError, match=r"the loss G is not finite at step 1, on a, b;"):
         guard.finish("step 1", {"A_paths": ["a"], "B_paths": ["a", "b"], "A": None})

@@ -7,17 +7,13 @@ stay the same. Losses and optimizers see float32 whatever the networks use insid
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
-import sys
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
+from .gradient_scale import GradientScale
 from .layout import contiguous_gradients
+from .prepared import forget_passes, prepared
 from .sync_norm import leave_out_of_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
@@ -26,18 +22,6 @@ PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save ti
 # Pictures from which on compiling saves more time than it takes, in training and in testing: about
 # a minute for an iteration that becomes 20 to 50 ms shorter.
 PAYS_TO_COMPILE = {True: 3000, False: 20000}
-_full_precision = False
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Within, prepared networks compute in float32: for gradients of gradients."""
-    global _full_precision
-    before, _full_precision = _full_precision, True
-    try:
-        yield
-    finally:
-        _full_precision = before
 
 
 def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
@@ -111,6 +95,7 @@ def prepare(
     compiled: bool = False,
     recompute: bool = False,
     graphs: bool = False,
+    scale: GradientScale | None = None,
 ) -> None:
     """Make a network compute as asked; in place, its weights keep their names.
 
@@ -118,6 +103,7 @@ def prepare(
     returns is then overwritten after the next `begin_iteration`.
     `recompute` trades time for memory: residual blocks forget their activations and compute them
     again in the backward pass.
+    `scale` is for training in fp16.
     """
     if channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,16 +111,21 @@ def prepare(
     for module in net.modules():
         if hasattr(module, "recompute"):
             module.recompute = recompute  # type: ignore[assignment]
-    if precision in _DTYPES:
-        net.forward = _autocast(net.forward, device, _DTYPES[precision])
+    # recurrent layers keep their weights in a second place, where no scale reaches them
+    scalable = not any(isinstance(module, nn.RNNBase) for module in net.modules())
+    if precision in _DTYPES and (precision != "fp16" or scalable):
+        prepared(net)
+        net.autocast_to = device.type, _DTYPES[precision]  # type: ignore[assignment]
+        net.gradient_scale = scale  # type: ignore[assignment]
     if compiled:
         leave_out_of_compiling()
-        net.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
+        prepared(net).compile(dynamic=False, mode="reduce-overhead" if graphs else None)
 
 
-def begin_iteration() -> None:
-    """Tell recorded networks that nothing of the iteration before is needed any more."""
-    if "torch._inductor" in sys.modules:  # the call imports the compiler, and only that records
+def begin_iteration(graphs: bool = False) -> None:
+    """What networks returned so far is not needed any more; with `graphs` it is overwritten."""
+    forget_passes()
+    if graphs:  # the call imports the compiler
         torch.compiler.cudagraph_mark_step_begin()
 
 
@@ -143,15 +134,6 @@ def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
     if device.type != "cuda":
         return "it needs a CUDA device"
     return None if opt.compile else "it needs --compile"
-
-
-def _autocast(forward: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    @functools.wraps(forward)
-    def wrapper(*inputs: Any, **more: Any) -> Any:
-        with torch.autocast(device.type, dtype, enabled=not _full_precision):
-            return tree_map(lambda x: x.float(), forward(*inputs, **more))
-
-    return wrapper
 
 
 def batches_freely(net: nn.Module) -> bool:
@@ -176,8 +158,3 @@ def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
 def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
     """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives."""
     return batches_freely(net) and all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
-
-
-def in_one_pass(net: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """`net(x)` for each x (N, C, H, W), computed as one larger batch."""
-    return net(torch.cat(inputs)).split([len(x) for x in inputs])

@@ -1,8 +1,9 @@
-"""Watching for losses and gradients that are not finite, without waiting for the GPU."""
+"""Watching for numbers that are not finite, without waiting for the GPU."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,50 +18,52 @@ CHECK_EVERY = 100  # iterations, where nothing else makes the loop wait for the 
 
 
 class Iteration(NamedTuple):
-    """One iteration whose flag has not been looked at yet."""
+    """One iteration that has not been looked at yet."""
 
     where: str
     paths: Sequence[str]
+    names: Sequence[str]  # of the losses
     losses: torch.Tensor  # (number of losses,)
-    finite: torch.Tensor  # (), bool
 
 
 class FiniteGuard:
-    """Notices an iteration in which a loss or a gradient is NaN or infinite.
+    """Notices when training has come to numbers that are NaN or infinite.
 
-    With `stop` each iteration leaves a flag on the device; `check`, called when losses are shown
-    and before anything is saved, looks at the flags and raises UserError. With `skip` each step is
-    looked at before it is taken (this waits for the GPU), and an iteration with a bad one leaves
-    the model as it was; ten in a row raise. For this the weights and the optimizers are kept twice.
+    What counts is what was backpropagated: a loss that is only shown may be infinite. With `stop`
+    the weights tell. `check`, called when losses are shown and before anything is saved, looks at
+    them and raises UserError; the losses of the iterations since tell where it began. With `skip`
+    the gradients are looked at before each step (this waits for the GPU), and an iteration with bad
+    ones leaves the model as it was; ten in a row raise. For this the weights and the optimizers are
+    kept twice.
 
-    Of several processes all do the same: gradients are looked at when they are everybody's mean,
-    and `check` asks the others.
+    Of several processes all do the same: weights are equal, gradients are looked at when they are
+    everybody's mean, and `check` asks the others.
     """
 
     def __init__(self, model: Any, mode: str = "stop"):
         self.model, self.mode = model, mode
         self.pending: list[Iteration] = []
+        self.harmless: Counter[str] = Counter()  # losses that were not finite with good weights
         self.gradients: list[torch.Tensor] = []
         self.skipped: list[str] = []
         self.in_a_row = 0
         self.undo: list[Callable[[], None]] = []
-        self.hooks = [o.register_step_pre_hook(self._before_step) for o in model.optimizers]
+        if mode == "skip":
+            model.inspect_steps(self._before_step)
 
     def close(self) -> None:
         """Let go of the optimizers."""
-        for hook in self.hooks:
-            hook.remove()
+        if self.mode == "skip":
+            self.model.inspect_steps(None)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        # a gradient scaler, which sets this, passes over steps by itself: they are a part of fp16
+        # a gradient scaler of the model's own, which sets this, passes over steps by itself
         if not gradients or hasattr(optimizer, "found_inf"):
             return
         # the largest magnitude is finite only if every number in every gradient is
         self.gradients.append(torch.nn.utils.get_total_norm(gradients, math.inf).isfinite())
-        if self.mode == "stop":
-            return
         if all(self.gradients):
             # a later step of this iteration may still turn out bad
             self.undo.append(_undo_of(optimizer))
@@ -87,14 +90,15 @@ class FiniteGuard:
 
     def finish(self, where: str, data: Mapping[str, Any] | Sequence[str]) -> None:
         """After an iteration of this description, on this batch (or the files it came from)."""
-        model = self.model
-        losses = model.loss_values(model.loss_names)
-        finite = torch.stack([losses.isfinite().all(), *self.gradients]).all()
-        self.gradients.clear()
-        self.pending.append(Iteration(where, _files(data), losses, finite))
-        # others would have to be waited for, as would a GPU
-        for_nothing = model.device.type == "cpu" and distributed.world_size() == 1
-        if self.mode == "skip" or for_nothing or len(self.pending) >= CHECK_EVERY:
+        names = self.model.present_losses()
+        losses = self.model.loss_values(names)
+        self.pending.append(Iteration(where, _files(data), names, losses))
+        # on a CPU, and alone, nobody has to be waited for
+        at_once = self.model.device.type == "cpu" and distributed.world_size() == 1
+        suspicious = at_once and bool(self._bad_losses(self.pending[-1]))
+        if at_once and not suspicious:
+            del self.pending[:-1]
+        if self.mode == "skip" or suspicious or len(self.pending) >= CHECK_EVERY:
             self.check()
 
     def check(self) -> None:
@@ -102,13 +106,21 @@ class FiniteGuard:
         pending, self.pending = self.pending, []
         if not pending:
             return
-        fine = bool(torch.stack([i.finite for i in pending]).all())
-        if not distributed.any_rank(not fine):
+        bad = next((i for i in pending if self._bad_losses(i)), None)
+        if self.mode == "skip":
+            harmed = bool(self.gradients) and not bool(torch.stack(self.gradients).all())
+        else:
+            harmed = not self._weights_are_finite()
+        self.gradients.clear()
+        if not distributed.any_rank(harmed):
             self.in_a_row = 0
+            for iteration in pending if bad else ():
+                self.harmless.update(self._bad_losses(iteration))
             return
         # the losses of one process can be finite, and those of another not
-        found = distributed.all_gather_object(None if fine else self._what_is_bad(pending))
-        message = next(text for text in found if text is not None)
+        told = self._what_is_bad(bad or pending[-1])
+        found = distributed.all_gather_object((bad is None, told))
+        message = min(found, key=lambda one: one[0])[1]
         if self.mode == "stop":
             raise UserError(
                 f"{message}; nothing was saved since: go on from the last save with "
@@ -126,19 +138,26 @@ class FiniteGuard:
                 "with --continue_train at a lower --lr"
             )
 
-    def _what_is_bad(self, pending: list[Iteration]) -> str:
-        bad = next(i for i in pending if not i.finite)
-        names = [
-            name
-            for name, value in zip(self.model.loss_names, bad.losses.tolist(), strict=True)
-            if not math.isfinite(value)
-        ]
-        what = "a gradient is"
+    def _weights_are_finite(self) -> bool:
+        optimizers = self.model.all_optimizers()
+        weights = [p.detach() for o in optimizers for g in o.param_groups for p in g["params"]]
+        if not weights:
+            return True
+        return bool(torch.nn.utils.get_total_norm(weights, math.inf).isfinite())
+
+    def _bad_losses(self, iteration: Iteration) -> list[str]:
+        pairs = zip(iteration.names, iteration.losses.tolist(), strict=True)
+        # one that is not finite again and again is so by nature
+        return [n for n, v in pairs if not math.isfinite(v) and self.harmless[n] < CHECK_EVERY]
+
+    def _what_is_bad(self, iteration: Iteration) -> str:
+        names = self._bad_losses(iteration)
+        what = "a gradient is" if self.mode == "skip" else "a weight is"
         if names:
             what = (
                 f"the loss {names[0]} is" if len(names) == 1 else f"losses ({', '.join(names)}) are"
             )
-        return f"{what} not finite at {bad.where}, on {', '.join(bad.paths[:4])}"
+        return f"{what} not finite at {iteration.where}, on {', '.join(iteration.paths[:4])}"
 
 
 def _undo_of(optimizer: torch.optim.Optimizer) -> Callable[[], None]:

@@ -1,0 +1,116 @@
+"""Loss scaling for fp16, inside of the networks: nothing outside of them sees scaled numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from util.errors import UserError
+
+GROW_AFTER = 2000  # steps in a row with finite gradients
+SMALLEST = 2.0**-16
+
+
+class GradientScale:
+    """The factor by which gradients are larger within fp16 networks than outside of them.
+
+    The smallest fp16 number is too large for many gradients (Micikevicius et al. 2018, section
+    3.2). So a gradient that enters a network at its output is multiplied by the factor, and what
+    leaves at its inputs and weights is divided by it. The factor is a power of two: this is exact.
+    """
+
+    def __init__(self, factor: float = 2.0**16):
+        self.factor = factor
+        self.good_steps = 0
+        self._inside = False
+
+    def call(
+        self, net: nn.Module, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
+        """`function(*args, **kwargs)`, which runs the network, with scaled gradients inside."""
+        if self._inside:  # one network is a part of another
+            return function(*args, **kwargs)
+        factor = self.factor
+
+        def enter(x: Any) -> Any:
+            wanted = torch.is_tensor(x) and x.requires_grad
+            return _ScaleGradient.apply(x, 1 / factor) if wanted else x
+
+        def leave(x: Any) -> Any:
+            wanted = torch.is_tensor(x) and x.requires_grad
+            return _ScaleGradient.apply(x, factor) if wanted else x
+
+        owners = [(m, name, p) for m in net.modules() for name, p in m._parameters.items()]
+        entered = {p: enter(p) for _, _, p in owners if p is not None}
+        args, kwargs = tree_map(enter, (args, kwargs))
+        self._inside = True
+        try:
+            for module, name, p in owners:
+                if p is not None:
+                    module._parameters[name] = entered[p]
+            result = function(*args, **kwargs)
+        finally:
+            self._inside = False
+            for module, name, p in owners:
+                module._parameters[name] = p
+        return tree_map(leave, result)
+
+    def update(self, finite: bool) -> None:
+        """After a step: half the factor if its gradients were not finite, double it after 2000.
+
+        Raises UserError where no factor helps.
+        """
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.factor /= 2
+        elif self.good_steps == GROW_AFTER:
+            self.factor, self.good_steps = self.factor * 2, 0
+        if self.factor < SMALLEST:
+            raise UserError(
+                "--precision fp16: gradients are not finite at any scale; numbers in the networks "
+                "are too large for fp16: go on from the last save with --precision bf16 or fp32"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Factor and counter, under the names that `torch.amp.GradScaler` gives them."""
+        return {"scale": self.factor, "_growth_tracker": self.good_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; the state of another precision may be empty."""
+        self.factor = float(state.get("scale", self.factor))
+        self.good_steps = int(state.get("_growth_tracker", 0))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientScale:
+        return self  # a copy of a network goes by the same factor
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return _Scale.apply(grad, ctx.factor), None
+
+
+class _Scale(torch.autograd.Function):
+    """Multiplies by a factor, and passes gradients on as they are.
+
+    So gradients of gradients reach what is inside of a network with the factor of all the others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        return grad, None

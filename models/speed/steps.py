@@ -1,0 +1,202 @@
+"""What happens in front of each optimizer's step, without a word of it in the models.
+
+A model says `optimizer.zero_grad()`, `loss.backward()` and `optimizer.step()`. With several
+processes, `--accumulate`, `--precision fp16` or `--on_nan skip` more has to be done between the
+last two. It is done in a hook that torch runs at the step of every optimizer, in front of hooks
+that the model itself has registered.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from util import distributed
+from util.errors import UserError
+
+from .gradient_scale import GradientScale
+
+_active: weakref.WeakSet[Steps] = weakref.WeakSet()
+_registered: Any = None
+
+
+class Steps:
+    """The steps of all optimizers of a model.
+
+    `parameters` gives all that the model may train. `inspect`, if set, is called with an optimizer
+    whose gradients are about to be used, and may set them to None.
+    """
+
+    def __init__(
+        self,
+        parameters: Callable[[], Iterable[torch.Tensor]],
+        accumulate: int = 1,
+        scale: GradientScale | None = None,
+    ):
+        self.parameters, self.accumulate, self.scale = parameters, accumulate, scale
+        self.inspect: Callable[[Optimizer], None] | None = None
+        self.counts: dict[Optimizer, int] = {}  # batches since the last step
+        self.sums: dict[Optimizer, list[torch.Tensor | None]] = {}  # their gradients
+        self._own: dict[Optimizer, bool] = {}
+        self._watching = False
+        self._watched: set[torch.Tensor] = set()
+        self._checked: set[torch.Tensor] = set()
+        self._arrived: dict[torch.Tensor, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
+
+    def activate(self) -> None:
+        """Take part in the steps that are made from now on, where a mode asks for it."""
+        several = distributed.world_size() > 1
+        if several or self.accumulate > 1 or self.scale is not None or self.inspect is not None:
+            global _registered
+            if _registered is None:
+                _registered = register_optimizer_step_pre_hook(_before_any_step)
+            _active.add(self)
+            self._watching = several or self.accumulate > 1
+        if self._watching:
+            self._watch(self.parameters())
+
+    def is_active(self) -> bool:
+        """Whether anything is done at a step."""
+        return self in _active
+
+    # ------------------------------------------------------------------------------------ the step
+    def owns(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer trains something of this model."""
+        if optimizer not in self._own:
+            known = set(self.parameters())
+            self._own[optimizer] = any(p in known for p in parameters_of(optimizer))
+        return self._own[optimizer]
+
+    def before(self, optimizer: Optimizer, closure: Any) -> None:
+        """Make of the gradients of this batch, in this process, those that are to be used."""
+        if closure is not None:
+            raise UserError(
+                f"{type(optimizer).__name__} computes the loss within its step (a closure), which "
+                f"does not go together with {self._modes()}: leave that out"
+            )
+        parameters = parameters_of(optimizer)
+        if self._watching:
+            self._check_unchanged(parameters)
+        if not self._is_complete(optimizer):
+            if self.inspect is not None:
+                self.inspect(optimizer)
+            self._put_aside(optimizer, parameters)
+            return
+        self._take_sums(optimizer, parameters)
+        distributed.average_gradients(parameters)
+        if self.scale is not None:
+            finite = are_finite([p.grad for p in parameters if p.grad is not None])
+            self.scale.update(finite)
+            if not finite:
+                drop_gradients(parameters)
+                return
+        if self.inspect is not None:
+            self.inspect(optimizer)
+
+    def _modes(self) -> str:
+        modes = {
+            "several processes": distributed.world_size() > 1,
+            f"--accumulate {self.accumulate}": self.accumulate > 1,
+            "--precision fp16": self.scale is not None,
+            "--on_nan skip": self.inspect is not None,
+        }
+        return " or ".join(mode for mode, used in modes.items() if used)
+
+    # -------------------------------------------------------------------------------- accumulation
+    def gradients(self, optimizer: Optimizer) -> list[torch.Tensor | None]:
+        """The sums of the batches since the last step, one for each parameter."""
+        return self.sums.get(optimizer) or [None] * len(parameters_of(optimizer))
+
+    def resume(self, optimizer: Optimizer, count: int, sums: Sequence[torch.Tensor | None]) -> None:
+        """Go on with what `counts` and `gradients` were."""
+        self.counts[optimizer] = count
+        pairs = zip(parameters_of(optimizer), sums, strict=True)
+        self.sums[optimizer] = [None if s is None else s.to(p.device, copy=True) for p, s in pairs]
+
+    def _is_complete(self, optimizer: Optimizer) -> bool:
+        self.counts[optimizer] = (self.counts.get(optimizer, 0) + 1) % self.accumulate
+        return self.counts[optimizer] == 0
+
+    def _put_aside(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        """Add gradients to the sums; without any, an optimizer passes over a parameter."""
+        sums = self.sums.setdefault(optimizer, [])
+        sums += [None] * (len(parameters) - len(sums))
+        for i, p in enumerate(parameters):
+            sums[i], p.grad = _added(sums[i], p.grad), None
+
+    def _take_sums(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        if self.accumulate == 1:
+            return
+        sums = self.sums.pop(optimizer, [])
+        sums += [None] * (len(parameters) - len(sums))
+        for p, before in zip(parameters, sums, strict=True):
+            total = _added(before, p.grad)
+            p.grad = None if total is None else total / self.accumulate
+
+    # -------------------------------------------------------------------- own changes of a model
+    def _watch(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Remember each gradient as the backward pass has left it."""
+
+        def arrived(p: torch.Tensor) -> None:
+            if p.grad is not None:
+                # `p.grad.data` has no version: in front of the first step the numbers are compared
+                copy = None if p in self._checked else p.grad.clone()
+                self._arrived[p] = p.grad, p.grad._version, copy
+
+        for p in parameters:
+            if p.requires_grad and p not in self._watched:  # a frozen one takes no hook
+                p.register_post_accumulate_grad_hook(arrived)
+                self._watched.add(p)
+
+    def _check_unchanged(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Raise UserError where a model has clipped gradients of one batch or one process only."""
+        self._watch(parameters)
+        for p in parameters:
+            self._checked.add(p)
+            grad, version, copy = self._arrived.pop(p, (None, 0, None))
+            if grad is None or p.grad is None:
+                continue
+            changed = p.grad is not grad or p.grad._version != version
+            if copy is not None:
+                changed |= not torch.allclose(copy, p.grad, rtol=0, atol=0, equal_nan=True)
+            if changed and p.grad.any():  # it was not just set to zero
+                raise UserError(
+                    "the model changes gradients between backward() and step(), which with "
+                    f"{self._modes()} are those of a part of the batch: do it in a function given "
+                    "to optimizer.register_step_pre_hook, which sees the gradients of all of it"
+                )
+
+
+def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for steps in list(_active):
+        if steps.owns(optimizer):
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            steps.before(optimizer, closure)
+
+
+def _added(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    return b if a is None else a if b is None else a.add_(b)
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters that an optimizer steps, in its order."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def drop_gradients(parameters: Iterable[torch.Tensor]) -> None:
+    """Set gradients to None, so that an optimizer passes over these parameters."""
+    for p in parameters:
+        p.grad = None
+
+
+def are_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all numbers in all tensors are finite. Waits for the GPU, once."""
+    if not tensors:
+        return True
+    # the largest magnitude is finite only if every number is
+    return bool(torch.nn.utils.get_total_norm(tensors, float("inf")).isfinite())

@@ -1,0 +1,427 @@
+"""Model files in the form of the original give the same in every mode.
+
+What they are compared with is a plain loop: by default, in one process, nothing of this code's own
+stands between a model, torch's optimizers and its networks (the first test says so).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models import networks
+from models.speed.gradient_scale import GradientScale
+from models.speed.prepared import prepared
+from models.speed.steps import parameters_of
+from tests import plain_models
+from tests.helpers import SHORT, TINY, succeed, unaligned
+from tests.plain_models import NAMES, batch, build, picture, train, weights
+from tests.ranks import Group
+from util import distributed
+from util.errors import UserError
+from util.run.finite import FiniteGuard
+
+# these do something else in every second iteration, or in each; --accumulate has more of them
+BY_ITERATIONS = ("alternate", "lazyreg", "ownsave")
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def quick_compiler(monkeypatch):
+    """The front half of the compiler only: what it makes of the code is run as it is."""
+    eager = functools.partialmethod(nn.Module.compile, backend="eager")
+    monkeypatch.setattr(nn.Module, "compile", eager)
+    monkeypatch.setattr("options.base_options.why_not_compile", lambda *a: None)
+    torch.compiler.reset()
+
+
+def assert_same(found: dict, wanted: dict, rtol: float = 1e-8, atol: float = 1e-9) -> None:
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=rtol, atol=atol, msg=key)
+
+
+def whole_batches(name: str, folder: Path, steps: int = 4) -> dict[str, torch.Tensor]:
+    """Weights after steps with batches of two, in one process."""
+    model = build(name, folder)
+    return weights(train(model, *(batch(2 * i, 2 * i + 1) for i in range(steps))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_by_default_nothing_is_in_between(name, tmp_path):
+    model = build(name, tmp_path)
+    assert not model._steps.is_active()
+    for net in model.all_modules().values():
+        assert net.__class__.__call__ is nn.Module.__call__
+        assert not any(p._backward_hooks for p in net.parameters())
+    for optimizer in model.all_optimizers():
+        assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in BY_ITERATIONS])
+def test_accumulate_is_one_large_batch(name, tmp_path, float64):
+    parts = build(name, tmp_path, "--accumulate 2")
+    before = weights(parts)
+    train(parts, batch(0))
+    if name != "teacher":
+        assert_same(weights(parts), before, 0, 0)  # no step yet, nor decay of weights
+    whole, parts = build(name, tmp_path), build(name, tmp_path, "--accumulate 2")
+    if name == "teacher":  # its averages go by iterations, of which there are twice as many
+        for model in (whole, parts):
+            model.teachers[0].load_state_dict(model.netG.state_dict())
+    steps = 1 if name in ("teacher", "critic") else 3
+    train(whole, *(batch(2 * i, 2 * i + 1) for i in range(steps)))
+    train(parts, *(batch(i) for i in range(2 * steps)))
+    for net, wanted in whole.networks().items():
+        if (name, net) == ("critic", "G"):
+            continue  # half of its batch has seen D before its step
+        assert_same(parts.networks()[net].state_dict(), wanted.state_dict())
+
+
+def several_processes(folder: str, out: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    found = {}
+    for name in NAMES:
+        model = build(name, folder)
+        if distributed.rank() == 1:  # as one that did not read the files
+            with torch.no_grad():
+                for tensor in model.trained_tensors():
+                    tensor.add_(1.0)
+        model.share_weights()
+        # half of a batch each
+        train(model, *(batch(2 * i + distributed.rank()) for i in range(4)))
+        found[name] = weights(model)
+        if name == "ttur":
+            assert model.netG.module is model.netG
+    torch.save(found, f"{out}.{distributed.rank()}")
+
+
+def test_two_processes_are_one_with_whole_batches(tmp_path, float64):
+    group = Group(tmp_path / "log", 2, several_processes, str(tmp_path), str(tmp_path / "out"))
+    wanted = {name: whole_batches(name, tmp_path) for name in NAMES}
+    assert group.wait() == 0, group.text()
+    first, second = (torch.load(tmp_path / f"out.{rank}") for rank in (0, 1))
+    for name in NAMES:
+        assert_same(first[name], wanted[name])
+        assert_same(second[name], first[name], 0, 0)
+
+
+def gradients(model: Any) -> list[dict[str, torch.Tensor]]:
+    """What each optimizer steps by in two iterations; with --lr 0 weights stay as they are."""
+    found: list[dict[str, torch.Tensor]] = []
+    names = {
+        p: f"{n}.{k}" for n, net in model.all_modules().items() for k, p in net.named_parameters()
+    }
+    for optimizer in model.all_optimizers():
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.register_step_pre_hook(
+            lambda o, *_: found.append(
+                {
+                    names.get(p, "loose"): p.grad.clone()
+                    for p in parameters_of(o)
+                    if p.grad is not None
+                }
+            )
+        )
+    train(model, batch(0), batch(1))
+    return found
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_half_precision_are_near(name, precision, tmp_path):
+    """Also those of penalties on gradients, and of losses of the weights themselves."""
+    plain, half = build(name, tmp_path), build(name, tmp_path, f"--precision {precision}")
+    if precision == "fp16":
+        half._gradient_scale.factor = 64.0
+    wanted, found = gradients(plain), gradients(half)
+    assert len(found) == len(wanted)
+    different = False
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(g.dtype == torch.float32 for g in ours.values())
+        a, b = (torch.cat([g[k].flatten() for k in theirs]) for g in (ours, theirs))
+        cosine = a @ b / a.norm() / b.norm()
+        assert cosine > (0.8 if precision == "bf16" else 0.95)
+        assert a.norm() / b.norm() == pytest.approx(1, abs=0.2)
+        different |= not torch.equal(a, b)
+    assert different
+    assert all(v.dtype == torch.float32 for v in weights(half).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled(name, tmp_path):
+    """Also gradients of gradients, which compiled networks do not have."""
+    plain, compiled = build(name, tmp_path), build(name, tmp_path, "--compile --precision fp32")
+    for model in (plain, compiled):
+        train(model, batch(0), batch(1))
+    assert any(net._compiled_call_impl is not None for net in compiled.networks().values())
+    assert_same(weights(compiled), weights(plain), 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("flags", ["", "--accumulate 2", "--precision fp16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_resume(name, flags, tmp_path):
+    """Saved in the middle of a step, also with --accumulate."""
+    straight, first, second = (build(name, tmp_path, flags) for _ in range(3))
+    train(straight, *(batch(i) for i in range(6)))
+    train(first, *(batch(i) for i in range(3)))
+    first.save_networks("latest")
+    file = io.BytesIO()
+    torch.save(first.training_state(), file)
+    file.seek(0)
+    second.load_networks("latest")
+    second.load_training_state(torch.load(file, weights_only=True), vars(first.opt))
+    for counter in ("iteration", "count"):
+        if hasattr(first, counter):
+            setattr(second, counter, getattr(first, counter))
+    train(second, *(batch(i) for i in range(3, 6)))
+    assert_same(weights(second), weights(straight), 0, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_programs(name, tmp_path):
+    """train.py with validation, again with --continue_train, and test.py --eval."""
+    plain_models.put_in_place()
+    data = unaligned(tmp_path / "data", 2)
+    where = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--name", "x", "--model", name]
+    more = ["--norm", "instance", "--no_dropout", "--dataset_mode", "unaligned"]
+    flags = [*where, *TINY, *more, *SHORT, "--print_freq", 1, "--no_html"]
+    out = succeed("train.py", *flags, "--val_freq", 1, "--val_phase", "test").out
+    assert "End of epoch 1 / 1" in out
+    out += succeed("train.py", *flags, "--n_epochs", 2, "--continue_train").out
+    assert "resuming from 'latest': epoch 2" in out
+    results = ["--results_dir", tmp_path / "results", "--eval", "--num_test", 1]
+    out += succeed("test.py", *where, *TINY, *more, *results).out
+    images = list((tmp_path / "results").rglob("*.png"))
+    assert len(images) >= 1
+    if name == "ownsave":
+        for called in ("update_learning_rate", "test", "print_networks"):
+            assert f"own {called}" in out
+        assert any("own" in path.name for path in images)
+        mean = torch.load(tmp_path / "x" / "latest_mean.pth", weights_only=True)["mean"]
+        assert mean.tolist() == pytest.approx([0.04] * 3)  # two epochs of two pictures
+
+
+# ---------------------------------------------------------------- what can't be done, in one line
+def step_once(model: Any, change: Any = None, closure: Any = None) -> None:
+    model.optimizer_G.zero_grad()
+    model.netG(batch(0)["A"]).square().mean().backward()
+    if change is not None:
+        change([p for p in model.netG.parameters() if p.grad is not None])
+    model.optimizer_G.step(closure)
+
+
+def clip_data(parameters: list) -> None:
+    for p in parameters:
+        p.grad.data.clamp_(-1e-6, 1e-6)
+
+
+def replace(parameters: list) -> None:
+    for p in parameters:
+        p.grad = p.grad.clamp(-1e-6, 1e-6)
+
+
+CHANGES = {
+    "clip_grad_norm_": lambda ps: nn.utils.clip_grad_norm_(ps, 1e-3),
+    "data": clip_data,
+    "replace": replace,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_gradients_changed_behind_the_hook(change, tmp_path):
+    """Right in one process; of a part of the batch it is refused in front of the first step."""
+    step_once(build("ttur", tmp_path), CHANGES[change])
+    model = build("ttur", tmp_path, "--accumulate 2")
+    before = weights(model)
+    with pytest.raises(UserError, match=r"--accumulate 2 .* optimizer.register_step_pre_hook"):
+        step_once(model, CHANGES[change])
+    assert_same(weights(model), before, 0, 0)
+
+
+def test_gradients_forgotten_are_not_changed(tmp_path):
+    model = build("ttur", tmp_path, "--accumulate 2")
+    step_once(model)
+    model.optimizer_G.zero_grad(set_to_none=False)
+    model.netG.model[1](torch.ones(1, 3, 40, 40)).mean().backward()
+    model.optimizer_G.zero_grad(set_to_none=False)
+    model.optimizer_G.step()
+
+
+def test_a_hook_of_the_model_sees_the_gradients_of_the_whole_batch(tmp_path, float64):
+    """The way that the refusal names: clipping, then, is that of one large batch."""
+    whole, parts = build("several", tmp_path), build("several", tmp_path, "--accumulate 2")
+
+    def clip(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters_of(optimizer), 1e-3)
+
+    for model in (whole, parts):
+        for optimizer in model.opts.values():
+            optimizer.register_step_pre_hook(clip)
+    train(whole, batch(0, 1), batch(2, 3))
+    train(parts, *(batch(i) for i in range(4)))
+    assert_same(weights(parts), weights(whole))
+
+
+def test_a_closure_is_refused(tmp_path):
+    model = build("ttur", tmp_path, "--accumulate 2")
+    with pytest.raises(UserError, match=r"Adam computes the loss within its step .* --accumulate"):
+        step_once(model, closure=lambda: 1.0)
+
+
+def test_something_that_is_no_optimizer(tmp_path):
+    model = build("ttur", tmp_path)
+    model.optimizers.append(object())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="object in `optimizers` is no"):
+        model.setup(model.opt)
+
+
+def test_an_optimizer_that_comes_later(tmp_path, float64):
+    """One that is made in the first iteration is found at its first step."""
+    model = build("ttur", tmp_path, "--accumulate 2")
+    model.optimizer_G = torch.optim.SGD(model.netG.parameters(), lr=0.1)
+    before = weights(model)
+    step_once(model)
+    assert_same(weights(model), before, 0, 0)
+    step_once(model)
+    changed = weights(model)
+    assert any(not torch.equal(changed[k], before[k]) for k in before if k.startswith("netG"))
+
+
+# ------------------------------------------------------------------------------ numbers and names
+def test_scaled_gradients_are_those_of_plain_ones(float64):
+    """First and second order, of weights, inputs and frozen networks; powers of two are exact."""
+    net = networks.define_D(3, 4, "basic", norm="none")
+    ours = prepared(copy.deepcopy(net))
+    ours.gradient_scale = GradientScale(2.0**10)
+    found = []
+    for d in (net, ours):
+        x = picture(0, torch.float64)[0].clone().requires_grad_(True) * 1.0  # not a leaf
+        x.retain_grad()
+        score = d(x)
+        (slope,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        penalty = slope.square().sum() + sum(p.square().sum() for p in d.parameters())
+        (penalty + score.mean()).backward()
+        found.append([slope.detach(), x.grad, *(p.grad for p in d.parameters())])
+    for wanted, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_scale_goes_by_the_rule_of_loss_scaling():
+    scale = GradientScale(8.0)
+    scale.update(False)
+    assert scale.factor == 4.0
+    for _ in range(2000):
+        scale.update(True)
+    assert scale.factor == 8.0
+    old = torch.amp.GradScaler("cpu", init_scale=32.0)
+    old.scale(torch.ones(1))
+    scale.load_state_dict(old.state_dict())
+    assert scale.factor == 32.0
+    scale.load_state_dict({})  # saved with another precision
+    assert scale.factor == 32.0
+    scale.factor = 2.0**-16
+    with pytest.raises(UserError, match="not finite at any scale"):
+        scale.update(False)
+
+
+def test_an_overflow_is_skipped(tmp_path):
+    model = build("ttur", tmp_path, "--precision fp16")
+    model._gradient_scale.factor = 2.0**60
+    before = weights(model)
+    train(model, batch(0))
+    assert_same(weights(model), before, 0, 0)
+    assert model._gradient_scale.factor == 2.0**58  # two optimizers
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_copy_computes_with_its_own_weights(precision, tmp_path):
+    model = build("ttur", tmp_path, f"--precision {precision}")
+    other = copy.deepcopy(model.netG)
+    assert type(other).__name__ == "ResnetGenerator"
+    assert isinstance(other, networks.ResnetGenerator)
+    with torch.no_grad():
+        x = batch(0)["A"]
+        same = other(x)
+        torch.testing.assert_close(same, model.netG(x))
+        assert same.dtype == torch.float32
+        for p in model.netG.parameters():
+            p.zero_()
+        assert torch.equal(other(x), same)
+        assert not torch.equal(model.netG(x), same)
+    assert other.state_dict().keys() == model.netG.state_dict().keys()
+
+
+def test_rates_follow_new_options_and_keep_their_ratios(tmp_path):
+    first = build("ttur", tmp_path)
+    first.update_learning_rate()
+    file = io.BytesIO()
+    torch.save(first.training_state(), file)
+
+    def resumed(flags: str) -> list[float]:
+        file.seek(0)
+        model = build("ttur", tmp_path, flags)
+        model.load_training_state(torch.load(file, weights_only=True), vars(first.opt))
+        return [g["lr"] for o in model.optimizers for g in o.param_groups]
+
+    assert resumed("") == pytest.approx([0.0001, 0.0002, 0.0008])
+    assert resumed("--n_epochs 50") == pytest.approx([0.0001, 0.0002, 0.0008])
+    assert resumed("--lr 0.0004") == pytest.approx([0.0002, 0.0004, 0.0008])
+    assert resumed("--lr_D 0.001") == pytest.approx([0.0001, 0.0002, 0.001])
+
+
+def test_losses_of_discriminators_by_name(tmp_path):
+    model = build("several", tmp_path, "--lr_policy plateau")
+    model.model_names = ["G", "D", "D_A", "D2", "Depth"]
+    names = ["D", "D_A", "D_real", "D_fake", "gp", "gp_A", "D2", "D2_fake"]
+    assert all(model._is_of_discriminator(name) for name in names)
+    for name in ["Dice", "Depth", "DSSIM", "G", "G_GAN", "gpl"]:
+        assert not model._is_of_discriminator(name)
+
+
+def test_a_subclass_has_all_the_losses(tmp_path):
+    """The identity losses, though its forward knows nothing of them, and all of that of D."""
+    model = train(build("oneway", tmp_path), batch(0))
+    losses = model.get_current_losses()
+    assert losses["idt_A"] > 0
+    assert list(losses) == model.loss_names
+    real, fake = model.real_B, model.fake_B.detach()
+    loss = model.backward_D_basic(model.netD_A, real, fake)
+    wanted = (model.netD_A(real) - 1).square().mean() + model.netD_A(fake).square().mean()
+    assert loss.item() == pytest.approx(wanted.item() / 2)
+
+
+def test_losses_that_are_missing_or_infinite(tmp_path):
+    model = build("alternate", tmp_path)
+    guard = FiniteGuard(model)
+    for i in range(3):
+        train(model, batch(i))
+        guard.finish(f"iteration {i}", ["a.png"])
+        names = ["D", "psnr"] if i == 0 else ["G", "D", "psnr"]
+        assert list(model.get_current_losses()) == names
+    assert model.get_current_losses()["psnr"] == float("inf")
+    next(model.netG.parameters()).data.fill_(float("nan"))
+    train(model, batch(4))
+    with pytest.raises(UserError, match="not finite at iteration 4"):
+        guard.finish("iteration 4", ["a.png"])
+
+
+def test_the_folder_is_a_path_and_a_string(tmp_path):
+    model = build("ttur", tmp_path)
+    assert model.save_dir + "/x" == f"{tmp_path}/x/x"
+    assert model.save_dir / "y" == tmp_path / "x" / "y"
