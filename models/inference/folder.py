@@ -34,7 +34,7 @@ from .tiles import TileOptions
 from .translator import Translator
 
 # what one picture may raise without ending the work on the others
-FAILURES = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
+FAILURES = (UserError, OSError, MemoryError, torch.cuda.OutOfMemoryError)
 
 
 class Job(NamedTuple):
@@ -238,6 +238,6 @@ def _shape(ready: Ready) -> torch.Size | None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return "out of memory: try --tile 1024"
     return " ".join(str(error).split()) or type(error).__name__

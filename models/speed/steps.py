@@ -18,6 +18,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from util import distributed
 from util.errors import UserError
+from util.run.finite import all_finite
 
 from .gradient_scale import GradientScale
 
@@ -90,7 +91,7 @@ class Steps:
         self._take_sums(optimizer, parameters)
         distributed.average_gradients(parameters)
         if self.scale is not None:
-            finite = are_finite([p.grad for p in parameters if p.grad is not None])
+            finite = bool(all_finite([p.grad for p in parameters if p.grad is not None]))
             self.scale.update(finite)
             if not finite:
                 drop_gradients(parameters)
@@ -192,11 +193,3 @@ def drop_gradients(parameters: Iterable[torch.Tensor]) -> None:
     """Set gradients to None, so that an optimizer passes over these parameters."""
     for p in parameters:
         p.grad = None
-
-
-def are_finite(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether all numbers in all tensors are finite. Waits for the GPU, once."""
-    if not tensors:
-        return True
-    # the largest magnitude is finite only if every number is
-    return bool(torch.nn.utils.get_total_norm(tensors, float("inf")).isfinite())

@@ -23,12 +23,19 @@ _device_groups: dict[torch.device, dist.ProcessGroup] = {}
 _source = 0
 
 
+# AcceleratorError came with PyTorch 2.8
+_DEVICE_ERRORS: tuple[type[Exception], ...] = (
+    torch.cuda.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.cuda.OutOfMemoryError),
+)
+
+
 @contextlib.contextmanager
 def _peer_lost() -> Iterator[None]:
     """Within, what a collective raises where a process has ended is a PeerLost."""
     try:
         yield
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
+    except _DEVICE_ERRORS:
         raise  # a fault of this GPU
     except RuntimeError as e:
         text = str(e).strip().splitlines()

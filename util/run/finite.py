@@ -17,6 +17,16 @@ MOST_IN_A_ROW = 10
 CHECK_EVERY = 100  # iterations, where nothing else makes the loop wait for the GPU
 
 
+def all_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Whether all numbers in all tensors are finite: (), bool, on the device of the first one."""
+    if not tensors:
+        return torch.tensor(True)
+    # the largest magnitude is finite only if every number is. (`torch.nn.utils.get_total_norm`,
+    # which does this, came with PyTorch 2.6)
+    largest = torch._foreach_norm(list(tensors), math.inf)
+    return torch.stack([x.to(largest[0].device) for x in largest]).isfinite().all()
+
+
 class Iteration(NamedTuple):
     """One iteration that has not been looked at yet."""
 
@@ -62,8 +72,7 @@ class FiniteGuard:
         # a gradient scaler of the model's own, which sets this, passes over steps by itself
         if not gradients or hasattr(optimizer, "found_inf"):
             return
-        # the largest magnitude is finite only if every number in every gradient is
-        self.gradients.append(torch.nn.utils.get_total_norm(gradients, math.inf).isfinite())
+        self.gradients.append(all_finite(gradients))
         if all(self.gradients):
             # a later step of this iteration may still turn out bad
             self.undo.append(_undo_of(optimizer))
@@ -141,9 +150,7 @@ class FiniteGuard:
     def _weights_are_finite(self) -> bool:
         optimizers = self.model.all_optimizers()
         weights = [p.detach() for o in optimizers for g in o.param_groups for p in g["params"]]
-        if not weights:
-            return True
-        return bool(torch.nn.utils.get_total_norm(weights, math.inf).isfinite())
+        return bool(all_finite(weights))
 
     def _bad_losses(self, iteration: Iteration) -> list[str]:
         pairs = zip(iteration.names, iteration.losses.tolist(), strict=True)
