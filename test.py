@@ -37,7 +37,6 @@ from util.background import BackgroundWork
 from util.errors import UserError, one_line_errors, warn
 from util.files import make_writable
 from util.html import HTML, Rows
-from util.randomness import seed_everything
 from util.result_names import ResultNames
 from util.visualizer import save_images
 
@@ -47,7 +46,6 @@ def main() -> None:
     opt = options.parse(save=False)
     opt.serial_batches = True  # A and B in the order of their names
     opt.no_flip = True
-    seed_everything(opt.seed, opt.deterministic)
     paths = list_pictures(opt.dataroot, skip=written_folders(opt)) if opt.only_outputs else []
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)

@@ -22,7 +22,6 @@ from options.train_options import TrainOptions
 from util import distributed
 from util.distributed import launch
 from util.errors import one_line_errors
-from util.randomness import seed_everything
 from util.run.training_run import TrainingRun
 from util.scores.validation import Validation
 from util.util import crossed
@@ -33,7 +32,6 @@ def main() -> None:
     options = TrainOptions()
     launch.one_process_per_gpu(options)
     opt = options.parse(save=False)
-    seed_everything(opt.seed, opt.deterministic)
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
     options.weigh_compiling(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))

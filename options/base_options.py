@@ -23,7 +23,7 @@ from models.speed.acceleration import (
 from util import distributed
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
-from util.randomness import new_seed
+from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
 from .saved_options import restore
@@ -333,10 +333,12 @@ class BaseOptions:
             print(f"options taken from {folder / 'train_opt.txt'}: {what}")
 
     def parse(self, save: bool = True) -> argparse.Namespace:
-        """Parse, check and print the options; `save` also writes them to the experiment's folder.
+        """Parse, check and print the options, and seed all random sources with `--seed`.
 
-        The two programs save later, when data and model are known to be there.
+        `save` also writes the options to the experiment's folder: the two programs do that later,
+        when data and model are known to be there.
         """
+        distributed.init_process_group()  # for programs that know nothing of `process_group`
         opt = self.gather_options()
         opt.isTrain = self.isTrain
         explicit = self.explicit_options()
@@ -359,6 +361,7 @@ class BaseOptions:
         except UserError as e:
             self.parser.error(str(e))
         self.choose_speed(opt, explicit)
+        seed_everything(opt.seed, opt.deterministic)
         self.opt = opt
         return opt
 

@@ -27,7 +27,6 @@ from models import create_model
 from options.evaluate_options import EvaluateOptions
 from util.errors import UserError, one_line_errors
 from util.files import make_writable, write_whole
-from util.randomness import seed_everything
 from util.scores.evaluation import Evaluator, parse_scores, report, table
 
 
@@ -35,7 +34,6 @@ def main() -> None:
     opt = EvaluateOptions().parse(save=False)
     opt.num_threads, opt.batch_size = 0, 1
     opt.serial_batches = opt.no_flip = True
-    seed_everything(opt.seed, opt.deterministic)
     dataset = create_dataset(opt)
     evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)
     model = create_model(opt)
