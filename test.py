@@ -28,6 +28,7 @@ from data.base_dataset import reader, written_folders
 from data.image_folder import folder_of, list_pictures
 from models import create_model
 from models.inference.folder import FolderTranslation
+from models.inference.sizes import keep_sizes
 from models.inference.tiles import TileOptions, tile_generators
 from models.inference.translator import Translator
 from models.speed.acceleration import batches_freely
@@ -54,6 +55,8 @@ def main() -> None:
     model.setup(opt)
     if opt.eval:
         model.eval()
+    if opt.keep_size and dataset is not None:
+        keep_sizes(model)
 
     folder = f"{opt.phase}_{opt.epoch}"
     if opt.load_iter > 0:

@@ -19,6 +19,7 @@ from torch import nn
 
 from util.errors import UserError
 
+from .sizes import OWN, size_rule
 from .streaming import size_needed
 
 INPUT, OUTPUT = "picture", "translated"
@@ -112,9 +113,16 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
 
     Raises UserError where a package is missing.
     """
-    inner = net.model
+    if isinstance(net, OWN):
+        inner, (multiple, least) = net.model, size_needed(net)
+    else:
+        rule = size_rule(net, input_nc, torch.device("cpu"))
+        if rule is None:
+            raise UserError(
+                f"{type(net).__name__} gives pictures of other sizes than it takes: no export"
+            )
+        inner, (multiple, least) = net, rule
     assert isinstance(inner, nn.Module)
-    multiple, least = size_needed(net)
     example = torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5)
     writer: Callable = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[form]
     path.parent.mkdir(parents=True, exist_ok=True)
