@@ -18,7 +18,16 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     module_name = f"{package}.{name}_{kind}"
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
         raise UserError(f"unknown {kind} '{name}': choose from {', '.join(names(package, kind))}")
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        missing = (e.name or "").split(".")[0]
+        if not missing or importlib.util.find_spec(missing) is not None:
+            raise  # a module of this code: a bug, which shows
+        raise UserError(
+            f"{package}/{name}_{kind}.py needs the package {missing}, which is not installed: "
+            f"pip install {missing}"
+        ) from e
     wanted = f"{name}{kind}".replace("_", "").lower()
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type) and issubclass(value, base):
