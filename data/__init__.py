@@ -28,7 +28,7 @@ from .loader import EpochLoader
 
 def find_dataset_using_name(dataset_name: str) -> type[BaseDataset]:
     """The class in `data/<name>_dataset.py` whose name is `<name>dataset` in any case."""
-    return find_class("data", "dataset", dataset_name, BaseDataset)
+    return find_class(__name__, "dataset", dataset_name, BaseDataset)
 
 
 def get_option_setter(dataset_name: str) -> Callable:

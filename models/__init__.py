@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
 
 def find_model_using_name(model_name: str) -> type[BaseModel]:
     """The class in `models/<name>_model.py` whose name is `<name>model` in any case."""
-    return find_class("models", "model", model_name, BaseModel)
+    return find_class(__name__, "model", model_name, BaseModel)
 
 
 def get_option_setter(model_name: str) -> Callable:

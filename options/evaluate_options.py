@@ -29,6 +29,12 @@ class EvaluateOptions(TestOptions):
             parser.set_defaults(model=trained["model"])
         return parser
 
+    def parse(self, save: bool = True) -> argparse.Namespace:
+        opt = super().parse(save)
+        opt.num_threads, opt.batch_size = 0, 1
+        opt.serial_batches = opt.no_flip = True
+        return opt
+
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)
         try:

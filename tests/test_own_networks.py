@@ -19,7 +19,6 @@ from torch import nn
 import models
 from data.pictures.picture_io import write_picture
 from models import load_generator, networks
-from models.inference import translator
 from models.inference.export import export, frozen, largest_difference, reader
 from models.inference.sizes import size_rule
 from models.pix2pix_model import Pix2PixModel
@@ -162,8 +161,7 @@ def test_a_generator_that_the_model_builds(tmp_path, monkeypatch):
     def replaced(kind: str) -> type:
         return OwnModel if kind == "pix2pix" else find(kind)
 
-    for module in (models, translator):
-        monkeypatch.setattr(module, "find_model_using_name", replaced)
+    monkeypatch.setattr(models, "find_model_using_name", replaced)
     where = ["--dataroot", aligned(tmp_path / "data"), "--checkpoints_dir", tmp_path / "c"]
     words = ["--name", "x", "--model", "pix2pix", *TINY, *SHORT, "--own_width", 5]
     succeed("train.py", *where, *words)

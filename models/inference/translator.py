@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import models
 from data.pictures.picture_io import (
     Picture,
     Range,
@@ -35,7 +36,6 @@ from data.pictures.picture_io import (
     read_picture,
     to_unit,
 )
-from models import find_model_using_name
 from models.networks import GENERATORS, NORMS, apply_padded, get_norm_layer
 from models.speed.acceleration import PRECISIONS, batches_freely, prepare
 from models.weights import State, describe, explain_mismatch, fit_state_dict
@@ -172,7 +172,7 @@ def _rebuild(state: State, saved: dict[str, str], path: Path) -> tuple[nn.Module
             return net, built
         problems.append(problem)
     named = saved.get("model")
-    if named in names("models", "model") and named != "test":
+    if named in names(models.__name__, "model") and named != "test":
         net, built = _of_model(path, saved)
         problem = _load(net, state)
         if problem is None:
@@ -226,7 +226,7 @@ def _of_model(path: Path, saved: dict[str, str]) -> tuple[nn.Module, dict[str, A
 
     `path`, `<folder>/<epoch>_net_<name>.pth`, says which.
     """
-    kind = find_model_using_name(saved["model"])
+    kind = models.find_model_using_name(saved["model"])
     parser = kind.modify_commandline_options(argparse.ArgumentParser(), False)
     types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
     values = vars(parser.parse_args([]))
