@@ -343,7 +343,7 @@ def test_only_outputs(cycle, tmp_path):
     assert found == ["a.png", "deep/a.png", "deep/b.jpg.png", "deep/b.png.png"]
     got = np.asarray(Image.open(results(cycle) / "a.png"))
     np.testing.assert_array_equal(got, G(pixels(45, 38, 1)))
-    assert Image.open(results(cycle) / "deep" / "b.png").mode == "RGB"
+    assert Image.open(results(cycle) / "deep" / "b.jpg.png").mode == "RGB"
     assert Image.open(results(cycle) / "deep" / "b.png.png").mode == "RGBA"
 
 

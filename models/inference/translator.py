@@ -171,18 +171,22 @@ def _rebuild(state: State, saved: dict[str, str], path: Path) -> tuple[nn.Module
         if problem is None:
             return net, built
         problems.append(problem)
-    named = saved.get("model")
+    named, unknown = saved.get("model"), ""
     if named in names(models.__name__, "model") and named != "test":
-        net, built = _of_model(path, saved)
-        problem = _load(net, state)
-        if problem is None:
-            return net, built
-        problems.append(problem)
+        try:
+            net, built = _of_model(path, saved)
+        except Exception as e:  # of other options than were saved, or a file that has changed
+            unknown = f"; --model {named} can't be made from the saved options: {first_line(e)}"
+        else:
+            problem = _load(net, state)
+            if problem is None:
+                return net, built
+            problems.append(problem)
     if problems:
         raise UserError(f"the weights in {path} do not fit: {problems[-1]}")
     looks = describe(state)
     what = looks.get("netG") or looks.get("netD") or "no network of this code"
-    raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}")
+    raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{unknown}")
 
 
 def _load(net: nn.Module, state: State) -> str | None:
