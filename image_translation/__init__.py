@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -107,11 +108,12 @@ def evaluate(**options: Any) -> dict[str, Any]:
 def __getattr__(name: str) -> Any:
     # here, since importing this package takes no time, but what these need takes seconds
     if name in ("Translator", "load_generator"):
-        from .models.inference import translator
+        from . import models
 
-        return getattr(translator, name)
+        return getattr(models, name)
     if name == "export":
-        from .models.inference.export import export_generator
+        with warnings.catch_warnings():
+            from .models.inference.export import export_generator
 
         return export_generator
     if name == "UserError":

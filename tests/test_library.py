@@ -49,14 +49,17 @@ assert models.UserError is util.errors.UserError
 USE = """
 import sys
 import warnings
+import numpy as np
+import PIL.Image
+import torchvision
 filters, path, modules = list(warnings.filters), list(sys.path), set(sys.modules)
 import image_translation
 from image_translation import load_generator, Translator, UserError
 G = load_generator(sys.argv[1], device='cpu')
 assert isinstance(G, Translator)
-import numpy as np
 assert G(np.zeros((20, 24, 3), np.uint8)).shape == (20, 24, 3)
 assert sys.path == path
+assert list(warnings.filters) == filters
 new = set(sys.modules) - modules
 assert not {'util', 'data', 'models', 'options'} & new, new
 try:
