@@ -182,9 +182,9 @@ def _rebuild(state: State, saved: dict[str, str], path: Path) -> tuple[nn.Module
             if problem is None:
                 return net, built
             problems.append(problem)
-    if problems:
+    looks = describe({key.removeprefix("module."): value for key, value in state.items()})
+    if problems and looks:
         raise UserError(f"the weights in {path} do not fit: {problems[-1]}")
-    looks = describe(state)
     what = looks.get("netG") or looks.get("netD") or "no network of this code"
     raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{unknown}")
 
