@@ -42,21 +42,27 @@ class _UnderThisName(ast.NodeTransformer):
             node.module = f"{__name__}.{node.module}"
         return node
 
-    def visit_Import(self, node: ast.Import) -> ast.AST:
+    def visit_Import(self, node: ast.Import) -> list[ast.AST]:
+        more: list[ast.AST] = []
         for name in node.names:
-            if name.name.split(".")[0] in ROOMS:
-                if name.asname is None and "." in name.name:
-                    raise SyntaxError(f"import {name.name}: say `from ... import` here")
-                name.asname = name.asname or name.name
-                name.name = f"{__name__}.{name.name}"
-        return node
+            room = name.name.split(".")[0]
+            if room not in ROOMS:
+                continue
+            if name.asname is None and room != name.name:  # `import util.errors` gives `util`
+                alias = ast.alias(f"{__name__}.{room}", room)
+                more.append(ast.copy_location(ast.Import([alias]), node))
+            name.asname = name.asname or ("_" if more else room)
+            name.name = f"{__name__}.{name.name}"
+        return [node, *more]
 
 
 class _Loader(SourceFileLoader):
     def get_code(self, fullname: str) -> Any:
         # not from the cache beside the file, which is that of the plain names
         path = self.get_filename(fullname)
-        tree = _UnderThisName().visit(ast.parse(self.get_data(path), path))
+        tree = ast.fix_missing_locations(
+            _UnderThisName().visit(ast.parse(self.get_data(path), path))
+        )
         return compile(tree, path, "exec", dont_inherit=True)
 
 
