@@ -28,6 +28,7 @@ from data.base_dataset import reader, written_folders
 from data.image_folder import folder_of, list_pictures
 from models import create_model
 from models.inference.folder import FolderTranslation
+from models.inference.sizes import keep_sizes
 from models.inference.tiles import TileOptions, tile_generators
 from models.inference.translator import Translator
 from models.speed.acceleration import batches_freely
@@ -37,7 +38,6 @@ from util.background import BackgroundWork
 from util.errors import UserError, one_line_errors, warn
 from util.files import make_writable
 from util.html import HTML, Rows
-from util.randomness import seed_everything
 from util.result_names import ResultNames
 from util.visualizer import save_images
 
@@ -47,7 +47,6 @@ def main() -> None:
     opt = options.parse(save=False)
     opt.serial_batches = True  # A and B in the order of their names
     opt.no_flip = True
-    seed_everything(opt.seed, opt.deterministic)
     paths = list_pictures(opt.dataroot, skip=written_folders(opt)) if opt.only_outputs else []
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)
@@ -56,6 +55,8 @@ def main() -> None:
     model.setup(opt)
     if opt.eval:
         model.eval()
+    if opt.keep_size and dataset is not None:
+        keep_sizes(model)
 
     folder = f"{opt.phase}_{opt.epoch}"
     if opt.load_iter > 0:

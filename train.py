@@ -12,18 +12,18 @@ from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
+import argparse
 import sys
 import time
 
-from data import create_dataset
-from models import create_model
+from data import CustomDatasetDataLoader, create_dataset
+from models import BaseModel, create_model
 from models.speed.layout import contiguous_gradients
 from options.train_options import TrainOptions
 from util import distributed
 from util.distributed import launch
 from util.errors import one_line_errors
-from util.randomness import seed_everything
-from util.run.training_run import TrainingRun
+from util.run.training_run import Position, TrainingRun
 from util.scores.validation import Validation
 from util.util import crossed
 from util.visualizer import Visualizer
@@ -33,17 +33,16 @@ def main() -> None:
     options = TrainOptions()
     launch.one_process_per_gpu(options)
     opt = options.parse(save=False)
-    seed_everything(opt.seed, opt.deterministic)
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
     options.weigh_compiling(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
     model = create_model(opt)
     model.setup(opt)
     contiguous_gradients(model.networks().values())
+    validation = Validation(opt, model, create_dataset)
 
     with TrainingRun(opt, model, dataset) as run:
-        at = run.resume()  # epoch, and images seen
-        options.save(opt)
+        at = run.resume()  # the epoch, and how many images were seen
         last_epoch = opt.n_epochs + opt.n_epochs_decay
         if at.epoch > last_epoch:
             print(
@@ -51,55 +50,70 @@ def main() -> None:
                 "--n_epochs_decay to train longer"
             )
             return
-        images = opt.batch_size * distributed.world_size()
-        visualizer = Visualizer(opt, len(dataset), at)
-        validation = Validation(opt, model, visualizer, create_dataset)
-
-        for epoch in range(at.epoch, last_epoch + 1):
-            epoch_start = time.time()
-            dataset.set_epoch(epoch, start=at.epoch_iter)
-            visualizer.reset()
-
-            for data in visualizer.batches(dataset):
-                before = at.total_iters
-                run.guard.start()
-                model.begin_iteration()
-                model.set_input(data)
-                model.optimize_parameters()
-                at.advance(images, len(dataset))
-                run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", data)
-                model.track_metric()
-
-                # frequencies count images, whatever the batch size
-                if at.due(opt.display_freq, before, len(dataset)):
-                    model.compute_visuals()
-                    save = crossed(opt.update_html_freq, before, at.total_iters)
-                    visualizer.display_current_results(model.get_current_visuals(), epoch, save)
-                if at.due(opt.print_freq, before, len(dataset)):
-                    run.guard.check()
-                    visualizer.log_losses(model.get_current_losses(), model.learning_rate())
-                if crossed(opt.save_latest_freq, before, at.total_iters):
-                    print(f"saving the latest model (epoch {epoch}, total_iters {at.total_iters})")
-                    name = f"iter_{at.total_iters}" if opt.save_by_iter else "latest"
-                    run.save(name, position=at)
-                if run.stop.on_any_rank():
-                    run.save("latest", position=at)
-                    visualizer.close()
-                    run.finish()
-                    print(f"stopped: {run.stop.reason}; --continue_train goes on from here")
-                    sys.exit(run.stop.exit_code)
-
-            validation.end_epoch(at)
-            model.update_learning_rate()
-            at.next_epoch()
-            if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
-                print(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
-                run.save("latest", str(epoch), position=at)
-            visualizer.end_epoch(epoch)
-            seconds = time.time() - epoch_start
-            print(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
-        visualizer.close()
+        options.save(opt)
+        with Visualizer(opt, len(dataset), at) as visualizer:
+            stopped = train(opt, dataset, model, visualizer, validation, run, at)
         run.finish()
+        if stopped:
+            print(f"stopped: {run.stop.reason}; --continue_train goes on from here")
+            sys.exit(run.stop.exit_code)
+        page = "" if opt.no_html else f"; losses and pictures: {run.folder / 'web' / 'index.html'}"
+        print(f"trained: the weights are in {run.folder}{page}")
+
+
+def train(
+    opt: argparse.Namespace,
+    dataset: CustomDatasetDataLoader,
+    model: BaseModel,
+    visualizer: Visualizer,
+    validation: Validation,
+    run: TrainingRun,
+    at: Position,
+) -> bool:
+    """Train from `at` to the last epoch; returns whether a signal or --max_hours stopped it."""
+    last_epoch = opt.n_epochs + opt.n_epochs_decay
+    images = opt.batch_size * distributed.world_size()  # in an iteration
+
+    for epoch in range(at.epoch, last_epoch + 1):
+        epoch_start = time.time()
+        dataset.set_epoch(epoch, start=at.epoch_iter)
+        visualizer.reset()
+
+        for data in visualizer.batches(dataset):
+            before = at.total_iters
+            run.guard.start()
+            model.begin_iteration()
+            model.set_input(data)
+            model.optimize_parameters()
+            at.advance(images, len(dataset))
+            run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", data)
+            model.track_metric()
+
+            # frequencies count images, whatever the batch size
+            if at.due(opt.display_freq, before, len(dataset)):
+                model.compute_visuals()
+                save = crossed(opt.update_html_freq, before, at.total_iters)
+                visualizer.display_current_results(model.get_current_visuals(), epoch, save)
+            if at.due(opt.print_freq, before, len(dataset)):
+                run.guard.check()
+                visualizer.log_losses(model.get_current_losses(), model.learning_rate())
+            if crossed(opt.save_latest_freq, before, at.total_iters):
+                print(f"saving the latest model (epoch {epoch}, total_iters {at.total_iters})")
+                run.save(f"iter_{at.total_iters}" if opt.save_by_iter else "latest", position=at)
+            if run.stop.on_any_rank():
+                run.save("latest", position=at)
+                return True
+
+        validation.end_epoch(at, visualizer)
+        model.update_learning_rate()
+        at.next_epoch()
+        if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
+            print(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
+            run.save("latest", str(epoch), position=at)
+        visualizer.end_epoch(epoch)
+        seconds = time.time() - epoch_start
+        print(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
+    return False
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,14 +21,19 @@ from util import distributed
 from util.errors import UserError
 from util.find_class import find_class
 
-from .base_dataset import BaseDataset
 from .cache import open_cache
 from .loader import EpochLoader
+
+if TYPE_CHECKING:
+    from .base_dataset import BaseDataset
 
 
 def find_dataset_using_name(dataset_name: str) -> type[BaseDataset]:
     """The class in `data/<name>_dataset.py` whose name is `<name>dataset` in any case."""
-    return find_class("data", "dataset", dataset_name, BaseDataset)
+    # not at the top: it imports torchvision, which takes as long as torch
+    from .base_dataset import BaseDataset
+
+    return find_class(__name__, "dataset", dataset_name, BaseDataset)
 
 
 def get_option_setter(dataset_name: str) -> Callable:

@@ -7,6 +7,7 @@ To add a model `dummy`, write `models/dummy_model.py` with a subclass of `BaseMo
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # not at the top: the translator imports the data package, and that may import this one
     if name in ("Translator", "load_generator"):
-        from .inference import translator
+        with warnings.catch_warnings():  # the filters of the data package are for its programs
+            from .inference import translator
 
         return getattr(translator, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -38,7 +40,7 @@ def __getattr__(name: str) -> Any:
 
 def find_model_using_name(model_name: str) -> type[BaseModel]:
     """The class in `models/<name>_model.py` whose name is `<name>model` in any case."""
-    return find_class("models", "model", model_name, BaseModel)
+    return find_class(__name__, "model", model_name, BaseModel)
 
 
 def get_option_setter(model_name: str) -> Callable:

@@ -37,7 +37,6 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
             init.normal_(module.weight.data, 1.0, init_gain)
             init.constant_(module.bias.data, 0.0)
 
-    print(f"initialize network with {init_type}")
     net.apply(init_module)
 
 

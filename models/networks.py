@@ -460,14 +460,14 @@ def define_G(
     """
     if netG not in GENERATORS:
         raise ValueError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
-    sampling = {"antialias": antialias, "antialias_up": antialias_up}
-    if "unet" in netG:
-        if antialias or antialias_up:
-            raise UserError(
-                f"--antialias is for ResNets, not for --netG {netG}: say --netG resnet_9blocks, or "
-                "leave it out"
-            )
-        sampling = {}
+    if "unet" in netG and (antialias or antialias_up):
+        raise UserError(
+            f"--antialias is for ResNets, not for --netG {netG}: say --netG resnet_9blocks, or "
+            "leave it out"
+        )
+    # only what is on: networks that others have added to the registry may know nothing of it
+    wanted = {"antialias": antialias, "antialias_up": antialias_up}
+    sampling = {name: on for name, on in wanted.items() if on}
     norm_layer = get_norm_layer(norm)
     net = GENERATORS[netG](
         input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, **sampling
@@ -495,6 +495,6 @@ def define_D(
     if netD not in DISCRIMINATORS:
         raise ValueError(f"unknown netD '{netD}': choose from {', '.join(DISCRIMINATORS)}")
     norm_layer = get_norm_layer(norm)
-    sampling = {} if netD == "pixel" else {"antialias": antialias}
+    sampling = {"antialias": True} if antialias and netD != "pixel" else {}
     net = DISCRIMINATORS[netD](input_nc, ndf, n_layers_D, norm_layer=norm_layer, **sampling)
     return init_net(net, init_type, init_gain, gpu_ids)

@@ -23,7 +23,7 @@ from models.speed.acceleration import (
 from util import distributed
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
-from util.randomness import new_seed
+from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
 from .saved_options import restore
@@ -31,8 +31,11 @@ from .saved_options import restore
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
 
-class HelpFormatter(argparse.HelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Adds the default to the help of each option that has one worth showing."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -106,6 +109,10 @@ class BaseOptions:
     """
 
     isTrain = False
+    # the order of --help; groups of models and datasets come after "model"
+    GROUPS = ("basic", "data", "model")
+    SAVES = "which weights"  # the group of --epoch
+    DESCRIPTION, EXAMPLES = "", ""
 
     def __init__(self, cmd_line: str | Sequence[str] | None = None):
         """`cmd_line` stands in for the program's own arguments: a string or a list of words."""
@@ -117,7 +124,7 @@ class BaseOptions:
         """Add the options that training and testing share."""
         group = parser.add_argument_group("basic")
         add = group.add_argument
-        add("--dataroot", required=True, help="folder of pictures: with trainA, trainB, ...")
+        add("--dataroot", required=True, help="data set: a folder with trainA, trainB, ...")
         add(
             "--name",
             type=experiment_name,
@@ -126,8 +133,14 @@ class BaseOptions:
         )
         add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
         add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
-        add("--seed", type=whole_number(0), help="of all randomness; drawn and shown if not given")
+        add(
+            "--seed",
+            type=whole_number(0),
+            help="seed of all randomness; drawn anew, and printed, if not given",
+        )
         add("--deterministic", action="store_true", help="the same bits in each run, but slower")
+        add("--verbose", action="store_true", help="print the networks layer by layer")
+        add("--suffix", default="", help="appended to --name; {option} is filled in: {netG}_{norm}")
 
         group = parser.add_argument_group("model")
         add = group.add_argument
@@ -140,18 +153,36 @@ class BaseOptions:
             help="channels of output pictures",
         )
         add(
-            "--ngf", type=whole_number(1, 10**6), default=64, help="filters in G's last convolution"
+            "--ngf",
+            type=whole_number(1, 10**6),
+            default=64,
+            help="filters in the generator's last convolution",
         )
         add(
             "--ndf",
             type=whole_number(1, 10**6),
             default=64,
-            help="filters in D's first convolution",
+            help="filters in the discriminator's first convolution",
         )
-        add("--netD", default="basic", choices=DISCRIMINATORS, help="basic is a 70x70 PatchGAN")
-        add("--netG", default="resnet_9blocks", choices=GENERATORS, help="generator")
+        add(
+            "--netD",
+            default="basic",
+            choices=DISCRIMINATORS,
+            help="discriminator; basic: 70x70 PatchGAN",
+        )
+        add(
+            "--netG",
+            default="resnet_9blocks",
+            choices=GENERATORS,
+            help="architecture of the generator",
+        )
         add("--n_layers_D", type=whole_number(1, 100), default=3, help="layers of --netD n_layers")
-        add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
+        add(
+            "--norm",
+            default="instance",
+            choices=NORMS,
+            help="normalization in generator and discriminator",
+        )
         add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
         add("--init_gain", type=float, default=0.02, help="scale of normal, xavier, orthogonal")
         add("--no_dropout", action="store_true", help="no dropout in the generator")
@@ -190,10 +221,15 @@ class BaseOptions:
         )
         add("--fast", action="store_true", help="what is best on this machine; says what that is")
 
-        group = parser.add_argument_group("dataset")
+        group = parser.add_argument_group("data")
         add = group.add_argument
         add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
-        add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="which way to translate")
+        add(
+            "--direction",
+            default="AtoB",
+            choices=("AtoB", "BtoA"),
+            help="translate A to B, or B to A",
+        )
         add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
         add("--num_threads", type=whole_number(0), default=4, help="processes that load pictures")
         add("--batch_size", type=whole_number(1), default=1, help="pictures in a batch")
@@ -201,16 +237,26 @@ class BaseOptions:
             "--load_size",
             type=whole_number(1, 10**6),
             default=286,
-            help="scale pictures to this size",
+            help="scale pictures to this size before they are cropped",
         )
-        add("--crop_size", type=whole_number(1, 10**6), default=256, help="then crop to this size")
+        add(
+            "--crop_size",
+            type=whole_number(1, 10**6),
+            default=256,
+            help="cut a square of this size out of the scaled picture",
+        )
         add(
             "--max_dataset_size",
             type=whole_number(1),
             default=float("inf"),
             help="use at most this many pictures",
         )
-        add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="scale and crop")
+        add(
+            "--preprocess",
+            default="resize_and_crop",
+            choices=PREPROCESS,
+            help="how pictures get their size",
+        )
         add("--no_flip", action="store_true", help="no random mirroring in training")
         add(
             "--ignore_orientation",
@@ -231,23 +277,41 @@ class BaseOptions:
         )
         add("--display_winsize", type=whole_number(1), default=256, help="picture width on pages")
 
-        group = parser.add_argument_group("loading and saving")
+        group = self.group(parser, self.SAVES)
         add = group.add_argument
         add("--epoch", default="latest", help="which epoch to load: a number, latest, ...")
-        add("--load_iter", type=whole_number(0), default="0", help="load iter_N if above 0")
-        add("--verbose", action="store_true", help="print the networks layer by layer")
-        add("--suffix", default="", help="appended to --name; {option} is filled in: {netG}_{norm}")
+        add(
+            "--load_iter",
+            type=whole_number(0),
+            default="0",
+            help="load the save iter_N of --save_by_iter",
+        )
 
-        group = parser.add_argument_group("Weights & Biases")
+        group = self.group(parser, "display")
         add = group.add_argument
         add("--use_wandb", action="store_true", help="log training to W&B (needs wandb)")
-        add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="project on W&B")
+        add(
+            "--wandb_project_name",
+            default="CycleGAN-and-pix2pix",
+            help="project on W&B, with --use_wandb",
+        )
         return parser
+
+    @staticmethod
+    def group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+        """The group of that title, a new one if there is none."""
+        found = [group for group in parser._action_groups if group.title == title]
+        return found[0] if found else parser.add_argument_group(title)
 
     def gather_options(self) -> argparse.Namespace:
         """Parse the command line, with the options of the chosen model and dataset."""
-        # no help yet: --help should list the options of the model and the dataset as well
-        parser = OneLineParser(add_help=False, formatter_class=HelpFormatter)
+        parser = OneLineParser(
+            usage="%(prog)s --dataroot FOLDER [--name NAME] [--model MODEL] [more options]",
+            description=self.DESCRIPTION,
+            epilog=self.EXAMPLES,
+            add_help=False,
+            formatter_class=HelpFormatter,
+        )
         parser = self.parser = self.initialize(parser)
         try:
             opt, _ = parser.parse_known_args(self._without_help())
@@ -257,7 +321,12 @@ class BaseOptions:
         except UserError as e:
             parser.error(str(e))
         self.parser = parser
-        parser.add_argument("-h", "--help", action="help", help="show this and exit")
+        order = {title: place for place, title in enumerate(self.GROUPS)}
+        last_of_model = order["model"] + 0.5
+        parser._action_groups.sort(key=lambda group: order.get(group.title or "", last_of_model))
+        # not before: --help should list the options of the model and the dataset as well
+        basic = self.group(parser, "basic")
+        basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
         if unknown:
             known = [s for a in parser._actions for s in a.option_strings]
@@ -333,10 +402,12 @@ class BaseOptions:
             print(f"options taken from {folder / 'train_opt.txt'}: {what}")
 
     def parse(self, save: bool = True) -> argparse.Namespace:
-        """Parse, check and print the options; `save` also writes them to the experiment's folder.
+        """Parse and check the options, and seed all random sources with `--seed`.
 
-        The two programs save later, when data and model are known to be there.
+        `save` also prints them and writes them to the experiment's folder: the two programs do that
+        later, when data and model are known to be there.
         """
+        distributed.init_process_group()  # for programs that know nothing of `process_group`
         opt = self.gather_options()
         opt.isTrain = self.isTrain
         explicit = self.explicit_options()
@@ -351,15 +422,16 @@ class BaseOptions:
         shared = {name: getattr(opt, name) for name in names if hasattr(opt, name)}
         vars(opt).update(distributed.broadcast_object(shared, src=distributed.source_rank()))
         self.validate(opt, explicit)
-        self.print_options(opt)
-        if save:
-            self.save(opt)
+        self.message = self.table(opt)
         try:
             opt.gpu_ids, opt.device = select_device(opt.gpu_ids)
         except UserError as e:
             self.parser.error(str(e))
         self.choose_speed(opt, explicit)
+        seed_everything(opt.seed, opt.deterministic)
         self.opt = opt
+        if save:
+            self.save(opt)
         return opt
 
     def name_with_suffix(self, opt: argparse.Namespace) -> str:
@@ -399,17 +471,21 @@ class BaseOptions:
 
     def print_options(self, opt: argparse.Namespace) -> None:
         """Print all options, with the default where it differs."""
+        print(self.table(opt))
+
+    def table(self, opt: argparse.Namespace) -> str:
+        """All options, a line each, with the default where it differs."""
         lines = ["----------------- Options ---------------"]
         for name, value in sorted(vars(opt).items()):
             default = self.parser.get_default(name)
             comment = "" if str(value) == str(default) else f"\t[default: {default}]"
             lines.append(f"{name:>25}: {value!s:<30}{comment}")
         lines.append("----------------- End -------------------")
-        self.message = "\n".join(lines)
-        print(self.message)
+        return "\n".join(lines)
 
     def save(self, opt: argparse.Namespace) -> None:
-        """Write the options as printed to `<checkpoints_dir>/<name>/<phase>_opt.txt`."""
+        """Print the options, and write them to `<checkpoints_dir>/<name>/<phase>_opt.txt`."""
+        print(self.message)
         if not distributed.is_main():
             return
         folder = Path(opt.checkpoints_dir) / opt.name

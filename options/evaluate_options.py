@@ -19,15 +19,21 @@ class EvaluateOptions(TestOptions):
         parser = super().initialize(parser)
         group = parser.add_argument_group("scores")
         add = group.add_argument
-        add("--scores", default="all", help="which, with commas: L1,PSNR,SSIM,FID,...")
+        add("--scores", default="all", help="scores to compute, with commas: L1,PSNR,SSIM,FID,...")
         add_weights(group)
-        add("--cityscapes", action="store_true", help="score pictures of Cityscapes labels too")
+        add("--cityscapes", action="store_true", help="score labels of Cityscapes too")
         parser.set_defaults(num_test=float("inf"))
         early, _ = parser.parse_known_args(self._without_help())
         trained = read_saved_options(Path(early.checkpoints_dir) / early.name)
         if "model" in trained:
             parser.set_defaults(model=trained["model"])
         return parser
+
+    def parse(self, save: bool = True) -> argparse.Namespace:
+        opt = super().parse(save)
+        opt.num_threads, opt.batch_size = 0, 1
+        opt.serial_batches = opt.no_flip = True
+        return opt
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)
@@ -40,5 +46,7 @@ class EvaluateOptions(TestOptions):
 def add_weights(group: argparse._ArgumentGroup) -> None:
     """Add where FID, KID and LPIPS take their networks from."""
     add = group.add_argument
-    add("--inception_weights", metavar="FILE", help="for FID and KID; else downloaded")
-    add("--lpips_weights", metavar="FILE", help="AlexNet's, for LPIPS; else downloaded")
+    add(
+        "--inception_weights", metavar="FILE", help="Inception weights for FID and KID [downloaded]"
+    )
+    add("--lpips_weights", metavar="FILE", help="AlexNet weights for LPIPS [downloaded]")

@@ -41,6 +41,23 @@ class TestOptions(BaseOptions):
 
     __test__ = False  # not a test class for pytest
     isTrain = False
+    GROUPS = (
+        "basic",
+        "data",
+        "testing",
+        "large pictures, other formats",
+        "which weights",
+        "scores",
+        "model",
+        "speed",
+        "display",
+    )
+    DESCRIPTION = "Translate pictures with a trained model. Results go to <results_dir>/<name>."
+    EXAMPLES = """examples:
+  python test.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
+  python test.py --dataroot ./photos --name maps_cyclegan --only_outputs
+  python test.py --dataroot ./scans --name maps_cyclegan --only_outputs --tile 1024
+options of another model: python test.py --model pix2pix --help"""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
@@ -48,20 +65,51 @@ class TestOptions(BaseOptions):
         add = group.add_argument
         add("--results_dir", default="./results/", help="where results are written")
         add("--aspect_ratio", type=float, default=1.0, help="scale the width of result pictures")
-        add("--phase", default="test", help="train, val, test: which folder to read")
+        add("--phase", default="test", help="folder of the data set to read: train, val, test")
         add("--eval", action="store_true", help="networks in eval mode (batch norm, dropout)")
-        add("--num_test", type=picture_count, default=50, help="how many pictures, or all")
+        add(
+            "--num_test",
+            type=picture_count,
+            default=50,
+            help="how many pictures to translate, or all",
+        )
         group = parser.add_argument_group("large pictures, other formats")
         add = group.add_argument
         add("--keep_size", action="store_true", help="no scaling: networks pad and cut back")
         add("--tile", type=whole_number(16), help="compute large pictures in parts of this size")
-        add("--tile_overlap", type=whole_number(0), help="of quick tiles, in pixels [64]")
-        add("--tile_mode", choices=MODES, help="quick, or exact; exact if the disk has room for it")
-        add("--tile_memory", type=non_negative, default=1.0, help="GiB for layers; rest on disk")
-        add("--tile_scratch", help="folder for that rest, if not the system's temporary one")
-        add("--only_outputs", action="store_true", help="no page: files of the inputs' names")
-        add("--output_format", default="png", choices=OUTPUT_FORMATS, help="of --only_outputs")
-        add("--skip_existing", action="store_true", help="leave out pictures with an output")
+        add(
+            "--tile_overlap",
+            type=whole_number(0),
+            help="pixels that neighbouring quick tiles share [64]",
+        )
+        add(
+            "--tile_mode",
+            choices=MODES,
+            help="how tiles are computed [exact if the disk has room for it]",
+        )
+        add(
+            "--tile_memory",
+            type=non_negative,
+            default=1.0,
+            help="GiB of memory for exact tiles; the rest goes to disk",
+        )
+        add("--tile_scratch", help="folder for what exact tiles put on disk [the temporary one]")
+        add(
+            "--only_outputs",
+            action="store_true",
+            help="no page: results have the names of the inputs",
+        )
+        add(
+            "--output_format",
+            default="png",
+            choices=OUTPUT_FORMATS,
+            help="format of the results of --only_outputs",
+        )
+        add(
+            "--skip_existing",
+            action="store_true",
+            help="leave out pictures whose result is there already",
+        )
         parser.set_defaults(model="test")
         # no cropping unless asked for: what is loaded is as large as what is cropped
         parser.set_defaults(load_size=parser.get_default("crop_size"))

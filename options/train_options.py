@@ -22,67 +22,178 @@ class TrainOptions(BaseOptions):
     """Adds what is shown, what is saved, and how long and how fast to train."""
 
     isTrain = True
+    GROUPS = (
+        "basic",
+        "data",
+        "model",
+        "training",
+        "display",
+        "saving and resuming",
+        "validation",
+        "speed",
+    )
+    SAVES = "saving and resuming"
+    DESCRIPTION = "Train a model. Weights, losses and pages go to <checkpoints_dir>/<name>."
+    EXAMPLES = """examples:
+  python train.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
+  python train.py --dataroot ./datasets/facades --name facades --model pix2pix --direction BtoA
+  python train.py --dataroot ./datasets/maps --name maps_cyclegan --continue_train --n_epochs 150
+options of another model: python train.py --model pix2pix --help"""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
 
-        group = parser.add_argument_group("display (frequencies count pictures)")
+        group = self.group(parser, "display")
         add = group.add_argument
-        add("--display_freq", type=whole_number(1), default=400, help="how often to show pictures")
-        add("--display_ncols", type=whole_number(0), default=4, help="columns; 0: a window each")
+        add(
+            "--display_freq",
+            type=whole_number(1),
+            default=400,
+            help="images between two sets of pictures that are shown",
+        )
+        add(
+            "--display_ncols",
+            type=whole_number(0),
+            default=4,
+            help="pictures beside each other in visdom; 0: a window each",
+        )
         add("--display_id", type=int, default=1, help="window of the visdom page; 0: no visdom")
         add("--display_server", default="http://localhost", help="address of the visdom server")
         add("--display_env", default="main", help="environment on the visdom page")
         add("--display_port", type=whole_number(1), default=8097, help="port of the visdom server")
-        add("--update_html_freq", type=whole_number(1), default=1000, help="how often to save them")
-        add("--print_freq", type=whole_number(1), default=100, help="how often to show the losses")
+        add(
+            "--update_html_freq",
+            type=whole_number(1),
+            default=1000,
+            help="images between two sets of pictures saved to the page",
+        )
+        add(
+            "--print_freq",
+            type=whole_number(1),
+            default=100,
+            help="images between two lines of losses",
+        )
         add("--no_html", action="store_true", help="no training page in <name>/web")
 
         add("--use_tensorboard", action="store_true", help="log to <name>/tb (needs tensorboard)")
 
-        group = parser.add_argument_group("saving and resuming")
+        group = self.group(parser, self.SAVES)
         add = group.add_argument
-        add("--save_latest_freq", type=whole_number(1), default=5000, help="pictures between saves")
-        add("--save_epoch_freq", type=whole_number(1), default=5, help="epochs between kept saves")
-        add("--save_by_iter", action="store_true", help="name saves iter_N instead of latest")
-        add("--continue_train", action="store_true", help="go on with what the experiment has")
-        add("--keep_states", type=whole_number(0), default=1, help="kept epochs that can resume")
+        add(
+            "--save_latest_freq",
+            type=whole_number(1),
+            default=5000,
+            help="images between two saves of the latest weights",
+        )
+        add(
+            "--save_epoch_freq",
+            type=whole_number(1),
+            default=5,
+            help="epochs between two saves that are kept",
+        )
+        add(
+            "--save_by_iter",
+            action="store_true",
+            help="call the saves of --save_latest_freq iter_N, and keep them",
+        )
+        add(
+            "--continue_train",
+            action="store_true",
+            help="go on where the training of this --name was left",
+        )
+        add(
+            "--keep_states",
+            type=whole_number(0),
+            default=1,
+            help="how many kept epochs training can go on from",
+        )
         add("--max_hours", type=non_negative, default=None, help="save and stop after this time")
-        add("--on_nan", default="stop", choices=("stop", "skip"), help="if a loss is not finite")
-        add("--epoch_count", type=whole_number(1), default=1, help="the first epoch's number")
-        add("--phase", default="train", help="train, val, test: which folder to read")
+        add(
+            "--on_nan",
+            default="stop",
+            choices=("stop", "skip"),
+            help="what to do when a loss is NaN or infinite",
+        )
+        add(
+            "--epoch_count",
+            type=whole_number(1),
+            default=1,
+            help="number of the first epoch of a new training",
+        )
+        add("--phase", default="train", help="folder of the data set to read: train, val, test")
 
         group = parser.add_argument_group("validation")
         add = group.add_argument
-        add("--val_freq", type=whole_number(0), default=0, help="epochs between scores; 0: none")
-        add("--val_phase", default="val", help="which folder to score: val, test")
+        add(
+            "--val_freq",
+            type=whole_number(0),
+            default=0,
+            help="epochs between two validations; 0: none",
+        )
+        add("--val_phase", default="val", help="folder of the pictures to score: val, test")
         add(
             "--best_by",
             choices=[name for name in SCORES if name != "grid"],
             help="score that best_net_*.pth has [L1, unpaired: cycle]",
         )
-        add("--num_val", type=picture_count, default=float("inf"), help="how many pictures, or all")
+        add(
+            "--num_val",
+            type=picture_count,
+            default=float("inf"),
+            help="how many pictures to score, or all",
+        )
         add_weights(group)
 
         group = parser.add_argument_group("training")
         add = group.add_argument
-        add("--n_epochs", type=whole_number(0), default=100, help="epochs at the full rate")
-        add("--n_epochs_decay", type=whole_number(0), default=100, help="epochs of decay to zero")
-        add("--beta1", type=fraction_below_one, default=0.5, help="momentum of Adam")
+        add(
+            "--n_epochs", type=whole_number(0), default=100, help="epochs at the full learning rate"
+        )
+        add(
+            "--n_epochs_decay",
+            type=whole_number(0),
+            default=100,
+            help="epochs in which the learning rate falls to zero",
+        )
         add("--lr", type=non_negative, default=0.0002, help="learning rate of Adam")
+        add("--beta1", type=fraction_below_one, default=0.5, help="beta1 of Adam")
         add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
         add("--lambda_gp", type=non_negative, default=10.0, help="gradient penalty of wgangp")
-        add("--pool_size", type=whole_number(0), default=50, help="generated pictures kept for D")
+        add(
+            "--pool_size",
+            type=whole_number(0),
+            default=50,
+            help="earlier results that discriminators see too; 0: none",
+        )
         add(
             "--cache_images",
             default="auto",
             choices=SHARES,
             help="decoded pictures in memory: auto: up to half of what is free; ram: up to 90%%",
         )
-        add("--accumulate", type=whole_number(1), default=1, help="batches whose gradients add up")
-        add("--grad_checkpoint", action="store_true", help="less memory, a third more time")
-        add("--lr_policy", default="linear", choices=LR_POLICIES, help="how the rate decays")
-        add("--lr_decay_iters", type=whole_number(1), default=50, help="epochs a step, for step")
+        add(
+            "--accumulate",
+            type=whole_number(1),
+            default=1,
+            help="batches whose gradients are summed before each step",
+        )
+        add(
+            "--grad_checkpoint",
+            action="store_true",
+            help="recompute activations: less memory, a third more time",
+        )
+        add(
+            "--lr_policy",
+            default="linear",
+            choices=LR_POLICIES,
+            help="how the learning rate decays",
+        )
+        add(
+            "--lr_decay_iters",
+            type=whole_number(1),
+            default=50,
+            help="epochs between two steps of --lr_policy step",
+        )
         return parser
 
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:

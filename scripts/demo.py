@@ -27,15 +27,20 @@ from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
+import numpy as np
+import torch
 from PIL import Image
 
+from data.pictures.picture_io import change_depth, read_picture
 from models import load_generator
+from models.inference.translator import to_pil
 from options.base_options import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
 from util.run.checkpoint import load_weights
 from util.run.saved_options import read_saved_options
 
 HEIGHT = 340  # pixels of input and output on the page
+PHONE = 320  # input and output are at least this wide, one below the other where need be
 # small pictures are shown as large as others, where gradio keeps their pixels; and the output as
 # large as the input, which has a row of buttons below it
 CSS = """
@@ -76,6 +81,28 @@ def choices(folder: Path) -> tuple[list[str], list[str]]:
     return [*named, *numbers, *others], [trained, back] if both else [trained]
 
 
+def shrunk(pixels: np.ndarray, largest: int) -> np.ndarray:
+    """Pixels (H, W, C) of any type, scaled down where a side is longer than `largest`."""
+    height, width = pixels.shape[:2]
+    scale = largest / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
+    x = torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
+    values = x[0].permute(1, 2, 0).numpy()
+    if pixels.dtype.kind in "ui":
+        limits = np.iinfo(pixels.dtype)
+        values = values.round().clip(limits.min, limits.max)
+    return values.astype(pixels.dtype)
+
+
+def shown(pixels: np.ndarray, alpha: np.ndarray | None) -> Image.Image:
+    """Pixels (H, W, C) as a browser can show them: 8 bits, with transparency if there is any."""
+    parts = [change_depth(part, np.uint8) for part in (pixels, alpha) if part is not None]
+    return to_pil(np.concatenate(parts, axis=2))
+
+
 def build(args: argparse.Namespace, gradio: Any) -> Any:
     """The page."""
     folder = Path(args.checkpoints_dir) / args.name
@@ -92,21 +119,25 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             f"{first.output_nc} channels: use test.py"
         )
 
-    def translate(given: Image.Image | None, direction: str, epoch: str) -> tuple[Any, Any, str]:
+    def translate(given: str | None, direction: str, epoch: str) -> tuple[Any, Any, str]:
         if given is None:
             return None, None, "drop a picture on the left first"
-        picture = given.convert("RGB")
-        picture.thumbnail((args.largest, args.largest), Image.Resampling.LANCZOS)
         try:
             G = generator(direction, epoch)
+            read = read_picture(given, upright=True)
+            pixels = shrunk(read.pixels, args.largest)
+            alpha = None if read.alpha is None else shrunk(read.alpha[..., None], args.largest)
             start = time.perf_counter()
-            translated = G(picture.convert("L") if G.input_nc == 1 else picture)
+            result = G(pixels)
             seconds = time.perf_counter() - start
-        except UserError as e:
-            raise gradio.Error(str(e)) from e
-        size = f"{picture.width}x{picture.height}"
+            before, after = shown(pixels, alpha), shown(result, alpha)
+        except Exception as e:
+            # the folder of uploads on this machine is nobody's business
+            said = str(e).replace(given, Path(given).name)
+            raise gradio.Error(said if isinstance(e, UserError) else "this can't be done") from e
+        size = f"{before.width}x{before.height}"
         said = f"{size} in {seconds:.2f} s, {G.weights.name} on {G.device}"
-        return translated, (picture, translated), said
+        return after, (before, after), said
 
     theme = gradio.themes.Default(
         # no fonts from elsewhere
@@ -123,20 +154,25 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             epoch = gradio.Dropdown(epochs, value=epochs[0], label="epoch")
         with gradio.Row():
             source = gradio.Image(
-                type="pil",
+                type="filepath",
                 label="input",
+                min_width=PHONE,
                 sources=["upload", "clipboard"],
                 height=HEIGHT,
                 elem_id="input",
             )
             output = gradio.Image(
                 type="pil",
+                image_mode=None,
                 label="output",
+                min_width=PHONE,
                 format="png",
                 buttons=["download", "fullscreen"],  # not "share", which uploads
                 height=HEIGHT,
                 elem_id="output",
             )
+        # gradio would make 8 bits of it, and name the folder of uploads where it can't
+        source.preprocess = lambda upload: upload and upload.path
         said = gradio.Markdown(elem_id="said")
         slider = gradio.ImageSlider(
             type="pil", label="drag to compare", format="png", elem_id="compare"

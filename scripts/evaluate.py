@@ -10,7 +10,6 @@ table that it prints, `scores.txt`, beside it. See docs/scores.md for what each 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -25,35 +24,19 @@ end_quietly_on_interrupt()  # in front of the imports that take seconds
 from data import create_dataset
 from models import create_model
 from options.evaluate_options import EvaluateOptions
-from util.errors import UserError, one_line_errors
+from util.errors import one_line_errors
 from util.files import make_writable, write_whole
-from util.randomness import seed_everything
-from util.scores.evaluation import Evaluator, parse_scores, report, table
+from util.scores.evaluation import evaluate, table
 
 
 def main() -> None:
     opt = EvaluateOptions().parse(save=False)
-    opt.num_threads, opt.batch_size = 0, 1
-    opt.serial_batches = opt.no_flip = True
-    seed_everything(opt.seed, opt.deterministic)
     dataset = create_dataset(opt)
-    evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)
     model = create_model(opt)
     model.setup(opt)
-    if opt.eval:
-        model.eval()
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
     make_writable(folder, "--results_dir")  # told now, not after the work
-    with contextlib.closing(dataset):
-        result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
-    if not result.scores:
-        raise UserError(
-            "nothing could be scored: "
-            + "; ".join(f"{name}: {why}" for name, why in result.left_out.items())
-            + "; pairs need --dataset_mode aligned, or a dataset with paired = True; sets need "
-            "--model cycle_gan"
-        )
-    facts = report(opt, model, evaluator, result)
+    facts = evaluate(opt, model, dataset)
     text = table(facts)
     write_whole(folder / "scores.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
     write_whole(folder / "scores.txt", text + "\n")

@@ -26,7 +26,17 @@ from PIL import Image
 
 from models import load_generator
 from models.networks import define_G
-from tests.helpers import ROOT, SHORT, TINY, Finished, picture, succeed, unaligned
+from tests.helpers import (
+    ROOT,
+    SHORT,
+    TINY,
+    Finished,
+    picture,
+    pixels,
+    succeed,
+    truncated,
+    unaligned,
+)
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
@@ -201,3 +211,45 @@ def test_a_picture_is_translated(trained, browser, url, tmp_path):
     local = (url, url.replace("http:", "ws:"), "data:", "blob:")
     assert [r for r in requests if not r.startswith(local)] == []
     assert bad == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
+    page = browser.new_page(viewport={"width": 390, "height": 1200})
+    G = load_generator(trained / "x", "AtoB", device="cpu")
+    rgba = Image.fromarray(pixels(48, 40, 3)).convert("RGBA")
+    rgba.putalpha(Image.fromarray(pixels(48, 40, 9)[..., 0]))
+    rgba.save(tmp_path / "alpha.png")
+    grey = pixels(56, 40, 4)[..., 0].astype(np.uint16) * 257
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    page.goto(url)
+    page.wait_for_selector("#input input[type=file]", state="attached", timeout=60_000)
+
+    def give(name: str) -> None:
+        if page.get_by_label("Clear", exact=False).count():
+            page.get_by_label("Clear", exact=False).first.click()
+        page.wait_for_selector("#input input[type=file]", state="attached", timeout=60_000)
+        page.set_input_files("#input input[type=file]", str(tmp_path / name))
+
+    def result(width: int) -> Image.Image:
+        page.wait_for_function(
+            f"wanted => ({WIDTHS})('#output').join() === wanted", arg=str(width), timeout=60_000
+        )
+        source = page.locator("#output img").get_attribute("src")
+        return Image.open(io.BytesIO(page.request.get(source).body()))
+
+    give("alpha.png")
+    shown = result(48)
+    assert shown.mode == "RGBA"
+    assert np.array_equal(np.asarray(shown)[..., 3], pixels(48, 40, 9)[..., 0])
+    for name in ("input", "output"):
+        assert page.locator(f"#{name}").bounding_box()["width"] > 300
+    give("grey.png")
+    wanted = np.asarray(G(Image.fromarray(pixels(56, 40, 4)[..., 0])), int)
+    assert np.abs(np.asarray(result(56).convert("RGB"), int) - wanted).max() <= 2
+    truncated(tmp_path / "torn.png")
+    give("torn.png")
+    page.wait_for_selector("text=can't read the picture torn.png", timeout=60_000)
+    assert "/tmp" not in page.locator("body").inner_text()
+    page.close()

@@ -559,3 +559,19 @@ def test_mkdirs(tmp_path):
     util.mkdirs(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
     assert (tmp_path / "c").is_dir()
+
+
+def test_a_new_training_sets_the_weights_of_the_old_one_aside(pictures, tmp_path):
+    train(pictures, tmp_path, "pix2pix", "--n_epochs", "2", "--save_epoch_freq", "1")
+    folder = tmp_path / "c" / "x"
+    old = {p.name: p.read_bytes() for p in folder.glob("*.pth")}
+    assert "2_net_G.pth" in old
+    out = train(pictures, tmp_path, "pix2pix", "--seed", "4", "--save_epoch_freq", "1").out
+    (aside,) = folder.glob("earlier.*")
+    assert f"were moved to {aside}" in out
+    assert {p.name: p.read_bytes() for p in aside.glob("*.pth")} == old
+    assert "n_epochs: 2" in (aside / "train_opt.txt").read_text()
+    assert {p.name for p in folder.glob("*_net_G.pth")} == {"1_net_G.pth", "latest_net_G.pth"}
+    assert (folder / "1_net_G.pth").read_bytes() != old["1_net_G.pth"]
+    train(pictures, tmp_path, "pix2pix", "--n_epochs", "2", "--continue_train")
+    assert len(list(folder.glob("earlier.*"))) == 1

@@ -339,11 +339,11 @@ def test_only_outputs(cycle, tmp_path):
     out = succeed("test.py", *test_program(cycle, root, "--only_outputs"))
     assert "translating 4 of 4 pictures" in out.out
     found = files_below(results(cycle))
-    # two of one name: the second keeps its ending
+    # two of one name keep their endings
     assert found == ["a.png", "deep/a.png", "deep/b.jpg.png", "deep/b.png.png"]
     got = np.asarray(Image.open(results(cycle) / "a.png"))
     np.testing.assert_array_equal(got, G(pixels(45, 38, 1)))
-    assert Image.open(results(cycle) / "deep" / "b.png").mode == "RGB"
+    assert Image.open(results(cycle) / "deep" / "b.jpg.png").mode == "RGB"
     assert Image.open(results(cycle) / "deep" / "b.png.png").mode == "RGBA"
 
 

@@ -53,12 +53,20 @@ def first_line(e: BaseException) -> str:
 def one_line_errors() -> Iterator[None]:
     """Turn a `UserError` into one line on stderr and exit code 1, and so a lack of memory.
 
-    Ctrl-C is one line and exit code 130. The rest are bugs and show.
+    Ctrl-C is one line and exit code 130. Where nobody reads the output any more, as after `| head`,
+    the program ends without a word. The rest are bugs and show.
     """
     leave_out_warnings()
     try:
         _raise_on_interrupt()
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer goes nowhere, or Python would complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a program that SIGPIPE ends
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)

@@ -15,10 +15,19 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     Underscores and case do not count: `cycle_gan` of kind `model` is `CycleGANModel`. Raises
     UserError with the names there are where the file or the class is missing.
     """
-    module_name = f"{package}.{name}_{kind}"
+    module_name, folder = f"{package}.{name}_{kind}", package.rpartition(".")[2]
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
         raise UserError(f"unknown {kind} '{name}': choose from {', '.join(names(package, kind))}")
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        missing = (e.name or "").split(".")[0]
+        if not missing or importlib.util.find_spec(missing) is not None:
+            raise  # a module of this code: a bug, which shows
+        raise UserError(
+            f"{folder}/{name}_{kind}.py needs the package {missing}, which is not installed: "
+            f"pip install {missing}"
+        ) from e
     wanted = f"{name}{kind}".replace("_", "").lower()
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type) and issubclass(value, base):
@@ -26,7 +35,7 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     called = "".join(part.capitalize() for part in (*name.split("_"), kind))
     own = [c.__name__ for c in vars(module).values() if _is_written_there(c, module_name)]
     raise UserError(
-        f"{package}/{name}_{kind}.py must hold `class {called}({base.__name__})` and has "
+        f"{folder}/{name}_{kind}.py must hold `class {called}({base.__name__})` and has "
         f"{', '.join(own) or 'no class'}"
     )
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from util import distributed
+
 # A third of the time of the usual 6, for files that are up to a tenth larger; below it those of
 # flat colours grow by half. Other formats take no notice.
 PNG_LEVEL = 4
@@ -72,6 +74,17 @@ def mkdirs(paths: str | os.PathLike | list) -> None:
 def mkdir(path: str | os.PathLike) -> None:
     """Make one folder with its parents unless it is there."""
     Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def init_ddp() -> torch.device:
+    """Join the processes that torchrun started, if it did; returns the device of this one."""
+    distributed.init_process_group()
+    return distributed.device()
+
+
+def cleanup_ddp() -> None:
+    """Part from the other processes."""
+    distributed.destroy_process_group()
 
 
 def crossed(frequency: int, before: int, after: int) -> bool:

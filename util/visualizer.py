@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import sys
 import time
@@ -35,15 +36,20 @@ class Visualizer:
         epoch_size: int | None = None,
         position: Position | None = None,
     ):
-        """`epoch_size` is the number of images in an epoch; `position` is kept by the loop."""
+        """`epoch_size` is the number of images in an epoch; `position` is kept by the loop.
+
+        A loop that keeps none, as the original's, is located by what it says with its losses.
+        """
         self.opt = opt
         self.epoch_size = epoch_size
+        self.located = position is None
         self.position = position or Position(epoch=opt.epoch_count)
         self._start_timing(time.perf_counter())
         self.total_waited = self.total_time = 0.0
         self.advised = False
         # what the first of several processes shows are its own losses and pictures
         self.loggers = open_loggers(opt, self.position) if distributed.is_main() else []
+        atexit.register(self.close)  # for loops that do not close it
 
     def _each(self, call: str, *args: Any) -> None:
         for logger in list(self.loggers):
@@ -55,7 +61,28 @@ class Visualizer:
                 with contextlib.suppress(Exception):
                     logger.switch_off()
 
+    def __enter__(self) -> Visualizer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     # ---------------------------------------------------------------------------------- the loop
+    def set_dataset_size(self, size: int) -> None:
+        """Tell the number of images in an epoch."""
+        self.epoch_size = size
+
+    def _locate(self, epoch: int, iters: int) -> None:
+        """Move the position of a loop that keeps none: `iters` images into `epoch`."""
+        position = self.position
+        if not self.located:
+            return
+        before = position.total_iters - position.epoch_iter
+        if epoch != position.epoch:
+            seen = self.epoch_size or position.epoch_iter
+            before += seen * (epoch - position.epoch)
+        position.epoch, position.epoch_iter, position.total_iters = epoch, iters, before + iters
+
     def batches(self, dataset: Iterable[Any]) -> Iterator[Any]:
         """The batches of a dataset, with the wait for each one measured, under a progress bar."""
         position, size = self.position, self.epoch_size
@@ -122,6 +149,7 @@ class Visualizer:
         lr: float = 0.0,
     ) -> None:
         """Show losses: `iters` images into `epoch`, at so many seconds an image."""
+        self._locate(epoch, iters)
         record = {
             "epoch": epoch,
             "iters": iters,
@@ -135,18 +163,38 @@ class Visualizer:
         self._each("log_losses", record)
 
     def plot_current_losses(self, *args: Any) -> None:
-        """Nothing: `print_current_losses` feeds every view. Kept for loops that call both."""
+        """Draw nothing: `print_current_losses` feeds every view, for loops that call both.
+
+        What loops of the original say here tells where they are: `(epoch, share of the epoch that
+        is over, losses)`, later `(images seen in all, losses)`.
+        """
+        position = self.position
+        if not self.located or len(args) < 2:
+            return
+        if len(args) == 2:
+            position.total_iters = int(args[0])
+        elif args[1] > 0:
+            self.epoch_size = round(position.epoch_iter / args[1])
 
     def display_current_results(
-        self, visuals: Mapping[str, Any], epoch: int, save_result: bool
+        self, visuals: Mapping[str, Any], epoch: int, *images_and_save: int
     ) -> None:
-        """Show pictures; `save_result` keeps them on the training page even if it has some."""
+        """Show pictures: `(visuals, epoch, save)`, or `(visuals, epoch, images seen in all, save)`.
+
+        `save` keeps them on the training page even if it has some of this epoch.
+        """
         position = self.position
+        *images, save_result = images_and_save
+        if self.located and epoch != position.epoch:
+            self._locate(epoch, 0)
+        if self.located and images:
+            position.epoch_iter += images[0] - position.total_iters
+            position.total_iters = images[0]
         step = {
             "epoch": epoch,
             "iters": position.epoch_iter,
             "images": position.total_iters,
-            "save": save_result,
+            "save": bool(save_result),
         }
         pictures = {label: util.tensor2im(image) for label, image in visuals.items()}
         self._each("show_pictures", pictures, step)
@@ -160,8 +208,10 @@ class Visualizer:
         self._each("end_epoch", epoch)
 
     def close(self) -> None:
-        """Finish all views."""
+        """Finish all views; they show nothing from then on."""
+        atexit.unregister(self.close)
         self._each("close")
+        self.loggers = []
 
 
 def save_images(

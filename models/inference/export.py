@@ -9,17 +9,22 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from util.errors import UserError
+from util.files import make_writable, replacing, sha256
 
+from .sizes import OWN, size_rule
 from .streaming import size_needed
+from .translator import load_generator
 
 INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
@@ -30,6 +35,81 @@ TOLERANCE = 1e-3  # of values in [-1, 1]
 SIZES = ((1, 256, 256), (2, 75, 109), (1, 90, 300))
 
 _LARGEST = 2**20  # pixels a side, over the step: what the exporter may assume
+
+
+class Exported(NamedTuple):
+    """A file that was written, and by picture size how far its results are from PyTorch's."""
+
+    path: Path
+    differences: dict[str, float]
+
+
+def export_generator(
+    folder: str | os.PathLike,
+    form: str = "onnx",
+    path: str | os.PathLike | None = None,
+    direction: str | None = None,
+    epoch: str | int = "latest",
+    eval: bool = False,
+) -> Exported:
+    """Write the generator of an experiment to one file, and compare it with PyTorch on the CPU.
+
+    Args:
+        folder, direction, epoch, eval: as `load_generator` takes them.
+        form: `onnx`, `torchscript` or `pt2`.
+        path: file to write; None: `<epoch>_<direction>` in the experiment's folder.
+
+    Raises UserError where a package is missing, or the file differs: then it is not kept.
+    """
+    if form not in ENDINGS:
+        raise UserError(f"format '{form}': choose from {', '.join(ENDINGS)}")
+    if form == "onnx":
+        need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
+    G = load_generator(folder, direction=direction, epoch=epoch, device="cpu")
+    net = frozen(G.net, eval)
+    direction = str(G.options["direction"])
+    path = Path(path or Path(folder) / f"{epoch}_{direction}{ENDINGS[form]}")
+    if path.suffix != ENDINGS[form]:
+        raise UserError(f"--output {path} must end in {ENDINGS[form]} for {form}")
+    make_writable(path.parent, "--output")
+    options = {k: G.options[k] for k in ("netG", "norm", "ngf", "no_dropout") if k in G.options}
+    metadata = {
+        "name": Path(folder).name,
+        "direction": direction,
+        "epoch": str(epoch),
+        "weights": G.weights.name,
+        "weights_sha256": sha256(G.weights),
+        **{key: str(value) for key, value in options.items()},
+        "input_nc": str(G.input_nc),
+        "output_nc": str(G.output_nc),
+        "layout": f"NCHW float32, {channels(G.options)}",
+        "value_range": "-1 1",
+        "sizes": "any batch, height and width; the output has those of the input",
+        "batch_norm": "stored statistics" if eval else "statistics of each picture",
+        "dropout": "off",
+        "torch": torch.__version__,
+    }
+    with replacing(path) as unchecked:
+        export(net, G.input_nc, form, unchecked, metadata)
+        differences = largest_difference(net, reader(form, unchecked), G.input_nc)
+        worst = max(differences.values())
+        if not worst < TOLERANCE:
+            each = ", ".join(f"{size}: {value:.2g}" for size, value in differences.items())
+            raise UserError(
+                f"the {form} file differs from PyTorch by {worst:.3g} ({each}), more than "
+                f"{TOLERANCE:g}, and was not kept"
+            )
+    return Exported(path, differences)
+
+
+def channels(options: dict[str, Any]) -> str:
+    """What the channels of input and output are, for the metadata."""
+    if options.get("model") == "colorization":
+        return "CIE Lab: from L / 50 - 1 to a / 110 and b / 110"
+    kinds = {1: "grey", 3: "channels RGB"}
+    counts = [int(options[name]) for name in ("input_nc", "output_nc")]
+    source, result = (kinds.get(n, f"{n} channels as trained") for n in counts)
+    return source if source == result else f"from {source} to {result}"
 
 
 def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
@@ -112,9 +192,16 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
 
     Raises UserError where a package is missing.
     """
-    inner = net.model
+    if isinstance(net, OWN):
+        inner, (multiple, least) = net.model, size_needed(net)
+    else:
+        rule = size_rule(net, input_nc, torch.device("cpu"))
+        if rule is None:
+            raise UserError(
+                f"{type(net).__name__} gives pictures of other sizes than it takes: no export"
+            )
+        inner, (multiple, least) = net, rule
     assert isinstance(inner, nn.Module)
-    multiple, least = size_needed(net)
     example = torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5)
     writer: Callable = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[form]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,9 +33,6 @@ from util.result_names import output_names
 from .tiles import TileOptions
 from .translator import Translator
 
-# what one picture may raise without ending the work on the others
-FAILURES = (UserError, OSError, MemoryError, torch.cuda.OutOfMemoryError)
-
 
 class Job(NamedTuple):
     """A picture to translate, and the file that is to come of it."""
@@ -110,7 +107,7 @@ class FolderTranslation:
                         self._write_tiled(batch[0])
                     else:
                         self._translate(batch, encoders, fail)
-                except FAILURES as e:
+                except Exception as e:  # whatever it is, the others are translated
                     for ready in batch:
                         fail(ready.job, e)
                 bar.update(len(batch))
@@ -182,7 +179,7 @@ class FolderTranslation:
         def result(job: Job, get: Callable[[], Ready]) -> Ready | None:
             try:
                 return get()
-            except FAILURES as e:
+            except Exception as e:
                 fail(job, e)
                 return None
 

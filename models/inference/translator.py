@@ -8,8 +8,14 @@ out = G(Image.open("photo.jpg"))
 
 from __future__ import annotations
 
+import argparse
+import ast
+import contextlib
+import io
 import os
-from collections.abc import Generator, Sequence
+import threading
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import models
 from data.pictures.picture_io import (
     Picture,
     Range,
@@ -29,14 +36,35 @@ from data.pictures.picture_io import (
     read_picture,
     to_unit,
 )
-from models.networks import GENERATORS, NORMS, get_norm_layer
-from models.speed.acceleration import PRECISIONS, batches_freely, prepare, set_backends
-from models.weights import describe, explain_mismatch, fit_state_dict
-from util.errors import UserError
+from models.networks import GENERATORS, NORMS, apply_padded, get_norm_layer
+from models.speed.acceleration import PRECISIONS, batches_freely, prepare
+from models.weights import State, describe, explain_mismatch, fit_state_dict
+from util import randomness
+from util.errors import UserError, first_line, warn
+from util.find_class import names
 from util.run import checkpoint
 from util.run.saved_options import parse_range, read_saved_options
 
+from .sizes import size_rule
 from .tiles import ArrayRows, TileOptions, autocast_of, translate_in_tiles
+
+FARTHEST = 2.0  # magnitude up to which values of a tensor pass for some in [-1, 1]
+_reading = threading.Lock()
+_computing = threading.Lock()
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Within, `fp32` is exact on a GPU too: by a flag of the process, so one thread at a time."""
+    if precision != "fp32" or not torch.backends.cudnn.allow_tf32:
+        yield
+        return
+    with _computing:
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.allow_tf32 = True
 
 
 def load_generator(
@@ -95,24 +123,11 @@ def load_generator(
         side = "A" if direction in (trained or "AtoB", None) else "B"
         path = folder / f"{epoch}_net_G_{side}.pth"
     state = checkpoint.load_weights(path, "cpu")
-    options = {**saved, **_architecture(state, saved, path)}
+    with unchanged_process():
+        net, built = _rebuild(state, saved, path)
+    options = {**saved, **built}
     options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
-    down, up = options.pop("antialias", (False, False))
-    net = GENERATORS[options["netG"]](
-        options["input_nc"],
-        options["output_nc"],
-        options["ngf"],
-        norm_layer=get_norm_layer(options["norm"]),
-        use_dropout=not options["no_dropout"],
-        **({"antialias": down, "antialias_up": up} if down or up else {}),
-    )
-    state = fit_state_dict(state, net)
-    problem = explain_mismatch("G", state, net)
-    if problem:
-        raise UserError(f"the weights in {path} do not fit: {problem}")
-    net.load_state_dict(state)
     net.to(chosen).train(not eval)
-    set_backends(precision, fixed_size=False, deterministic=False)
     prepare(net, chosen, precision)
     value_range = value_range or parse_range(saved.get("value_range"))
     return Translator(net, chosen, options, path, value_range, precision)
@@ -131,21 +146,123 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _architecture(
-    state: dict[str, torch.Tensor], saved: dict[str, str], path: Path
-) -> dict[str, Any]:
-    """What the generator was built with: from its weights, and where they can't tell as saved."""
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    found = describe(state)
-    if found.get("netG") not in GENERATORS:
-        what = found.get("netG") or found.get("netD") or "no network of this code"
-        raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}")
+def _rebuild(state: State, saved: dict[str, str], path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that these weights belong to, with them, and the options that it was built with.
+
+    It is what the saved options say, else what the weights look like, else the generator that the
+    saved model makes for itself.
+    """
+    problems: list[str] = []
+    looks = _as_it_looks(state, saved)
+    sampling = looks.pop("antialias", ())  # weights tell
+    for built in (_as_saved(state, saved), looks):
+        if built.get("netG") not in GENERATORS:
+            continue
+        down, up = (*sampling, False, False)[:2]
+        net = GENERATORS[built["netG"]](
+            built["input_nc"],
+            built["output_nc"],
+            built["ngf"],
+            norm_layer=get_norm_layer(built["norm"]),
+            use_dropout=not built["no_dropout"],
+            **({"antialias": down, "antialias_up": up} if down or up else {}),
+        )
+        problem = _load(net, state)
+        if problem is None:
+            return net, built
+        problems.append(problem)
+    named, unknown = saved.get("model"), ""
+    if named in names(models.__name__, "model") and named != "test":
+        try:
+            net, built = _of_model(path, saved)
+        except Exception as e:  # of other options than were saved, or a file that has changed
+            unknown = f"; --model {named} can't be made from the saved options: {first_line(e)}"
+        else:
+            problem = _load(net, state)
+            if problem is None:
+                return net, built
+            problems.append(problem)
+    looks = describe({key.removeprefix("module."): value for key, value in state.items()})
+    if problems and looks:
+        raise UserError(f"the weights in {path} do not fit: {problems[-1]}")
+    what = looks.get("netG") or looks.get("netD") or "no network of this code"
+    raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{unknown}")
+
+
+def _load(net: nn.Module, state: State) -> str | None:
+    """Load weights into a network; returns why they do not fit, or None."""
+    fitting = fit_state_dict(state, net)
+    problem = explain_mismatch("G", fitting, net)
+    if problem is None:
+        net.load_state_dict(fitting)
+    return problem
+
+
+def _as_saved(state: State, saved: dict[str, str]) -> dict[str, Any]:
+    """What `train_opt.txt` says of the generator; empty if it says too little."""
+    try:
+        counts = {name: int(saved[name]) for name in ("ngf", "input_nc", "output_nc")}
+    except (KeyError, ValueError):
+        return {}
+    if not {"netG", "norm"} <= saved.keys() or saved["norm"] not in NORMS:
+        return {}
+    # the second generator of a CycleGAN takes what the first one gives
+    first = next((w for w in state.values() if w.dim() == 4), None)
+    if first is not None and first.shape[1] == counts["output_nc"] != counts["input_nc"]:
+        counts["input_nc"], counts["output_nc"] = counts["output_nc"], counts["input_nc"]
+    no_dropout = saved.get("no_dropout") == "True"
+    return {"netG": saved["netG"], "norm": saved["norm"], "no_dropout": no_dropout, **counts}
+
+
+def _as_it_looks(state: State, saved: dict[str, str]) -> dict[str, Any]:
+    """What weights say of a generator of this code, and where they can't tell what was saved."""
+    found = describe({key.removeprefix("module."): value for key, value in state.items()})
     if saved.get("norm") in NORMS:
         found["norm"] = saved["norm"]
     if "no_dropout" not in found:
         # without the file: as test.py, which has dropout unless told otherwise
         found["no_dropout"] = saved.get("no_dropout") == "True"
     return found
+
+
+def _of_model(path: Path, saved: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator that a model builds by its own code from its saved options.
+
+    `path`, `<folder>/<epoch>_net_<name>.pth`, says which.
+    """
+    kind = models.find_model_using_name(saved["model"])
+    parser = kind.modify_commandline_options(argparse.ArgumentParser(), False)
+    types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
+    values = vars(parser.parse_args([]))
+    for name, text in saved.items():
+        try:
+            values[name] = types[name](text) if types.get(name) else ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError):
+            values[name] = text
+    folder = path.parent
+    values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
+    values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
+    opt = argparse.Namespace(**values)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = kind(opt)
+    name = path.stem.split("_net_", 1)[1]
+    if name not in model.networks():
+        raise UserError(f"{path}: --model {opt.model} has no network '{name}' to load it into")
+    return model.networks()[name], values
+
+
+@contextlib.contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Within, a model may be made; random sources, warnings and backends are then as before."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
+    sources = randomness.get_state()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = flags
+        randomness.set_state(sources)
 
 
 class Translator:
@@ -177,6 +294,15 @@ class Translator:
         self.output_nc = int(options["output_nc"])
         self.value_range = value_range
         self._precision = precision
+        rule = size_rule(net, self.input_nc, device)
+        if rule is None:
+            warn(f"{type(net).__name__} gives pictures of other sizes than it takes, and so do we")
+        self._size_rule = rule or (1, 1)
+
+    def __repr__(self) -> str:
+        kinds = f"{self.input_nc} to {self.output_nc} channels on {self.device}"
+        made = f"{self.options.get('netG', type(self.net).__name__)}, {self.options['direction']}"
+        return f"Translator({self.weights}: {made}, {kinds})"
 
     def __call__(
         self, picture: Any, batch_size: int = 8, tile: int | TileOptions | None = None
@@ -246,8 +372,10 @@ class Translator:
                 f"a tensor of shape {tuple(batch.shape)}: the network takes {self.input_nc} "
                 "channels, (N, C, H, W)"
             )
-        with torch.no_grad():
-            return self.net(batch.to(self.device, non_blocking=True))
+        with torch.no_grad(), arithmetic(self._precision):
+            return apply_padded(
+                self.net, batch.to(self.device, non_blocking=True), *self._size_rule
+            )
 
     def finish(
         self, output: torch.Tensor, picture: Picture, dtype: np.dtype | type | None = None
@@ -281,6 +409,15 @@ class Translator:
     def _tensor(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() not in (3, 4) or 0 in x.shape:
             raise UserError(f"a tensor of shape {tuple(x.shape)}: it must be (N, C, H, W)")
+        if not x.is_floating_point():
+            raise UserError(
+                f"a tensor of {x.dtype}: give floats in [-1, 1], of bytes x / 127.5 - 1, or an "
+                "array (H, W, C)"
+            )
+        if not (largest := x.abs().amax().item()) <= FARTHEST:
+            raise UserError(
+                f"a tensor with values up to {largest:g} in magnitude: they must be in [-1, 1]"
+            )
         return self.run(x.float()) if x.dim() == 4 else self.run(x.float()[None])[0]
 
     def _read(self, given: Any) -> Picture:
@@ -292,7 +429,13 @@ class Translator:
         if isinstance(given, Image.Image):
             if 0 in given.size:
                 raise UserError(f"a picture of {given.width}x{given.height} pixels is empty")
-            return from_pil(given, upright=True)
+            try:
+                with _reading:  # Pillow decodes when the pixels are asked for, by one thread
+                    return from_pil(given, upright=True)
+            except UserError:
+                raise
+            except Exception as e:  # decoders raise nearly anything on damaged pictures
+                raise UserError(f"can't read this picture: {first_line(e)}") from e
         if isinstance(given, (str, os.PathLike)):
             picture = read_picture(given, upright=True)
             with naming(given):

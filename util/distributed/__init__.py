@@ -24,10 +24,12 @@ from .collectives import (
     sum_over_ranks,
     traffic,
 )
-from .devices import select_device
+from .devices import device, select_device
 from .ranks import (
     SAME_SIGNAL,
     cores,
+    destroy_process_group,
+    init_process_group,
     is_local_main,
     is_main,
     launched,

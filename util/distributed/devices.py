@@ -10,6 +10,8 @@ from util.errors import UserError
 
 from .ranks import launched, local_rank, local_world_size, world_size
 
+_device: torch.device | None = None
+
 
 def parse_gpu_ids(text: str) -> list[int]:
     """Numbers of GPUs from `0`, `0,1,2` or `-1` (none)."""
@@ -39,6 +41,11 @@ def check_gpus(gpu_ids: str, ids: Sequence[int]) -> None:
         )
 
 
+def device() -> torch.device:
+    """The device that `select_device` chose last; by default a GPU if there is one."""
+    return _device or select_device("0")[1]
+
+
 def select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
     """The GPUs to use (none: another device) and the device on which this process computes.
 
@@ -46,6 +53,12 @@ def select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
     default of `0` that of its number. Without any GPU that default falls back to Apple's MPS or to
     the CPU and says so. Raises UserError for a GPU that the machine does not have.
     """
+    global _device
+    ids, _device = _select_device(gpu_ids)
+    return ids, _device
+
+
+def _select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
     ids = parse_gpu_ids(gpu_ids)
     if not ids:
         return [], torch.device("cpu")

@@ -5,6 +5,7 @@ Ending is left to torchrun: a process that fails exits, and torchrun ends or res
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -29,6 +30,7 @@ SAME_SIGNAL = 5.0  # a signal that comes again within so many seconds is the sam
 
 _no_sync = False
 _store: Any = None
+_until_the_end = contextlib.ExitStack()
 
 
 class PeerLost(RuntimeError):
@@ -129,6 +131,18 @@ def process_group() -> Iterator[None]:
             raise
         finally:
             dist.destroy_process_group()
+
+
+def init_process_group() -> None:
+    """Enter `process_group()` for the rest of the program, or until `destroy_process_group`."""
+    if launched() and not dist.is_initialized():
+        _until_the_end.enter_context(process_group())
+        atexit.register(destroy_process_group)
+
+
+def destroy_process_group() -> None:
+    """Undo `init_process_group`; does nothing elsewhere."""
+    _until_the_end.close()
 
 
 def _connect() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import time
 from pathlib import Path
 from types import TracebackType
@@ -108,11 +110,7 @@ class TrainingRun:
         opt = self.opt
         self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
-            if next(self.folder.glob("*_net_*.pth"), None) is not None:
-                print(
-                    f"{self.folder} has an earlier training, whose files will be overwritten "
-                    "(--continue_train goes on with it)"
-                )
+            _set_aside(self.folder)
             return None
         found: FoundSet | None = self.model.resumed
         if checkpoint.tokens(self.folder) != (found.there if found else {}):
@@ -259,6 +257,30 @@ class TrainingRun:
                 f"the training is over, but {'; '.join(self.failed)}; --continue_train goes on "
                 "from the older save"
             )
+
+
+def _set_aside(folder: Path) -> None:
+    """Move the weights and states of an earlier training under this name to a folder of their own.
+
+    Beside those of the new one, `10_net_G.pth` of the old would pass for its tenth epoch.
+    """
+    weights = list(folder.glob("*_net_*.pth"))
+    if not weights:
+        return
+    age = int(max(path.stat().st_mtime for path in weights))
+    while (aside := folder / f"earlier.{age}").exists():
+        age += 1
+    aside.mkdir()
+    best = folder / "best_scores.json"
+    options = folder / "train_opt.txt"
+    if options.exists():
+        shutil.copy2(options, aside)
+    for path in [*weights, *folder.glob("*_train_state.pth"), *([best] if best.exists() else [])]:
+        os.replace(path, aside / path.name)
+    print(
+        f"the weights of an earlier training under this name were moved to {aside} "
+        "(--continue_train goes on with a training instead)"
+    )
 
 
 __all__ = ["Position", "TrainingRun"]

@@ -8,6 +8,7 @@ back, with `real_X`. All are compared as the 8-bit pictures that test.py would s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -315,6 +316,26 @@ def as_rgb(picture: torch.Tensor) -> torch.Tensor | None:
     if picture.shape[1] == 1:
         return picture.expand(-1, 3, -1, -1)
     return picture if picture.shape[1] == 3 else None
+
+
+def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any]:
+    """The report of a model that is set up, over a data set: what scripts/evaluate.py writes.
+
+    Raises UserError where nothing can be scored.
+    """
+    evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)
+    if opt.eval:
+        model.eval()
+    with contextlib.closing(dataset):
+        result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
+    if not result.scores:
+        raise UserError(
+            "nothing could be scored: "
+            + "; ".join(f"{name}: {why}" for name, why in result.left_out.items())
+            + "; pairs need --dataset_mode aligned, or a dataset with paired = True; sets need "
+            "--model cycle_gan"
+        )
+    return report(opt, model, evaluator, result)
 
 
 # ------------------------------------------------------------------------------------------ reports

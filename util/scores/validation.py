@@ -39,10 +39,9 @@ class Validation:
         self,
         opt: argparse.Namespace,
         model: Any,
-        visualizer: Any,
         create_dataset: Callable[[argparse.Namespace], Any],
     ):
-        self.every, self.model, self.visualizer = opt.val_freq, model, visualizer
+        self.every, self.model = opt.val_freq, model
         self.folder = Path(opt.checkpoints_dir) / opt.name
         if not self.every or not distributed.is_main():
             return
@@ -92,8 +91,8 @@ class Validation:
             return None
         return kept
 
-    def end_epoch(self, position: Position) -> None:
-        """Score the model if this epoch is one to do so after; keep it if it is the best.
+    def end_epoch(self, position: Position, visualizer: Any) -> None:
+        """Score the model if this epoch is one to do so after; show it, keep it if it is the best.
 
         The first of several processes does this, and the others wait.
         """
@@ -101,10 +100,11 @@ class Validation:
             return
         if distributed.is_main():
             with distributed.no_sync():
-                self._score(position)
+                visualizer.log_scores(self._score(position))
         distributed.barrier()
 
-    def _score(self, position: Position) -> None:
+    def _score(self, position: Position) -> dict[str, Any]:
+        """The record of the scores that the model has now."""
         start = time.perf_counter()
         with undisturbed(self.model):
             result = self.evaluator.run(self.model, self.dataset, self.count)
@@ -114,18 +114,16 @@ class Validation:
             warn(f"no best_net_*.pth of epoch {position.epoch}: --best_by {self.by}: {why}")
         elif self.best is None or better(self.by, value, self.best["value"]):
             self._keep(position, value, result)
-        self.visualizer.log_scores(
-            {
-                "epoch": position.epoch,
-                "images": position.total_iters,
-                "progress": float(position.epoch),
-                "phase": self.opt.phase,
-                "pictures": result.pictures,
-                "seconds": time.perf_counter() - start,
-                "scores": result.flat(),
-                "best": {k: self.best[k] for k in ("by", "value", "epoch")} if self.best else {},
-            }
-        )
+        return {
+            "epoch": position.epoch,
+            "images": position.total_iters,
+            "progress": float(position.epoch),
+            "phase": self.opt.phase,
+            "pictures": result.pictures,
+            "seconds": time.perf_counter() - start,
+            "scores": result.flat(),
+            "best": {k: self.best[k] for k in ("by", "value", "epoch")} if self.best else {},
+        }
 
     def _keep(self, position: Position, value: float, result: Evaluation) -> None:
         """Write the weights, then what they score: killed in between, the epoch comes again."""

@@ -1,0 +1,129 @@
+"""The packages of this project under one name, for programs of other people.
+
+    from image_translation import load_generator
+
+    G = load_generator("checkpoints/maps_cyclegan", "AtoB")
+    out = G(Image.open("photo.jpg"))
+
+`data`, `models`, `options` and `util` are `image_translation.data` and so on here. A host program
+may have packages of those names: neither sees the other's.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from models import Translator, load_generator
+    from models.inference.export import export_generator as export
+    from util.errors import UserError
+
+__all__ = ["Translator", "UserError", "evaluate", "export", "load_generator"]
+
+ROOMS = ("data", "models", "options", "util")
+# installed, the folders are in this one; in a clone of the repository beside it
+_HERE = Path(__file__).resolve().parent
+_ROOT = _HERE if (_HERE / "models").is_dir() else _HERE.parent
+
+
+class _UnderThisName(ast.NodeTransformer):
+    """Makes `from util.errors import x` mean `from image_translation.util.errors import x`."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
+        if node.level == 0 and (node.module or "").split(".")[0] in ROOMS:
+            node.module = f"{__name__}.{node.module}"
+        return node
+
+    def visit_Import(self, node: ast.Import) -> list[ast.AST]:
+        more: list[ast.AST] = []
+        for name in node.names:
+            room = name.name.split(".")[0]
+            if room not in ROOMS:
+                continue
+            if name.asname is None and room != name.name:  # `import util.errors` gives `util`
+                alias = ast.alias(f"{__name__}.{room}", room)
+                more.append(ast.copy_location(ast.Import([alias]), node))
+            name.asname = name.asname or ("_" if more else room)
+            name.name = f"{__name__}.{name.name}"
+        return [node, *more]
+
+
+class _Loader(SourceFileLoader):
+    def get_code(self, fullname: str) -> Any:
+        # not from the cache beside the file, which is that of the plain names
+        path = self.get_filename(fullname)
+        tree = ast.fix_missing_locations(
+            _UnderThisName().visit(ast.parse(self.get_data(path), path))
+        )
+        return compile(tree, path, "exec", dont_inherit=True)
+
+
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: Any = None
+    ) -> ModuleSpec | None:
+        package, _, inner = fullname.partition(".")
+        parts = inner.split(".")
+        if package != __name__ or parts[0] not in ROOMS:
+            return None
+        folder = _ROOT.joinpath(*parts)
+        for file, inside in (
+            (folder / "__init__.py", [str(folder)]),
+            (folder.with_suffix(".py"), None),
+        ):
+            if file.exists():
+                loader = _Loader(fullname, str(file))
+                return spec_from_file_location(
+                    fullname, file, loader=loader, submodule_search_locations=inside
+                )
+        return None
+
+
+sys.meta_path.insert(0, _Finder())
+
+
+def evaluate(**options: Any) -> dict[str, Any]:
+    """The report of `scripts/evaluate.py`, which takes these options: `dataroot`, `name`, ...
+
+    Flags are True. Raises UserError where something is missing; an option that is not there, or has
+    a value that it can't have, ends the program as on the command line.
+    """
+    from .data import create_dataset
+    from .models import create_model
+    from .models.inference.translator import unchanged_process
+    from .options.evaluate_options import EvaluateOptions
+    from .util.scores.evaluation import evaluate as score
+
+    words = [f"--{k}" if v is True else f"--{k}={v}" for k, v in options.items() if v is not False]
+    with unchanged_process():
+        opt = EvaluateOptions(words).parse(save=False)
+        dataset = create_dataset(opt)
+        model = create_model(opt)
+        model.setup(opt)
+        return score(opt, model, dataset)
+
+
+def __getattr__(name: str) -> Any:
+    # here, since importing this package takes no time, but what these need takes seconds
+    if name in ("Translator", "load_generator"):
+        from . import models
+
+        return getattr(models, name)
+    if name == "export":
+        with warnings.catch_warnings():
+            from .models.inference.export import export_generator
+
+        return export_generator
+    if name == "UserError":
+        from .util.errors import UserError
+
+        return UserError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,65 @@
+"""Pictures of any size through any generator: padded to what it takes, and the result cut back."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from models.base_model import BaseModel
+from models.networks import ResnetGenerator, UnetGenerator, apply_padded
+
+OWN = (ResnetGenerator, UnetGenerator)  # these pad by themselves
+
+
+def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int, int] | None:
+    """Of which number height and width must be multiples, and the least size, found by trying.
+
+    The first power of two for which pictures keep their size, up to 256; None if there is none, as
+    for a network that enlarges pictures. The network runs in evaluation mode, which draws nothing.
+    """
+    if isinstance(net, OWN):
+        return 1, 1
+
+    def keeps(height: int, width: int) -> bool:
+        x = torch.zeros(1, input_nc, height, width, device=device)
+        try:
+            return net(x).shape[-2:] == x.shape[-2:]
+        except Exception:  # whatever a layer says to a size that it can't take
+            return False
+
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad():
+            for multiple in (2**n for n in range(9)):
+                odd = -(-64 // multiple) | 1  # so that sizes are no multiples of twice as much
+                if keeps(odd * multiple, (odd + 2) * multiple):
+                    sizes = range(multiple, odd * multiple, multiple)
+                    return multiple, next((n for n in sizes if keeps(n, n)), odd * multiple)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return None
+
+
+class KeepsSize(nn.Module):
+    """A generator for pictures of any size: (N, C, H, W) to (N, C', H, W)."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.rule: tuple[int, int] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rule is None:
+            self.rule = size_rule(self.net, x.shape[1], x.device) or (1, 1)
+        return apply_padded(self.net, x, *self.rule)
+
+
+def keep_sizes(model: BaseModel) -> None:
+    """Make the generators of a model take pictures of any size and give it back."""
+    generators = [net for name, net in model.networks().items() if name.startswith("G")]
+    wrapped = {net: KeepsSize(net) for net in generators if not isinstance(net, OWN)}
+    for name, value in list(vars(model).items()):
+        if isinstance(value, nn.Module) and value in wrapped:
+            setattr(model, name, wrapped[value])

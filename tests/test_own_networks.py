@@ -1,0 +1,256 @@
+"""Networks of one's own, in test.py, as a function, exported and on the page of the demo."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import models
+from data.pictures.picture_io import write_picture
+from models import load_generator, networks
+from models.inference.export import export, frozen, largest_difference, reader
+from models.inference.sizes import size_rule
+from models.pix2pix_model import Pix2PixModel
+from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, truncated
+from util.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Octo(nn.Module):
+    """Halves three times and doubles three times: sizes must be multiples of 8."""
+
+    def __init__(self, input_nc, output_nc, ngf, norm_layer=None, use_dropout=False):
+        super().__init__()
+        widths = [input_nc, ngf, ngf, ngf]
+        down = [nn.Conv2d(a, ngf, 3, 2, 1) for a in widths[:3]]
+        up = [nn.ConvTranspose2d(ngf, b, 4, 2, 1) for b in (ngf, ngf, output_nc)]
+        middle = [nn.ReflectionPad2d(1), nn.Conv2d(ngf, ngf, 3)]
+        self.model = nn.Sequential(*down, *middle, *up, nn.Tanh())
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class Twice(nn.Module):
+    """Enlarges pictures, so it keeps no size."""
+
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=2)
+
+
+@pytest.fixture(scope="module")
+def octo(tmp_path_factory) -> Iterator[Path]:
+    """A folder of experiments with x, whose generator was added as docs/overview.md says."""
+    folder = tmp_path_factory.mktemp("octo")
+    where = ["--dataroot", aligned(folder / "data"), "--checkpoints_dir", folder / "c"]
+    words = ["--name", "x", "--model", "pix2pix", *TINY, *SHORT, "--netG", "octo"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(networks.GENERATORS, "octo", Octo)
+        succeed("train.py", *where, *words)
+        yield folder / "c"
+
+
+@pytest.mark.parametrize(
+    ("net", "rule"),
+    [
+        (Octo(3, 3, 4), (8, 16)),  # at half of 16 the padding can still reflect
+        (nn.Conv2d(3, 3, 3, padding=1), (1, 1)),
+        (nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 3, 7)), (1, 4)),
+        (nn.Sequential(nn.PixelUnshuffle(32), nn.PixelShuffle(32)), (32, 32)),
+        (Twice(), None),
+        (networks.define_G(3, 3, 4, "unet_128"), (1, 1)),  # pads by itself
+    ],
+)
+def test_sizes_are_found_by_trying(net, rule):
+    net.train()
+    before = torch.get_rng_state()
+    assert size_rule(net, 3, CPU) == rule
+    assert all(module.training for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_sizes_are_given_back(octo, tmp_path):
+    sizes = {"a": (41, 33), "b": (40, 2), "c": (7, 90), "d": (64, 64)}
+    for name, size in sizes.items():
+        picture(tmp_path / "in" / f"{name}.png", *size)
+    truncated(tmp_path / "in" / "e.png")
+    where = ["--checkpoints_dir", octo, "--name", "x", "--results_dir", tmp_path / "r"]
+    words = ["--gpu_ids", -1, "--dataroot", tmp_path / "in", "--num_threads", 0]
+    result = run("test.py", *where, *words, "--only_outputs")
+    assert result.code == 1
+    assert "1 of 5 pictures failed" in result.err
+    folder = tmp_path / "r" / "x" / "test_latest"
+    assert {p.stem: Image.open(p).size for p in folder.glob("*.png")} == sizes
+
+    (tmp_path / "in" / "e.png").unlink()
+    succeed("test.py", *where, *words, "--keep_size")
+    shown = {name: Image.open(folder / "images" / f"{name}_fake.png").size for name in sizes}
+    assert shown == sizes
+
+
+def test_one_picture_that_the_network_refuses_is_its_own_matter(octo, tmp_path, monkeypatch):
+    class Picky(Octo):
+        def forward(self, x):
+            if x.shape[-1] > 100:
+                raise RuntimeError("too wide for me")
+            return super().forward(x)
+
+    monkeypatch.setitem(networks.GENERATORS, "octo", Picky)
+    picture(tmp_path / "in" / "a.png", 120, 24)
+    picture(tmp_path / "in" / "b.png", 24, 24)
+    where = ["--checkpoints_dir", octo, "--name", "x", "--results_dir", tmp_path / "r"]
+    words = ["--gpu_ids", -1, "--dataroot", tmp_path / "in", "--num_threads", 0]
+    result = run("test.py", *where, *words, "--only_outputs")
+    assert result.code == 1
+    assert f"{tmp_path / 'in' / 'a.png'}: too wide for me" in result.err
+    assert (tmp_path / "r" / "x" / "test_latest" / "b.png").exists()
+
+
+def test_as_a_function(octo):
+    G = load_generator(octo / "x", device="cpu")
+    assert isinstance(G.net, Octo)
+    state = torch.load(octo / "x" / "latest_net_G.pth", weights_only=True)
+    net = Octo(3, 3, 4)
+    net.load_state_dict(state)
+    x = torch.rand(2, 3, 40, 24) * 2 - 1
+    torch.testing.assert_close(G(x), net(x))
+    assert G(pixels(33, 21)).shape == (21, 33, 3)
+    assert repr(G) == f"Translator({G.weights}: octo, AtoB, 3 to 3 channels on cpu)"
+
+
+class OwnGenerator(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 3, 1))
+
+    def forward(self, x):
+        return self.layers(x).tanh()
+
+
+class OwnModel(Pix2PixModel):
+    """As people wrote them: its generator has nothing to do with --netG."""
+
+    @staticmethod
+    def modify_commandline_options(parser, is_train=True):
+        parser = Pix2PixModel.modify_commandline_options(parser, is_train)
+        parser.add_argument("--own_width", type=int, default=2)
+        return parser
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.netG = OwnGenerator(opt.own_width)
+        if self.isTrain:
+            self.optimizers[0] = self.optimizer_G = self.make_optimizer(self.netG.parameters())
+
+
+def test_a_generator_that_the_model_builds(tmp_path, monkeypatch):
+    find = models.find_model_using_name
+
+    def replaced(kind: str) -> type:
+        return OwnModel if kind == "pix2pix" else find(kind)
+
+    monkeypatch.setattr(models, "find_model_using_name", replaced)
+    where = ["--dataroot", aligned(tmp_path / "data"), "--checkpoints_dir", tmp_path / "c"]
+    words = ["--name", "x", "--model", "pix2pix", *TINY, *SHORT, "--own_width", 5]
+    succeed("train.py", *where, *words)
+    G = load_generator(tmp_path / "c" / "x", device="cpu")
+    assert isinstance(G.net, OwnGenerator)
+    state = torch.load(tmp_path / "c" / "x" / "latest_net_G.pth", weights_only=True)
+    assert all(torch.equal(value, state[key]) for key, value in G.net.state_dict().items())
+    assert G.net.layers[0].out_channels == 5
+
+
+def test_exported(octo, tmp_path):
+    form = "torchscript"
+    net = frozen(load_generator(octo / "x", device="cpu").net)
+    path = tmp_path / "net"
+    export(net, 3, form, path, {"made": json.dumps("here")})
+    fitting = [(1, 64, 64), (2, 16, 40)]
+    assert max(largest_difference(net, reader(form, path), 3, fitting).values()) < 1e-5
+    assert reader(form, path)(torch.zeros(1, 3, 75, 109)).shape == (1, 3, 75, 109)
+
+
+def settings() -> tuple:
+    return (
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.get_float32_matmul_precision(),
+        random.getstate(),
+        str(np.random.get_state()),
+        torch.get_rng_state().tolist(),
+        list(warnings.filters),
+    )
+
+
+@pytest.mark.parametrize("precision", ["tf32", "fp32", "bf16"])
+def test_loading_and_calling_change_nothing_in_the_host(octo, precision):
+    before = settings()
+    G = load_generator(octo / "x", device="cpu", precision=precision)
+    G(pixels(40, 40))
+    assert settings() == before
+
+
+def test_threads_at_once_get_what_one_gets(octo, tmp_path):
+    G = load_generator(octo / "x", device="cpu", precision="fp32")
+    path = picture(tmp_path / "a.png", 52, 36)
+    with Image.open(path) as image:
+        image.load()
+        alone = np.asarray(G(image))
+    shared = Image.open(path)  # which is decoded when somebody asks for its pixels
+    results: list[np.ndarray] = []
+
+    def work() -> None:
+        for given in (shared, path, pixels(52, 36), shared):
+            results.append(np.asarray(G(given)))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 24
+    assert all(np.array_equal(result, alone) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "give floats in [-1, 1]"),
+        (torch.full((3, 8, 8), 200.0), "values up to 200 in magnitude: they must be in [-1, 1]"),
+        (torch.full((3, 8, 8), torch.nan), "values up to nan"),
+    ],
+)
+def test_tensors_of_another_range_are_refused(octo, given, said):
+    G = load_generator(octo / "x", device="cpu")
+    with pytest.raises(UserError, match=said.replace("[", r"\[")):
+        G(given)
+
+
+def test_a_torn_picture_is_a_user_error(octo, tmp_path):
+    G = load_generator(octo / "x", device="cpu")
+    with pytest.raises(UserError, match=r"can't read this picture: .*truncated"):
+        G(Image.open(truncated(tmp_path / "a.png")))
+
+
+def test_colour_of_16_bits_from_memory(octo, tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (24, 24, 3)).astype(np.uint16)
+    write_picture(tmp_path / "a.png", values)
+    G = load_generator(octo / "x", device="cpu")
+    wanted = G(tmp_path / "a.png")  # an array: Pillow has no such pictures
+    memory = io.BytesIO((tmp_path / "a.png").read_bytes())
+    got = np.asarray(G(Image.open(memory)))
+    # Pillow gets 8 bits of it
+    assert abs(got.astype(int) - np.round(wanted / 257).astype(int)).max() <= 1
