@@ -3,7 +3,9 @@
 # (in .venv/demo, which sees .venv); with --dev, that and what the tests need too.
 # Safe to run again: nothing happens when all is there, and a broken installation is repaired.
 #
-# Usage: [PYTHON=python3.12] scripts/setup.sh [--demo | --dev]
+# Usage: [PYTHON=python3.12] scripts/setup.sh [--demo | --dev] [--newest]
+#
+# Takes the exact versions of constraints.txt; with --newest the newest ones that go together.
 #
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) are honoured, so
 # a machine without a GPU can name PyTorch's CPU-only index and save most of the download.
@@ -27,15 +29,17 @@ die() {
 
 kinds=(base)
 dev=false
+constraints=(-c "$root/constraints.txt")
 for arg in "$@"; do
     case "$arg" in
         --demo) kinds=(base demo) ;;
         --dev) dev=true kinds=(base dev demo) ;;
+        --newest) constraints=() ;;
         -h | --help)
-            sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+            sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
-        *) die "unknown argument '$arg'; allowed: --demo, --dev" ;;
+        *) die "unknown argument '$arg'; allowed: --demo, --dev, --newest" ;;
     esac
 done
 
@@ -60,6 +64,7 @@ PY
 stamp() { # what the installation was made from and with, then what it put there
     local files=(requirements.txt)
     [ "$1" = base ] || files+=("requirements-$1.txt")
+    [ ${#constraints[@]} = 0 ] || files+=(constraints.txt)
     (cd "$root" && cat "${files[@]}" | cksum)
     "$python" -c 'import sys; print(*sys.version_info[:3], sep=".")'
 }
@@ -186,7 +191,8 @@ if ! "$python" -c 'import visdom' >/dev/null 2>&1; then
 fi
 requirements="$root/requirements.txt"
 if $dev; then requirements="$root/requirements-dev.txt"; fi
-pip_install "$python" --no-build-isolation -r "$requirements"
+pip_install "$python" --no-build-isolation ${constraints[@]+"${constraints[@]}"} \
+    -r "$requirements"
 
 names="${modules[*]%%:*}"
 if ! problem="$("$python" -c "import ${names// /, }" 2>&1)"; then

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [
@@ -106,8 +108,8 @@ class Copy:
         self.root = folder / "a copy"  # a space in the path must not matter
         (self.root / "scripts").mkdir(parents=True)
         shutil.copy(ROOT / "scripts/setup.sh", self.root / "scripts")
-        for name in ("requirements.txt", "requirements-dev.txt", "requirements-demo.txt"):
-            shutil.copy(ROOT / name, self.root)
+        for file in (*ROOT.glob("requirements*.txt"), ROOT / "constraints.txt"):
+            shutil.copy(file, self.root)
         self.calls = folder / "pip calls"
         pip = folder / "false pip.py"
         pip.write_text(FALSE_PIP, encoding="utf-8")
@@ -161,6 +163,8 @@ def test_setup_installs_once(copy: Copy):
     assert "setuptools>=77.0.3,<81 wheel" in calls[0]
     assert "--no-build-isolation" in calls[1]
     assert calls[1].endswith("/requirements.txt")
+    assert "-c" in calls[1].split()
+    assert "/constraints.txt -r " in calls[1]
 
     seconds = []
     for _ in range(3):
@@ -170,6 +174,30 @@ def test_setup_installs_once(copy: Copy):
     assert min(seconds) < 1
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert copy.take_calls() == []
+
+
+def test_setup_takes_the_newest_releases(copy: Copy):
+    assert copy.setup("--newest").returncode == 0
+    assert "constraints.txt" not in "".join(copy.take_calls())
+    assert copy.setup("--newest").stdout == ""
+    # the tested versions may be others
+    assert copy.setup().returncode == 0
+    assert "constraints.txt" in "".join(copy.take_calls())
+
+
+def test_constraints_have_what_is_required():
+    """The exact versions are within the bounds, and nothing that is required lacks one."""
+    pinned = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            pinned[requirement.name] = str(requirement.specifier).removeprefix("==")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            if line and not line.startswith(("#", "-r")):
+                requirement = Requirement(line)
+                version = pinned[canonicalize_name(requirement.name)]
+                assert requirement.specifier.contains(version), requirement
 
 
 def test_setup_dev_adds_to_what_is_there(copy: Copy):
