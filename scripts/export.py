@@ -35,7 +35,7 @@ from models.inference.export import (
 )
 from options.base_options import experiment_name
 from util.errors import OneLineParser, UserError, one_line_errors
-from util.files import make_writable, sha256
+from util.files import make_writable, replacing, sha256
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -94,9 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     if path.suffix != ENDINGS[args.format]:
         raise UserError(f"--output {path} must end in {ENDINGS[args.format]} for {args.format}")
     make_writable(path.parent, "--output")
-    # moved into place when it has been checked
-    unchecked = path.with_name(f".unchecked-{path.name}")
-    try:
+    with replacing(path) as unchecked:
         export(net, G.input_nc, args.format, unchecked, metadata)
         differences = largest_difference(net, reader(args.format, unchecked), G.input_nc)
         worst = max(differences.values())
@@ -106,9 +104,6 @@ def main(argv: list[str] | None = None) -> None:
                 f"the {args.format} file differs from PyTorch by {worst:.3g} ({each}), more than "
                 f"{TOLERANCE:g}, and was not kept"
             )
-        unchecked.replace(path)
-    finally:
-        unchecked.unlink(missing_ok=True)
     print(f"largest difference from PyTorch, of values in [-1, 1]: {worst:.2g} ({each})")
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
