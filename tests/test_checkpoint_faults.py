@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import multiprocessing
 import os
 import pickle
 import random
@@ -582,6 +583,8 @@ def test_pruning_goes_by_position_not_by_date(tmp_path):
     (tmp_path / "odd_train_state.pth").write_bytes(b"?")
     checkpoint.prune_states(tmp_path, 2)
     assert checkpoint.saved_suffixes(tmp_path) == ["2", "3", "odd"]
+    checkpoint.prune_states(tmp_path, 0)
+    assert checkpoint.saved_suffixes(tmp_path) == ["3", "odd"], "nothing to go on from"
     assert len(list(tmp_path.glob("*_net_*.pth"))) == 6
 
 
@@ -849,6 +852,28 @@ def test_signals_are_given_back():
     assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
     stop.uninstall()
     assert {n: signal.getsignal(n) for n in before} == before
+
+
+def kill_a_worker() -> None:
+    from models.cycle_gan_model import CycleGANModel
+
+    optimize = CycleGANModel.optimize_parameters
+
+    def killed(self: Any) -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        optimize(self)
+
+    CycleGANModel.optimize_parameters = killed
+
+
+def test_a_killed_loading_process_is_one_line(pictures, tmp_path):
+    log = tmp_path / "log"
+    argv = words(pictures, tmp_path, "--num_threads", "1")
+    assert forked.run(argv, log, prepare=kill_a_worker) == 1
+    assert "Traceback" not in log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("error: a process that loads pictures was killed")
+    assert "--num_threads" in last
 
 
 # ----------------------------------------------------------------------------------------- resuming

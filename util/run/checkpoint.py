@@ -357,9 +357,12 @@ def _newest(headers: dict[str, dict[str, Any]]) -> tuple[str, int] | None:
 def prune_states(folder: Path, keep: int) -> None:
     """Delete the states of all but the `keep` newest checkpoints besides latest; not weights.
 
-    States that can't be read are left alone.
+    The newest of all stays, also where `--save_by_iter` saves no latest. So do those that can't be
+    read.
     """
     if len(saved_suffixes(folder)) > keep:
-        numbered = [suffix for suffix in _headers(folder)[0] if suffix != "latest"]
+        headers = list(_headers(folder)[0])
+        numbered = [suffix for suffix in headers if suffix != "latest"]
         for suffix in numbered[keep:]:
-            state_path(folder, suffix).unlink(missing_ok=True)
+            if suffix != headers[0]:
+                state_path(folder, suffix).unlink(missing_ok=True)
