@@ -222,7 +222,11 @@ class Case:
             raise Difference("a traceback")
         if not self.damaged and re.search("is passed over|no whole save", text):
             raise Difference("a save is not whole, and nobody damaged it")
-        if code == 1 and self.ranks == 1 and not text.splitlines()[-1].startswith("error: "):
+        if (
+            code == 1
+            and self.ranks == 1
+            and not text.strip().rpartition("\n")[2].startswith("error: ")
+        ):
             raise Difference("exit code 1 without a line that says why")
         if code not in (0, 1, 130, 143, -9, -15, -2, 137):
             raise Difference(f"exit code {code}")

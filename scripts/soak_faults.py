@@ -16,9 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-from util.run.checkpoint import UNFINISHED
+from util.run.checkpoint import UNFINISHED, load_file
 
 if TYPE_CHECKING:
     from soak import Case, Running
@@ -179,7 +177,8 @@ def damaged_files(case: Case) -> bool:
     if not case.experiment.exists():
         return False
     shutil.copytree(case.experiment, backup)
-    before = {p.read_bytes(): images(p) for p in backup.glob("*_train_state.pth")}
+    found = {p: images(p) for p in backup.glob("*_train_state.pth")}
+    before = {p.read_bytes(): n for p, n in found.items() if n is not None}
     files = [p for p in case.experiment.iterdir() if p.suffix in (".pth", ".jsonl", ".txt")]
     states = [p for p in files if p.name.endswith("_train_state.pth")]
     files = [p for p in files if not p.name.startswith(".")] + states
@@ -212,8 +211,11 @@ def damaged_files(case: Case) -> bool:
     return done
 
 
-def images(path: Path) -> int:
-    return torch.load(path, weights_only=True, mmap=True)["total_iters"]
+def images(path: Path) -> int | None:
+    """The position of a checkpoint; None where an earlier fault has damaged it."""
+    with contextlib.suppress(Exception):
+        return load_file(path)["total_iters"]
+    return None
 
 
 def damaged_picture(case: Case) -> bool:
