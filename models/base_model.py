@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, warn
 from util.run import checkpoint
 from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
@@ -70,7 +70,7 @@ class BaseModel(ABC):
         self.schedulers: list[Any] = []
         self.image_paths: list[str] = []
         self.metric: float = 0  # what the learning rate policy `plateau` watches
-        self.resumed: checkpoint.FoundSet | None = None  # what --continue_train goes on from
+        self.resumed: checkpoint.FoundCheckpoint | None = None  # what --continue_train goes on from
         fp16 = self.isTrain and opt.precision == "fp16"
         self._gradient_scale = GradientScale() if fp16 else None
         accumulate = opt.accumulate if self.isTrain else 1
@@ -130,11 +130,30 @@ class BaseModel(ABC):
         """Find what `--continue_train` goes on from, and load its weights."""
         newest = opt.epoch == "latest" and opt.load_iter == 0
         suffix = None if newest else self.load_suffix()
-        self.resumed = checkpoint.find_set(self.save_dir, self.networks(), suffix)
-        if self.resumed is not None:
+        self.resumed = checkpoint.find_checkpoint(self.save_dir, self.networks(), suffix)
+        if self.resumed is not None and self.resumed.state is not None:
+            self._load_checkpoint(self.resumed, self.resumed.state.pop("weights"))
+        elif self.resumed is not None:
             self.load_networks(self.resumed.suffix)
         elif suffix is not None:
             self.load_networks(suffix)  # says what there is instead
+
+    def _load_checkpoint(self, found: checkpoint.FoundCheckpoint, weights: dict[str, Any]) -> None:
+        """Load the weights of a training state, and warn where the exported files have others."""
+        path = checkpoint.state_path(self.save_dir, found.suffix)
+        own = {name: (path, weights[name]) for name in self.networks()}
+        self._load_weights(own)
+        try:
+            self.load_networks(found.suffix)  # in a subclass it may load more than networks
+            exported = self.network_states()
+            other = [name for name in own if not _equal(exported[name], weights[name])]
+            reason = f"the files of {', '.join(other)} have other weights" if other else ""
+        except UserError as e:
+            reason = str(e)
+        if reason and not found.unfinished:
+            warn(f"{reason}; training goes on from {path}: delete it to start from weights alone")
+        if reason:
+            self._load_weights(own)
 
     def synchronize(self, net: nn.Module) -> None:
         """Make batch norms take their statistics over the batches of all processes."""
@@ -378,20 +397,28 @@ class BaseModel(ABC):
         Raises UserError where a file is missing, can't be read, or does not fit; then no network
         has changed.
         """
-        states = {}
-        for name, net in self.networks().items():
+        weights = {}
+        for name in self.networks():
             path = self.save_dir / f"{epoch}_net_{name}.pth"
             try:
-                state = checkpoint.load_weights(path, self.device)
+                weights[name] = path, checkpoint.load_weights(path, self.device)
             except UserError as e:
                 raise UserError(f"{e}{self._other_model()}") from e
-            states[name] = fit_state_dict(state, unwrap(net))
-            problem = explain_mismatch(name, states[name], unwrap(net))
+        self._load_weights(weights)
+        for path, _ in weights.values():
+            print(f"loading the model from {path}")
+
+    def _load_weights(self, weights: dict[str, tuple[Path, dict[str, torch.Tensor]]]) -> None:
+        """Load weights by the name of their network, all or none; each has the file it is from."""
+        fitted = {}
+        for name, (path, state) in weights.items():
+            net = unwrap(self.networks()[name])
+            fitted[name] = fit_state_dict(state, net)
+            problem = explain_mismatch(name, fitted[name], net)
             if problem:
                 hint = self._other_model() or self._other_options()
                 raise UserError(f"the weights in {path} do not fit: {problem}{hint}")
-        for name, state in states.items():
-            print(f"loading the model from {self.save_dir / f'{epoch}_net_{name}.pth'}")
+        for name, state in fitted.items():
             unwrap(self.networks()[name]).load_state_dict(state)
 
     def _other_model(self) -> str:
@@ -551,6 +578,11 @@ def _tensors(net: nn.Module) -> list[torch.Tensor]:
 def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     """The learning rates of the groups of an optimizer, before any schedule."""
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dictionaries have the same keys and values."""
+    return a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)
 
 
 def unwrap(net: nn.Module) -> nn.Module:

@@ -389,7 +389,7 @@ class BaseOptions:
         folder = Path(opt.checkpoints_dir) / opt.name
         names = self.restored_names(opt)
         # options alone, without weights, are those of a training that never came to anything
-        trained = bool(names) and next(folder.glob("*_net_*.pth"), None) is not None
+        trained = bool(names) and next(folder.glob("[!.]*_net_*.pth"), None) is not None
         saved = read_saved_options(folder) if trained else {}
         against = "direction" in explicit and opt.direction != saved.get("direction")
         if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:

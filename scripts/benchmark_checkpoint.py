@@ -65,12 +65,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         model = default_model(Path(name))
         folder = model.save_dir
-        state = {"run": checkpoint.new_token(), "epoch": 1, "epoch_iter": 0, "total_iters": 0}
+        state = {"run": checkpoint.new_run(folder), "epoch": 1, "epoch_iter": 0, "total_iters": 0}
         state |= {"seed": 0, "options": {}, "random": randomness.get_state()}
 
         def save() -> None:
-            full = {**state, "model": model.training_state()}
-            checkpoint.save_set(folder, "latest", model.network_states(), full)
+            weights, full = model.network_states(), model.training_state()
+            complete = {**state, "weights": weights, "model": full}
+            checkpoint.save_checkpoint(folder, ["latest"], complete, model.save_networks)
 
         save()
         blobs = [os.urandom(path.stat().st_size) for path in sorted(folder.glob("*.pth"))]

@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def choices(folder: Path) -> tuple[list[str], list[str]]:
     """Epochs that have a generator, newest first, and the directions there are generators for."""
     found: dict[str, set[str]] = {}
-    for path in folder.glob("*_net_G*.pth"):
+    for path in folder.glob("[!.]*_net_G*.pth"):
         if match := _GENERATOR.fullmatch(path.name):
             found.setdefault(match.group(1), set()).add(match.group(2) or "")
     if not found:

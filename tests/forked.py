@@ -87,6 +87,7 @@ def _child(
 
 
 def _crash_in_save(crash_at: int) -> None:
+    from util import files
     from util.run import checkpoint
 
     count = 0
@@ -110,5 +111,5 @@ def _crash_in_save(crash_at: int) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
 
-    checkpoint.os = CountedOs()  # type: ignore[assignment]
+    files.os = CountedOs()  # type: ignore[assignment]
     checkpoint.DiskWriter.write = counted(checkpoint.DiskWriter.write)  # type: ignore

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
+import multiprocessing
 import os
 import pickle
 import random
@@ -13,6 +15,7 @@ import shutil
 import signal
 import time
 import zipfile
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +29,7 @@ from tests import forked, helpers
 from util.errors import UserError
 from util.run import checkpoint, training_run
 from util.run.finite import MOST_IN_A_ROW, FiniteGuard
+from util.run.position import Position
 from util.run.stopping import ExperimentLock, StopRequest
 
 NETS = ("G_A", "G_B", "D_A", "D_B")
@@ -83,7 +87,13 @@ def copy_of_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def saved_weights(folder: Path, suffix: str) -> dict[str, torch.Tensor]:
-    states = {n: torch.load(folder / f"{suffix}_net_{n}.pth", weights_only=True) for n in NETS}
+    """Those of the training state, or of the exported files where there is none."""
+    path = folder / f"{suffix}_train_state.pth"
+    if path.exists():
+        states = torch.load(path, weights_only=True)["weights"]
+    else:
+        paths = {n: folder / f"{suffix}_net_{n}.pth" for n in NETS}
+        states = {n: torch.load(path, weights_only=True) for n, path in paths.items()}
     return {f"{n}.{k}": v for n, state in states.items() for k, v in state.items()}
 
 
@@ -122,6 +132,7 @@ def loads_whole_or_says_why(model: Any, folder: Path, original: Path) -> str:
     if model.resumed.state is None:
         return "weights"
     wanted = torch.load(original / f"{suffix}_train_state.pth", weights_only=True)
+    del wanted["weights"]  # in the networks, not kept a second time
     assert same(model.resumed.state, wanted)
     return suffix
 
@@ -166,13 +177,20 @@ FILES = [f"{s}_{n}.pth" for s in ("latest", "1") for n in ("train_state", "net_G
     ("damage", "times"), [(truncate, 9), (garbage, 4), (flip, 12), (zeros, 3), (remove, 1)]
 )
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file(name, damage, times, trained, fresh, copied):
+def test_a_damaged_file(name, damage, times, trained, fresh, copied, capsys):
     rng = random.Random(f"{name} {damage.__name__}")
     original = trained / "x"
     for _ in range(times):
         damage(copied / name, rng)
         result = loads_whole_or_says_why(fresh, copied, original)
-        if damage is flip:
+        if "_net_" in name:
+            # an export: the training state has the weights as well
+            assert result == "latest"
+            said = f"training goes on from {copied / 'latest_train_state.pth'}"
+            error = capsys.readouterr().err
+            if damage is not flip:
+                assert (said in error) == name.startswith("latest")
+        elif damage is flip:
             # a bit that carries nothing, such as padding or a date, may be any
             assert result in ("latest", "1")
         else:
@@ -182,10 +200,21 @@ def test_a_damaged_file(name, damage, times, trained, fresh, copied):
         shutil.copy(original / name, copied / name)
 
 
-def test_files_of_two_moments_are_not_mixed(trained, fresh, copied):
+def test_weights_that_a_user_replaced_beside_a_state_are_not_used_but_named(
+    trained, fresh, copied, capsys
+):
     other_set(copied / "latest_net_G_B.pth", random.Random(0))
-    assert loads_whole_or_says_why(fresh, copied, trained / "x") == "1"
-    assert "latest_net_G_B.pth" in fresh.resumed.skipped[0]
+    assert loads_whole_or_says_why(fresh, copied, trained / "x") == "latest"
+    path = copied / "latest_train_state.pth"
+    assert one_line(capsys.readouterr().err) == (
+        "warning: the files of G_B have other weights; training goes on from "
+        f"{path}: delete it to start from weights alone"
+    )
+    path.unlink()
+    (copied / "1_train_state.pth").unlink()
+    load(fresh, copied)
+    assert fresh.resumed.state is None
+    assert same(copy_of_weights(fresh), saved_weights(copied, "latest"))
 
 
 @pytest.mark.slow
@@ -196,14 +225,22 @@ def test_both_sets_damaged_in_random_ways(trained, fresh, tmp_path):
         folder = tmp_path / str(case)
         shutil.copytree(trained / "x", folder)
         for suffix in ("latest", "1"):
-            name = rng.choice(["train_state", *(f"net_{n}" for n in NETS)])
+            name = rng.choice(["train_state", "train_state", *(f"net_{n}" for n in NETS)])
             damage = rng.choice([truncate, garbage, zeros, remove])
             damage(folder / f"{suffix}_{name}.pth", rng)
+        whole = {s for s in ("latest", "1") if state_is_whole(folder, trained / "x", s)}
         results.append(loads_whole_or_says_why(fresh, folder, trained / "x"))
+        if whole:
+            assert results[-1] == max(whole)  # "latest" is the newer one
         shutil.rmtree(folder)
     # where both states are gone, weights alone may be whole
-    assert set(results) <= {"refused", "weights"}
-    assert results.count("refused") > 10
+    assert set(results) <= {"latest", "1", "refused", "weights"}
+    assert {"latest", "1", "refused"} <= set(results)
+
+
+def state_is_whole(folder: Path, original: Path, suffix: str) -> bool:
+    path, wanted = (f / f"{suffix}_train_state.pth" for f in (folder, original))
+    return path.exists() and path.read_bytes() == wanted.read_bytes()
 
 
 def test_the_programs_say_it_in_one_line(pictures, copied):
@@ -222,12 +259,9 @@ def test_the_programs_say_it_in_one_line(pictures, copied):
 
 
 def test_resumes_from_the_older_set_with_a_warning(pictures, copied):
-    os.truncate(copied / "latest_net_D_A.pth", 1000)
+    os.truncate(copied / "latest_train_state.pth", 1000)
     result = helpers.succeed("train.py", *words(pictures, copied.parent, "--continue_train"))
-    assert (
-        "warning: a save is not whole and is passed over: latest: latest_net_D_A.pth is 1000"
-        in (result.err)
-    )
+    assert "warning: a save is not whole and is passed over: latest: can't read " in result.err
     assert "resuming from '1': epoch 2, 0 images into it, 4 in all" in result.out
 
 
@@ -251,8 +285,9 @@ def test_code_in_a_file_is_not_run(name, form, fresh, copied, tmp_path):
         (copied / name).write_bytes(pickle.dumps(content))
     else:
         torch.save(content, copied / name, _use_new_zipfile_serialization=form == "torch")
-    for path in copied.glob("1_*"):
-        path.unlink()
+    for path in {*copied.glob("1_*"), *copied.glob("*_train_state.pth")}:
+        if path.name != name:
+            path.unlink()
     before = copy_of_weights(fresh)
     with pytest.raises(UserError, match=r"more than tensors|no file of this program|instead of"):
         load(fresh, copied)
@@ -296,9 +331,9 @@ def test_weights_of_a_wrong_kind_change_nothing(value, fresh, copied):
 @pytest.mark.parametrize(
     "change",
     [
-        {"files": 5},
-        {"files": {"../../G_A": {"size": 1, "directory": 1}}},
-        {"token": "../../../x"},
+        {"weights": 5},
+        {"suffixes": ["../../x"]},
+        {"weights": {name: {"model.1.weight": 3} for name in NETS}},
         {"run": 3},
         {"epoch": "1"},
         {"random": None},
@@ -333,57 +368,201 @@ def small_set(folder: Path, suffix: str, step: int, run: str = "1-a") -> None:
     """Save a set of two small networks."""
     numbers = {name: {"w": torch.full((100,), float(step))} for name in ("G", "D")}
     state = {"run": run, "epoch": 1, "epoch_iter": step, "total_iters": step, "seed": 0}
-    checkpoint.save_set(
-        folder, suffix, numbers, {**state, "random": {}, "model": {}, "options": {}}
-    )
+    state |= {"random": {}, "model": {}, "options": {}, "weights": numbers}
+
+    def export(suffix: str) -> None:
+        for name, weights in numbers.items():
+            checkpoint.save_file(weights, checkpoint.weights_path(folder, suffix, name))
+
+    checkpoint.save_checkpoint(folder, [suffix], state, export)
 
 
 def step_found(folder: Path) -> int:
-    found = checkpoint.find_set(folder, ["G", "D"])
+    found = checkpoint.find_checkpoint(folder, ["G", "D"])
     assert found is not None
-    for name in ("G", "D"):
-        weights = checkpoint.load_weights(folder / f"{found.suffix}_net_{name}.pth")
-        assert (weights["w"] == found.position().total_iters).all()
-    return found.position().total_iters
+    assert found.state is not None
+    for weights in found.state["weights"].values():
+        assert (weights["w"] == found.state["total_iters"]).all()
+    return Position.of(found.state).total_iters
 
 
-def test_weights_that_cannot_be_moved_stay_valid(tmp_path, monkeypatch, capsys):
-    """A file that another program holds open (Windows), or a quota: the set is used all the same"""
-    small_set(tmp_path, "latest", 1)
-    replace = os.replace
+@pytest.fixture
+def operations(monkeypatch) -> list[str]:
+    """The names of files that are flushed and renamed, in the order in which that happens."""
+    seen = []
+    fsync, replace = os.fsync, os.replace
 
-    def stubborn(source: Any, target: Any) -> None:
-        if "_net_" in str(target):
-            raise PermissionError(13, "Permission denied")
+    def seen_fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        seen.append("flush folder" if path.is_dir() else f"flush {path.name.split('.')[1]}")
+        fsync(descriptor)
+
+    def seen_replace(source: Any, target: Any) -> None:
+        assert Path(source).stat().st_size > 1000, "renamed before it was written"
+        seen.append(f"rename {Path(target).stem}")
         replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    return seen
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_save_flushes_before_it_renames_and_has_the_state_first(tmp_path, operations):
+    small_set(tmp_path, "latest", 1)
+
+    def steps(name: str) -> list[str]:
+        return [f"flush {name}", f"rename {name}", "flush folder"]
+
+    names = ("latest_train_state", "latest_net_G", "latest_net_D")
+    assert operations == [step for name in names for step in steps(name)]
+
+
+@pytest.mark.parametrize("failing", ["D", "train_state"])
+def test_a_save_that_fails_anywhere_leaves_a_whole_one(failing, tmp_path, monkeypatch):
+    small_set(tmp_path, "latest", 1)
+    write_file = checkpoint.write_file
+
+    def full(value: Any, path: Path) -> None:
+        write_file(value, path)
+        if path.name.split(".")[1].endswith(failing):
+            raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", stubborn)
-        small_set(tmp_path, "latest", 2)
-        assert "wait under temporary names" in one_line(capsys.readouterr().err)
-        # the next save fails before its state is there: the waiting files are not leftovers
-        patch.setattr(checkpoint, "write_temporary", lambda *a: (_ for _ in ()).throw(OSError(28)))
-        with pytest.raises(OSError, match="28"):
-            small_set(tmp_path, "latest", 3)
-    assert step_found(tmp_path) == 2
-    assert not list(tmp_path.glob(".*.tmp"))
+        patch.setattr(checkpoint, "write_file", full)
+        with pytest.raises(OSError, match="No space"):
+            small_set(tmp_path, "latest", 2)
+    assert step_found(tmp_path) == (2 if failing == "D" else 1)
+    assert [p.name for p in tmp_path.glob(".*")] == [checkpoint.UNFINISHED] * (failing == "D")
+    small_set(tmp_path, "latest", 3)
+    assert step_found(tmp_path) == 3
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_somebody_reads_while_a_set_is_saved(tmp_path, monkeypatch, capsys):
-    small_set(tmp_path, "latest", 1)
-    replace, seen = os.replace, []
+@pytest.mark.parametrize(
+    "last", ["latest_train_state", "2_train_state", "latest_net_G", "latest_net_D", "2_net_G"]
+)
+def test_a_crash_between_any_two_files_is_mended_on_resuming(last, pictures, tmp_path, monkeypatch):
+    """The last save of all: no later one would write what is missing."""
+    argv = words(pictures, tmp_path, "--n_epochs", "1", model="pix2pix")
+    helpers.succeed("train.py", *argv)
+    argv += ["--n_epochs", "2", "--continue_train"]
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "x", whole / "x")
+    helpers.succeed("train.py", *argv, "--checkpoints_dir", str(whole))
+    replace = os.replace
 
-    def watched(source: Any, target: Any) -> None:
+    def crash(source: Any, target: Any) -> None:
         replace(source, target)
-        if str(target).endswith("_train_state.pth"):
-            monkeypatch.setattr(checkpoint.os, "replace", replace)
-            seen.append(step_found(tmp_path))
+        if Path(target).stem == last:
+            raise SystemExit(9)
 
-    monkeypatch.setattr(checkpoint.os, "replace", watched)
-    small_set(tmp_path, "latest", 2)
-    assert seen == [2]
-    assert step_found(tmp_path) == 2
-    assert capsys.readouterr().err == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", crash)
+        assert helpers.run("train.py", *argv).code == 9
+    result = helpers.succeed("train.py", *argv)
+    assert "the last save was interrupted: it is made again" in result.out
+    assert "nothing to do: epoch 2 of 2 is done" in result.out
+    assert "warning" not in result.err
+    for suffix in ("latest", "2"):
+        for name in ("net_G", "net_D", "train_state"):
+            file = f"{suffix}_{name}.pth"
+            ours, wanted = (
+                torch.load(f / "x" / file, weights_only=True) for f in (tmp_path, whole)
+            )
+            for content in (ours, wanted):
+                content.pop("options", None)  # names of folders
+            assert same(ours, wanted), file
+    assert not (tmp_path / "x" / checkpoint.UNFINISHED).exists()
+
+
+def test_a_crash_in_the_first_save_leaves_nothing_or_all(pictures, tmp_path, monkeypatch):
+    """No weights without their state, which would look like weights that a user put there."""
+    argv = words(pictures, tmp_path, "--n_epochs", "1", "--continue_train", model="pix2pix")
+    renamed = []
+
+    def crash(source: Any, target: Any) -> None:
+        renamed.append(Path(target).stem)
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "replacing", patched_replacing(crash))
+        assert helpers.run("train.py", *argv).code == 9
+    assert renamed == ["latest_train_state"]
+    assert "nothing is saved in" in helpers.succeed("train.py", *argv).out
+
+
+def patched_replacing(crash: Any) -> Any:
+    """`files.replacing` that leaves its temporary file behind, as a kill does."""
+
+    @contextlib.contextmanager
+    def replacing(path: Path) -> Any:
+        temporary = path.with_name(f".{path.stem}.01234567.tmp{path.suffix}")
+        yield temporary
+        crash(temporary, path)
+
+    return replacing
+
+
+def test_files_of_a_killed_save_are_removed_by_the_next(tmp_path):
+    (tmp_path / ".latest_train_state.0123abcd.tmp.pth").write_bytes(b"half")
+    small_set(tmp_path, "latest", 1)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_format_1_which_has_its_weights_in_other_files(trained, fresh, copied):
+    """Its weights are those files, if they are the ones that it was saved with."""
+    original = trained / "x"
+    for suffix in ("latest", "1"):
+        path = copied / f"{suffix}_train_state.pth"
+        state = torch.load(path, weights_only=True)
+        del state["weights"]
+        files = {}
+        for name in NETS:
+            weights = copied / f"{suffix}_net_{name}.pth"
+            with zipfile.ZipFile(weights) as archive:
+                directory = weights.read_bytes()[archive.start_dir :]
+            files[name] = {"size": weights.stat().st_size, "directory": zlib.crc32(directory)}
+        torch.save({**state, "format": 1, "token": "1-a", "files": files}, path)
+    load(fresh, copied)
+    assert fresh.resumed.suffix == "latest"
+    assert fresh.resumed.state["epoch"] == 3
+    assert same(copy_of_weights(fresh), saved_weights(original, "latest"))
+    other_set(copied / "latest_net_G_B.pth", random.Random(0))
+    load(fresh, copied)
+    assert fresh.resumed.suffix == "1"
+    assert same(copy_of_weights(fresh), saved_weights(original, "1"))
+    assert fresh.resumed.skipped == [
+        "latest: latest_net_G_B.pth is not what was saved with it",
+    ]
+
+
+def test_what_a_model_saves_and_loads_besides_networks(pictures, tmp_path, monkeypatch):
+    """A subclass of the user's that extends save_networks and load_networks."""
+    from models.pix2pix_model import Pix2PixModel as Model
+
+    save, load = Model.save_networks, Model.load_networks
+    loaded = []
+
+    def save_more(self: Any, epoch: Any) -> None:
+        save(self, epoch)
+        Path(self.save_dir, f"{epoch}_more.txt").write_text(f"more of {epoch}")
+
+    def load_more(self: Any, epoch: Any) -> None:
+        load(self, epoch)
+        loaded.append(Path(self.save_dir, f"{epoch}_more.txt").read_text())
+
+    monkeypatch.setattr(Model, "save_networks", save_more)
+    monkeypatch.setattr(Model, "load_networks", load_more)
+    helpers.succeed("train.py", *words(pictures, tmp_path, model="pix2pix"))
+    assert sorted(p.name for p in (tmp_path / "x").glob("*_more.txt")) == [
+        "1_more.txt",
+        "2_more.txt",
+        "latest_more.txt",
+    ]
+    argv = words(pictures, tmp_path, "--continue_train", "--n_epochs", "3", model="pix2pix")
+    helpers.succeed("train.py", *argv)
+    assert loaded == ["more of latest"]
 
 
 def test_the_clock_may_go_back(tmp_path):
@@ -404,6 +583,8 @@ def test_pruning_goes_by_position_not_by_date(tmp_path):
     (tmp_path / "odd_train_state.pth").write_bytes(b"?")
     checkpoint.prune_states(tmp_path, 2)
     assert checkpoint.saved_suffixes(tmp_path) == ["2", "3", "odd"]
+    checkpoint.prune_states(tmp_path, 0)
+    assert checkpoint.saved_suffixes(tmp_path) == ["3", "odd"], "nothing to go on from"
     assert len(list(tmp_path.glob("*_net_*.pth"))) == 6
 
 
@@ -428,26 +609,26 @@ def disk_full_from_the_second_save() -> None:
 
 
 def _full_disk(is_full: Any) -> None:
-    save_set, count = checkpoint.save_set, 0
+    save_checkpoint, count = checkpoint.save_checkpoint, 0
 
-    def save(folder: Path, suffix: str, *args: Any) -> None:
+    def save(folder: Path, *args: Any) -> None:
         nonlocal count
         count += 1
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         if is_full(count):
             resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
         try:
-            save_set(folder, suffix, *args)
+            save_checkpoint(folder, *args)
         except OSError:
-            found = checkpoint.find_set(folder, NETS)
+            found = checkpoint.find_checkpoint(folder, NETS)
             assert found is not None
-            print(f"still there: {found.position()}")
+            print(f"still there: {Position.of(found.state)}")
             raise
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    checkpoint.save_set = save
+    checkpoint.save_checkpoint = save
 
 
 @pytest.mark.slow
@@ -480,7 +661,7 @@ def test_a_stop_without_a_save_is_no_success(pictures, tmp_path, monkeypatch):
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_set", full)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", full)
     result = helpers.run("train.py", *words(pictures, tmp_path, "--max_hours", "1e-9"))
     assert result.code == 1
     assert "No space left on device" in result.err.splitlines()[-1]
@@ -623,9 +804,9 @@ def test_signals_save_and_tell(number, code, pictures, tmp_path):
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == code, log.read_text()
-    found = checkpoint.find_set(tmp_path / "x", NETS)
+    found = checkpoint.find_checkpoint(tmp_path / "x", NETS)
     assert found is not None
-    assert found.position().total_iters >= 2
+    assert Position.of(found.state).total_iters >= 2
     assert f"stopped: got {signal.Signals(number).name}; --continue_train" in log.read_text()
 
 
@@ -644,7 +825,7 @@ def test_a_second_signal_ends_at_once(pictures, tmp_path):
     process.join(20)
     assert process.exitcode == 130
     assert time.monotonic() - start < 5
-    assert checkpoint.find_set(tmp_path / "x", NETS) is None
+    assert checkpoint.find_checkpoint(tmp_path / "x", NETS) is None
     assert "Traceback" not in log.read_text()
     assert log.read_text().endswith("\nended at once: the save before this one counts\n")
 
@@ -656,9 +837,9 @@ def test_max_hours(pictures, trained, tmp_path):
     assert "nothing is saved" in result.out
     assert "stopped: --max_hours 1e-09 have gone by; --continue_train goes on" in result.out
     for images in range(1, 8):
-        found = checkpoint.find_set(tmp_path / "x", NETS)
+        found = checkpoint.find_checkpoint(tmp_path / "x", NETS)
         assert found is not None
-        assert found.position().total_iters == images
+        assert Position.of(found.state).total_iters == images
         helpers.succeed("train.py", *argv)
     helpers.succeed("train.py", *words(pictures, tmp_path, "--continue_train"))
     assert same(saved_weights(tmp_path / "x", "latest"), saved_weights(trained / "x", "latest"))
@@ -671,6 +852,28 @@ def test_signals_are_given_back():
     assert signal.getsignal(signal.SIGTERM) != before[signal.SIGTERM]
     stop.uninstall()
     assert {n: signal.getsignal(n) for n in before} == before
+
+
+def kill_a_worker() -> None:
+    from models.cycle_gan_model import CycleGANModel
+
+    optimize = CycleGANModel.optimize_parameters
+
+    def killed(self: Any) -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        optimize(self)
+
+    CycleGANModel.optimize_parameters = killed
+
+
+def test_a_killed_loading_process_is_one_line(pictures, tmp_path):
+    log = tmp_path / "log"
+    argv = words(pictures, tmp_path, "--num_threads", "1")
+    assert forked.run(argv, log, prepare=kill_a_worker) == 1
+    assert "Traceback" not in log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert last.startswith("error: a process that loads pictures was killed")
+    assert "--num_threads" in last
 
 
 # ----------------------------------------------------------------------------------------- resuming
@@ -740,9 +943,9 @@ def test_nan_stops_before_it_is_saved(model, pictures, tmp_path, monkeypatch):
     for folder in folders:
         assert re.search(rf"{re.escape(str(pictures / folder))}/\d\.png", message)
     names = NETS if model == "cycle_gan" else ("G", "D")
-    found = checkpoint.find_set(tmp_path / "x", names)
+    found = checkpoint.find_checkpoint(tmp_path / "x", names)
     assert found is not None
-    assert found.position().total_iters == 2
+    assert Position.of(found.state).total_iters == 2
     for name in names:
         weights = checkpoint.load_weights(tmp_path / "x" / f"latest_net_{name}.pth")
         assert all(v.isfinite().all() for v in weights.values())

@@ -562,7 +562,7 @@ def test_killed_ten_times_at_random_moments(pictures, tmp_path):
         kills += codes[killed] == -signal.SIGKILL
         assert codes[1 - killed] == 1, group.text()
         assert group.text().count("error: another process") == 1
-        found = checkpoint.find_set(tmp_path / "x", ["G_A", "G_B", "D_A", "D_B"])
+        found = checkpoint.find_checkpoint(tmp_path / "x", ["G_A", "G_B", "D_A", "D_B"])
         assert found is None or not found.skipped
     print(f"slowest end after a kill: {slowest:.1f} s")
     assert kills == 10

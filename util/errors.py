@@ -51,7 +51,7 @@ def first_line(e: BaseException) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError` into one line on stderr and exit code 1, and so a lack of memory.
+    """Turn a `UserError`, a lack of memory, or a killed worker into one line and exit code 1.
 
     Ctrl-C is one line and exit code 130. Where nobody reads the output any more, as after `| head`,
     the program ends without a word. The rest are bugs and show.
@@ -74,13 +74,19 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)
     except (MemoryError, RuntimeError) as e:
-        if not _is_lack_of_memory(e):
+        if _is_lack_of_memory(e):
+            reason = (
+                "out of memory: choose a smaller --batch_size, --crop_size or --ngf, or leave "
+                "memory to this process"
+            )
+        elif re.search(r"DataLoader worker .* (killed by signal|exited unexpectedly)", str(e)):
+            reason = (
+                "a process that loads pictures was killed, most likely for a lack of memory: "
+                "choose a smaller --num_threads"
+            )
+        else:
             raise
-        print(
-            "error: out of memory: choose a smaller --batch_size, --crop_size or --ngf, or leave "
-            "memory to this process",
-            file=sys.stderr,
-        )
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(1)
 
 

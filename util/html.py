@@ -26,6 +26,8 @@ from dominate.tags import (
 )
 from dominate.util import raw
 
+from .files import replacing
+
 
 class picture(html_tag):  # its name is that of the tag
     """One of several versions of an image, which dominate has no class for."""
@@ -156,9 +158,8 @@ class HTML:
         rules = [f":root {{ --item: {item}px; }}", *(_columns(*shape) for shape in shapes)]
         self.style.add(raw(STYLE + "\n".join(rules)))
         path = self.web_dir / "index.html"
-        unfinished = path.with_suffix(".html.tmp")
-        unfinished.write_text(self.doc.render(), encoding="utf-8", errors="surrogateescape")
-        os.replace(unfinished, path)
+        with replacing(path, flush=False) as temporary:
+            temporary.write_text(self.doc.render(), encoding="utf-8", errors="surrogateescape")
 
 
 class Row(NamedTuple):

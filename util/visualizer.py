@@ -18,7 +18,7 @@ from .background import BackgroundWork
 from .display.loggers import open_loggers
 from .errors import warn
 from .html import HTML, Rows
-from .run.checkpoint import Position
+from .run.position import Position
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
 ADVICE_SHARE = 0.3

@@ -119,7 +119,7 @@ def load_generator(
             raise UserError(
                 f"{folder} was trained {trained} and has one generator: it can't go {direction}"
             )
-    elif any(folder.glob("*_net_G_[AB].pth")):
+    elif any(folder.glob("[!.]*_net_G_[AB].pth")):
         side = "A" if direction in (trained or "AtoB", None) else "B"
         path = folder / f"{epoch}_net_G_{side}.pth"
     state = checkpoint.load_weights(path, "cpu")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError, warn
-from util.run.checkpoint import Position
+from util.run.position import Position
 
 from .base import Logger
 from .console import ConsoleLogger, TextFileLogger

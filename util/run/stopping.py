@@ -16,15 +16,15 @@ from util.errors import UserError, warn
 
 # Slurm sends SIGUSR1 some time before a job's limit if asked to
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
-TIME_IS_UP = 1  # what processes tell each other then; after a signal, its exit code
-LINGER = 60  # seconds for which a process that loads data outlives SIGTERM at most
+TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal it is the exit code
+LINGER = 60  # seconds that a loading process lives on after SIGTERM
 
 
 class StopRequest:
-    """Remembers that the run should stop; the loop asks after each iteration.
+    """Whether the run should stop: after a signal, or when `--max_hours` have gone by.
 
-    The first signal is only noted. A second one ends the process at once. (Under torchrun both the
-    sender and torchrun may deliver the same one: what comes soon after the first does not count.)
+    The loop asks after each iteration. A second signal ends the process at once; under torchrun,
+    which may deliver the same signal twice, only some seconds after the first one.
     """
 
     def __init__(self, max_hours: float | None = None):
@@ -36,14 +36,14 @@ class StopRequest:
         self.since = 0.0  # when the first signal came
 
     def install(self) -> None:
-        """Take over the signals; only possible, and only done, on the main thread."""
+        """Handle the signals; does nothing outside the main thread, where Python can't."""
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 number = getattr(signal, name)
                 self.before[number] = signal.signal(number, self._handle)
 
     def uninstall(self) -> None:
-        """Give the signals back: what comes after training ends at once."""
+        """Restore the signal handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before.clear()
@@ -69,10 +69,9 @@ class StopRequest:
         return self.reason is not None
 
     def on_any_rank(self) -> bool:
-        """The same in all processes: whether one of them should stop, so that all do.
+        """Whether any rank should stop: the same answer on all ranks, which all call it.
 
-        For one process that is at once, for several after the iteration that follows. To be called
-        by all of them after each iteration.
+        With several ranks the answer comes one iteration late, so that none waits for it.
         """
         own = (self.exit_code or TIME_IS_UP) if self else 0
         code = distributed.async_max(own)
@@ -87,10 +86,7 @@ class StopRequest:
 
 
 def leave_signals_to_parent() -> None:
-    """For processes that load data: when a whole job is signalled, the main process decides.
-
-    It still needs them for the iteration at hand, and ends them when it has saved.
-    """
+    """Ignore the signals in a loading process: the main process needs it until it has saved."""
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):

@@ -1,4 +1,4 @@
-"""One training run: what has to be saved to go on exactly, when to stop, and who may train."""
+"""One training run: resuming, saving, and its lock, stop request and check for NaN."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from util import distributed, randomness
 from util.errors import UserError, first_line, warn
 
 from . import checkpoint
-from .checkpoint import FoundSet, Position
+from .checkpoint import FoundCheckpoint
 from .finite import FiniteGuard
+from .position import Position
 from .stopping import ExperimentLock, StopRequest
 
-# Options on which it depends how much processes exchange, and when. With different ones they would
-# misunderstand each other, or each wait for something else.
-ALIKE = (
+# Options that decide what the ranks exchange, and when: they have to be the same on all ranks
+SAME_ON_ALL_RANKS = (
     "batch_size accumulate model netG netD ngf ndf n_layers_D norm gan_mode lambda_gp "
     "lambda_identity print_freq display_freq save_latest_freq save_epoch_freq val_freq max_hours "
     "on_nan lr_policy"
@@ -28,10 +28,10 @@ ALIKE = (
 
 
 class TrainingRun:
-    """Saves and restores a run, holds its lock, and knows whether it should stop.
+    """Resumes and saves a run, holds its lock, and knows whether it should stop.
 
-    Use it in a `with` block around the training loop. Of several processes only the first one
-    writes files. The others send it what is their own, and get that back from the one that reads.
+    A context manager around the training loop. Of several ranks the first one writes the files.
+    The others send it their own part of the state, and get that back from the rank that reads.
     """
 
     def __init__(self, opt: argparse.Namespace, model: Any, dataset: Any):
@@ -41,7 +41,7 @@ class TrainingRun:
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)
         self.guard = FiniteGuard(model, opt.on_nan)
-        self.failed: list[str] = []  # what went wrong in the last save
+        self.failed: str | None = None  # why the last save failed
 
     def __enter__(self) -> TrainingRun:
         if distributed.is_main():
@@ -62,41 +62,41 @@ class TrainingRun:
 
     # ------------------------------------------------------------------------------------- resuming
     def resume(self) -> Position:
-        """Take up what the experiment has, as `--continue_train` asks, and say from where."""
-        self._check_alike()
+        """Restore what `--continue_train` asks for; returns where training goes on, and prints it.
+
+        Raises UserError where the ranks have different options, or the state does not fit.
+        """
+        self._check_same_options()
+        source = distributed.source_rank()
         found = self._found() if distributed.is_source() else None
         self.model.share_weights()
         if not distributed.is_main():
-            # before anything is drawn in training, after networks were drawn alike
-            self._draw_apart(0)
-        self.id, suffix = distributed.broadcast_object(
-            (self.id, found.suffix if found else ""), src=distributed.source_rank()
-        )
-        state = self._own_part(found.state if found else None)
+            # all ranks have initialized their networks alike; from here on they draw differently
+            self._seed_rank(0)
+        facts = (self.id, found.suffix if found else "", found is not None and found.unfinished)
+        self.id, name, unfinished = distributed.broadcast_object(facts, src=source)
+        state = self._state_of_rank(found.state if found else None)
+        self.model.resumed = found = None  # gives the memory back
         if state is None:
-            distributed.save_run_id(self.id)
-            return self._from_epoch_count()
-        try:
-            self._restore(state)
-        except Exception as e:  # the files are whole, but not what this program writes
-            path = checkpoint.state_path(self.folder, suffix)
-            raise UserError(
-                f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
-                "the options that it was saved with, or delete it to go on from weights alone"
-            ) from e
+            position = Position(epoch=self.opt.epoch_count)
+            self.model.fast_forward_schedules()
+        else:
+            position = self._restore(state, name)
+            print(
+                f"resuming from '{name}': epoch {position.epoch}, {position.epoch_iter} images "
+                f"into it, {position.total_iters} in all"
+            )
         distributed.save_run_id(self.id)
-        position = Position(**{k: state[k] for k in ("epoch", "epoch_iter", "total_iters")})
-        print(
-            f"resuming from '{suffix}': epoch {position.epoch}, {position.epoch_iter} images "
-            f"into it, {position.total_iters} in all"
-        )
+        if unfinished and state is not None:
+            print("the last save was interrupted: it is made again")
+            self.save(*state.get("suffixes", [name]), position=position)
         return position
 
-    def _check_alike(self) -> None:
-        """Raise UserError where this process would exchange something else than the first one."""
+    def _check_same_options(self) -> None:
+        """Raise UserError where this rank has other options or pictures than the first one."""
         opt = self.opt
         own = {"pictures": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
-        own |= {f"--{name}": getattr(opt, name, None) for name in ALIKE}
+        own |= {f"--{name}": getattr(opt, name, None) for name in SAME_ON_ALL_RANKS}
         wanted = distributed.broadcast_object(own)
         for name in own:
             if own[name] != wanted[name]:
@@ -105,16 +105,16 @@ class TrainingRun:
                     "need the same pictures and the same options"
                 )
 
-    def _found(self) -> FoundSet | None:
-        """What there is to go on from, and say so where that is not a whole set."""
+    def _found(self) -> FoundCheckpoint | None:
+        """The checkpoint that the model has loaded; warns where something is lost."""
         opt = self.opt
         self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
             _set_aside(self.folder)
             return None
-        found: FoundSet | None = self.model.resumed
-        if checkpoint.tokens(self.folder) != (found.there if found else {}):
-            # another training had the lock until a moment ago, and saved as it stopped
+        found: FoundCheckpoint | None = self.model.resumed
+        if checkpoint.newest_save(self.folder) != (found.newest if found else None):
+            # another training held the lock when the model was loaded, and saved as it stopped
             self.model.load_saved(opt)
             found = self.model.resumed
         if found is None:
@@ -130,49 +130,51 @@ class TrainingRun:
             )
         return found
 
-    def _own_part(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The training state as it is to be in this process, from that which the first has read."""
-        size = distributed.world_size()
+    def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The training state with this rank's part of it, from the state that the source read."""
+        size, source = distributed.world_size(), distributed.source_rank()
         if size == 1 and (state is None or state.get("processes", 1) == 1):
             return state
         parts: list[Any] = [None] * size
         common = None
         if state is not None:
             common = {k: v for k, v in state.items() if k not in ("ranks", "random")}
-            own = [{"random": state["random"], "model": state["model"]}, *state.get("ranks", [])]
-            if len(own) == size:
-                parts = own
-            else:
-                models = self.model.reshard_state([part["model"] for part in own], size)
+            parts = [{"random": state["random"], "model": state["model"]}, *state.get("ranks", [])]
+            if len(parts) != size:
+                models = self.model.reshard_state([part["model"] for part in parts], size)
                 parts = [{"model": model} for model in models]
             keys = self.model.PER_RANK_STATE
             parts = [
                 {**part, "model": {k: part["model"][k] for k in keys if k in part["model"]}}
                 for part in parts
             ]
-        common, part = (
-            distributed.broadcast_object(common, src=distributed.source_rank()),
-            distributed.scatter_object(parts, src=distributed.source_rank()),
-        )
+        common = distributed.broadcast_object(common, src=source)
+        part = distributed.scatter_object(parts, src=source)
         if common is None:
             return None
         return {**common, **part, "model": {**common["model"], **part["model"]}}
 
-    def _draw_apart(self, images: int) -> None:
-        """Seed what this process draws in training so that no other one draws the same."""
-        own = randomness.derived_seed(self.opt.seed, distributed.rank(), images)
-        randomness.seed_everything(own, self.opt.deterministic)
+    def _seed_rank(self, images: int) -> None:
+        """Seed the random sources of this rank, each rank with another number."""
+        seed = randomness.derived_seed(self.opt.seed, distributed.rank(), images)
+        randomness.seed_everything(seed, self.opt.deterministic)
 
-    def _from_epoch_count(self) -> Position:
-        self.model.fast_forward_schedules()
-        return Position(epoch=self.opt.epoch_count)
+    def _restore(self, state: dict[str, Any], name: str) -> Position:
+        try:
+            return self._restore_state(state)
+        except Exception as e:  # a whole file, but with something else than this program writes
+            path = checkpoint.state_path(self.folder, name)
+            raise UserError(
+                f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
+                "the options that it was saved with, or delete it to go on from weights alone"
+            ) from e
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore_state(self, state: dict[str, Any]) -> Position:
         opt, saved = self.opt, state["options"]
         if opt.epoch_count not in (1, saved["epoch_count"], state["epoch"]):
             warn(
-                f"--epoch_count {opt.epoch_count} does not count here: the saved state says that "
-                f"this is epoch {state['epoch']}"
+                f"--epoch_count {opt.epoch_count} is ignored: the checkpoint says that this is "
+                f"epoch {state['epoch']}"
             )
         size = len(self.dataset)
         if (saved_size := state.get("epoch_size", size)) != size:
@@ -192,35 +194,35 @@ class TrainingRun:
                 f"{distributed.world_size()} now; image pools are resharded, and what is "
                 "drawn at random is different from here on"
             )
-            self._draw_apart(state["total_iters"])
-        # to go back to an earlier save starts another branch, which later resumes must find first
+            self._seed_rank(state["total_iters"])
+        # going back to an earlier checkpoint begins a new run, which later resumes prefer
         if opt.load_iter == 0 and opt.epoch == "latest":
             self.id = state["run"]
+        return Position.of(state)
 
     # --------------------------------------------------------------------------------------- saving
     def save(self, *suffixes: str, position: Position) -> None:
-        """Save the networks and the state under each suffix.
+        """Save a checkpoint under each suffix; all ranks take part.
 
-        A write that fails leaves the older save as it is and is only reported; the next save tries
-        again. Raises UserError where losses or gradients have stopped to be finite.
+        A write that fails is a warning: the older checkpoint stays, and the next save tries again.
+        Raises UserError where losses or gradients are not finite.
         """
         self.guard.check()
         state = self._state(position)
         if not distributed.is_main():
             return
-        self.failed = []
-        for suffix in suffixes:
-            start = time.perf_counter()
-            try:
-                checkpoint.save_set(self.folder, suffix, self.model.network_states(), state)
-            except (OSError, RuntimeError, MemoryError) as e:
-                reason = getattr(e, "strerror", None) or first_line(e)
-                failed = f"saving '{suffix}' in {self.folder} failed: {reason}"
-                self.failed.append(failed)
-                warn(f"{failed}; the older save is as it was, the next one tries again")
-                continue
-            if self.opt.verbose:
-                print(f"saved '{suffix}' in {time.perf_counter() - start:.2f} s")
+        self.failed = None
+        start = time.perf_counter()
+        names = ", ".join(f"'{suffix}'" for suffix in suffixes)
+        try:
+            checkpoint.save_checkpoint(self.folder, suffixes, state, self.model.save_networks)
+        except (OSError, RuntimeError, MemoryError) as e:
+            reason = getattr(e, "strerror", None) or first_line(e)
+            self.failed = f"saving {names} in {self.folder} failed: {reason}"
+            warn(f"{self.failed}; the older save is kept until the next one succeeds")
+            return
+        if self.opt.verbose:
+            print(f"saved {names} in {time.perf_counter() - start:.2f} s")
         try:
             checkpoint.prune_states(self.folder, self.opt.keep_states)
         except OSError as e:
@@ -235,6 +237,7 @@ class TrainingRun:
             "epoch_size": len(self.dataset),
             "seed": self.opt.seed,
             "random": randomness.get_state(),
+            "weights": self.model.network_states(),
             "model": self.model.training_state(),
             "options": options,
         }
@@ -245,17 +248,17 @@ class TrainingRun:
         return state
 
     def finish(self) -> None:
-        """At the very end: raises UserError where the last save failed.
+        """Wait for all ranks at the very end; raises UserError where the last save failed.
 
-        Waits for all processes: while one is saving, torchrun would take the end of another amiss.
+        A rank that ended while another still saves would make torchrun end that one too.
         """
         distributed.async_max.wait()
         self.failed = distributed.broadcast_object(self.failed)
         distributed.barrier()
         if self.failed:
             raise UserError(
-                f"the training is over, but {'; '.join(self.failed)}; --continue_train goes on "
-                "from the older save"
+                f"the training is over, but {self.failed}; --continue_train goes on from the older "
+                "save"
             )
 
 
@@ -264,10 +267,10 @@ def _set_aside(folder: Path) -> None:
 
     Beside those of the new one, `10_net_G.pth` of the old would pass for its tenth epoch.
     """
-    weights = list(folder.glob("*_net_*.pth"))
-    if not weights:
+    files = [*folder.glob("*_net_*.pth"), *folder.glob(f"*_{checkpoint.STATE}.pth")]
+    if not files:
         return
-    age = int(max(path.stat().st_mtime for path in weights))
+    age = int(max(path.stat().st_mtime for path in files))
     while (aside := folder / f"earlier.{age}").exists():
         age += 1
     aside.mkdir()
@@ -275,7 +278,7 @@ def _set_aside(folder: Path) -> None:
     options = folder / "train_opt.txt"
     if options.exists():
         shutil.copy2(options, aside)
-    for path in [*weights, *folder.glob("*_train_state.pth"), *([best] if best.exists() else [])]:
+    for path in [*files, *([best] if best.exists() else [])]:
         os.replace(path, aside / path.name)
     print(
         f"the weights of an earlier training under this name were moved to {aside} "

@@ -17,7 +17,7 @@ import torch
 from util import distributed, randomness
 from util.errors import UserError, warn
 from util.files import write_whole
-from util.run.checkpoint import Position
+from util.run.position import Position
 
 from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, report
 

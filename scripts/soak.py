@@ -1,0 +1,380 @@
+#!/usr/bin/env python3
+"""Try to lose a training: random faults at random moments, and no difference at the end.
+
+    python scripts/soak.py --hours 3 [--seed N] [--report table.md]
+    python scripts/soak.py --repeat SEED
+
+Each case is a small training with random options. One run of it is left alone. Another one is
+killed, filled up, damaged and misled, goes on with --continue_train after each fault, and must
+end with the same weights, optimizers, schedules and random state to the bit, and the same losses.
+The first difference, hang or traceback ends the program with the seed that repeats the case; its
+folder is kept. Full and read-only disks need root, for a file system of their own; they are left
+out otherwise. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from PIL import Image
+from soak_faults import FAULTS, NEED_DISK, Difference
+
+from util.errors import OneLineParser, one_line_errors
+
+PICTURES = 6
+PATIENCE = 60.0  # seconds without a sign of life that are a hang
+processes = multiprocessing.get_context("forkserver")
+
+
+# -------------------------------------------------------------------------------------- set-ups
+MODELS = {  # what fits the model, besides the options that fit all of them
+    "cycle_gan": [["--pool_size", "3"], ["--lambda_identity", "0"], ["--gan_mode", "vanilla"]],
+    "pix2pix": [["--dataset_mode", "aligned"], ["--gan_mode", "wgangp"], ["--netG", "unet_128"]],
+    "colorization": [[], ["--netD", "pixel"]],
+    "cut": [[], ["--gan_mode", "vanilla"]],
+    "dcl": [[]],
+    "template": [["--dataset_mode", "aligned"]],
+}
+ANY = [
+    ["--batch_size", "2"],
+    ["--accumulate", "2"],
+    ["--norm", "batch"],
+    ["--precision", "bf16"],
+    ["--num_threads", "2"],
+    ["--cache_images", "off"],
+    ["--val_freq", "1", "--val_phase", "train", "--best_by", "L1"],
+    ["--lr_policy", "plateau"],
+    ["--lr_policy", "cosine"],
+    ["--dropout"],
+    ["--on_nan", "skip"],
+    ["--save_by_iter"],
+]
+
+
+def random_setup(rng: random.Random) -> tuple[list[str], int]:
+    """Options of a small training, and its number of processes."""
+    model = rng.choice([m for m in MODELS if (ROOT / "models" / f"{m}_model.py").exists()])
+    words = (
+        f"--model {model} --gpu_ids -1 --netG resnet_6blocks --ngf 4 --ndf 4 --load_size 40 "
+        f"--crop_size 32 --num_threads 0 --seed {rng.randrange(1000)} --n_epochs 5 "
+        f"--n_epochs_decay {rng.randint(0, 1)} --print_freq 1 --no_html --display_id 0 "
+        f"--save_latest_freq {rng.randint(1, 4)} --save_epoch_freq {rng.randint(1, 2)} "
+        f"--keep_states {rng.randint(0, 2)}"
+    ).split()
+    words += rng.choice(MODELS[model])
+    for more in rng.sample(ANY, rng.randint(0, 4)):
+        if model in ("cycle_gan", "pix2pix") or "--val_freq" not in more:
+            words += more
+    if "unet_128" in words:
+        words += ["--load_size", "128", "--crop_size", "128"]
+    return words, rng.choice([1, 1, 1, 1, 1, 1, 2, 3])
+
+
+# ------------------------------------------------------------------------------------- processes
+def train(argv: list[str], log: str, slow: float, clock: float) -> None:
+    """Entry of a forked training: on a disk that is `slow`, by a clock that is wrong."""
+    os.setsid()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = ["train.py", *argv]
+    multiprocessing.set_start_method("fork", force=True)
+    import train as program
+
+    torch.set_num_threads(1)
+    fsync, now, now_ns = os.fsync, time.time, time.time_ns
+    os.fsync = lambda file: (time.sleep(slow), fsync(file))[1]
+    time.time = lambda: now() + clock
+    time.time_ns = lambda: now_ns() + int(clock * 1e9)
+    with one_line_errors(), contextlib.suppress(KeyboardInterrupt):
+        program.main()
+
+
+class Running:
+    """A training that goes on, of one process or of several under torchrun."""
+
+    def __init__(self, argv: list[str], log: Path, ranks: int, slow: float = 0, clock: float = 0):
+        self.log, self.ranks, self.begin = log, ranks, time.monotonic()
+        log.unlink(missing_ok=True)
+        if ranks == 1:
+            self.process: Any = processes.Process(target=train, args=(argv, str(log), slow, clock))
+            self.process.start()
+        else:
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command = [*torchrun, f"--nproc_per_node={ranks}", str(ROOT / "train.py"), *argv]
+            with open(log, "ab") as out:
+                self.process = subprocess.Popen(
+                    command,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def alive(self) -> bool:
+        return self.process.is_alive() if self.ranks == 1 else self.process.poll() is None
+
+    def children(self) -> list[int]:
+        with contextlib.suppress(OSError):
+            tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+            return [int(pid) for task in tasks for pid in task.read_text().split()]
+        return []
+
+    def wait(self, ready: Callable[[], bool] = lambda: False) -> bool:
+        """Until it is ready (True) or has ended (False); Difference where nothing moves."""
+        size, since = -1, time.monotonic()
+        while self.alive():
+            if ready():
+                return True
+            if (now := len(self.text())) != size:
+                size, since = now, time.monotonic()
+            if time.monotonic() - since > PATIENCE * self.ranks:
+                self.end()
+                raise Difference(f"no sign of life for {PATIENCE * self.ranks:.0f} s")
+            time.sleep(0.003)
+        return False
+
+    def code(self) -> int:
+        if self.ranks == 1:
+            self.process.join()
+            return self.process.exitcode
+        return self.process.wait()
+
+    def end(self) -> None:
+        """Kill all of it, as a power cut does."""
+        groups = [self.process.pid, *(self.children() if self.ranks > 1 else [])]
+        for pid in groups:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+# ------------------------------------------------------------------------------------------ cases
+class Case:
+    """One training, undisturbed and disturbed."""
+
+    def __init__(self, seed: int, table: Table):
+        self.rng, self.table, self.seed = random.Random(seed), table, seed
+        self.folder = Path(tempfile.mkdtemp(prefix=f"soak-{seed}-"))
+        self.words, self.ranks = random_setup(self.rng)
+        self.damaged = False  # whether files of saves were, so that some of them are passed over
+        self.record_counts = True  # until losses could not be written, or were damaged
+        self.runs = 0
+        self.faults = self.rng.randint(6, 12) if self.ranks == 1 else 3
+        self.pictures = self.folder / "pictures"
+        self.disk = self.folder / "disk"
+        self.disk.mkdir()
+        self.make_pictures()
+
+    def make_pictures(self) -> None:
+        """Write pictures with and without pairs, the same ones each time, in a random order."""
+        shutil.rmtree(self.pictures, ignore_errors=True)
+        names = [("trainA", 48), ("trainB", 48), ("train", 96)]
+        files = [(name, width, i) for name, width in names for i in range(PICTURES)]
+        self.rng.shuffle(files)
+        for name, width, i in files:
+            (self.pictures / name).mkdir(parents=True, exist_ok=True)
+            drawn = np.random.default_rng([i, *name.encode()])
+            values = drawn.integers(0, 256, (48, width, 3), dtype=np.uint8)
+            Image.fromarray(values).save(self.pictures / name / f"{i}.png")
+
+    def argv(self, folder: Path, *more: str) -> list[str]:
+        where = ["--dataroot", str(self.pictures), "--checkpoints_dir", str(folder), "--name", "x"]
+        return [*where, *self.words, *more]
+
+    def start(self, *more: str) -> Running:
+        slow, clock = self.rng.choice([0, 0, 0.2]), self.rng.choice([0, 0, 1e7, -1e7])
+        self.runs += 1
+        argv = self.argv(self.disk, "--continue_train", *more)
+        return Running(argv, self.folder / f"log{self.runs}", self.ranks, slow, clock)
+
+    def judge(self, run: Running) -> bool:
+        """Whether the training came to its end; Difference where its end is not a clean one."""
+        code, text = run.code(), run.text()
+        going = re.search(r"^(resuming from|--continue_train: nothing)", text, re.M)
+        if "Traceback" in text and "torch.distributed.elastic" not in text:
+            raise Difference("a traceback")
+        if not self.damaged and re.search("is passed over|no whole save", text):
+            raise Difference("a save is not whole, and nobody damaged it")
+        if (
+            code == 1
+            and self.ranks == 1
+            and not text.strip().rpartition("\n")[2].startswith("error: ")
+        ):
+            raise Difference("exit code 1 without a line that says why")
+        if code not in (0, 1, 130, 143, -9, -15, -2, 137):
+            raise Difference(f"exit code {code}")
+        return code == 0 and bool(going) and "stopped:" not in text
+
+    @property
+    def experiment(self) -> Path:
+        return self.disk / "x"
+
+    def run(self) -> None:
+        """Play it; raises Difference."""
+        reference = Running(self.argv(self.folder / "wanted"), self.folder / "log0", self.ranks)
+        reference.wait()
+        if reference.code():
+            raise Difference(f"the undisturbed run failed: {reference.text()[-500:]}")
+        with own_disk(self.disk) as has_disk:
+            left = self.faults
+            for _ in range(100):
+                done = False
+                if left:
+                    names = [name for name in FAULTS if has_disk or name not in NEED_DISK]
+                    weights = [FAULTS[name][1] for name in names]
+                    name = self.rng.choices(names, weights)[0]
+                    print(f"  {name}", flush=True)
+                    left -= 1
+                    done = FAULTS[name][0](self)
+                    self.table.counts[name] += 1
+                else:
+                    run = self.start()
+                    self.resumed_after(run)
+                    run.wait()
+                    done = self.judge(run)
+                if done:
+                    break
+            else:
+                raise Difference("it never came to its end")
+            self.compare()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def resumed_after(self, run: Running) -> None:
+        run.wait(lambda: "(epoch" in run.text() or "nothing to do" in run.text())
+        self.table.resume = max(self.table.resume, time.monotonic() - run.begin)
+
+    def compare(self) -> None:
+        wanted, ours = self.folder / "wanted" / "x", self.experiment
+        a, b = (torch.load(f / "latest_train_state.pth", weights_only=True) for f in (wanted, ours))
+        for key in ("run", "options", "suffixes"):
+            del a[key], b[key]
+        for path in different(a, b):
+            raise Difference(f"{path} is not that of the undisturbed run")
+        for name, weights in b["weights"].items():
+            exported = torch.load(ours / f"latest_net_{name}.pth", weights_only=True)
+            for path in different(weights, exported):
+                raise Difference(f"latest_net_{name}.pth: {path} is not that of the state")
+        if {p.name for p in wanted.glob("[0-9]*_net_*")} - {p.name for p in ours.iterdir()}:
+            raise Difference("weights of an epoch are missing")
+        if self.record_counts and record(wanted) != record(ours):
+            raise Difference("losses.jsonl is not that of the undisturbed run")
+
+
+def different(a: Any, b: Any, path: str = "") -> Iterator[str]:
+    """Where two nested values differ; tensors are compared to the bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            yield f"{path}: {set(a) ^ set(b)}"
+        for key in a.keys() & b.keys():
+            yield from different(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from different(x, y, f"{path}/{i}")
+    elif torch.is_tensor(a) and torch.is_tensor(b):
+        if not torch.equal(a, b):
+            yield path
+    elif a != b:
+        yield path
+
+
+def record(folder: Path) -> list[Any]:
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [(e["epoch"], e["images"], e["losses"]) for e in lines if "losses" in e]
+
+
+@contextlib.contextmanager
+def own_disk(folder: Path) -> Iterator[bool]:
+    """Mount a small file system of its own, where this process may."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    except BaseException:
+        if mounted:
+            shutil.copytree(folder, folder.with_name("disk-kept"))
+        raise
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+class Table:
+    """What was done, and how long it took."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.files, self.cases, self.resume, self.others = 0, 0, 0.0, 0.0
+
+    def __str__(self) -> str:
+        rows = [f"| {name} | {self.counts[name]} |" for name in FAULTS]
+        return "\n".join(
+            [
+                "| fault | times |",
+                "|---|---|",
+                *rows,
+                f"| files damaged in all | {self.files} |",
+                f"| trainings compared, without a difference | {self.cases} |",
+                f"| longest from the start to the next iteration | {self.resume:.0f} s |",
+                f"| longest end of the other ranks | {self.others:.0f} s |",
+            ]
+        )
+
+
+def main() -> None:
+    parser = OneLineParser(description="Try to lose a training.")
+    parser.add_argument("--hours", type=float, default=0.0)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first case")
+    parser.add_argument("--repeat", type=int, metavar="SEED", help="one case only")
+    parser.add_argument("--report", type=Path, help="write the table to this file")
+    given = parser.parse_args()
+    processes.set_forkserver_preload(["train"])
+    table, end = Table(), time.monotonic() + given.hours * 3600 + given.minutes * 60
+    seed = given.seed if given.repeat is None else given.repeat
+    while True:
+        case = Case(seed, table)
+        print(f"seed {seed}: {case.ranks} x {' '.join(case.words)}", flush=True)
+        try:
+            case.run()
+        except Difference as difference:
+            print(f"DIFFERENCE: {difference}\n  repeat it with --repeat {seed}; {case.folder}")
+            sys.exit(1)
+        table.cases += 1
+        if given.report:
+            given.report.write_text(f"{table}\n")
+        seed += 1
+        if given.repeat is not None or time.monotonic() > end:
+            break
+    print(table)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
