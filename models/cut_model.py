@@ -151,8 +151,8 @@ class CUTModel(BaseModel):
             self.loss_D = self.loss_D + self.loss_D_gp
         self.loss_D.backward()
 
-    def backward_G(self):
-        """Gradients of the generator and of F (eq. 5)."""
+    def compute_G_loss(self):
+        """The loss of the generator and of F (eq. 5)."""
         opt, n = self.opt, len(self.real_A)
         self.loss_G_GAN = self.loss_NCE = self.loss_NCE_Y = torch.zeros((), device=self.device)
         if opt.lambda_GAN > 0:
@@ -164,7 +164,11 @@ class CUTModel(BaseModel):
         if opt.nce_idt and opt.lambda_NCE > 0:
             self.loss_NCE_Y = self.calculate_NCE_loss(self.real_B, self.idt_B, slice(n, None))
             loss_NCE = (self.loss_NCE + self.loss_NCE_Y) * 0.5
-        self.loss_G = self.loss_G_GAN + loss_NCE
+        return self.loss_G_GAN + loss_NCE
+
+    def backward_G(self):
+        """Gradients of the generator and of F."""
+        self.loss_G = self.compute_G_loss()
         self.loss_G.backward()
 
     def calculate_NCE_loss(self, source, target, part):

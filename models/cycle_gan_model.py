@@ -95,8 +95,8 @@ class CycleGANModel(BaseModel):
         self.fake_A = self.netG_B(self.real_B)  # F(B)
         self.rec_B = self.netG_A(self.fake_A)  # G(F(B))
 
-    def backward_G(self):
-        """Gradients of both generators: adversarial (eq. 1), cycle (eq. 2), identity (5.2)."""
+    def compute_G_loss(self):
+        """The loss of both generators: adversarial (eq. 1), cycle (eq. 2), identity (5.2)."""
         lambda_A, lambda_B = self.opt.lambda_A, self.opt.lambda_B
         lambda_idt = self.opt.lambda_identity
         if lambda_idt > 0:
@@ -111,8 +111,12 @@ class CycleGANModel(BaseModel):
         self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True, False)
         self.loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * lambda_A
         self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * lambda_B
-        self.loss_G = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B
-        self.loss_G = self.loss_G + self.loss_idt_A + self.loss_idt_B
+        loss = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B
+        return loss + self.loss_idt_A + self.loss_idt_B
+
+    def backward_G(self):
+        """Gradients of both generators."""
+        self.loss_G = self.compute_G_loss()
         self.loss_G.backward()
 
     def backward_D_basic(self, netD, real, fake):

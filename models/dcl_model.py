@@ -143,8 +143,8 @@ class DCLModel(BaseModel):
         loss, self.loss_gp_B = self.backward_D_basic(self.netD_B, self.real_A, fake_A)
         self.loss_D_B = loss * self.opt.lambda_GAN
 
-    def backward_G(self):
-        """Gradients of the generators and of both F (eq. 5), each part halved."""
+    def compute_G_loss(self):
+        """The loss of the generators and of both F (eq. 5), each part halved."""
         opt = self.opt
         zero = torch.zeros((), device=self.device)
         self.loss_G_A = self.loss_G_B = self.loss_NCE1 = self.loss_NCE2 = zero
@@ -161,9 +161,13 @@ class DCLModel(BaseModel):
         if opt.nce_idt:
             self.loss_idt_A = self.criterionIdt(self.idt_A, self.real_B) * opt.lambda_IDT
             self.loss_idt_B = self.criterionIdt(self.idt_B, self.real_A) * opt.lambda_IDT
-        self.loss_G = (self.loss_G_A + self.loss_G_B) * 0.5
-        self.loss_G = self.loss_G + (self.loss_NCE1 + self.loss_NCE2) * 0.5
-        self.loss_G = self.loss_G + (self.loss_idt_A + self.loss_idt_B) * 0.5
+        loss = (self.loss_G_A + self.loss_G_B) * 0.5
+        loss = loss + (self.loss_NCE1 + self.loss_NCE2) * 0.5
+        return loss + (self.loss_idt_A + self.loss_idt_B) * 0.5
+
+    def backward_G(self):
+        """Gradients of the generators and of both F."""
+        self.loss_G = self.compute_G_loss()
         self.loss_G.backward()
 
     def calculate_NCE_loss(self, netG, netF, source, features, other_G, other_F, target):

@@ -94,12 +94,16 @@ class Pix2PixModel(BaseModel):
             self.loss_D = self.loss_D + self.loss_D_gp
         self.loss_D.backward()
 
-    def backward_G(self):
-        """Gradients of the generator (eq. 4)."""
+    def compute_G_loss(self):
+        """The loss of the generator: adversarial and L1 (eq. 4)."""
         fake_AB = torch.cat((self.real_A, self.fake_B), 1)
         self.loss_G_GAN = self.criterionGAN(self.netD(fake_AB), True, False)
         self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.opt.lambda_L1
-        self.loss_G = self.loss_G_GAN + self.loss_G_L1
+        return self.loss_G_GAN + self.loss_G_L1
+
+    def backward_G(self):
+        """Gradients of the generator."""
+        self.loss_G = self.compute_G_loss()
         self.loss_G.backward()
 
     def optimize_parameters(self):

@@ -162,6 +162,23 @@ def test_gradients_are_right_in_every_memory_order(batch, layout):
     torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_follows_a_norm_may_change_it_in_place(layout):
+    """As the networks of the original do: `nn.ReLU(True)` after an instance norm."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    slope = torch.randn(1, 4, 6, 5, dtype=torch.float64)
+    gradients = []
+    for in_place in (False, True):
+        net = nn.Sequential(nn.InstanceNorm2d(4, affine=True), nn.ReLU(in_place)).double()
+        contiguous_gradients([net])
+        gradients += torch.autograd.grad(net(x), x, slope.to(memory_format=layout))
+    y = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), False, True) + 1e-5).sqrt()
+    (wanted,) = torch.autograd.grad(y.relu(), x, slope)
+    for got in gradients:
+        torch.testing.assert_close(got, wanted)
+
+
 def test_a_step_of_cut_with_one_picture_equals_one_of_two_equal_pictures(tmp_path):
     """What `train.py` computes; the kernel alone gives other gradients for one than for two."""
     gradients = []

@@ -15,18 +15,11 @@ import torch
 from torch import nn
 
 
-class _ContiguousGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        return grads[0].contiguous()
-
-
-def _hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return _ContiguousGradient.apply(output) if output.requires_grad else output
+def _hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    # of the tensor, not a function around it: what follows may change the output in place. A
+    # compiled norm is right by itself, and a hook would break its graph.
+    if output.requires_grad and not torch.compiler.is_compiling():
+        output.register_hook(torch.Tensor.contiguous)
 
 
 def contiguous_gradients(nets: Iterable[nn.Module]) -> None:
