@@ -1,0 +1,484 @@
+"""What `benchmark.py` times: training, loading, translating a folder; each in a process of its own.
+
+The setting `plain` is the loop of the original: plain modules with ReLUs in place, torch's Adam as
+it comes, no guard, no cache, an ordinary loader, one picture after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import runpy
+import shlex
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from data import create_dataset
+from data.loader import Batch
+from models import create_model
+from models.base_model import BaseModel
+from models.speed.layout import contiguous_gradients
+from options.test_options import TestOptions
+from options.train_options import TrainOptions
+from util import distributed, util
+from util.errors import UserError
+from util.html import HTML
+from util.randomness import seed_everything
+from util.run.finite import FiniteGuard
+from util.visualizer import save_images
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("data", "forward/backward", "optimizer", "other")
+LEAST_STEPS = 3  # in a turn, however long they take
+
+
+# ------------------------------------------------------------------------------- as the original
+def relus_in_place(model: BaseModel) -> None:
+    """Let all ReLUs of a model's networks overwrite their inputs."""
+    for net in model.networks().values():
+        for module in net.modules():
+            if isinstance(module, (torch.nn.ReLU, torch.nn.LeakyReLU)):
+                module.inplace = True
+
+
+def torchs_adam(model: BaseModel, lr: float, beta1: float) -> None:
+    """Replace the optimizers of a model by torch's Adam with its own defaults."""
+    for name, old in list(vars(model).items()):
+        if isinstance(old, torch.optim.Adam):
+            weights = [p for group in old.param_groups for p in group["params"]]
+            new = torch.optim.Adam(weights, lr=lr, betas=(beta1, 0.999))
+            model.optimizers = [new if o is old else o for o in model.optimizers]
+            setattr(model, name, new)
+
+
+def ordinary_loader(dataset: Any, opt: argparse.Namespace) -> DataLoader:
+    """Processes that start anew in each epoch, and no pinned memory."""
+    workers = int(opt.num_threads)
+    return DataLoader(dataset.dataset, opt.batch_size, shuffle=True, num_workers=workers)
+
+
+# ------------------------------------------------------------------------------------ what is timed
+class Training:
+    """Iterations as in train.py, on a dataset (`real`) or on random pictures in memory."""
+
+    unit = "images/s"
+
+    def __init__(self, words: list[str], plain: bool, real: bool):
+        self.opt = opt = TrainOptions(words).parse(save=False)
+        seed_everything(opt.seed)
+        self.plain, self.device = plain, opt.device
+        self.dataset = create_dataset(opt) if real else None
+        self.model: BaseModel = create_model(opt)
+        self.model.setup(opt)
+        self.guard = None
+        if plain:
+            relus_in_place(self.model)
+            torchs_adam(self.model, opt.lr, opt.beta1)
+            # convolutions only, which is what PyTorch does if not told otherwise
+            torch.backends.cuda.matmul.allow_tf32 = False
+        else:
+            contiguous_gradients(self.model.networks().values())
+            self.guard = FiniteGuard(self.model, opt.on_nan)
+        self.batches = self._real() if self.dataset else self._random()
+
+    def _random(self) -> Iterator[dict[str, Any]]:
+        opt = self.opt
+        generator = torch.Generator().manual_seed(0)
+
+        def pictures(channels: int) -> torch.Tensor:
+            shape = (opt.batch_size, channels, opt.crop_size, opt.crop_size)
+            values = torch.rand(shape, generator=generator) * 2 - 1
+            return values.pin_memory() if self.device.type == "cuda" else values
+
+        channels = (opt.input_nc, opt.output_nc)
+        A, B = channels if opt.direction == "AtoB" else channels[::-1]
+        names = [""] * opt.batch_size
+        several = [
+            {"A": pictures(A), "B": pictures(B), "A_paths": names, "B_paths": names}
+            for _ in range(4)
+        ]
+        while True:
+            yield from several
+
+    def _real(self) -> Iterator[dict[str, Any]]:
+        assert self.dataset is not None
+        loader = ordinary_loader(self.dataset, self.opt) if self.plain else self.dataset
+        while True:
+            for batch in loader:
+                yield Batch(batch)
+
+    def step(self, timed: Callable = lambda part, function, *args: function(*args)) -> None:
+        """One iteration, as in train.py; `timed` calls each part of it."""
+        model, guard = self.model, self.guard
+        batch = timed("data", next, self.batches)
+        if guard is not None:
+            timed("other", guard.start)
+            model.begin_iteration()
+        timed("other", model.set_input, batch)
+        timed("forward/backward", model.optimize_parameters)
+        if guard is not None:
+            timed("other", guard.finish, "a random batch", batch)
+            model.track_metric()
+
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def warm_up(self, steps: int) -> dict[str, Any]:
+        """The first steps, with compiling: seconds, and FLOPs of one iteration of a batch."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self.wait()
+        seconds = time.perf_counter() - start
+        flops = 0
+        if self.plain:
+            with FlopCounterMode(display=False) as counter:
+                self.step()
+            flops = counter.get_total_flops()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        return {"warm_up_s": seconds, "flops": flops}
+
+    def rate(self, seconds: float) -> float:
+        """Images/s, over so many seconds and at least `LEAST_STEPS` iterations."""
+        self.step()  # after others have had their turn
+        self.wait()
+        start, steps = time.perf_counter(), 0
+        while steps < LEAST_STEPS or time.perf_counter() - start < seconds:
+            self.step()
+            steps += 1
+            if steps % 8 == 0:  # the clock is of no use where a GPU runs behind
+                self.wait()
+        self.wait()
+        rate = steps * self.opt.batch_size / (time.perf_counter() - start)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # leaves the others room
+        return rate
+
+    def details(self, trace: str = "") -> dict[str, Any]:
+        """What is found beside the rates: where the time goes, memory, and with a file a trace."""
+        found: dict[str, Any] = {"split_s": self.split(4), "peak_bytes": self.memory()}
+        if trace:
+            found |= self.profile(trace)
+        return found
+
+    def split(self, steps: int) -> dict[str, float]:
+        """Seconds an iteration by part. Waits for the device after each, so the sum is larger."""
+        times: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+
+        def timed(part: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+            self.wait()
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.wait()
+            times[part] += time.perf_counter() - start
+            return result
+
+        before = [(optimizer, optimizer.step) for optimizer in self.model.optimizers]
+        for optimizer, step in before:
+            optimizer.step = lambda *a, step=step, **k: timed("optimizer", step, *a, **k)
+        try:
+            for _ in range(steps):
+                self.step(timed)
+        finally:
+            for optimizer, step in before:
+                optimizer.step = step
+        times["forward/backward"] -= times["optimizer"]
+        return {part: seconds / steps for part, seconds in times.items()}
+
+    def memory(self) -> int:
+        """Peak bytes: on a GPU what tensors took, else all that the process did."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def profile(self, trace: str) -> dict[str, Any]:
+        """Write a Chrome trace of one iteration; the heaviest operators, and what was launched."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        self.step()
+        self.wait()
+        with torch.profiler.profile(activities=activities, record_shapes=True) as profiler:
+            self.step()
+            self.wait()
+        profiler.export_chrome_trace(trace)
+        by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=60)
+        return {"heaviest": table, "launched": launched(profiler.events() or ())}
+
+    def matmul(self) -> float:
+        """TFLOP/s of a large product of bf16 matrices, the median of ten."""
+        n = 8192 if self.device.type == "cuda" else 1024
+        a = torch.randn(n, n, device=self.device).bfloat16()
+        times = []
+        for _ in range(12):
+            self.wait()
+            start = time.perf_counter()
+            torch.mm(a, a)
+            self.wait()
+            times.append(time.perf_counter() - start)
+        return 2 * n**3 / statistics.median(times[2:]) / 1e12
+
+    def close(self) -> None:
+        """End the loading processes."""
+        if self.dataset is not None:
+            self.dataset.close()
+
+
+class Loading:
+    """Batches of a data set, with no model behind them."""
+
+    unit = "samples/s"
+
+    def __init__(self, words: list[str], plain: bool, real: bool):
+        opt = TrainOptions(words).parse(save=False)
+        seed_everything(opt.seed)
+        self.dataset = create_dataset(opt)
+        self.loader: Any = ordinary_loader(self.dataset, opt) if plain else self.dataset
+
+    def _epoch(self) -> None:
+        for _ in self.loader:
+            pass
+
+    def warm_up(self, steps: int) -> dict[str, Any]:
+        """A whole epoch, which fills the cache."""
+        start = time.perf_counter()
+        self._epoch()
+        return {"warm_up_s": time.perf_counter() - start}
+
+    def rate(self, seconds: float) -> float:
+        """Samples/s over whole epochs, the start of an epoch included."""
+        start, samples = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds or not samples:
+            self._epoch()
+            samples += len(self.dataset)
+        return samples / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        """End the loading processes."""
+        self.dataset.close()
+
+
+class Translating:
+    """test.py on a folder, from the parsing of the command line to the finished page."""
+
+    unit = "pictures/s"
+
+    def __init__(self, words: list[str], plain: bool, real: bool):
+        self.words, self.plain = words, plain
+        self.count = len(list(Path(words[words.index("--dataroot") + 1]).iterdir()))
+
+    def warm_up(self, steps: int) -> dict[str, Any]:
+        """Nothing: starting, loading and compiling are part of the time."""
+        return {"warm_up_s": 0.0}
+
+    def rate(self, seconds: float) -> float:
+        """Pictures/s, over the whole folder."""
+        start = time.perf_counter()
+        if self.plain:
+            self._loop()
+        else:
+            before, sys.argv = sys.argv, ["test.py", *self.words]
+            try:
+                runpy.run_path(str(ROOT / "test.py"), run_name="__main__")
+            finally:
+                sys.argv = before
+        return self.count / (time.perf_counter() - start)
+
+    def _loop(self) -> None:
+        util.PNG_LEVEL = 6  # what Pillow takes if it is not told
+        opt = TestOptions(self.words).parse(save=False)
+        opt.serial_batches = opt.no_flip = True
+        opt.num_threads = 0
+        dataset = create_dataset(opt, batch_size=1)
+        model = create_model(opt)
+        model.setup(opt)
+        relus_in_place(model)
+        page = HTML(str(Path(opt.results_dir) / opt.name), "plain")
+        for data in dataset:
+            model.set_input(data)
+            with torch.no_grad():
+                model.forward()
+            save_images(page, model.get_current_visuals(), model.get_image_paths())
+        page.save()
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+def train_as_rank(
+    words: list[str], real: bool, warm_up: int, seconds: float
+) -> dict[str, float] | None:
+    """Train in one of several processes; the first returns the rate, and what was exchanged."""
+    with distributed.process_group(), contextlib.redirect_stdout(io.StringIO()):
+        training = Training(words, False, real)
+        took = training.warm_up(warm_up)["warm_up_s"] / warm_up
+        # as many for all of them: they wait for each other in each iteration
+        steps = distributed.broadcast_object(max(LEAST_STEPS, int(seconds / took)))
+        distributed.traffic.reset()
+        distributed.barrier()
+        start = time.perf_counter()
+        for _ in range(steps):
+            training.step()
+        training.wait()
+        distributed.barrier()
+        images = steps * training.opt.batch_size * distributed.world_size()
+        found = {
+            "rate": images / (time.perf_counter() - start),
+            "reductions": distributed.traffic.reductions / steps,
+            "bytes": distributed.traffic.bytes / steps,
+        }
+        training.close()
+        return found if distributed.is_main() else None
+
+
+# ----------------------------------------------------------------------------- counting launches
+# They make a tensor, or another view of one, and compute nothing.
+NOTHING_COMPUTED = {"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::resize_"}
+# calls of the CUDA runtime in which the processor waits for the GPU
+WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+
+
+def launched(events: Any) -> dict[str, int]:
+    """What the operators of a profile started.
+
+    - `operators`: innermost operators that compute something, which is about what a GPU is asked
+      to launch; fused ones of compiled networks count once
+    - `launches`: calls by which kernels and CUDA graphs were started, and `kernels` that ran
+    - `synchronizations`: waits for the GPU; on a CPU the reads of single values that would be ones
+    - `graph_breaks` and `graphs` of the compiler, since the process began
+    """
+    from torch._dynamo.utils import counters
+
+    found: Counter[str] = Counter()
+    for event in events:
+        name = event.name
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            found["kernels"] += not name.startswith(("Mem", "ProfilerStep", "Optimizer."))
+        elif name.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")):
+            found["launches"] += 1
+        elif name in WAITS:
+            found["synchronizations"] += 1
+        elif name == "aten::_local_scalar_dense":
+            # an optimizer reads its count of steps, which it keeps on the CPU
+            found["synchronizations"] += not _is_within(event, "Optimizer.step")
+        elif not any("::" in child.name for child in event.cpu_children):
+            found["operators"] += "cpp_fused" in name or "triton_" in name or _computes(name)
+    names = ("operators", "launches", "kernels", "synchronizations")
+    return {name: found[name] for name in names} | {
+        "graphs": int(counters["stats"]["unique_graphs"]),
+        "graph_breaks": sum(counters["graph_break"].values()),
+    }
+
+
+def _is_within(event: Any, name: str) -> bool:
+    while event is not None:
+        if event.name.startswith(name):
+            return True
+        event = event.cpu_parent
+    return False
+
+
+def _computes(name: str) -> bool:
+    """Whether an operator of this name works on numbers: is no view, and not only memory."""
+    namespace, _, operator = name.partition("::")
+    if not operator or name in NOTHING_COMPUTED:
+        return False
+    packet = getattr(getattr(torch.ops, namespace), operator, None)
+    if packet is None or not hasattr(packet, "overloads"):
+        return False
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    returned = [r for schema in schemas[:1] for r in schema.returns]
+    return not any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+
+
+# --------------------------------------------------------------------------------------- processes
+def serve(kind: type, words: list[str], plain: bool, real: bool, pipe: Any) -> None:
+    """Do in a process what comes through a pipe: (method, arguments); answer (ok, result)."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        subject = None
+        try:
+            while True:
+                name, *args = pipe.recv()
+                if name == "start":
+                    subject = kind(words, plain, real)
+                    # what --fast chose, and what is off; not the list of options
+                    lines = output.getvalue().splitlines()
+                    pipe.send((True, [s for s in lines if s.startswith(("--fast", "--compile"))]))
+                    continue
+                pipe.send((True, getattr(subject, name)(*args)))
+                if name == "close":
+                    return
+        except EOFError:
+            return  # nobody asks any more
+        except BaseException as e:
+            said = [line for line in output.getvalue().splitlines() if "error: " in line]
+            if isinstance(e, SystemExit) and said:
+                reason = said[-1].split("error: ", 1)[1]
+            else:
+                reason = str(e) if isinstance(e, UserError) else traceback.format_exc()
+            pipe.send((False, reason))
+
+
+class Subject:
+    """A setting in a process of its own. One that fails says why in `failed`, and is left out."""
+
+    def __init__(
+        self, kind: type, name: str, words: list[str], real: bool, environment: Mapping[str, str]
+    ):
+        self.name, self.failed = name, ""
+        os.environ.update(environment)
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        args = (kind, words, name == "plain", real, other)
+        self.process = context.Process(target=serve, args=args)
+        self.process.start()
+        other.close()
+        self.rates: list[float] = []
+        self.result: dict[str, Any] = {"setting": name, "options": shlex.join(words)}
+        self.said: list[str] = self.call("start") or []
+
+    def call(self, *message: Any) -> Any:
+        """Have it do something; None where it fails, now or before."""
+        if self.failed:
+            return None
+        try:
+            self.pipe.send(message)
+            ok, result = self.pipe.recv()
+        except (EOFError, OSError):
+            ok, result = False, "the process ended (out of memory?)"
+        if not ok:
+            self.failed = str(result).strip()
+            self.pipe.close()
+            return None
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        self.call("close")
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.kill()
