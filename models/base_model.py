@@ -19,7 +19,7 @@ from util.errors import UserError, warn
 from util.run import checkpoint
 from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
-from . import networks
+from .schedulers import fast_forward, get_scheduler, rebase
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
 from .speed.prepared import prepared, share_pass
@@ -122,7 +122,7 @@ class BaseModel(ABC):
         if self.isTrain:
             self._check_optimizers()
             self._steps.activate()
-            self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
+            self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
             self._rates = [_initial_rates(o) for o in self.optimizers]
         self.print_networks(opt.verbose)
 
@@ -283,7 +283,7 @@ class BaseModel(ABC):
     def fast_forward_schedules(self) -> None:
         """Take the schedules to where they are when epoch `--epoch_count` begins."""
         for scheduler in self.schedulers:
-            networks.fast_forward(scheduler, self.opt)
+            fast_forward(scheduler, self.opt)
 
     def learning_rate(self) -> float:
         """The current learning rate of the first optimizer."""
@@ -494,7 +494,7 @@ class BaseModel(ABC):
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
         if changed or self._rates != [_initial_rates(o) for o in self.optimizers]:
-            networks.rebase(self.schedulers, self.opt, self._rates)
+            rebase(self.schedulers, self.opt, self._rates)
 
     @staticmethod
     def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
