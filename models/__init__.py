@@ -29,9 +29,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # not at the top: the translator imports the data package, and that may import this one
+    # not at the top: the translator imports the data package, which may import this one
     if name in ("Translator", "load_generator"):
-        with warnings.catch_warnings():  # the filters of the data package are for its programs
+        with warnings.catch_warnings():  # the data package sets warning filters for its programs
             from .inference import translator
 
         return getattr(translator, name)
@@ -39,17 +39,20 @@ def __getattr__(name: str) -> Any:
 
 
 def find_model_using_name(model_name: str) -> type[BaseModel]:
-    """The class in `models/<name>_model.py` whose name is `<name>model` in any case."""
+    """The class in `models/<name>_model.py` that is called `<name>model`, ignoring case.
+
+    Raises UserError for an unknown name.
+    """
     return find_class(__name__, "model", model_name, BaseModel)
 
 
 def get_option_setter(model_name: str) -> Callable:
-    """The function by which that model adds and changes options."""
+    """The `modify_commandline_options` of that model."""
     return find_model_using_name(model_name).modify_commandline_options
 
 
 def create_model(opt: argparse.Namespace) -> BaseModel:
-    """The model of `opt.model`; call its `setup` before use."""
+    """Create the model of `opt.model`; call its `setup` before use."""
     model = find_model_using_name(opt.model)(opt)
     print(f"model [{type(model).__name__}] was created")
     return model

@@ -1,7 +1,7 @@
-"""Sampling without aliases: blurred subsampling and upsampling (Zhang, ICML 2019).
+"""Anti-aliased downsampling and upsampling (Zhang, ICML 2019).
 
-A stride of 2 alone takes every second pixel and mixes fine detail up with coarse, which shows as
-checkerboards. A binomial filter in front of it takes that detail away (section 3).
+A stride of 2 alone aliases: fine detail turns into coarse patterns such as checkerboards. A blur
+before it removes that detail (section 3).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def binomial_filter(size: int) -> torch.Tensor:
-    """A blur (size, size) with a sum of 1: the outer product of a row of Pascal's triangle."""
+    """A blur kernel (size, size) with a sum of 1: the outer product of binomial coefficients."""
     row = torch.ones(1)
     for _ in range(size - 1):
         row = F.pad(row, (1, 0)) + F.pad(row, (0, 1))
@@ -20,7 +20,7 @@ def binomial_filter(size: int) -> torch.Tensor:
 
 
 class Downsample(nn.Module):
-    """Blur by 3x3, reflecting at the border, and keep every second pixel.
+    """Blur by a 3x3 kernel with reflection padding, and keep every second pixel.
 
     (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)).
     """
@@ -38,7 +38,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Put zeros between the pixels and blur by 4x4; at the border pixels are repeated.
+    """Insert zeros between the pixels, and blur by a 4x4 kernel with replication padding.
 
     (N, C, H, W) -> (N, C, 2H, 2W).
     """
@@ -47,7 +47,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        # three of four pixels are zeros: times 4, so that the mean stays
+        # times 4, since three of four pixels are zeros: keeps the mean
         self.register_buffer("filt", 4 * binomial_filter(4).repeat(channels, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from util.errors import UserError, warn
 from util.run import checkpoint
 from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
-from . import networks
+from . import attributes, training_state
+from .schedulers import fast_forward, get_scheduler, rebase
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
 from .speed.prepared import prepared, share_pass
@@ -27,14 +28,11 @@ from .speed.steps import Steps, parameters_of
 from .speed.sync_norm import synchronize_norms
 from .weights import explain_mismatch, fit_state_dict
 
-T = TypeVar("T")
-
-
 _Path: Any = type(Path())
 
 
 class SaveFolder(_Path):
-    """A path that also takes a string behind it, as where it was a string itself."""
+    """A path to which a string can be added, since the original has a string here."""
 
     def __add__(self, text: str) -> str:
         return str(self) + text
@@ -51,9 +49,9 @@ class BaseModel(ABC):
     - `optimizers`: each gets a learning rate schedule
     """
 
-    # what of `training_state` is each process's own, where there are several
+    # the entries of `training_state` that differ between ranks
     PER_RANK_STATE = ("parts", "metric", "gradients")
-    shows_batches = True  # whether the pictures of `visual_names` are those of the whole batch
+    shows_batches = True  # whether `visual_names` show the whole batch, not one picture of it
 
     def __init__(self, opt: argparse.Namespace):
         self.opt = opt
@@ -75,7 +73,7 @@ class BaseModel(ABC):
         self._gradient_scale = GradientScale() if fp16 else None
         accumulate = opt.accumulate if self.isTrain else 1
         self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
-        self._rates: list[list[float]] = []  # those of the options of now, which resuming needs
+        self._rates: list[list[float]] = []  # initial learning rates, before a state is loaded
         self._told_of_norms = False
         self._metric_sum: torch.Tensor | float = 0.0
         self._metric_count: torch.Tensor | int = 0
@@ -87,25 +85,25 @@ class BaseModel(ABC):
         """Add options of this model, or change defaults; return the parser."""
         return parser
 
-    @staticmethod  # noqa: B027 - most models take them all
+    @staticmethod  # noqa: B027 - most models accept all options
     def check_options(opt: argparse.Namespace) -> None:
         """Raise UserError where options do not go together with this model."""
 
     @abstractmethod
     def set_input(self, input: dict[str, Any]) -> None:
-        """Take what the dataset gives, a batch, to the device."""
+        """Move a batch of the dataset to the device, and set `image_paths`."""
 
     @abstractmethod
     def forward(self) -> None:
-        """Compute what is shown: for training and testing."""
+        """Compute the pictures of `visual_names`, in training and in testing."""
 
     @abstractmethod
     def optimize_parameters(self) -> None:
-        """Compute losses and gradients and update the networks: one iteration."""
+        """One iteration: forward pass, losses, gradients, optimizer steps."""
 
     # ---------------------------------------------------------------------------------- running
     def setup(self, opt: argparse.Namespace) -> None:
-        """Move networks to the device, load weights where asked for, and make the schedules."""
+        """Move networks to the device, load weights, and create learning rate schedules."""
         several = self.isTrain and distributed.world_size() > 1
         for net in self.networks().values():
             net.to(self.device)
@@ -118,16 +116,16 @@ class BaseModel(ABC):
         if not self.isTrain:
             self.load_networks(self.load_suffix())
         elif opt.continue_train and distributed.is_source():
-            self.load_saved(opt)  # the others, which may not see the files, get it from here
+            self.load_saved(opt)  # other ranks, which may not have the files, get a broadcast
         if self.isTrain:
-            self._check_optimizers()
+            self._prepare_optimizers()
             self._steps.activate()
-            self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
+            self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
             self._rates = [_initial_rates(o) for o in self.optimizers]
         self.print_networks(opt.verbose)
 
     def load_saved(self, opt: argparse.Namespace) -> None:
-        """Find what `--continue_train` goes on from, and load its weights."""
+        """Find the checkpoint to resume from, and load its weights."""
         newest = opt.epoch == "latest" and opt.load_iter == 0
         suffix = None if newest else self.load_suffix()
         self.resumed = checkpoint.find_checkpoint(self.save_dir, self.networks(), suffix)
@@ -136,7 +134,7 @@ class BaseModel(ABC):
         elif self.resumed is not None:
             self.load_networks(self.resumed.suffix)
         elif suffix is not None:
-            self.load_networks(suffix)  # says what there is instead
+            self.load_networks(suffix)  # raises an error that lists the saved ones
 
     def _load_checkpoint(self, found: checkpoint.FoundCheckpoint, weights: dict[str, Any]) -> None:
         """Load the weights of a training state, and warn where the exported files have others."""
@@ -156,7 +154,7 @@ class BaseModel(ABC):
             self._load_weights(own)
 
     def synchronize(self, net: nn.Module) -> None:
-        """Make batch norms take their statistics over the batches of all processes."""
+        """Synchronize batch norm statistics over all ranks."""
         converted = synchronize_norms(net, self.needs_second_gradients(net))
         if converted and self.opt.norm == "batch" and not self._told_of_norms:
             self._told_of_norms = True
@@ -166,16 +164,16 @@ class BaseModel(ABC):
             )
 
     def share_weights(self) -> None:
-        """Give the weights and statistics of the process that has read them to all the others.
+        """Broadcast parameters and buffers from the rank that has loaded them.
 
-        Those of all networks, also of ones that are not in `model_names`, such as a teacher.
+        Of all modules, also of those that are not in `model_names`, such as a teacher.
         """
         distributed.broadcast_tensors(
             [t.detach() for t in self.trained_tensors()], src=distributed.source_rank()
         )
 
     def prepare_network(self, net: nn.Module) -> None:
-        """Make a network compute as --precision, --compile and --grad_checkpoint say."""
+        """Apply --precision, --compile, --channels_last and --grad_checkpoint to a network."""
         opt = self.opt
         acceleration.prepare(
             net,
@@ -189,13 +187,13 @@ class BaseModel(ABC):
         )
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
-        """Whether gradients of gradients go through a network, which some kernels do not have."""
+        """Whether a network needs double backward (gradient penalty), which some kernels lack."""
         penalized = getattr(self.opt, "gan_mode", "") == "wgangp" and self.opt.lambda_gp > 0
         discriminators = [n for name, n in self.networks().items() if name.startswith("D")]
         return penalized and any(net is n for n in discriminators)
 
     def load_suffix(self) -> str:
-        """Which save `--load_iter` and `--epoch` ask for: `iter_N`, or the epoch."""
+        """The prefix of the files to load: `iter_N` with `--load_iter`, else `--epoch`."""
         return f"iter_{self.opt.load_iter}" if self.opt.load_iter > 0 else str(self.opt.epoch)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -203,34 +201,29 @@ class BaseModel(ABC):
         return {n: getattr(self, "net" + n) for n in self.model_names if isinstance(n, str)}
 
     def all_modules(self) -> dict[str, nn.Module]:
-        """Every module that an attribute holds, by itself or in lists and dictionaries."""
-        return dict(_held(vars(self), nn.Module))
+        """All modules by name: attributes, also those in lists, tuples and dictionaries."""
+        return dict(attributes.held(vars(self), nn.Module))
 
     def all_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those of `optimizers`, and after them others that an attribute holds."""
-        others = (o for _, o in _held(vars(self), torch.optim.Optimizer))
+        """Those of `optimizers`, then others that attributes hold."""
+        others = (o for _, o in attributes.held(vars(self), torch.optim.Optimizer))
         return list(dict.fromkeys([*self.optimizers, *others]))
 
     def trained_tensors(self) -> list[torch.Tensor]:
-        """Weights and statistics of all modules, and whatever else an optimizer trains."""
-        of_modules = (t for net in self.all_modules().values() for t in _tensors(net))
+        """Parameters and buffers of all modules, and other tensors that an optimizer trains."""
+        of_modules = (t for net in self.all_modules().values() for t in attributes.tensors(net))
         others = (p for optimizer in self.all_optimizers() for p in parameters_of(optimizer))
         return list(dict.fromkeys([*of_modules, *others]))
 
-    def _check_optimizers(self) -> None:
-        """Raise UserError where an optimizer has no step that could be hooked into."""
+    def _prepare_optimizers(self) -> None:
+        """Use fused kernels where they help. Raises UserError for what is no torch optimizer."""
         for optimizer in self.optimizers:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise UserError(
                     f"{type(optimizer).__name__} in `optimizers` is no torch.optim.Optimizer: "
                     "derive it from that class"
                 )
-            # the fused kernel rounds in another way on a CPU, so there it takes a --fast
-            fits = self.device.type == "cuda" or (self.opt.fast and self.device.type == "cpu")
-            if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fits:
-                for group in [optimizer.defaults, *optimizer.param_groups]:
-                    if group["fused"] is None and not group["foreach"]:
-                        group["fused"] = True
+            acceleration.use_fused_step(optimizer, self.device, self.opt.fast)
 
     def eval(self) -> None:
         """Put all networks into evaluation mode."""
@@ -238,18 +231,18 @@ class BaseModel(ABC):
             net.eval()
 
     def begin_iteration(self) -> None:
-        """What networks returned so far is not needed any more; see --cuda_graphs."""
+        """Start an iteration: outputs of earlier ones may be overwritten (--cuda_graphs)."""
         acceleration.begin_iteration(self.opt.cuda_graphs)
 
     def test(self) -> None:
-        """Forward without gradients, for testing."""
+        """Forward pass without gradients, and `compute_visuals`."""
         self.begin_iteration()
         with torch.no_grad():
             self.forward()
             self.compute_visuals()
 
     def compute_visuals(self) -> None:  # noqa: B027 - most models have nothing to add
-        """Compute pictures that only the display needs; called before they are shown."""
+        """Compute pictures that only the display needs; called before it shows them."""
 
     def get_image_paths(self) -> list[str]:
         """Files of the current batch."""
@@ -263,7 +256,7 @@ class BaseModel(ABC):
         """
         old = self.learning_rate()
         with warnings.catch_warnings():
-            # a run that was resumed at the very end of an epoch has made no step of its own yet
+            # resumed at the end of an epoch: no optimizer step has been made in this process
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
             metric = self._mean_metric() if self.opt.lr_policy == "plateau" else 0.0
             for scheduler in self.schedulers:
@@ -275,85 +268,68 @@ class BaseModel(ABC):
         print(f"learning rate {old:.7f} -> {self.learning_rate():.7f}")
 
     def _mean_metric(self) -> float:
-        # the same number in all processes, so that their rates stay the same
+        # summed over ranks, so that all have the same learning rate
         own = float(self._metric_sum), int(self._metric_count), float(self.metric)
         summed, count, metric = distributed.sum_over_ranks(*own)
         return metric / distributed.world_size() or summed / max(1, count)
 
     def fast_forward_schedules(self) -> None:
-        """Take the schedules to where they are when epoch `--epoch_count` begins."""
+        """Advance the schedules to the start of epoch `--epoch_count`."""
         for scheduler in self.schedulers:
-            networks.fast_forward(scheduler, self.opt)
+            fast_forward(scheduler, self.opt)
 
     def learning_rate(self) -> float:
         """The current learning rate of the first optimizer."""
         return float(self.optimizers[0].param_groups[0]["lr"]) if self.optimizers else 0.0
 
     def track_metric(self) -> None:
-        """Take the losses of this iteration into the mean that `plateau` watches."""
+        """Add the losses of this iteration to the mean that `plateau` watches."""
         if self.opt.lr_policy != "plateau":
             return
         names = [n for n in self.loss_names if not self._is_of_discriminator(n)]
-        # stays on the device: nothing waits for the GPU here
+        # stays on the device: no synchronization with the GPU
         total = self.loss_values(names).sum()
-        finite = total.isfinite()  # --on_nan skip goes on after one that is not
+        finite = total.isfinite()  # others are left out: --on_nan skip trains on
         self._metric_sum = self._metric_sum + torch.where(finite, total, 0.0)
         self._metric_count = self._metric_count + finite
 
     def _is_of_discriminator(self, loss: str) -> bool:
-        """Whether a loss is that of a discriminator: D, D_real, gp_A; but not Dice or Depth."""
+        """Whether a loss belongs to a discriminator: D, D_real, gp_A, but not Dice or Depth."""
         nets = [n for n in self.model_names if re.fullmatch(r"D([A-Z0-9_].*)?", n)]
         return any(loss == n or loss.startswith(n + "_") for n in (*nets, "D", "gp"))
 
     # ------------------------------------------------------------------------------ optimization
     def batch_passes(self, net: nn.Module, *inputs: torch.Tensor) -> None:
-        """Announce inputs (N, C, H, W) that will all go through a network in this iteration.
+        """Announce inputs (N, C, H, W) on which a network will be called in this iteration.
 
-        Where `--batch_passes` allows it they go through now, as one larger batch, and `net(x)` for
-        each of them then gives its part: the same, but for the rounding of sums. Elsewhere nothing
-        happens, and `net(x)` computes.
+        If `--batch_passes` allows it, they are computed now as one larger batch, and `net(x)`
+        returns the part of x: the same up to rounding. Else this does nothing, and `net(x)`
+        computes as usual.
         """
         shared = torch.is_grad_enabled() and acceleration.wants_one_pass(self.opt, inputs[0])
         if shared and acceleration.fits_one_pass(net, *inputs):
             share_pass(net, inputs)
 
     def inspect_steps(self, inspect: Callable[[torch.optim.Optimizer], None] | None) -> None:
-        """Have a function called before each step; it may set gradients to None."""
+        """Call a function before each optimizer step; it may set gradients to None."""
         self._steps.inspect = inspect
         self._steps.activate()
 
-    # short for what they do: optimizers do by themselves what these were once needed for
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam with `--lr` and `--beta1`."""
-        return torch.optim.Adam(parameters, lr=self.opt.lr, betas=(self.opt.beta1, 0.999))
-
-    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """`optimizer.zero_grad()`."""
-        optimizer.zero_grad()
-
-    def backpropagate(self, loss: torch.Tensor) -> None:
-        """`loss.backward()`."""
-        loss.backward()
-
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """`optimizer.step()`."""
-        optimizer.step()
-
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
-        """The current pictures by name."""
+        """The current pictures (N, C, H, W) in [-1, 1] by name."""
         return OrderedDict((n, getattr(self, n)) for n in self.visual_names if isinstance(n, str))
 
     def get_current_losses(self) -> OrderedDict[str, float]:
-        """The losses as numbers, by name; without those not computed yet. Waits for the GPU once.
+        """The losses that have been computed so far, by name. Waits for the GPU once.
 
-        One that is computed in some iterations only is that of the last of these.
+        A loss that is not computed in every iteration keeps its last value.
         """
         names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
 
     def present_losses(self) -> list[str]:
-        """Those of `loss_names` that have been computed so far."""
+        """The names in `loss_names` that have been computed so far."""
         names = [n for n in self.loss_names if isinstance(n, str)]
         return [n for n in names if getattr(self, "loss_" + n, None) is not None]
 
@@ -368,7 +344,7 @@ class BaseModel(ABC):
         )
 
     def print_networks(self, verbose: bool) -> None:
-        """Print the size of each network, and with `verbose` its layers."""
+        """Print the number of parameters of each network, and with `verbose` its layers."""
         print("---------- Networks initialized -------------")
         for name, net in self.networks().items():
             if verbose:
@@ -379,15 +355,15 @@ class BaseModel(ABC):
 
     # ------------------------------------------------------------------------ saving and loading
     def network_states(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The weights of all networks by name, under plain keys."""
-        # contiguous: files are the same whatever the memory format in which was trained
+        """The state dictionaries of all networks by name, without `module.` prefixes."""
+        # contiguous: files do not depend on --channels_last
         return {
             name: {k: v.detach().contiguous() for k, v in unwrap(net).state_dict().items()}
             for name, net in self.networks().items()
         }
 
     def save_networks(self, epoch: int | str) -> None:
-        """Write each network to `<epoch>_net_<name>.pth`, a plain state dictionary."""
+        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`."""
         for name, state in self.network_states().items():
             checkpoint.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
 
@@ -422,7 +398,7 @@ class BaseModel(ABC):
             unwrap(self.networks()[name]).load_state_dict(state)
 
     def _other_model(self) -> str:
-        """What to add to an error about weights where those of another model were meant."""
+        """A hint for errors about weights: --name or --model was probably another one."""
         if self.opt.name == DEFAULT_NAME and not self.save_dir.is_dir():
             return " (--name was not given)"
         trained = read_saved_options(self.save_dir).get("model", self.opt.model)
@@ -431,7 +407,7 @@ class BaseModel(ABC):
         return f" ({self.opt.name} was trained with --model {trained})"
 
     def _other_options(self) -> str:
-        """The same where options are given that are not those of the training."""
+        """A hint for weights that do not fit: options that differ from the training's."""
         saved = read_saved_options(self.save_dir)
         opt = self.opt
         other = [n for n in NETWORK_OPTIONS if n in saved and saved[n] != str(getattr(opt, n))]
@@ -441,142 +417,44 @@ class BaseModel(ABC):
         return f", or leave out {flags}: what is left out is as it was saved"
 
     def training_state(self) -> dict[str, Any]:
-        """What training needs besides the weights: plain values and tensors.
+        """What a checkpoint holds besides the weights: plain values and tensors.
 
         Optimizers, schedules, modules that are not in `model_names`, and each attribute that has a
-        state of its own, such as an image pool. A model with more to remember extends this and
+        `state_dict`, such as an image pool. A model with more to save extends this method and
         `load_training_state`.
         """
-        optimizers, steps = self.all_optimizers(), self._steps
-        return {
-            "optimizers": [o.state_dict() for o in optimizers],
-            "schedulers": [s.state_dict() for s in self.schedulers],
-            "parts": {name: part.state_dict() for name, part in self._stateful_parts().items()},
-            "modules": {name: net.state_dict() for name, net in self._unnamed_modules().items()},
-            "tensors": [t.detach() for t in self.loose_tensors()],
-            "metric": [float(self._metric_sum), int(self._metric_count)],
-            # what --accumulate has added up since the last step
-            "accumulated": [steps.counts.get(o, 0) for o in optimizers],
-            "gradients": [steps.gradients(o) for o in optimizers],
-        }
+        metric = [float(self._metric_sum), int(self._metric_count)]
+        return {**training_state.collect(self, self._steps), "metric": metric}
 
     def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
-        """Take back what `training_state` gave, saved by a run with these options.
+        """Load what `training_state` returned in a run with these options.
 
-        Where `--lr` or the number of epochs is another one now, the rates follow the new ones.
+        If `--lr` or the number of epochs has changed since, learning rates follow the new ones.
         """
-        optimizers = self.all_optimizers()
-        if len(state["optimizers"]) == len(self.optimizers):  # others were not saved once
-            optimizers = self.optimizers
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-        for name, part in self._stateful_parts().items():
-            if name in state["parts"]:
-                part.load_state_dict(state["parts"][name])
-        if self._gradient_scale is not None and "_gradient_scale" not in state["parts"]:
-            # of an older version, or none at all
-            self._gradient_scale.load_state_dict(state["parts"].get("scaler", {}))
-        saved_modules = state.get("modules", {})
-        for name, net in self._unnamed_modules().items():
-            if name in saved_modules:
-                net.load_state_dict(saved_modules[name])
-        with torch.no_grad():
-            for tensor, saved in zip(self.loose_tensors(), state.get("tensors", []), strict=False):
-                tensor.copy_(saved)
+        accumulate = options.get("accumulate", self.opt.accumulate)
+        training_state.restore(self, state, self._steps, accumulate)
         self._metric_sum, self._metric_count = state["metric"]
-        if self.opt.accumulate == options.get("accumulate", self.opt.accumulate):
-            for o, count, sums in zip(
-                optimizers, state["accumulated"], state["gradients"], strict=True
-            ):
-                self._steps.resume(o, count, sums)
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
         if changed or self._rates != [_initial_rates(o) for o in self.optimizers]:
-            networks.rebase(self.schedulers, self.opt, self._rates)
+            rebase(self.schedulers, self.opt, self._rates)
 
     @staticmethod
     def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
-        """Reshard `PER_RANK_STATE`, one entry a saved rank, for a new world size.
-
-        Pictures of image pools are shared out in turn, and each rank keeps what its pools can
-        hold. Accumulated gradients and the metric keep their means.
-        """
-        first = states[0]
-        gradients = [
-            [_mean_gradient(own) for own in zip(*of_optimizer, strict=True)]
-            for of_optimizer in zip(*(s["gradients"] for s in states), strict=True)
-        ]
-        metric = [sum(s["metric"][i] for s in states) for i in (0, 1)]
-        resharded = []
-        for rank in range(world_size):
-            parts = {}
-            for name, part in first["parts"].items():
-                parts[name] = part
-                if set(part) == {"images"}:
-                    images = [x for s in states for x in s["parts"][name]["images"]]
-                    parts[name] = {"images": images[rank::world_size]}
-            resharded.append(
-                {
-                    "parts": parts,
-                    "gradients": gradients,
-                    "metric": [0.0, 0] if rank else metric,
-                }
-            )
-        return resharded
-
-    def _unnamed_modules(self) -> dict[str, nn.Module]:
-        """Modules with weights that no network of `model_names` has."""
-        named = {p for net in self.networks().values() for p in net.parameters()}
-        modules = self.all_modules().items()
-        return {n: net for n, net in modules if any(p not in named for p in net.parameters())}
-
-    def loose_tensors(self) -> list[torch.Tensor]:
-        """What optimizers train and no module has."""
-        of_modules = {t for net in self.all_modules().values() for t in _tensors(net)}
-        trained = (p for optimizer in self.all_optimizers() for p in parameters_of(optimizer))
-        return list(dict.fromkeys(p for p in trained if p not in of_modules))
-
-    def _stateful_parts(self) -> dict[str, Any]:
-        others = (nn.Module, torch.optim.Optimizer)
-        return {
-            name: part
-            for name, part in vars(self).items()
-            if hasattr(part, "load_state_dict") and not isinstance(part, others)
-        }
+        """Reshard `PER_RANK_STATE`, one entry for each saved rank, for a new world size."""
+        return training_state.reshard(states, world_size)
 
     # ------------------------------------------------------------------------------------ helpers
     @staticmethod
     def set_requires_grad(nets: nn.Module | list[nn.Module], requires_grad: bool = False) -> None:
-        """Freeze networks, or thaw them: a frozen one costs no gradients of its weights."""
+        """Freeze or unfreeze networks: a frozen one computes no gradients of its weights."""
         for net in nets if isinstance(nets, list) else [nets]:
             for parameter in net.parameters():
                 parameter.requires_grad = requires_grad
 
 
-def _mean_gradient(own: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    """That of several processes; as in `average_gradients` one that is not there counts as zero."""
-    there = [gradient.cpu() for gradient in own if gradient is not None]
-    return torch.stack(there).sum(0) / len(own) if there else None
-
-
-def _held(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
-    """What dictionaries, lists and tuples hold of a kind, with names such as `nets.0`."""
-    if isinstance(values, kind):
-        yield name, values
-    elif isinstance(values, (dict, list, tuple)) and depth:
-        items = values.items() if isinstance(values, dict) else enumerate(values)
-        for key, value in items:
-            yield from _held(value, kind, f"{name}.{key}" if name else str(key), depth - 1)
-
-
-def _tensors(net: nn.Module) -> list[torch.Tensor]:
-    return [*net.parameters(), *net.buffers()]
-
-
 def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
-    """The learning rates of the groups of an optimizer, before any schedule."""
+    """The learning rate of each parameter group, before any schedule."""
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 

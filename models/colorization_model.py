@@ -14,9 +14,9 @@ from .pix2pix_model import Pix2PixModel
 
 
 class ColorizationModel(Pix2PixModel):
-    """Takes L (1 channel) and gives ab (2 channels); both are shown put together as RGB."""
+    """Predicts ab (2 channels) from L (1 channel); the display shows both combined as RGB."""
 
-    shows_batches = False  # what is put together is the first picture
+    shows_batches = False  # `lab2rgb` takes the first picture of a batch
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
@@ -42,11 +42,11 @@ class ColorizationModel(Pix2PixModel):
         lab = torch.cat([(L[:1] + 1.0) * 50.0, AB[:1] * 110.0], dim=1)
         array = lab.detach()[0].float().cpu().numpy().transpose(1, 2, 0).astype(np.float64)
         with warnings.catch_warnings():
-            # what a generator paints need not be a colour of sRGB: it is cut off
+            # predicted colours outside of sRGB are clipped
             warnings.filterwarnings("ignore", message="Conversion from CIE-LAB")
             return color.lab2rgb(array) * 255
 
     def compute_visuals(self):
-        """Put lightness and colour together for the display."""
+        """Combine L and ab to RGB for the display."""
         self.real_B_rgb = self.lab2rgb(self.real_A, self.real_B)
         self.fake_B_rgb = self.lab2rgb(self.real_A, self.fake_B)

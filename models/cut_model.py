@@ -29,7 +29,7 @@ MODES = {
 
 
 class SetMode(argparse.Action):
-    """Sets the defaults of a mode: the parser parses again before options are used."""
+    """Sets the defaults of a mode; they take effect in the parse that follows."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parser.set_defaults(**MODES[str(values)])
@@ -37,7 +37,7 @@ class SetMode(argparse.Action):
 
 
 def mode_of(text: str) -> str:
-    """The mode of that name in any case."""
+    """The mode of that name, ignoring case."""
     return next((mode for mode in MODES if mode.lower() == text.lower()), text)
 
 
@@ -122,17 +122,17 @@ class CUTModel(BaseModel):
         self.image_paths = input[A + "_paths"]
 
     def forward(self):
-        """Translate A; in training CUT also gives G a B, which it should leave alone (eq. 6).
+        """Translate A; in training CUT also translates B, which should not change (eq. 6).
 
-        FastCUT mirrors what goes in by a half chance. Its features are compared unmirrored.
+        FastCUT flips the input with probability 1/2, and flips features back to compare them.
         """
         if not self.isTrain:
             self.fake_B = self.netG(self.real_A)
             return
         n = len(self.real_A)
         real = torch.cat((self.real_A, self.real_B)) if self.opt.nce_idt else self.real_A
-        self.mirrored = self.opt.flip_equivariance and random.random() < 0.5
-        if self.mirrored:
+        self.flipped = self.opt.flip_equivariance and random.random() < 0.5
+        if self.flipped:
             fake, self.features = self.netG(real.flip(3)), None
         else:
             fake, self.features = patch_nce.with_features(self.netG, real, self.nce_layers)
@@ -172,12 +172,12 @@ class CUTModel(BaseModel):
         self.loss_G.backward()
 
     def calculate_NCE_loss(self, source, target, part):
-        """The contrastive loss (eq. 4) of patches of `target`, made from `source`.
+        """The contrastive loss (eq. 4) between patches of `target` and of its `source`.
 
-        Both are (N, C, H, W); `part` says which pictures of the pass in `forward` are `source`.
+        Both are (N, C, H, W); `part` is the slice of the batch of `forward` that holds `source`.
         """
         queries = self.netG(target, self.nce_layers, encode_only=True)
-        if self.mirrored:
+        if self.flipped:
             queries = [q.flip(3) for q in queries]
         if self.features is not None:
             keys = [f[part] for f in self.features]

@@ -85,7 +85,7 @@ class DCLModel(BaseModel):
         self.optimizers = [self.optimizer_G, self.optimizer_D]
         if opt.netF != "sample":  # which has no weights
             weights_F = itertools.chain(self.netF1.parameters(), self.netF2.parameters())
-            # not with --lr and --beta1: the published figures were made so
+            # fixed, not --lr and --beta1: as for the published results
             self.optimizer_F = torch.optim.Adam(weights_F, lr=0.001, betas=(0.9, 0.999))
             self.optimizers.append(self.optimizer_F)
 
@@ -97,15 +97,15 @@ class DCLModel(BaseModel):
         self.image_paths = input[A + "_paths"]
 
     def forward(self):
-        """Translate both ways; in training also the identity pictures (eq. 4).
+        """Translate both ways; in training also compute the identity pictures (eq. 4).
 
-        --flip_equivariance mirrors what is translated by a half chance; features are compared
-        unmirrored.
+        --flip_equivariance flips the input with probability 1/2, and flips features back to
+        compare them.
         """
-        self.mirrored = self.isTrain and self.opt.flip_equivariance and random.random() < 0.5
-        if not self.isTrain or self.mirrored:
+        self.flipped = self.isTrain and self.opt.flip_equivariance and random.random() < 0.5
+        if not self.isTrain or self.flipped:
             real_A, real_B = self.real_A, self.real_B
-            if self.mirrored:
+            if self.flipped:
                 real_A, real_B = real_A.flip(3), real_B.flip(3)
             self.fake_B, self.features_A = self.netG_A(real_A), None
             self.fake_A, self.features_B = self.netG_B(real_B), None
@@ -150,7 +150,7 @@ class DCLModel(BaseModel):
         self.loss_G_A = self.loss_G_B = self.loss_NCE1 = self.loss_NCE2 = zero
         self.loss_idt_A = self.loss_idt_B = zero
         if opt.lambda_GAN > 0:
-            # for hinge the clipped side of real pictures, as in the published code
+            # as in the published code, hinge has max(0, 1 - D(x)) here, not -D(x)
             self.loss_G_A = self.criterionGAN(self.netD_A(self.fake_B), True) * opt.lambda_GAN
             self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True) * opt.lambda_GAN
         if opt.lambda_NCE > 0:
@@ -171,13 +171,13 @@ class DCLModel(BaseModel):
         self.loss_G.backward()
 
     def calculate_NCE_loss(self, netG, netF, source, features, other_G, other_F, target):
-        """The contrastive loss (eq. 3) of `target`, which `netG` made from `source`.
+        """The contrastive loss (eq. 3) of `target` = `netG(source)`, a scalar.
 
-        Each is embedded by the generator that takes such pictures, and its F. `features` are those
-        of `source`, or None.
+        `netG` and `netF` embed `source`; `other_G` and `other_F`, of the other direction, embed
+        `target`. `features` are the features of `source` if they are known, or None.
         """
         queries = other_G(target, self.nce_layers, encode_only=True)
-        if self.mirrored:
+        if self.flipped:
             queries = [q.flip(3) for q in queries]
         if features is None:
             with torch.no_grad():

@@ -11,9 +11,9 @@ INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0.02) -> None:
     """Initialize a network in place: convolutions and linear layers by `init_type`, biases to 0.
 
-    Batch norm scales are drawn from N(1, init_gain) as in DCGAN, the synchronized kind included.
+    Batch norm scales, also of synchronized batch norm, are drawn from N(1, init_gain) as in DCGAN.
     `init_gain` is the standard deviation of `normal` and the gain of `xavier` and `orthogonal`;
-    `kaiming` has its own. The papers use normal with 0.02; xavier may suit some tasks better.
+    `kaiming` does not use it. The papers use `normal` with 0.02.
 
     Raises ValueError for an unknown `init_type`.
     """
@@ -27,7 +27,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
         raise ValueError(f"unknown init_type '{init_type}': choose from {', '.join(INIT_TYPES)}")
 
     def init_module(module: nn.Module) -> None:
-        # by name, so that layers of the user's own (`EqualConv2d`) are initialized too
+        # by name, so that users' own layers (`EqualConv2d`) are initialized too
         name = type(module).__name__
         if hasattr(module, "weight") and ("Conv" in name or "Linear" in name):
             fillers[init_type](module.weight.data)

@@ -10,7 +10,7 @@ GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
 
 
 class GANLoss(nn.Module):
-    """The adversarial objective, with the target made to the size of the prediction.
+    """The adversarial loss; the target has the shape of the prediction.
 
     - `lsgan`: least squares, (D(x) - label)^2 (Mao et al. 2017, eq. 9)
     - `vanilla`: cross-entropy on logits (Goodfellow et al. 2014, eq. 1, the non-saturating form)
@@ -76,7 +76,7 @@ def cal_gradient_penalty(
     lambda_gp * mean((|grad_x D(x)| - constant)^2), with x of shape (N, C, H, W) taken from
     `real_data`, `fake_data`, or (`mixed`) a random point between each pair of them.
 
-    Returns the penalty and the gradients (N, C*H*W); (0.0, None) where `lambda_gp` is not positive.
+    Returns the penalty and the gradients (N, C*H*W), or (0.0, None) if `lambda_gp` is not positive.
     """
     if lambda_gp <= 0.0:
         return 0.0, None
@@ -95,6 +95,6 @@ def cal_gradient_penalty(
         scores, points, grad_outputs=torch.ones_like(scores), create_graph=True
     )
     gradients = gradients.reshape(real_data.size(0), -1)
-    # the small number keeps the derivative of the norm finite at 0
+    # 1e-16 keeps the derivative of the norm finite at 0
     norms = (gradients + 1e-16).norm(2, dim=1)
     return ((norms - constant) ** 2).mean() * lambda_gp, gradients

@@ -1,7 +1,8 @@
 """Generators and discriminators, and the two functions that build them by name.
 
 The nesting of the `nn.Sequential`s is the naming of the weights on disk: change it and no released
-checkpoint loads. Losses, schedules and initialization live next door and are re-exported here.
+checkpoint loads. Norms, losses, schedules and initialization have files of their own, and can be
+imported from here as well.
 """
 
 from __future__ import annotations
@@ -11,120 +12,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from util.errors import UserError
 
 from .antialias import Downsample, Upsample
-from .init import INIT_TYPES, init_net, init_weights
-from .losses import GAN_MODES, GANLoss, cal_gradient_penalty
-from .schedulers import LR_POLICIES, fast_forward, get_scheduler, rebase
-from .speed.sync_norm import SyncBatchNorm2d
+from .init import INIT_TYPES, init_net, init_weights  # noqa: F401
+from .losses import GAN_MODES, GANLoss, cal_gradient_penalty  # noqa: F401
+from .norms import NORMS, NormLayer, get_norm_layer, inplace_after, needs_bias  # noqa: F401
+from .padding import apply_padded, pad_to_fit
+from .schedulers import LR_POLICIES, get_scheduler  # noqa: F401
 
-__all__ = [
-    "DISCRIMINATORS",
-    "GAN_MODES",
-    "GENERATORS",
-    "INIT_TYPES",
-    "LR_POLICIES",
-    "NORMS",
-    "GANLoss",
-    "Identity",
-    "NLayerDiscriminator",
-    "PixelDiscriminator",
-    "ResnetBlock",
-    "ResnetGenerator",
-    "UnetGenerator",
-    "UnetSkipConnectionBlock",
-    "cal_gradient_penalty",
-    "define_D",
-    "define_G",
-    "fast_forward",
-    "get_norm_layer",
-    "get_scheduler",
-    "init_net",
-    "init_weights",
-    "rebase",
-]
-
-NormLayer = Callable[[int], nn.Module]
 Identity = nn.Identity
-
-
-def no_norm(num_features: int) -> nn.Module:
-    """Stands where a normalization layer would, and does nothing."""
-    return nn.Identity()
-
-
-# batch norms learn an affine map and keep running statistics, instance norm has neither
-NORMS: dict[str, NormLayer] = {
-    "instance": functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
-    "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
-    "syncbatch": functools.partial(SyncBatchNorm2d, affine=True, track_running_stats=True),
-    "none": no_norm,
-}
-
-
-def get_norm_layer(norm_type: str = "instance") -> NormLayer:
-    """A function from a number of channels to the normalization layer of that name."""
-    if norm_type not in NORMS:
-        raise ValueError(f"unknown norm '{norm_type}': choose from {', '.join(NORMS)}")
-    return NORMS[norm_type]
-
-
-def needs_bias(norm_layer: NormLayer) -> bool:
-    """Whether convolutions before this norm have a bias: before instance norm only.
-
-    Batch norm has a shift of its own. That `none` has no bias either is how released weights are.
-    """
-    layer = norm_layer.func if isinstance(norm_layer, functools.partial) else norm_layer
-    return layer is nn.InstanceNorm2d
-
-
-def may_change_in_place(norm_layer: NormLayer) -> bool:
-    """Whether a ReLU after this norm saves time by working in place.
-
-    Not after instance norm: it gives a view, and to change a view makes autograd copy it twice.
-    """
-    return not needs_bias(norm_layer)
-
-
-def pad_to_fit(x: torch.Tensor, multiple: int, least: int) -> torch.Tensor:
-    """Make height and width multiples of `multiple`, and not smaller than `least`.
-
-    x: (N, C, H, W). Padded at the right and at the bottom, by reflection where the picture is large
-    enough for it. Sizes that fit are returned untouched.
-    """
-    height, width = x.shape[-2:]
-    pad_h = max(least, -(-height // multiple) * multiple) - height
-    pad_w = max(least, -(-width // multiple) * multiple) - width
-    if pad_h == 0 and pad_w == 0:
-        return x
-    mode = "reflect" if pad_h < height and pad_w < width else "replicate"
-    return F.pad(x, (0, pad_w, 0, pad_h), mode=mode)
-
-
-def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, least: int) -> torch.Tensor:
-    """Run `net` on pictures of any size, and return the size that came in.
-
-    The network halves height and width so often that both must be as `pad_to_fit` makes them. What
-    was padded is cut off the result.
-
-    x: (N, C, H, W), returned: (N, C', H, W).
-    """
-    height, width = x.shape[-2:]
-    y = net(pad_to_fit(x, multiple, least))
-    return y if y.shape[-2:] == (height, width) else y[..., :height, :width]
 
 
 # ------------------------------------------------------------------------------------- generators
 class ResnetGenerator(nn.Module):
-    """The generator of CycleGAN, after Johnson et al. 2016: down by 4, residual blocks, up by 4.
+    """The generator of CycleGAN (Johnson et al. 2016): residual blocks at a quarter of the size.
 
     (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]; any H and W (see `apply_padded`).
-    With `antialias` the steps down, and with `antialias_up` those up, are of `antialias.py`.
+    `antialias` and `antialias_up` take the downsampling and upsampling of `antialias.py`.
     """
 
     def __init__(
@@ -181,17 +89,17 @@ class ResnetGenerator(nn.Module):
     def forward(
         self, input: torch.Tensor, layers: Sequence[int] = (), encode_only: bool = False
     ) -> Any:
-        """The output; with `layers` (output, features), with `encode_only` the features alone.
+        """The output (N, output_nc, H, W) for an input (N, input_nc, H, W).
 
-        `layers` are numbers of layers of `model`, in rising order; features are what these layers
-        return, a list of (N, C, h, w), and those of a norm what its ReLU returns. With
-        `encode_only` the layers behind the last are not run.
+        With `layers`, indices into `model` in ascending order, returns (output, features): a list
+        of (N, C, h, w), one feature map a layer. The feature map of a norm is taken after its ReLU.
+        With `encode_only` returns the features alone and runs no layer behind the last of them.
         """
-        # at a quarter of 8 pixels the blocks can still reflect by one
+        # 8 pixels are 2 in the residual blocks, the smallest size that reflection padding takes
         if not layers:
-            return apply_padded(self.model, input, multiple=4, least=8)
-        x = pad_to_fit(input, multiple=4, least=8)
-        # the ReLUs of the published code work in place, on what the norm has returned
+            return apply_padded(self.model, input, multiple=4, minimum=8)
+        x = pad_to_fit(input, multiple=4, minimum=8)
+        # in the published code a ReLU works in place, and so changes the feature map of the norm
         is_relu = [isinstance(layer, nn.ReLU) for layer in (*self.model, None)]
         rectified = [number + is_relu[number + 1] for number in layers]
         features = []
@@ -203,7 +111,7 @@ class ResnetGenerator(nn.Module):
         return x[..., : input.shape[-2], : input.shape[-1]], features
 
     def channels_of(self, layers: Sequence[int]) -> list[int]:
-        """How many channels the features of `layers` have."""
+        """The number of channels of each feature map of `layers`."""
         channels, of_layer = self.input_nc, []
         for layer in self.model:
             channels = getattr(layer, "out_channels", channels)  # only convolutions change it
@@ -228,7 +136,7 @@ class ResnetBlock(nn.Module):
         use_bias: bool,
     ):
         super().__init__()
-        self.recompute = False  # forget activations and compute them again: --grad_checkpoint
+        self.recompute = False  # activations in the backward pass: --grad_checkpoint
         self.conv_block = self.build_conv_block(
             dim, padding_type, norm_layer, use_dropout, use_bias
         )
@@ -262,11 +170,11 @@ class ResnetBlock(nn.Module):
 
 
 class UnetGenerator(nn.Module):
-    """The generator of pix2pix: a U-Net (Ronneberger et al. 2015) of `num_downs` halvings.
+    """The generator of pix2pix: a U-Net (Ronneberger et al. 2015) with `num_downs` downsamplings.
 
-    (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]. With `num_downs` of 7 a picture of
-    128x128 is 1x1 at the bottleneck. Sizes that are no multiple of 2^num_downs are padded and cut
-    back (see `apply_padded`).
+    (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]. With 7 downsamplings a picture of
+    128x128 is 1x1 at the bottleneck. Other sizes than multiples of 2^num_downs are padded, and the
+    output is cropped (see `apply_padded`).
     """
 
     def __init__(
@@ -281,7 +189,7 @@ class UnetGenerator(nn.Module):
         super().__init__()
         self.size_multiple = 2**num_downs
         block = functools.partial(UnetSkipConnectionBlock, norm_layer=norm_layer)
-        # from the bottleneck outwards, each block around the one before
+        # from the bottleneck outwards: each block wraps the one before
         net = block(ngf * 8, ngf * 8, innermost=True)
         for _ in range(num_downs - 5):
             net = block(ngf * 8, ngf * 8, submodule=net, use_dropout=use_dropout)
@@ -291,16 +199,14 @@ class UnetGenerator(nn.Module):
         self.model = block(output_nc, ngf, input_nc=input_nc, submodule=net, outermost=True)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return apply_padded(
-            self.model, input, multiple=self.size_multiple, least=self.size_multiple
-        )
+        return apply_padded(self.model, input, self.size_multiple, minimum=self.size_multiple)
 
 
 class UnetSkipConnectionBlock(nn.Module):
-    """One level of a U-Net: halve, run the level inside, double, and join with what came in.
+    """One level of a U-Net: halve the size, run the submodule, double the size, concatenate.
 
     (N, input_nc, H, W) -> (N, input_nc + outer_nc, H, W); the outermost level returns
-    (N, outer_nc, H, W) in [-1, 1] and joins nothing.
+    (N, outer_nc, H, W) in [-1, 1], without the skip connection.
     """
 
     def __init__(
@@ -321,12 +227,12 @@ class UnetSkipConnectionBlock(nn.Module):
         deconv = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
 
         down: list[nn.Module] = [conv(input_nc or outer_nc, inner_nc, bias=bias)]
-        # what comes from inside has been joined with its input, but for the bottleneck
+        # a submodule returns its input as well (the skip connection)
         channels = inner_nc if innermost else inner_nc * 2
         if outermost:
             up = [nn.ReLU(True), deconv(channels, outer_nc), nn.Tanh()]
         else:
-            down = [nn.LeakyReLU(0.2, may_change_in_place(norm_layer)), *down]
+            down = [nn.LeakyReLU(0.2, inplace_after(norm_layer)), *down]
             up = [nn.ReLU(True), deconv(channels, outer_nc, bias=bias), norm_layer(outer_nc)]
             if not innermost:
                 down.append(norm_layer(inner_nc))
@@ -338,7 +244,7 @@ class UnetSkipConnectionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.outermost:
             return self.model(x)
-        # the first layer is the LeakyReLU; what skips is its result, as in all released weights
+        # the skip connection starts behind the LeakyReLU, the first layer, as in released weights
         layers = iter(self.model)
         skip = inner = next(layers)(x)
         for layer in layers:
@@ -352,7 +258,8 @@ class NLayerDiscriminator(nn.Module):
 
     (N, input_nc, H, W) -> (N, 1, H/2^n - 2, W/2^n - 2) logits for n = `n_layers`. Three layers see
     patches of 70x70 pixels, 30x30 of them on 256x256; one, two, four and five see 16, 34, 142, 286.
-    With `antialias` it halves sizes by `antialias.Downsample`, and sees a little more.
+    `antialias` downsamples by `antialias.Downsample`, which makes patches a little larger.
+    Raises UserError for a picture smaller than 3 * 2^n.
     """
 
     def __init__(
@@ -365,10 +272,9 @@ class NLayerDiscriminator(nn.Module):
     ):
         super().__init__()
         self.n_layers = n_layers
-        bias, in_place = needs_bias(norm_layer), may_change_in_place(norm_layer)
+        bias, in_place = needs_bias(norm_layer), inplace_after(norm_layer)
         widths = [ndf * min(2**n, 8) for n in range(n_layers + 1)]
-
-        halving = 1 if antialias else 2
+        stride = 1 if antialias else 2
 
         def subsample(channels: int) -> list[nn.Module]:
             return [Downsample(channels)] if antialias else []
@@ -378,24 +284,24 @@ class NLayerDiscriminator(nn.Module):
             return [conv, norm_layer(cout), nn.LeakyReLU(0.2, in_place)]
 
         layers = [
-            nn.Conv2d(input_nc, ndf, kernel_size=4, stride=halving, padding=1),
+            nn.Conv2d(input_nc, ndf, kernel_size=4, stride=stride, padding=1),
             nn.LeakyReLU(0.2, True),
             *subsample(ndf),
         ]
         for n in range(1, n_layers):
-            layers += [*block(widths[n - 1], widths[n], halving), *subsample(widths[n])]
+            layers += [*block(widths[n - 1], widths[n], stride), *subsample(widths[n])]
         layers += block(widths[-2] if n_layers else ndf, widths[-1], stride=1)
         layers += [nn.Conv2d(widths[-1], 1, kernel_size=4, stride=1, padding=1)]
         self.model = nn.Sequential(*layers)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        least = 3 * 2**self.n_layers
-        if min(input.shape[-2:]) < least:
+        minimum = 3 * 2**self.n_layers
+        if min(input.shape[-2:]) < minimum:
             height, width = input.shape[-2:]
             raise UserError(
                 f"the discriminator with --n_layers_D {self.n_layers} can't judge pictures of "
-                f"{width}x{height}: it needs at least {least}x{least}; use a larger --crop_size, "
-                "fewer layers (--netD n_layers --n_layers_D 2) or --netD pixel"
+                f"{width}x{height}: it needs at least {minimum}x{minimum}; use a larger "
+                "--crop_size, fewer layers (--netD n_layers --n_layers_D 2) or --netD pixel"
             )
         return self.model(input)
 
@@ -465,9 +371,9 @@ def define_G(
             f"--antialias is for ResNets, not for --netG {netG}: say --netG resnet_9blocks, or "
             "leave it out"
         )
-    # only what is on: networks that others have added to the registry may know nothing of it
-    wanted = {"antialias": antialias, "antialias_up": antialias_up}
-    sampling = {name: on for name, on in wanted.items() if on}
+    # passed only where it is on: networks that users have added may not take it
+    flags = {"antialias": antialias, "antialias_up": antialias_up}
+    sampling = {name: on for name, on in flags.items() if on}
     norm_layer = get_norm_layer(norm)
     net = GENERATORS[netG](
         input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, **sampling
@@ -488,9 +394,9 @@ def define_D(
 ) -> nn.Module:
     """Build a discriminator by its name in `DISCRIMINATORS` and initialize it.
 
-    `ndf` is the number of filters of the first convolution; `n_layers_D` counts only for
-    `n_layers`, and `antialias` not for `pixel`, which halves nothing. Raises ValueError for an
-    unknown name.
+    `ndf` is the number of filters of the first convolution. Only `n_layers` uses `n_layers_D`, and
+    `pixel` ignores `antialias`, since it does not downsample. Raises ValueError for an unknown
+    name.
     """
     if netD not in DISCRIMINATORS:
         raise ValueError(f"unknown netD '{netD}': choose from {', '.join(DISCRIMINATORS)}")

@@ -1,7 +1,7 @@
 """Contrastive learning of patches (Park et al., ECCV 2020, sections 3 and C.1).
 
-A patch of the output should resemble the patch of the input at the same place more than it does
-other patches of that input. Patches are compared by features of the generator's own layers.
+A patch of the output should resemble the patch of the input at the same position more than other
+patches of that input. Patches are compared by features from layers of the generator.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     add("--normD", default="instance", choices=parser_choices(parser, "norm"), help="norm in D")
     add("--lambda_GAN", type=float, default=1.0, help="weight of the adversarial loss")
     add("--lambda_NCE", type=float, default=1.0, help="weight of the contrastive loss")
-    add_switch("--nce_idt", "also for pictures that are in the target domain already")
+    add_switch("--nce_idt", "contrastive identity loss: G(B) should keep the patches of B")
     add(
         "--nce_layers",
         type=layer_numbers,
         default="0,4,8,12,16",
-        help="layers of G to compare; --no_antialias has other numbers for the same ones",
+        help="indices of the layers of G to compare; --no_antialias shifts the indices",
     )
     add_switch(
         "--nce_includes_all_negatives_from_minibatch",
-        "negatives from all pictures of the batch, not from the same one alone",
+        "negatives from all pictures of the batch, not only from the same picture",
     )
     add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="network on the features")
     add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
     add("--nce_T", type=positive, default=0.07, help="temperature of the contrastive loss")
-    add("--num_patches", type=count, default=256, help="patches of a layer")
-    add_switch("--flip_equivariance", "mirror the input at random: G should mirror its output")
+    add("--num_patches", type=count, default=256, help="patches per layer")
+    add_switch("--flip_equivariance", "flip the input at random: G should flip its output")
     add("--beta2", type=float, default=0.999, help="second momentum of Adam")
 
 
@@ -80,12 +80,12 @@ def positive(text: str) -> float:
 
 
 def parser_choices(parser: argparse.ArgumentParser, name: str) -> Sequence[str]:
-    """The choices of an option that is there."""
+    """The choices of an existing option."""
     return next(a.choices for a in parser._actions if a.dest == name)  # type: ignore[return-value]
 
 
 def layer_numbers(text: str) -> str:
-    """An argparse type: numbers of layers in rising order, as 0,4,8; stays a text."""
+    """An argparse type: layer indices in ascending order such as 0,4,8; returns the text."""
     try:
         numbers = [int(number) for number in text.split(",")]
     except ValueError:
@@ -96,7 +96,7 @@ def layer_numbers(text: str) -> str:
 
 
 def check_options(opt: argparse.Namespace) -> None:
-    """Raise UserError where features can't be taken as the options say."""
+    """Raise UserError if these options do not allow to compare features."""
     if "resnet" not in opt.netG:
         resnets = ", ".join(name for name in GENERATORS if "resnet" in name)
         raise UserError(
@@ -116,7 +116,7 @@ def check_options(opt: argparse.Namespace) -> None:
 
 
 def layers_of(opt: argparse.Namespace, net: ResnetGenerator) -> list[int]:
-    """The numbers of `--nce_layers`; raises UserError for one that `net` does not have."""
+    """The indices in `--nce_layers`; raises UserError for one that `net` does not have."""
     layers = [int(number) for number in opt.nce_layers.split(",")]
     last = len(net.model) - 1
     if layers[-1] > last:
@@ -128,10 +128,10 @@ def layers_of(opt: argparse.Namespace, net: ResnetGenerator) -> list[int]:
 
 
 class PatchSampleMLP(nn.Module):
-    """F: takes patches from feature maps, and embeds them in the unit sphere of `nc` channels.
+    """F: samples patches of feature maps, and embeds each as a unit vector of `nc` channels.
 
-    `channels` are those of the feature maps. Without `use_mlp` a patch is its features themselves,
-    of length 1.
+    `channels` lists the channels of the feature maps. Without `use_mlp` the embedding is the
+    normalized feature vector itself.
     """
 
     def __init__(self, channels: Sequence[int], nc: int = 256, use_mlp: bool = True):
@@ -142,12 +142,12 @@ class PatchSampleMLP(nn.Module):
                 mlp = nn.Sequential(nn.Linear(c, nc), nn.ReLU(), nn.Linear(nc, nc))
                 self.add_module(f"mlp_{i}", mlp)
 
-    def forward(self, features: Features, places: Features) -> Features:
-        """For each (N, C, H, W) of `features` and (N, P) of `places`: (N, P, nc) of length 1."""
+    def forward(self, features: Features, positions: Features) -> Features:
+        """For each (N, C, H, W) of `features` and (N, P) of `positions`: (N, P, nc) of length 1."""
         embedded = []
-        for i, (feature, place) in enumerate(zip(features, places, strict=True)):
+        for i, (feature, position) in enumerate(zip(features, positions, strict=True)):
             rows = feature.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H*W, C)
-            patches = rows.gather(1, place[..., None].expand(-1, -1, rows.shape[2]))
+            patches = rows.gather(1, position[..., None].expand(-1, -1, rows.shape[2]))
             if self.use_mlp:
                 patches = self.get_submodule(f"mlp_{i}")(patches)
             # half precision would lose small squares
@@ -164,7 +164,7 @@ def define_F(
     init_gain: float = 0.02,
     gpu_ids: list[int] = [],
 ) -> nn.Module:
-    """Build the network on features with these numbers of channels and initialize it."""
+    """Build and initialize F for feature maps with these numbers of channels."""
     net = PatchSampleMLP(channels, nc, use_mlp=netF == "mlp_sample")
     return init_net(net, init_type, init_gain, gpu_ids)
 
@@ -172,10 +172,10 @@ def define_F(
 def with_features(
     net: nn.Module, pictures: torch.Tensor, layers: Sequence[int]
 ) -> tuple[torch.Tensor, Features | None]:
-    """`net(pictures)`, and what `layers` returned in that pass, as keys: without gradients.
+    """`net(pictures)` and, from the same pass, the features of `layers` without gradients.
 
-    None instead of the features where another pass would give other ones: with batch norm, whose
-    statistics are those of the batch, and with dropout.
+    The features are None if a second pass would give other ones: with batch norm, which depends on
+    the batch, and with dropout.
     """
     if not batches_freely(net):
         return net(pictures), None
@@ -183,10 +183,10 @@ def with_features(
     return output, [feature.detach() for feature in features]
 
 
-def draw_places(features: Features, num_patches: int) -> Features:
-    """For each feature map (N, C, H, W), `num_patches` places of each picture, or all there are.
+def sample_positions(features: Features, num_patches: int) -> Features:
+    """Sample positions for each feature map (N, C, H, W): (N, P) in [0, H*W - 1].
 
-    Each is (N, P) of numbers from 0 to H*W - 1, none of them twice.
+    P is `num_patches`, or all positions if there are fewer; without repetition in a picture.
     """
     return [
         torch.stack(
@@ -200,9 +200,9 @@ class PatchNCELoss(nn.Module):
     """InfoNCE between patches (Park et al. 2020, eq. 2 and 3).
 
     The mean of -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum of exp(q.k- / T))); k+ is the key at the
-    same place. Among the negatives it counts as a patch of similarity -10. Negatives are those of
-    the same picture, or with `all_negatives` those of the whole batch. With `cosine` the angle
-    alone counts, also where lengths are not quite 1.
+    same position. Among the negatives its own similarity is masked by -10. Negatives are the
+    patches of the same picture, or with `all_negatives` of the whole batch. `cosine` normalizes
+    queries and keys again, so that only the angle counts.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class PatchNCELoss(nn.Module):
         self.cosine = cosine
 
     def forward(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """A scalar from two (N, P, C) of length 1; `key` is a target and gets no gradients."""
+        """The loss, a scalar, of unit vectors (N, P, C); `key` gets no gradients."""
         if self.cosine:
             query, key = F.normalize(query, dim=2), F.normalize(key, dim=2)
         if self.all_negatives:
@@ -236,10 +236,10 @@ def contrast(
 ) -> torch.Tensor:
     """The mean over layers of the contrastive loss of feature maps (N, C, H, W), a scalar.
 
-    Queries and keys are taken from the same places. Keys get no gradients.
+    Queries and keys are sampled at the same positions. Keys get no gradients.
     """
-    places = draw_places(keys, num_patches)
+    positions = sample_positions(keys, num_patches)
     with torch.no_grad():
-        embedded_keys = netF_key(keys, places)
-    pairs = zip(netF_query(queries, places), embedded_keys, strict=True)
+        embedded_keys = netF_key(keys, positions)
+    pairs = zip(netF_query(queries, positions), embedded_keys, strict=True)
     return torch.stack([criterion(query, key) for query, key in pairs]).mean()

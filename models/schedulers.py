@@ -1,4 +1,4 @@
-"""Learning rate policies. All of them are stepped once, at the end of each epoch."""
+"""Learning rate schedules. Each is stepped once, at the end of an epoch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ LR_POLICIES = ("linear", "step", "plateau", "cosine")
 def get_scheduler(optimizer: Optimizer, opt):
     """The scheduler of `opt.lr_policy` for one optimizer.
 
-    - `linear`: the full rate for `opt.n_epochs` epochs, then a straight line towards 0, which would
-      be reached one epoch after the `opt.n_epochs_decay` that follow; counts from `opt.epoch_count`
+    - `linear`: the full rate for `opt.n_epochs` epochs, then linear decay over the next
+      `opt.n_epochs_decay`, which would reach 0 one epoch after the last; counts from
+      `opt.epoch_count`
     - `step`: times 0.1 every `opt.lr_decay_iters` epochs
-    - `plateau`: times 0.2 where the metric has not improved by 1% for 5 epochs
+    - `plateau`: times 0.2 when the metric has not improved by 1% for 5 epochs
     - `cosine`: half a cosine from the full rate to 0 over all the epochs
 
     Raises ValueError for an unknown policy.
@@ -40,36 +41,35 @@ def get_scheduler(optimizer: Optimizer, opt):
 
 
 def fast_forward(scheduler, opt) -> None:
-    """Bring a new scheduler to the start of epoch `opt.epoch_count` (from 1).
+    """Advance a new scheduler to the start of epoch `opt.epoch_count` (from 1).
 
-    The linear policy counts from there by itself. Plateau can't: the metrics are gone.
+    Does nothing for `linear`, which starts at that epoch, and for `plateau`, whose earlier metrics
+    are not known.
     """
     if opt.lr_policy not in ("step", "cosine"):
         return
     with warnings.catch_warnings():
-        # no optimizer step comes before these: nothing is trained, the epochs lie in the past
+        # PyTorch warns, since these epochs have no optimizer steps
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         for _ in range(opt.epoch_count - 1):
             scheduler.step()
 
 
 def rebase(schedulers: list, opt, rates: list[list[float]]) -> None:
-    """Put the rates of resumed schedules where the options of now would have them.
+    """Recompute the learning rates of resumed schedules from changed options.
 
-    `rates` are those that the groups of each optimizer have at first, with these options.
-
-    Only for changed options: an unchanged schedule goes on from its own state, bit for bit.
-    Plateau keeps the rate it has come to, since that depends on the metrics of all epochs.
+    `rates` are the initial rates of the parameter groups of each optimizer, with the new options.
+    `plateau` keeps its rate, which depends on the metrics of all epochs.
     """
     for scheduler, initial in zip(schedulers, rates, strict=True):
         if opt.lr_policy == "plateau":
             continue
-        optimizer, gone = scheduler.optimizer, scheduler.last_epoch
+        optimizer, epochs = scheduler.optimizer, scheduler.last_epoch
         for group, rate in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = group["initial_lr"] = rate
         fresh = get_scheduler(optimizer, opt)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            for _ in range(gone):
+            for _ in range(epochs):
                 fresh.step()
         scheduler.load_state_dict(fresh.state_dict())

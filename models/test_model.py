@@ -10,13 +10,13 @@ from .base_model import BaseModel
 
 
 class TestModel(BaseModel):
-    """Loads `<epoch>_net_G.pth`, or that of two generators which goes in `--direction`."""
+    """Loads `<epoch>_net_G.pth`, or of two generators the one for `--direction`."""
 
     __test__ = False  # not a test class for pytest
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
-        """Pictures of one folder; the ending of the generator's name can be given."""
+        """Read a single folder by default, and add `--model_suffix`."""
         if is_train:
             raise UserError("--model test can't be trained: use it with test.py")
         parser.set_defaults(dataset_mode="single")
@@ -42,13 +42,13 @@ class TestModel(BaseModel):
             antialias=not opt.no_antialias,
             antialias_up=not opt.no_antialias_up,
         )
-        # saving and loading look for the attribute of that name
+        # load_networks uses the attribute of that name
         setattr(self, "netG" + suffix, self.netG)
 
     def _find_suffix(self) -> str:
-        """The ending of the generator's name that `--direction` asks for, by the files there are.
+        """The suffix of the generator for `--direction`: none, `_A` or `_B`.
 
-        In a CycleGAN or DCLGAN, G_A goes the way that it was trained for, and G_B goes back.
+        In CycleGAN and DCLGAN, G_A translates in the direction of training, and G_B back.
         """
         saved = read_saved_options(self.save_dir)
         trained = saved.get("direction", "AtoB")
@@ -56,7 +56,7 @@ class TestModel(BaseModel):
             if "direction" in saved and trained != self.opt.direction:
                 warn(
                     f"{self.opt.name} was trained {trained} and has one generator: --direction "
-                    f"{self.opt.direction} does not turn it around"
+                    f"{self.opt.direction} has no effect"
                 )
             return ""
         suffix = "_A" if self.opt.direction == trained else "_B"
@@ -73,4 +73,4 @@ class TestModel(BaseModel):
         self.fake = self.netG(self.real)
 
     def optimize_parameters(self):
-        """There is nothing to train."""
+        """Does nothing: this model is for testing only."""

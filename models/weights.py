@@ -1,4 +1,4 @@
-"""Weights of other origins made to fit, and misfits explained in terms of the command line."""
+"""Makes weights from other sources fit, and explains a mismatch by the options at fault."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 State = Mapping[str, torch.Tensor]
-# which ways are anti-aliased, down and up; a discriminator has none up
+# (downsampling, upsampling) is anti-aliased; a discriminator only downsamples
 ANTIALIAS_FLAGS = {
     (True, True): "--antialias",
     (True, False): "--antialias --no_antialias_up",
@@ -22,29 +22,29 @@ ANTIALIAS_FLAGS = {
 
 
 def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
-    """A state dictionary as this version of the code names it.
+    """A state dictionary with the keys that this code uses.
 
-    - `module.` in front of all keys, from networks wrapped for several GPUs, is taken off
-    - statistics of instance norms, which PyTorch kept before 0.4, are left out
+    Removes the prefix `module.` of `DataParallel`, and running statistics of instance norms, which
+    PyTorch saved before version 0.4.
     """
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    stateless = {
+    without_statistics = {
         name
         for name, module in net.named_modules()
         if isinstance(module, nn.InstanceNorm2d) and not module.track_running_stats
     }
     statistics = ("running_mean", "running_var", "num_batches_tracked")
 
-    def is_leftover(key: str) -> bool:
+    def is_unused(key: str) -> bool:
         owner, _, leaf = key.rpartition(".")
-        return owner in stateless and leaf in statistics
+        return owner in without_statistics and leaf in statistics
 
-    return {key: value for key, value in state.items() if not is_leftover(key)}
+    return {key: value for key, value in state.items() if not is_unused(key)}
 
 
 def describe(state: State) -> dict[str, Any]:
-    """The options that a network of this code must have been built with, as far as keys tell."""
+    """The options that a network was built with, as far as the keys and shapes tell."""
     weights = {k: v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4}
     if not weights:
         return {}
@@ -92,24 +92,24 @@ def describe(state: State) -> dict[str, Any]:
 
 
 def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
-    """Why `state` does not fit into `net`, naming the flags to set; None if it fits."""
+    """Why `state` does not fit `net`, with the options to set; None if it fits."""
     own = net.state_dict()
-    # counters of batch norm may be missing: PyTorch did not keep them before 0.4.1
+    # batch norm had no counter before PyTorch 0.4.1
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in own]
     wrong = [k for k in state if k in own and state[k].shape != own[k].shape]
     if not (missing or surplus or wrong):
         return None
-    there, wanted = describe(state), describe(own)
-    differing = {k: v for k, v in there.items() if v != wanted.get(k)}
-    if there.keys() == wanted.keys() and differing:
+    saved, wanted = describe(state), describe(own)
+    differing = {k: v for k, v in saved.items() if v != wanted.get(k)}
+    if saved.keys() == wanted.keys() and differing:
         flags = " ".join(_flag(k, v) for k, v in differing.items())
         given = " ".join(_flag(k, wanted[k]) for k in differing)
         return f"net{name} was saved with {flags}, the options say {given}; set {flags}"
-    if there and wanted:
-        if "antialias" not in wanted and not any(there.get("antialias", ())):
-            there.pop("antialias", None)  # what the other kind of network is anyway
-        flags = " ".join(_flag(k, v) for k, v in there.items())
+    if saved and wanted:
+        if "antialias" not in wanted and not any(saved.get("antialias", ())):
+            saved.pop("antialias", None)  # the default of the other network
+        flags = " ".join(_flag(k, v) for k, v in saved.items())
         return f"net{name} was saved with {flags}; set these flags"
     examples = [*missing, *surplus, *wrong][:2]
     return (

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import data
 import models
-from models.networks import DISCRIMINATORS, GENERATORS, INIT_TYPES, NORMS
+from models.init import INIT_TYPES
+from models.networks import DISCRIMINATORS, GENERATORS
+from models.norms import NORMS
 from models.speed.acceleration import (
     PRECISIONS,
     choose_fast,

@@ -7,7 +7,8 @@ import importlib.util
 from pathlib import Path
 
 from data.cache import SHARES
-from models.networks import GAN_MODES, LR_POLICIES
+from models.losses import GAN_MODES
+from models.schedulers import LR_POLICIES
 from util import distributed
 from util.run import checkpoint
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS

@@ -119,7 +119,7 @@ def test_contrastive_loss_in_closed_form(all_negatives):
 
 def test_places_are_the_same_for_query_and_key_and_none_comes_twice():
     features = [torch.randn(3, 4, 6, 5), torch.randn(3, 2, 2, 3)]
-    places = patch_nce.draw_places(features, 20)
+    places = patch_nce.sample_positions(features, 20)
     assert [p.shape for p in places] == [(3, 20), (3, 6)]
     assert all(len(set(row.tolist())) == len(row) for p in places for row in p)
     assert not torch.equal(places[0][0], places[0][1])  # each picture has its own

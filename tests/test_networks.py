@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import create_model, networks
+from models import create_model, networks, norms, schedulers
 from models.weights import explain_mismatch, fit_state_dict
 from options.train_options import TrainOptions
 from tests.helpers import seed_all
@@ -109,7 +109,7 @@ def test_unet_has_dropout_in_the_middle_only():
 @pytest.mark.parametrize("size", [96, 100, 127])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
 def test_patchgan_output_size(layers, size):
-    net = networks.NLayerDiscriminator(3, ndf=2, n_layers=layers, norm_layer=networks.no_norm)
+    net = networks.NLayerDiscriminator(3, ndf=2, n_layers=layers, norm_layer=norms.no_norm)
     y = net(noise(1, 3, size, 2 * size))
     # each layer of stride 2 halves, rounding down; each of the two of stride 1 takes one away
     assert y.shape == (1, 1, size // 2**layers - 2, 2 * size // 2**layers - 2)
@@ -118,7 +118,7 @@ def test_patchgan_output_size(layers, size):
 @pytest.mark.parametrize(("layers", "patch"), [(1, 16), (2, 34), (3, 70), (4, 142), (5, 286)])
 def test_patchgan_receptive_field(layers, patch):
     """The sizes that pix2pix, section 6.2, names: 16, 70 and 286."""
-    net = networks.NLayerDiscriminator(1, ndf=1, n_layers=layers, norm_layer=networks.no_norm)
+    net = networks.NLayerDiscriminator(1, ndf=1, n_layers=layers, norm_layer=norms.no_norm)
     net.double()
     size = 512
     x = torch.rand(1, 1, size, size, dtype=torch.float64, requires_grad=True)
@@ -129,7 +129,7 @@ def test_patchgan_receptive_field(layers, patch):
 
 
 def test_pixelgan_judges_each_pixel_by_itself():
-    net = networks.PixelDiscriminator(3, ndf=4, norm_layer=networks.no_norm)
+    net = networks.PixelDiscriminator(3, ndf=4, norm_layer=norms.no_norm)
     x = noise(1, 3, 12, 10).requires_grad_()
     y = net(x)
     assert y.shape == (1, 1, 12, 10)
@@ -321,7 +321,7 @@ def rates(policy: str, n_epochs: int, decay: int, start: int = 1, steps: int = 3
     )
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = networks.get_scheduler(optimizer, opt)
-    networks.fast_forward(scheduler, opt)
+    schedulers.fast_forward(scheduler, opt)
     result = []
     for _ in range(start, n_epochs + decay + 1):
         result.append(optimizer.param_groups[0]["lr"])

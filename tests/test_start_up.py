@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers import run, run_process, unaligned
+from tests.helpers import ROOT, run, run_process, unaligned
 
 OPTIONAL = "scipy skimage matplotlib tensorboard wandb gradio torchmetrics onnx".split()
 COMPILER = ["torch._dynamo", "torch._inductor", "sympy"]
@@ -56,3 +56,11 @@ def test_training_loads_no_optional_package(training):
 
 def test_help_loads_no_compiler():
     assert not loaded("train.py", "--help") & {*OPTIONAL, *COMPILER}
+
+
+def test_torch_can_import_its_own_modules_later():
+    # they look at all modules that are there while they are half imported themselves
+    code = "import data.base_dataset, torch.distributed.tensor, torchvision as t; print(t.ops.nms)"
+    result = run_process("-c", code, cwd=ROOT)
+    assert result.code == 0, result.err
+    assert "function nms" in result.out

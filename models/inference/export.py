@@ -1,7 +1,7 @@
 """A generator as a file that needs none of this code: ONNX, TorchScript, or PyTorch's own pt2.
 
 All three take pictures (N, C, H, W) of float32 with values in [-1, 1], of any N, H and W, and
-return the same sizes: the padding of `networks.apply_padded` is part of the file.
+return the same sizes: the padding of `padding.apply_padded` is part of the file.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _plain_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm, eval: bool) -> nn.Modul
 
 
 class AnySize(nn.Module):
-    """`networks.apply_padded` for the exporters: one graph for all sizes, without a branch.
+    """`padding.apply_padded` for the exporters: one graph for all sizes, without a branch.
 
     Rows and columns are picked by number, which pads by reflection, or by repeating the last one
     where the picture is too small for that.

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from models.base_model import BaseModel
-from models.networks import ResnetGenerator, UnetGenerator, apply_padded
+from models.networks import ResnetGenerator, UnetGenerator
+from models.padding import apply_padded
 
 OWN = (ResnetGenerator, UnetGenerator)  # these pad by themselves
 

@@ -36,7 +36,9 @@ from data.pictures.picture_io import (
     read_picture,
     to_unit,
 )
-from models.networks import GENERATORS, NORMS, apply_padded, get_norm_layer
+from models.networks import GENERATORS
+from models.norms import NORMS, get_norm_layer
+from models.padding import apply_padded
 from models.speed.acceleration import PRECISIONS, batches_freely, prepare
 from models.weights import State, describe, explain_mismatch, fit_state_dict
 from util import randomness

@@ -1,0 +1,53 @@
+"""Normalization layers by name, and what the convolutions around them need."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from torch import nn
+
+from .speed.sync_norm import SyncBatchNorm2d
+
+NormLayer = Callable[[int], nn.Module]
+
+
+def no_norm(num_features: int) -> nn.Module:
+    """The identity in place of a normalization layer."""
+    return nn.Identity()
+
+
+# batch norm has an affine map and running statistics, instance norm has neither
+NORMS: dict[str, NormLayer] = {
+    "instance": functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
+    "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
+    "syncbatch": functools.partial(SyncBatchNorm2d, affine=True, track_running_stats=True),
+    "none": no_norm,
+}
+
+
+def get_norm_layer(norm_type: str = "instance") -> NormLayer:
+    """The function in `NORMS` that makes a normalization layer for a number of channels.
+
+    Raises ValueError for an unknown name.
+    """
+    if norm_type not in NORMS:
+        raise ValueError(f"unknown norm '{norm_type}': choose from {', '.join(NORMS)}")
+    return NORMS[norm_type]
+
+
+def needs_bias(norm_layer: NormLayer) -> bool:
+    """Whether convolutions before this norm have a bias: only before instance norm.
+
+    Batch norm has its own shift. `none` has no bias either, to match released weights.
+    """
+    layer = norm_layer.func if isinstance(norm_layer, functools.partial) else norm_layer
+    return layer is nn.InstanceNorm2d
+
+
+def inplace_after(norm_layer: NormLayer) -> bool:
+    """Whether a ReLU after this norm is faster in place.
+
+    Not after instance norm, which returns a view: changing a view makes autograd copy it twice.
+    """
+    return not needs_bias(norm_layer)

@@ -1,0 +1,32 @@
+"""Pictures of any size for networks that need multiples of some size: pad, run, crop."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def pad_to_fit(x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
+    """Pad height and width to multiples of `multiple` that are not smaller than `minimum`.
+
+    x: (N, C, H, W) -> (N, C, H', W'). Pads at the right and at the bottom, by reflection if the
+    picture is large enough for it, else by repeating the border. A size that fits is not changed.
+    """
+    height, width = x.shape[-2:]
+    pad_h = max(minimum, -(-height // multiple) * multiple) - height
+    pad_w = max(minimum, -(-width // multiple) * multiple) - width
+    if pad_h == 0 and pad_w == 0:
+        return x
+    mode = "reflect" if pad_h < height and pad_w < width else "replicate"
+    return F.pad(x, (0, pad_w, 0, pad_h), mode=mode)
+
+
+def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
+    """Pad the input by `pad_to_fit`, run `net`, and crop the output to the size of the input.
+
+    x: (N, C, H, W) -> (N, C', H, W).
+    """
+    height, width = x.shape[-2:]
+    y = net(pad_to_fit(x, multiple, minimum))
+    return y if y.shape[-2:] == (height, width) else y[..., :height, :width]

@@ -1,0 +1,86 @@
+"""What a checkpoint has of a model besides its weights: collect, restore, reshard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .attributes import loose_tensors, stateful_parts, unnamed_modules
+from .speed.steps import Steps
+
+if TYPE_CHECKING:
+    from .base_model import BaseModel
+
+
+def collect(model: BaseModel, steps: Steps) -> dict[str, Any]:
+    """The training state of a model: plain values and tensors."""
+    optimizers = model.all_optimizers()
+    return {
+        "optimizers": [o.state_dict() for o in optimizers],
+        "schedulers": [s.state_dict() for s in model.schedulers],
+        "parts": {name: part.state_dict() for name, part in stateful_parts(model).items()},
+        "modules": {name: net.state_dict() for name, net in unnamed_modules(model).items()},
+        "tensors": [t.detach() for t in loose_tensors(model)],
+        # gradient accumulation since the last step
+        "accumulated": [steps.counts.get(o, 0) for o in optimizers],
+        "gradients": [steps.gradients(o) for o in optimizers],
+    }
+
+
+def restore(model: BaseModel, state: dict[str, Any], steps: Steps, accumulate: int) -> None:
+    """Load what `collect` returned, also in older versions, with this `--accumulate`."""
+    optimizers = model.all_optimizers()
+    if len(state["optimizers"]) == len(model.optimizers):  # older versions saved only these
+        optimizers = model.optimizers
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=True):
+        scheduler.load_state_dict(saved)
+    for name, part in stateful_parts(model).items():
+        if name in state["parts"]:
+            part.load_state_dict(state["parts"][name])
+        elif name == "_gradient_scale":  # older versions called it `scaler`
+            part.load_state_dict(state["parts"].get("scaler", {}))
+    saved_modules = state.get("modules", {})
+    for name, net in unnamed_modules(model).items():
+        if name in saved_modules:
+            net.load_state_dict(saved_modules[name])
+    with torch.no_grad():
+        for tensor, saved in zip(loose_tensors(model), state.get("tensors", []), strict=False):
+            tensor.copy_(saved)
+    if steps.accumulate == accumulate:
+        saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
+        for optimizer, count, sums in saved_sums:
+            steps.resume(optimizer, count, sums)
+
+
+def reshard(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
+    """Reshard per-rank state, one entry for each saved rank, for a new world size.
+
+    Pictures of image pools are distributed round-robin, as many as the pool of a rank can hold.
+    Accumulated gradients and the metric keep their means.
+    """
+    gradients = [
+        [_mean_gradient(own) for own in zip(*of_optimizer, strict=True)]
+        for of_optimizer in zip(*(s["gradients"] for s in states), strict=True)
+    ]
+    metric = [sum(s["metric"][i] for s in states) for i in (0, 1)]
+    resharded = []
+    for rank in range(world_size):
+        parts = {}
+        for name, part in states[0]["parts"].items():
+            parts[name] = part
+            if set(part) == {"images"}:
+                images = [x for s in states for x in s["parts"][name]["images"]]
+                parts[name] = {"images": images[rank::world_size]}
+        own_metric = [0.0, 0] if rank else metric
+        resharded.append({"parts": parts, "gradients": gradients, "metric": own_metric})
+    return resharded
+
+
+def _mean_gradient(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """The mean over ranks; as in `average_gradients`, a missing gradient counts as zero."""
+    present = [gradient.cpu() for gradient in gradients if gradient is not None]
+    return torch.stack(present).sum(0) / len(gradients) if present else None
