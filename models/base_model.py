@@ -317,8 +317,12 @@ class BaseModel(ABC):
 
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
-        """The current pictures (N, C, H, W) in [-1, 1] by name."""
-        return OrderedDict((n, getattr(self, n)) for n in self.visual_names if isinstance(n, str))
+        """The pictures (N, C, H, W) in [-1, 1] that have been computed so far, by name.
+
+        Those of the losses are not there before the first iteration: a resumed run may validate.
+        """
+        names = (n for n in self.visual_names if isinstance(n, str) and hasattr(self, n))
+        return OrderedDict((n, getattr(self, n)) for n in names)
 
     def get_current_losses(self) -> OrderedDict[str, float]:
         """The losses that have been computed so far, by name. Waits for the GPU once.

@@ -882,6 +882,16 @@ def test_past_the_last_epoch(pictures, copied):
     assert "nothing to do: epoch 2 of 2 is done; raise --n_epochs" in result.out
 
 
+def test_resumed_after_the_last_iteration_of_an_epoch_with_validation(pictures, tmp_path):
+    """It scores pictures before this process has trained: no picture of a loss is there yet."""
+    validated = "--val_freq 1 --val_phase train --best_by cycle --batch_size 4".split()
+    argv = words(pictures, tmp_path, *validated, "--continue_train")
+    helpers.succeed("train.py", *argv, "--max_hours", "1e-9")
+    result = helpers.succeed("train.py", *argv)
+    assert "resuming from 'latest': epoch 1, 4 images into it" in result.out
+    assert "End of epoch 2 / 2" in result.out
+
+
 def test_from_weights_alone(pictures, copied):
     for path in copied.glob("*_train_state.pth"):
         path.unlink()
