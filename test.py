@@ -50,7 +50,7 @@ def main() -> None:
     paths = list_pictures(opt.dataroot, skip=written_folders(opt)) if opt.only_outputs else []
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)
-    options.weigh_compiling(opt, int(min(opt.num_test, count)))
+    options.decide_compile(opt, int(min(opt.num_test, count)))
     model = create_model(opt)
     model.setup(opt)
     if opt.eval:

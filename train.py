@@ -35,7 +35,7 @@ def main() -> None:
     opt = options.parse(save=False)
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
-    options.weigh_compiling(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
+    options.decide_compile(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
     model = create_model(opt)
     model.setup(opt)
     contiguous_gradients(model.networks().values())
