@@ -370,7 +370,7 @@ def test_existing_outputs_are_skipped(cycle, tmp_path):
     (results(cycle) / "1.png").unlink()
     (results(cycle) / "2.png").write_bytes(b"touched")
     out = succeed("test.py", *arguments)
-    assert "translating 1 of 3 pictures (2 are there)" in out.out
+    assert "translating 1 of 3 pictures (2 already exist)" in out.out
     second = images_of(results(cycle))
     assert second["1.png"] == first["1.png"]
     assert second["2.png"] == b"touched"
