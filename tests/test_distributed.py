@@ -819,4 +819,4 @@ def test_processes_that_can_not_meet_say_so_in_one_line(more, said, tmp_path):
     assert result.code == 1
     assert result.out == ""
     assert "Traceback" not in result.err
-    assert f"error: the processes could not meet: {said}" in result.err.splitlines()[-1]
+    assert f"error: the processes could not connect: {said}" in result.err.splitlines()[-1]
