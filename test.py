@@ -3,7 +3,7 @@
     python test.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
     python test.py --dataroot ./datasets/maps/testA --name maps_cyclegan --model test
     python test.py --dataroot ./photos --name maps_cyclegan --model test --only_outputs
-    torchrun --nproc_per_node=4 test.py ...    (the pictures shared by four GPUs)
+    torchrun --nproc_per_node=4 test.py ...    (on four GPUs, each with a part of the pictures)
 
 Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`, or with `--only_outputs` to that
 folder under the names of the inputs. See options/ for all the options.
@@ -11,7 +11,7 @@ folder under the names of the inputs. See options/ for all the options.
 
 from util.errors import end_quietly_on_interrupt
 
-end_quietly_on_interrupt()  # in front of the imports that take seconds
+end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ def main() -> None:
     paths = list_pictures(opt.dataroot, skip=written_folders(opt)) if opt.only_outputs else []
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)
-    options.weigh_compiling(opt, int(min(opt.num_test, count)))
+    options.decide_compile(opt, int(min(opt.num_test, count)))
     model = create_model(opt)
     model.setup(opt)
     if opt.eval:
@@ -76,7 +76,7 @@ def main() -> None:
         translate_files(opt, model, paths, Path(web_dir))
     else:
         try:
-            # also after an error: the processes that read would linger
+            # also after an error, which would leave worker processes behind
             with contextlib.closing(dataset):
                 write_page(
                     opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}"
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
-    """Translate a dataset, and show inputs and outputs on a page."""
+    """Translate a dataset, and write a page with inputs and outputs."""
     webpage = HTML(web_dir, f"Experiment = {opt.name}, {what}")
     count = int(min(opt.num_test, len(dataset)))
     hint = " (--num_test all takes them all)" if count < len(dataset) else ""
@@ -133,7 +133,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
 
 
 def describe(opt, model, count: int, total: int) -> str:
-    """What a page of results shows: direction, data, weights and date."""
+    """The description on a page of results: direction, data, weights and date."""
     names = [f"{model.load_suffix()}_net_{name}.pth" for name in model.networks()]
     files = [path for path in (Path(model.save_dir, name) for name in names) if path.exists()]
     saved = max((path.stat().st_mtime for path in files), default=None)
@@ -146,7 +146,7 @@ def describe(opt, model, count: int, total: int) -> str:
 
 
 def picture_of(visual: Any, i: int, batch: int) -> Any:
-    """The i-th picture of a batch, as a batch of one; raises UserError if there is one for all."""
+    """The i-th picture of a batch, as a batch of one; UserError if there is none."""
     if batch == 1:
         return visual
     if not isinstance(visual, torch.Tensor) or len(visual) != batch:
@@ -173,11 +173,11 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     jobs = work.jobs(paths, folder_of(opt.dataroot), out)
     if opt.skip_existing:
         jobs = [job for job in jobs if not job.target.exists()]
-    there = f" ({len(paths) - len(jobs)} are there)" if opt.skip_existing else ""
+    existing = f" ({len(paths) - len(jobs)} already exist)" if opt.skip_existing else ""
     jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
-    # those of one process, since another one may be done with a picture already
+    # the jobs of rank 0: another rank may already have written results when this one lists them
     jobs = distributed.broadcast_object(jobs)
-    print(f"translating {len(jobs)} of {len(paths)} pictures{there}")
+    print(f"translating {len(jobs)} of {len(paths)} pictures{existing}")
     parts = distributed.gather_object(work.run(distributed.shard(jobs)))
     reasons = dict(pair for part in distributed.broadcast_object(parts) for pair in part)
     failed = [(job.source, reasons[job.source]) for job in jobs if job.source in reasons]
@@ -186,7 +186,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         if distributed.is_main():
             print(f"{len(failed)} of {len(jobs)} pictures failed:", file=sys.stderr)
             print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr, flush=True)
-        # torchrun ends all processes when the first of them has failed
+        # torchrun ends all processes when one fails: wait until all are done
         distributed.barrier()
         sys.exit(1)
 

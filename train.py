@@ -5,12 +5,12 @@
     torchrun --nproc_per_node=4 train.py ...    (on four GPUs, see docs/distributed.md)
 
 Weights, losses and pages go to `<checkpoints_dir>/<name>`. The same command with --continue_train
-goes on where the training was left, also where it was killed. See options/ for all the options.
+resumes a training that was stopped or killed. See options/ for all options.
 """
 
 from util.errors import end_quietly_on_interrupt
 
-end_quietly_on_interrupt()  # in front of the imports that take seconds
+end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import argparse
 import sys
@@ -35,14 +35,14 @@ def main() -> None:
     opt = options.parse(save=False)
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
-    options.weigh_compiling(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
+    options.decide_compile(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
     model = create_model(opt)
     model.setup(opt)
     contiguous_gradients(model.networks().values())
     validation = Validation(opt, model, create_dataset)
 
     with TrainingRun(opt, model, dataset) as run:
-        at = run.resume()  # the epoch, and how many images were seen
+        at = run.resume()  # the position: epoch, images seen in it, images seen in all
         last_epoch = opt.n_epochs + opt.n_epochs_decay
         if at.epoch > last_epoch:
             print(
@@ -72,7 +72,7 @@ def train(
 ) -> bool:
     """Train from `at` to the last epoch; returns whether a signal or --max_hours stopped it."""
     last_epoch = opt.n_epochs + opt.n_epochs_decay
-    images = opt.batch_size * distributed.world_size()  # in an iteration
+    images_per_iteration = opt.batch_size * distributed.world_size()
 
     for epoch in range(at.epoch, last_epoch + 1):
         epoch_start = time.time()
@@ -85,11 +85,11 @@ def train(
             model.begin_iteration()
             model.set_input(data)
             model.optimize_parameters()
-            at.advance(images, len(dataset))
+            at.advance(images_per_iteration, len(dataset))
             run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", data)
             model.track_metric()
 
-            # frequencies count images, whatever the batch size
+            # frequencies are in images, whatever the batch size
             if at.due(opt.display_freq, before, len(dataset)):
                 model.compute_visuals()
                 save = crossed(opt.update_html_freq, before, at.total_iters)

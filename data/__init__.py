@@ -1,4 +1,4 @@
-"""Datasets by name, and the loader that the training loop goes through.
+"""Datasets by name, and the loader that the programs iterate over.
 
 To add a dataset `dummy`, write `data/dummy_dataset.py` with a subclass of `BaseDataset` called
 `DummyDataset` that has `__init__(self, opt)`, `__len__` and `__getitem__`, and perhaps
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 
 def find_dataset_using_name(dataset_name: str) -> type[BaseDataset]:
-    """The class in `data/<name>_dataset.py` whose name is `<name>dataset` in any case."""
+    """The class in `data/<name>_dataset.py` that is called `<name>dataset`, ignoring case.
+
+    Raises UserError for an unknown name.
+    """
     # not at the top: it imports torchvision, which takes as long as torch
     from .base_dataset import BaseDataset
 
@@ -37,16 +40,16 @@ def find_dataset_using_name(dataset_name: str) -> type[BaseDataset]:
 
 
 def get_option_setter(dataset_name: str) -> Callable:
-    """The function by which that dataset adds and changes options."""
+    """The `modify_commandline_options` of that dataset."""
     return find_dataset_using_name(dataset_name).modify_commandline_options
 
 
 def create_dataset(
     opt: argparse.Namespace, batch_size: int | None = None
 ) -> CustomDatasetDataLoader:
-    """The dataset of `opt.dataset_mode`, ready to be iterated over in batches.
+    """Create the dataset of `opt.dataset_mode` with its loader.
 
-    Batches are of `--batch_size` unless another size is given.
+    Batches have `--batch_size` items unless `batch_size` is given.
     """
     return CustomDatasetDataLoader(opt, batch_size)
 
@@ -54,9 +57,9 @@ def create_dataset(
 def equal_batches(
     items: Iterable[dict[str, Any]], size: int, count: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Put neighbours of equal size together: batches of one item become batches of up to `size`.
+    """Combine consecutive batches of one item, with pictures of equal size, to batches of `size`.
 
-    Takes `count` items, all if that is not given; their order stays.
+    Takes the first `count` items, or all; keeps their order.
     """
     waiting: list[dict[str, Any]] = []
 
@@ -108,7 +111,7 @@ class CustomDatasetDataLoader:
             seed=getattr(opt, "seed", None),
             pin_memory=bool(opt.gpu_ids),
             broken=self._treatment_of_broken(),
-            # results, unlike batches, are not to come twice: test.py shares its pictures itself
+            # training may repeat items to fill batches, testing may not: test.py uses `take`
             rank=distributed.rank() if opt.isTrain else 0,
             processes=distributed.world_size() if opt.isTrain else 1,
         )
@@ -116,36 +119,36 @@ class CustomDatasetDataLoader:
     def _treatment_of_broken(self) -> str:
         if not getattr(self.opt, "skip_broken", False):
             return "raise"
-        # in training an epoch keeps its length; a result of another picture would be a false one
+        # training keeps the length of an epoch; in testing another picture would be a wrong result
         return "replace" if self.opt.isTrain else "drop"
 
     def load_data(self) -> CustomDatasetDataLoader:
-        """Itself; kept for code that calls it."""
+        """Return the loader itself, as in the original."""
         return self
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Make the next iteration that of `epoch`, without its first `start` items."""
+        """Set the epoch that the next iteration yields, and the item of it to start at."""
         self.loader.set_epoch(epoch, start)
 
     def take(self, items: Sequence[int]) -> None:
-        """Let epochs consist of these items only, given by their places in the order."""
+        """Restrict epochs to these items, given by their positions in the order."""
         self.loader.order.only = items
 
     def close(self) -> None:
-        """End the processes that load pictures, and list what `--skip_broken` passed over."""
+        """End the worker processes, and list the pictures that `--skip_broken` has skipped."""
         self.loader.close()
         broken, self.loader.broken = sorted(self.loader.broken), {}
         if broken:
             distributed.print_on_all_ranks(
-                f"--skip_broken passed over {len(broken)}:", *broken, sep="\n  "
+                f"--skip_broken skipped {len(broken)}:", *broken, sep="\n  "
             )
 
     @property
     def paired(self) -> bool:
         """Whether A and B of an item show the same thing.
 
-        A dataset that does not say so (`paired`) has pairs if A and B come from one file, or from
-        files of the same name: looked at in its first, middle and last item.
+        A dataset without `paired` has pairs if A and B come from one file, or from files of the
+        same name; this checks the first, middle and last item.
         """
         declared = getattr(self.dataset, "paired", None)
         if declared is not None or len(self.dataset) == 0:
@@ -153,14 +156,14 @@ class CustomDatasetDataLoader:
         last = len(self.dataset) - 1
         items = []
         for i in sorted({0, last // 2, last}):
-            with contextlib.suppress(UserError):  # broken pictures are told, or skipped, later
+            with contextlib.suppress(UserError):  # broken pictures are reported or skipped later
                 items.append(self.dataset[i])
         same = [_same_name(item.get("A_paths"), item.get("B_paths")) for item in items]
         return bool(same) and all(same)
 
     @property
     def seed(self) -> int:
-        """What orders and random draws are made from, with the epoch and the item."""
+        """The seed of the order and of random augmentation."""
         return self.loader.order.seed
 
     @seed.setter

@@ -12,7 +12,7 @@ from util.errors import UserError
 
 from .base_dataset import BaseDataset, get_params, get_transform
 from .cache import Kept
-from .transforms import same_part, size_of
+from .transforms import size_of, split_deterministic
 
 
 class AlignedDataset(BaseDataset):
@@ -34,21 +34,21 @@ class AlignedDataset(BaseDataset):
         flipped = opt.direction == "BtoA"
         self.input_nc = opt.output_nc if flipped else opt.input_nc
         self.output_nc = opt.input_nc if flipped else opt.output_nc
-        # up to the crop the two sides do not depend on what is drawn
+        # the steps before the crop are deterministic, so they can be cached
         nothing = {"crop_pos": (0, 0), "flip": False}
-        self.first = [same_part(transform)[0] for transform in self._transforms(nothing)]
+        self.first = [split_deterministic(transform)[0] for transform in self._transforms(nothing)]
 
     def _pairs(self, dir_A: str, dir_B: str) -> list[tuple[str, str]]:
-        """Files of two folders whose paths are the same but for the ending."""
+        """Files of two folders with the same relative path, apart from the extension."""
         sides = []
         for folder in (dir_A, dir_B):
             paths = self.list_images(folder)
             sides.append({os.path.splitext(os.path.relpath(p, folder))[0]: p for p in paths})
-        lonely = sorted(sides[0].keys() ^ sides[1].keys())
-        if lonely:
+        unpaired = sorted(sides[0].keys() ^ sides[1].keys())
+        if unpaired:
             raise UserError(
-                f"{dir_A} and {dir_B} must hold files of the same names: {len(lonely)} have no "
-                f"partner, such as {', '.join(lonely[:3])}"
+                f"{dir_A} and {dir_B} must hold files of the same names: {len(unpaired)} have no "
+                f"partner, such as {', '.join(unpaired[:3])}"
             )
         return [(path, sides[1][name]) for name, path in sides[0].items()]
 
@@ -72,7 +72,7 @@ class AlignedDataset(BaseDataset):
         return crop(AB, 0, 0, height, half), crop(AB, 0, half, height, half)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`A`, `B`: tensors (C, H, W) in [-1, 1], cut and flipped alike; `A_paths`, `B_paths`."""
+        """`A`, `B` (C, H, W) in [-1, 1] with the same crop and flip; `A_paths`, `B_paths`."""
         paths = A_path, B_path = self.AB_paths[index]
         first_A, first_B = self.first
 
@@ -86,7 +86,7 @@ class AlignedDataset(BaseDataset):
         kept = self.keep([f"{A_path}\nA{first_A}", f"{B_path}\nB{first_B}"], make)
         params = get_params(self.opt, kept[0].original_size)
         A, B = (
-            self.transform(side.image, same_part(transform)[1], path)
+            self.transform(side.image, split_deterministic(transform)[1], path)
             for side, transform, path in zip(kept, self._transforms(params), paths, strict=True)
         )
         return {"A": A, "B": B, "A_paths": A_path, "B_paths": B_path}

@@ -27,8 +27,8 @@ from .transforms import (
     Mirror,
     RandomCrop,
     ScaleWidth,
-    same_part,
     size_of,
+    split_deterministic,
 )
 
 
@@ -36,7 +36,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     """A subclass lists its files in `__init__` and returns a dictionary from `__getitem__`.
 
     `paired` says whether A and B of an item show the same thing, so that a translation of A can be
-    scored by its distance to B. None: they do where their files have the same name.
+    compared with B. None: they do if their files have the same name.
     """
 
     paired: bool | None = None
@@ -46,7 +46,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         self.root = opt.dataroot
         self.folders: list[str] = []
         self.listed = 0  # pictures in all lists
-        self.cache: PictureCache | None = None  # of what `keep` made, see --cache_images
+        self.cache: PictureCache | None = None  # used by `keep`, see --cache_images
 
     @staticmethod
     def modify_commandline_options(
@@ -74,24 +74,24 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             paths = list_pictures(folder, most, skip)
         else:
             check = not getattr(self.opt, "skip_broken", False)
-            # the other ways of preprocessing scale first
+            # other values of --preprocess scale first
             crop = self.opt.crop_size if self.opt.preprocess == "crop" else 0
             paths = list_images(folder, most, check, crop, columns, skip)
         self.listed += len(paths) * columns
         return paths
 
     def open(self, path: str) -> Any:
-        """A picture of Pillow as RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
+        """A Pillow picture in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
         return open_picture(self.opt, path)
 
     def load(self, path: str, transform: Callable | None = None) -> Any:
         """Open a picture as RGB and transform it; errors name the file.
 
-        The steps of a `Compose` that are the same each time are taken once, see `--cache_images`.
+        With `--cache_images` the deterministic first steps of a `Compose` are done only once.
         """
         if self.cache is None or not isinstance(transform, transforms.Compose):
             return self.transform(self.open(path), transform, path)
-        first, rest = same_part(transform)
+        first, rest = split_deterministic(transform)
         name = f"{path}\n{first}"
 
         def make() -> list[Kept]:
@@ -101,7 +101,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         return self.transform(self.keep([name], make)[0].image, rest, path)
 
     def keep(self, names: list[str], make: Callable[[], list[Kept]]) -> list[Kept]:
-        """The pictures of these names from the cache, else made, and put there for next time."""
+        """The pictures of these names: from the cache, or made by `make` and added to the cache."""
         if self.cache is None:
             return make()
         found = [kept for kept in map(self.cache.get, names) if kept is not None]
@@ -121,8 +121,8 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             raise UserError(f"{path}: {e}") from e
 
     def relative_path(self, path: str) -> str:
-        """`path` as seen from the folder it was listed in, or else from `--dataroot`."""
-        # a dataset that lists its files by itself does so in one of these, as a rule
+        """`path` relative to the folder it was listed in, or else to `--dataroot`."""
+        # users' datasets that do not call `list_images` mostly read one of these folders
         usual = os.path.join(self.root, getattr(self.opt, "phase", ""))
         for folder in [*self.folders, usual, usual + "A", usual + "B", self.root]:
             relative = os.path.relpath(path, folder)
@@ -132,9 +132,9 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
 
 def open_picture(opt: argparse.Namespace, path: str) -> Any:
-    """A picture of Pillow as RGB of 8 bits, or with `--value_range` a tensor (C, H, W) in [-1, 1].
+    """An 8-bit RGB Pillow picture, or with `--value_range` a tensor (C, H, W) in [-1, 1].
 
-    As viewers show it (EXIF), unless `--ignore_orientation`. Transparency is left out.
+    Applies the EXIF orientation unless `--ignore_orientation`; drops transparency.
     """
     value_range = getattr(opt, "value_range", None)
     upright = not getattr(opt, "ignore_orientation", False)
@@ -145,23 +145,23 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
 
 
 def written_folders(opt: argparse.Namespace) -> list[str]:
-    """Where results and checkpoints go: no place to look for pictures below another folder."""
+    """Folders of results and checkpoints, which are skipped when pictures are listed."""
     places = [getattr(opt, key, None) for key in ("results_dir", "checkpoints_dir")]
     name = getattr(opt, "name", "")
     return [path for place in places if place for path in (place, os.path.join(place, name))]
 
 
 def reader(opt: argparse.Namespace, grayscale: bool) -> Callable[[str], Any]:
-    """From a path to a tensor (C, H, W) in [-1, 1], as the options say."""
+    """A function from a path to a tensor (C, H, W) in [-1, 1], by the options."""
     transform = get_transform(opt, grayscale=grayscale)
     return lambda path: BaseDataset.transform(open_picture(opt, path), transform, path)
 
 
 def get_params(opt: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
-    """Draw a crop position and a flip for a picture of `size` (width, height).
+    """Random crop position and flip for a picture of `size` (width, height).
 
-    Pass them to `get_transform` to treat several pictures alike. In testing nothing is drawn: the
-    crop is the middle and there is no flip.
+    Pass them to `get_transform` to apply the same to several pictures. In testing the crop is
+    central and there is no flip.
     """
     width, height = size
     if opt.preprocess == "resize_and_crop":
@@ -182,11 +182,11 @@ def get_transform(
     method=InterpolationMode.BICUBIC,
     convert: bool = True,
 ) -> transforms.Compose:
-    """What `--preprocess`, the sizes and `--no_flip` describe, as one transform of a picture.
+    """The transform of a picture by `--preprocess`, `--load_size`, `--crop_size`, `--no_flip`.
 
-    With `params` of `get_params` the crop and the flip are fixed, else each call draws anew (in
-    testing: the middle, no flip). `convert` ends with a tensor (C, H, W) in [-1, 1], of one channel
-    with `grayscale` and of three without.
+    With `params` of `get_params` crop and flip are fixed, else random (in testing: central crop, no
+    flip). With `convert` it ends with a tensor (C, H, W) in [-1, 1]: 1 channel with `grayscale`,
+    else 3.
     """
     train = getattr(opt, "isTrain", True)
     deep = bool(getattr(opt, "value_range", None))  # then pictures are tensors already

@@ -18,30 +18,30 @@ from util.memory import free_memory
 SHARES = {"auto": 0.5, "ram": 0.9, "off": 0.0}
 _CHANNELS = {"L": 1, "RGB": 3}
 _MODES = {channels: mode for mode, channels in _CHANNELS.items()}
-# seconds to wait for what takes a thousandth of one: then the process that has the lock is gone
-LOCK_PATIENCE = 5.0
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # pages count once they are written to
+# seconds; the lock is held for about a millisecond, so after this its holder must be dead
+LOCK_TIMEOUT = 5.0
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # memory is taken when it is written to
 
 
 class Kept(NamedTuple):
-    """A picture after the steps that are always the same, and its size (width, height) before."""
+    """A picture after the deterministic transforms, and its original size (width, height)."""
 
     image: Image.Image
     original_size: tuple[int, int]
 
 
 class PictureCache:
-    """Pictures of 8 bits by name, in a block of anonymous memory that forked processes inherit.
+    """8-bit pictures by name, in anonymous shared memory that forked processes inherit.
 
-    What one process puts in, all of them find. When the block is full, nothing more goes in. Needs
-    a system that forks; the memory is taken as it fills up and goes back with the processes.
+    All processes share its content. When it is full, it takes no more pictures. Memory is
+    allocated as the cache fills, and freed when the processes end. Needs a system with `fork`.
 
-    A process that is killed, such as for a lack of memory, may leave the lock closed and a picture
-    half written. The others then go on without the cache, until somebody notices that one died.
+    A process that is killed may hold the lock and leave a picture half written. The others then
+    stop using the cache.
     """
 
     def __init__(self, size: int, entries: int):
-        """`size` is the limit in bytes; `entries` that of the pictures. Raises OSError."""
+        """`size` is the capacity in bytes, `entries` in pictures. Raises OSError without memory."""
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NO_RESERVE
         self.size, self.entries, self.slots = size, entries, 2 * entries + 1
         self._pixels = mmap.mmap(-1, size, flags=flags)
@@ -55,7 +55,7 @@ class PictureCache:
         self._lost = False
 
     def get(self, name: str) -> Kept | None:
-        """The picture of this name; None if it is not there."""
+        """The picture of this name; None if it is not in the cache."""
         key = _hash(name)
         if not self._locked():
             return None
@@ -69,7 +69,7 @@ class PictureCache:
         length = channels * width * height
         pixels = memoryview(self._pixels)[offset : offset + length]
         mode = _MODES[channels]
-        # a copy: pictures that share this memory would change for everybody
+        # a copy: changes of a picture must not change the cache
         image = Image.frombytes(mode, (width, height), pixels)
         return Kept(image, (original[0], original[1]))
 
@@ -104,16 +104,16 @@ class PictureCache:
         return int(self._counts[0])
 
     def __reduce__(self) -> tuple:
-        # a process that is spawned does not inherit the memory: it has no cache
+        # a spawned process does not inherit the memory, so it gets None as its cache
         return type(None), ()
 
     def _locked(self) -> bool:
-        """Take the lock; False, from then on, where nobody is left to give it back."""
-        self._lost = self._lost or not self._lock.acquire(timeout=LOCK_PATIENCE)
+        """Acquire the lock; False, from then on, if its holder has died."""
+        self._lost = self._lost or not self._lock.acquire(timeout=LOCK_TIMEOUT)
         return not self._lost
 
     def _slot(self, key: int) -> int:
-        """Where a key is, or would go: the first row from its own on that is free."""
+        """The row of a key, or the free row for it (linear probing)."""
         slot = key % self.slots
         while self._table[slot, 0] not in (0, key):  # at most half of the rows are taken
             slot = (slot + 1) % self.slots
@@ -121,16 +121,16 @@ class PictureCache:
 
 
 def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureCache | None:
-    """A cache for so many pictures as `--cache_images` says, with a line about it; None for none.
+    """Create the cache for a number of pictures by `--cache_images`, and print its size, or None.
 
-    In testing each picture is read once, so there is none.
+    None in testing, where each picture is read once.
     """
     share = SHARES[getattr(opt, "cache_images", "off")]
     if not share or not opt.isTrain:
         return None
     reason, limit = _why_not(opt, workers), 0
     if not reason:
-        # each of the processes of torchrun on this machine comes to see all pictures
+        # each rank on this machine has its own cache of all pictures
         limit = int(free_memory() * share / distributed.local_world_size())
         if "resize" in opt.preprocess:
             limit = min(limit, pictures * opt.load_size**2 * max(_CHANNELS.values()))
@@ -139,7 +139,7 @@ def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureC
         except (OSError, ValueError) as e:
             reason = f"no memory for it ({e})"
         else:
-            print(f"pictures stay in memory once read, up to {limit / 1e6:.0f} MB (--cache_images)")
+            print(f"decoded pictures are cached: up to {limit / 1e6:.0f} MB (--cache_images)")
             return cache
     if opt.cache_images == "ram":
         print(f"--cache_images is off: {reason}")
@@ -150,10 +150,10 @@ def _why_not(opt: argparse.Namespace, workers: int) -> str:
     if getattr(opt, "value_range", None):
         return "with --value_range pictures are not of 8 bits"
     if "fork" not in multiprocessing.get_all_start_methods():
-        return "this system can't share memory with processes that load"
+        return "this system can't share memory with workers"
     if workers and multiprocessing.get_start_method() != "fork":
-        return "the processes that load do not share memory unless they are forked"
-    return "" if free_memory() else "it is not known how much memory is free"
+        return "workers share memory only if they are forked"
+    return "" if free_memory() else "the amount of free memory is unknown"
 
 
 def _hash(name: str) -> int:

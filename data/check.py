@@ -1,4 +1,4 @@
-"""Load a whole data set as training does, and say what training would stop at, and what is odd.
+"""Load a whole data set as training does, and report errors and unusual files.
 
 The command line is `scripts/check_dataset.py`.
 """
@@ -33,7 +33,7 @@ USUAL = 0.8  # share of a folder that makes the others exceptions
 
 
 class Look(NamedTuple):
-    """What one item, or the head of one file, told: problems, remarks (what, which), and facts."""
+    """What was found in one item, or in the header of one file."""
 
     problems: list[str] = []
     remarks: list[tuple[str, str]] = []
@@ -51,17 +51,17 @@ class Findings:
     skippable: bool = True
 
     def problem(self, what: str, which: str, skippable: bool = True) -> None:
-        """Note something that training stops at; `skippable` if not with `--skip_broken`."""
+        """Note an error that stops training; `skippable` if `--skip_broken` avoids that."""
         self.problems.setdefault(what, {})[which] = None
         self.skippable &= skippable
 
     def remark(self, what: str, which: str) -> None:
-        """Note something that training takes, but that is unusual."""
+        """Note something unusual that does not stop training."""
         self.remarks.setdefault(what, {})[which] = None
 
 
 class Looks(Dataset):
-    """All items of a dataset, then the heads of its files; each as a `Look`."""
+    """All items of a dataset, then the headers of its files; each as a `Look`."""
 
     def __init__(self, dataset: Any, size: int, paths: Sequence[str]):
         self.items, self.size, self.paths = SeededItems(dataset, "drop", size), size, paths
@@ -76,7 +76,7 @@ class Looks(Dataset):
         item, problems = self.items[Draw(index, 0)]
         dataset: Any = self.items.dataset
         if item is None:
-            # the first file that is broken hides the others of the item
+            # loading stops at the first broken file: look for others of this item
             for path in listed(dataset, index):
                 try:
                     open_picture(dataset.opt, path)
@@ -128,18 +128,18 @@ def listed(dataset: Any, index: int | None = None) -> list[str]:
 
 
 def check(opt: argparse.Namespace) -> Findings:
-    """Load every item of `--dataroot`, of `--phase` or without it of those that are there."""
+    """Load every item of `--dataroot`: of `--phase`, or else of all phases that exist."""
     found, seen = Findings(), []
     for phase in [opt.phase] if opt.phase else _phases_there(Path(opt.dataroot)):
         own = copy.copy(opt)
-        # A and B in the order of their names, so that each comes; and all that is broken, not one
+        # in order, so that each file is loaded; and report all broken files, not the first only
         own.phase, own.isTrain, own.serial_batches, own.skip_broken = phase, True, True, True
         try:
             dataset = find_dataset_using_name(opt.dataset_mode)(own)
         except UserError as e:
             found.problem("the data set as a whole", str(e), skippable=False)
             continue
-        if listed(dataset) not in seen:  # one that does not ask for the phase is the same again
+        if listed(dataset) not in seen:  # some datasets ignore the phase
             seen.append(listed(dataset))
             _check_dataset(dataset, own, found)
     return found
@@ -209,7 +209,7 @@ def _load(looks: Looks, workers: int) -> Iterator[Look]:
 
 
 def _usual(counts: Counter) -> Any:
-    """What nearly all agree in, so that others may be mistakes; None in a set of all kinds."""
+    """The value that nearly all have, so that others may be mistakes; None if there is none."""
     value, count = counts.most_common(1)[0] if counts else (None, 0)
     return value if count >= USUAL * counts.total() else None
 

@@ -25,7 +25,7 @@ _PARTS = {phase + side for phase in ("train", "val", "test") for side in ("", "A
 
 
 def parts_of_dataset(root: str | os.PathLike) -> list[str]:
-    """Names of the folders in `root` that make it a data set and no folder of pictures, if any."""
+    """Folders such as trainA and testB in `root`, if it is a data set; else an empty list."""
     try:
         parts = sorted(p.name for p in Path(root).iterdir() if p.name in _PARTS and p.is_dir())
     except OSError:
@@ -34,7 +34,7 @@ def parts_of_dataset(root: str | os.PathLike) -> list[str]:
 
 
 def folder_of(root: str | os.PathLike) -> str:
-    """What paths of results are relative to: the folder itself, or that of a single file."""
+    """The folder that paths of results are relative to: `root`, or the folder of that file."""
     root = os.fspath(root)
     return os.path.dirname(root) or "." if os.path.isfile(root) else root
 
@@ -59,7 +59,7 @@ def _walk(
     extensions: Sequence[str],
     skip: Iterable[str | os.PathLike],
 ) -> tuple[list[str], Counter[str]]:
-    """The pictures, and how many files of which endings are none."""
+    """The pictures, and the number of other files by extension."""
     if os.path.isfile(dir) and is_image_file(dir, extensions):
         return [os.fspath(dir)], Counter()
     if not os.path.isdir(dir):
@@ -130,7 +130,7 @@ def find_images(
             f"{counts or 'nothing'}{hint}"
         )
     if counts:
-        print(f"passed over in {dir}: {counts}{hint}")
+        print(f"skipped in {dir}: {counts}{hint}")
     return paths
 
 

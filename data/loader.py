@@ -80,22 +80,21 @@ BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-MOST_TRIES = 100  # items in a row that can't be loaded: then it is no matter of single pictures
+MAX_TRIES = 100  # broken items in a row: the fault is not that of single pictures
 
 
 class Loaded(NamedTuple):
-    """An item, and why others were passed over in its favour. `item` is None if it was dropped."""
+    """An item, and errors of broken ones that it replaces. `item` is None if it was dropped."""
 
     item: Any
     broken: list[str]
 
 
 class SeededItems(Dataset):
-    """Loads an item with its own random draws, and leaves the random sources as they were.
+    """Loads an item with its own random seed, and restores the global random state afterwards.
 
-    What happens with one that can't be loaded is up to `broken`: `raise` lets the error through,
-    `replace` takes the next item that can be, which depends on nothing but the item and its seed,
-    and `drop` gives none.
+    `broken` says what to do with an item that can't be loaded: `raise` the error, `replace` it by
+    the next one that can be (which depends on the item and its seed only), or `drop` it.
     """
 
     def __init__(self, dataset: Dataset, broken: str = "raise", size: int | None = None):
@@ -107,9 +106,9 @@ class SeededItems(Dataset):
             with drawn_from(draw.seed):
                 return Loaded(self.dataset[draw.index], [])
         reasons: list[str] = []
-        for attempt in range(min(self.size, MOST_TRIES)):
+        for attempt in range(min(self.size, MAX_TRIES)):
             index = (draw.index + attempt) % self.size
-            # another seed each time: a random partner may be the one that is broken
+            # another seed each time, since a randomly chosen partner may be the broken one
             seed = derived_seed(draw.seed, attempt) if attempt else draw.seed
             try:
                 with drawn_from(seed):
@@ -127,7 +126,7 @@ class SeededItems(Dataset):
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UserError):
             return text  # names the file
-        # somebody's own dataset: the lists of paths that it keeps say what the item is made of
+        # a user's dataset: find the files of the item in its lists of paths
         lists = [v for k, v in vars(self.dataset).items() if k.endswith("paths")]
         paths = [v[index] for v in lists if isinstance(v, (list, tuple)) and index < len(v)]
         named = [str(p) for p in paths if str(p) not in text]
@@ -135,13 +134,13 @@ class SeededItems(Dataset):
 
 
 class NoSuchEntry(UserError, KeyError):
-    """A model asked for something that the dataset does not give."""
+    """The model needs an entry that the dataset does not return."""
 
     __str__ = BaseException.__str__  # that of KeyError adds quotes
 
 
 class Batch(dict):
-    """What a dataset gave, by name; to ask it for more is the user's mistake, and says so."""
+    """A batch by name; a missing entry raises an error for the user."""
 
     def __missing__(self, key: Any) -> Any:
         raise NoSuchEntry(
@@ -151,14 +150,14 @@ class Batch(dict):
 
 
 def collate(loaded: list[Loaded]) -> tuple[Any, list[str]]:
-    """A batch (None if all its items were dropped), and why items were passed over."""
+    """A batch (None if all its items were dropped), and the errors of broken items."""
     items = [one.item for one in loaded if one.item is not None]
     _check_sizes(items)
     return default_collate(items) if items else None, [r for one in loaded for r in one.broken]
 
 
 def _check_sizes(items: list[Any]) -> None:
-    """Raise UserError where pictures of one kind differ in size, which make no batch."""
+    """Raise UserError if pictures of different sizes would be in one batch."""
     if not items or not isinstance(items[0], dict):
         return
     for name, first in items[0].items():
@@ -206,14 +205,14 @@ class EpochLoader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=start_worker,
-            # of its own, so that starting an epoch draws nothing from what the model draws from
+            # its own generator, so that starting an epoch does not change the model's random state
             generator=torch.Generator().manual_seed(0),
         )
         self._epoch, self._start = 0, 0
         self.broken: dict[str, None] = {}  # in the order in which they came up
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Make the next iteration that of `epoch`, without its first `start` items."""
+        """Set the epoch that the next iteration yields, and the item of it to start at."""
         self._epoch, self._start = epoch, start
 
     def __iter__(self) -> Iterator[Any]:

@@ -23,8 +23,10 @@ def size_of(picture: Any) -> tuple[int, int]:
     return width, height
 
 
-def same_part(transform: transforms.Compose) -> tuple[transforms.Compose, transforms.Compose]:
-    """Split a transform: first the steps that are the same each time, then all from a draw on."""
+def split_deterministic(
+    transform: transforms.Compose,
+) -> tuple[transforms.Compose, transforms.Compose]:
+    """Split a transform before its first random or parametrized step: deterministic part, rest."""
     steps = transform.transforms
     same = (FitChannels, transforms.Grayscale, transforms.Resize, ScaleWidth, MakeMultiple)
     drawn = [i for i, step in enumerate(steps) if not isinstance(step, same)]
@@ -33,7 +35,7 @@ def same_part(transform: transforms.Compose) -> tuple[transforms.Compose, transf
 
 
 class FitChannels:
-    """Make grey of colour, or repeat grey, so that a tensor (C, H, W) has a number in `wanted`."""
+    """Convert a tensor (C, H, W) between grey and colour, so that C is one of `wanted`."""
 
     def __init__(self, wanted: set[int]):
         self.wanted = wanted or {3}
@@ -54,7 +56,7 @@ class FitChannels:
 
 
 class ScaleWidth:
-    """Scale to a width and keep the shape; the height does not fall below `crop_size`."""
+    """Scale to a width and keep the aspect ratio; the height is at least `crop_size`."""
 
     def __init__(self, width: int, crop_size: int, method: Any = InterpolationMode.BICUBIC):
         self.width, self.crop_size, self.method = width, crop_size, method
@@ -71,7 +73,7 @@ class ScaleWidth:
 
 
 class MakeMultiple:
-    """Scale so that width and height are the nearest multiples of `base`, at least one of it."""
+    """Scale width and height to the nearest multiples of `base`, at least `base`."""
 
     def __init__(self, base: int, method: Any = InterpolationMode.BICUBIC):
         self.base, self.method = base, method
@@ -88,7 +90,7 @@ class MakeMultiple:
 
 
 class CropAt:
-    """Cut a square of `size` at a fixed position (left, top)."""
+    """Crop a square of `size` at a fixed position (left, top)."""
 
     def __init__(self, position: tuple[int, int], size: int):
         self.position, self.size = position, size
@@ -102,7 +104,7 @@ class CropAt:
 
 
 class CenterCrop:
-    """Cut a square of `size` from the middle: what testing does where training draws."""
+    """Crop the central square of `size`: for testing, where training crops at random."""
 
     def __init__(self, size: int):
         self.size = size

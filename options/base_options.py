@@ -34,7 +34,7 @@ PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", 
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Adds the default to the help of each option that has one worth showing."""
+    """Shows the default of each option that has one."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=32)
@@ -47,24 +47,24 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Antialias(argparse.Action):
-    """The partner of two flags: sets both `no_antialias` and `no_antialias_up` to False."""
+    """The positive form of two flags: sets `no_antialias` and `no_antialias_up` to False."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         namespace.no_antialias = namespace.no_antialias_up = False
 
 
-def whole_number(least: int, most: int = 2**63 - 1):
-    """An argparse type: a whole number from `least` to `most`."""
+def whole_number(minimum: int, maximum: int = 2**63 - 1):
+    """An argparse type: an integer from `minimum` to `maximum`."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is too small: at least {least}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{value} is too large: at most {most}")
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is too small: at least {minimum}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"{value} is too large: at most {maximum}")
         return value
 
     return parse
@@ -93,21 +93,22 @@ def non_negative(text: str) -> float:
 
 
 def experiment_name(text: str) -> str:
-    """An argparse type: the path of a folder below `--checkpoints_dir`."""
+    """An argparse type: a relative path of a folder in `--checkpoints_dir`."""
     path = os.path.normpath(text)
     if path == os.curdir or os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is not a folder inside of --checkpoints_dir: give a name such as maps or "
+            f"'{text}' is not a folder inside --checkpoints_dir: give a name such as maps or "
             "maps/first, and --checkpoints_dir for another place"
         )
     return text
 
 
 class BaseOptions:
-    """Defines the options of both programs and turns a command line into a namespace.
+    """Defines the options that training and testing share, and parses a command line.
 
-    The command line is parsed twice: the first time for `--model` and `--dataset_mode`, whose
-    classes may then add options and change defaults (`modify_commandline_options`).
+    The command line is parsed twice before the final parse, for `--model` and for
+    `--dataset_mode`: their classes may add options and change defaults
+    (`modify_commandline_options`).
     """
 
     isTrain = False
@@ -117,7 +118,7 @@ class BaseOptions:
     DESCRIPTION, EXAMPLES = "", ""
 
     def __init__(self, cmd_line: str | Sequence[str] | None = None):
-        """`cmd_line` stands in for the program's own arguments: a string or a list of words."""
+        """`cmd_line`, a string or a list of words, replaces the arguments of the program."""
         self.argv = shlex.split(cmd_line) if isinstance(cmd_line, str) else cmd_line
         self.parser: argparse.ArgumentParser
         self.message = ""
@@ -138,9 +139,13 @@ class BaseOptions:
         add(
             "--seed",
             type=whole_number(0),
-            help="seed of all randomness; drawn anew, and printed, if not given",
+            help="random seed; if not given, a new one is drawn and printed",
         )
-        add("--deterministic", action="store_true", help="the same bits in each run, but slower")
+        add(
+            "--deterministic",
+            action="store_true",
+            help="bit-identical runs, but slower",
+        )
         add("--verbose", action="store_true", help="print the networks layer by layer")
         add("--suffix", default="", help="appended to --name; {option} is filled in: {netG}_{norm}")
 
@@ -188,7 +193,7 @@ class BaseOptions:
         add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
         add("--init_gain", type=float, default=0.02, help="scale of normal, xavier, orthogonal")
         add("--no_dropout", action="store_true", help="no dropout in the generator")
-        # the partner of the flag above: some models turn that on by default
+        # the positive form of the flag above, which some models set by default
         add(
             "--dropout",
             dest="no_dropout",
@@ -196,32 +201,45 @@ class BaseOptions:
             default=argparse.SUPPRESS,
             help="dropout in the generator, where the model's default is none",
         )
-        # cut and dcl have it on, the others off
+        # the default is no anti-aliasing, except for cut and dcl
         plain = {"action": "store_true", "default": True}
-        add("--no_antialias", **plain, help="no anti-aliased sampling down in G and D")
-        add("--no_antialias_up", **plain, help="no anti-aliased sampling up in G")
+        add("--no_antialias", **plain, help="no anti-aliased downsampling in G and D")
+        add("--no_antialias_up", **plain, help="no anti-aliased upsampling in G")
         add(
             "--antialias",
             dest="no_antialias",
             action=Antialias,
             nargs=0,
             default=argparse.SUPPRESS,
-            help="anti-aliased sampling down and up, against checkerboards; for ResNets",
+            help="anti-aliased down- and upsampling, against checkerboards; for ResNets",
         )
 
         group = parser.add_argument_group("speed")
         add = group.add_argument
-        add("--precision", default="tf32", choices=PRECISIONS, help="arithmetic of the networks")
-        add("--channels_last", action="store_true", help="pictures as (N, H, W, C) in memory")
-        add("--compile", action="store_true", help="compile the networks: slow start, then faster")
-        add("--cuda_graphs", action="store_true", help="with --compile: start networks as a whole")
+        add(
+            "--precision",
+            default="tf32",
+            choices=PRECISIONS,
+            help="precision of the networks",
+        )
+        add("--channels_last", action="store_true", help="memory layout (N, H, W, C)")
+        add(
+            "--compile",
+            action="store_true",
+            help="torch.compile: slow start, then faster",
+        )
+        add("--cuda_graphs", action="store_true", help="use CUDA graphs, with --compile")
         add(
             "--batch_passes",
             default="auto",
             choices=("auto", "on", "off"),
-            help="passes of one network as one batch; auto: where that is faster",
+            help="share passes of a network in one batch; auto: where that is faster",
         )
-        add("--fast", action="store_true", help="what is best on this machine; says what that is")
+        add(
+            "--fast",
+            action="store_true",
+            help="the fastest options for this machine; prints them",
+        )
 
         group = parser.add_argument_group("data")
         add = group.add_argument
@@ -233,19 +251,24 @@ class BaseOptions:
             help="translate A to B, or B to A",
         )
         add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
-        add("--num_threads", type=whole_number(0), default=4, help="processes that load pictures")
+        add(
+            "--num_threads",
+            type=whole_number(0),
+            default=4,
+            help="workers that load pictures",
+        )
         add("--batch_size", type=whole_number(1), default=1, help="pictures in a batch")
         add(
             "--load_size",
             type=whole_number(1, 10**6),
             default=286,
-            help="scale pictures to this size before they are cropped",
+            help="scale pictures to this size before the crop",
         )
         add(
             "--crop_size",
             type=whole_number(1, 10**6),
             default=256,
-            help="cut a square of this size out of the scaled picture",
+            help="crop a square of this size from the scaled picture",
         )
         add(
             "--max_dataset_size",
@@ -257,25 +280,25 @@ class BaseOptions:
             "--preprocess",
             default="resize_and_crop",
             choices=PREPROCESS,
-            help="how pictures get their size",
+            help="how pictures are scaled and cropped",
         )
-        add("--no_flip", action="store_true", help="no random mirroring in training")
+        add("--no_flip", action="store_true", help="no random horizontal flip in training")
         add(
             "--ignore_orientation",
             action="store_true",
-            help="take photographs as they are stored, not upright as viewers show them (EXIF)",
+            help="ignore the EXIF orientation, by which viewers turn photographs upright",
         )
         add(
             "--skip_broken",
             action="store_true",
-            help="pass over pictures that can't be used, and list them at the end",
+            help="skip pictures that can't be read, and list them at the end",
         )
         add(
             "--value_range",
             type=float,
             nargs=2,
             metavar=("LOW", "HIGH"),
-            help="read .npy, 16-bit and float pictures in full; these values become -1 and 1",
+            help="read .npy, 16-bit and float pictures at full depth; maps LOW, HIGH to -1, 1",
         )
         add("--display_winsize", type=whole_number(1), default=256, help="picture width on pages")
 
@@ -286,7 +309,7 @@ class BaseOptions:
             "--load_iter",
             type=whole_number(0),
             default="0",
-            help="load the save iter_N of --save_by_iter",
+            help="load iter_N, saved by --save_by_iter",
         )
 
         group = self.group(parser, "display")
@@ -301,7 +324,7 @@ class BaseOptions:
 
     @staticmethod
     def group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
-        """The group of that title, a new one if there is none."""
+        """The argument group of that title, created if it does not exist."""
         found = [group for group in parser._action_groups if group.title == title]
         return found[0] if found else parser.add_argument_group(title)
 
@@ -326,7 +349,7 @@ class BaseOptions:
         order = {title: place for place, title in enumerate(self.GROUPS)}
         last_of_model = order["model"] + 0.5
         parser._action_groups.sort(key=lambda group: order.get(group.title or "", last_of_model))
-        # not before: --help should list the options of the model and the dataset as well
+        # added last, so that --help also lists the options of the model and the dataset
         basic = self.group(parser, "basic")
         basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
@@ -339,20 +362,20 @@ class BaseOptions:
 
     def _without_help(self) -> list[str]:
         words = list(sys.argv[1:] if self.argv is None else self.argv)
-        # --dataroot is not needed to see the help
+        # --help needs no --dataroot
         if "-h" in words or "--help" in words:
             words += ["--dataroot", "."]
         return [w for w in words if w not in ("-h", "--help")]
 
     def explicit_options(self) -> set[str]:
-        """Names of the options that the command line itself gives."""
+        """Names of the options that are given on the command line."""
         untouched = object()
         blank = argparse.Namespace(**{a.dest: untouched for a in self.parser._actions})
         given = vars(self.parser.parse_known_args(self.argv, namespace=blank)[0])
         return {name for name, value in given.items() if value is not untouched}
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        """Stop with one line where options do not go together."""
+        """End the program with one line if options contradict each other."""
         try:
             models.find_model_using_name(opt.model).check_options(opt)
         except UserError as e:
@@ -383,19 +406,19 @@ class BaseOptions:
             )
 
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:
-        """Options that come back from the experiment's folder unless they are given."""
+        """Options that are read from `train_opt.txt` unless they are given."""
         return GENERATOR_OPTIONS
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        """Take back the architecture that the experiment was trained with, and say so."""
+        """Set the architecture that the experiment was trained with, and print what was set."""
         folder = Path(opt.checkpoints_dir) / opt.name
         names = self.restored_names(opt)
-        # options alone, without weights, are those of a training that never came to anything
+        # without saved weights the options are those of a run that failed early
         trained = bool(names) and next(folder.glob("[!.]*_net_*.pth"), None) is not None
         saved = read_saved_options(folder) if trained else {}
         against = "direction" in explicit and opt.direction != saved.get("direction")
         if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:
-            # the second of two generators takes what the first one gives
+            # the generator for the other direction: channels change places
             channels = saved.get("input_nc", ""), saved.get("output_nc", "")
             saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
         changed = restore(opt, self.parser, explicit, saved, names)
@@ -406,8 +429,8 @@ class BaseOptions:
     def parse(self, save: bool = True) -> argparse.Namespace:
         """Parse and check the options, and seed all random sources with `--seed`.
 
-        `save` also prints them and writes them to the experiment's folder: the two programs do that
-        later, when data and model are known to be there.
+        `save` also prints them and writes them to the experiment's folder. train.py and test.py do
+        that later, after they have found data and model.
         """
         distributed.init_process_group()  # for programs that know nothing of `process_group`
         opt = self.gather_options()
@@ -419,7 +442,7 @@ class BaseOptions:
         self.restore_saved(opt, explicit)
         if opt.seed is None:
             opt.seed = new_seed()
-        # what was drawn, and what came from files that other machines may not have
+        # random values, and those from files that may be missing on other machines
         names = {"seed", "continue_train", "epoch", "load_iter", *self.restored_names(opt)}
         shared = {name: getattr(opt, name) for name in names if hasattr(opt, name)}
         vars(opt).update(distributed.broadcast_object(shared, src=distributed.source_rank()))
@@ -448,7 +471,7 @@ class BaseOptions:
             self.parser.error(f"--suffix '{opt.suffix}': {e}")
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        """Settle `--fast` and `--compile` for the device, with a line for each."""
+        """Apply `--fast`, `--compile` and `--cuda_graphs` as the device allows, and print that."""
         if opt.fast:
             print(f"--fast stands for {' '.join(choose_fast(opt, opt.device, explicit))}")
         if opt.compile:
@@ -458,12 +481,12 @@ class BaseOptions:
             print(f"--cuda_graphs is off: {reason}")
             opt.cuda_graphs = False
 
-    def weigh_compiling(self, opt: argparse.Namespace, pictures: int) -> None:
-        """With `--fast`, compile only where so many pictures in all make up for the time."""
+    def decide_compile(self, opt: argparse.Namespace, pictures: int) -> None:
+        """With `--fast`, turn `--compile` off for too few `pictures` in all to save time."""
         self._compile_unless(opt, too_few_to_compile(opt, pictures, self.explicit_options()))
         if opt.compile:
             minutes = "a minute or more" if opt.device.type == "cuda" else "one to three minutes"
-            print(f"compiling: the first iterations take {minutes}, the others less than without")
+            print(f"compiling: the first iterations take {minutes}, the others are faster")
 
     @staticmethod
     def _compile_unless(opt: argparse.Namespace, reason: str | None) -> None:

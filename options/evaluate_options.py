@@ -1,4 +1,4 @@
-"""Options of scripts/evaluate.py: those of test.py, and what to score with."""
+"""Options of scripts/evaluate.py: those of test.py, and which scores to compute."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .test_options import TestOptions
 
 
 class EvaluateOptions(TestOptions):
-    """All pictures instead of fifty, and the model that the experiment was trained with."""
+    """As `TestOptions`, but for all pictures, and the model defaults to the one of the training."""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
@@ -21,7 +21,7 @@ class EvaluateOptions(TestOptions):
         add = group.add_argument
         add("--scores", default="all", help="scores to compute, with commas: L1,PSNR,SSIM,FID,...")
         add_weights(group)
-        add("--cityscapes", action="store_true", help="score labels of Cityscapes too")
+        add("--cityscapes", action="store_true", help="also score Cityscapes label maps")
         parser.set_defaults(num_test=float("inf"))
         early, _ = parser.parse_known_args(self._without_help())
         trained = read_saved_options(Path(early.checkpoints_dir) / early.name)
@@ -44,7 +44,7 @@ class EvaluateOptions(TestOptions):
 
 
 def add_weights(group: argparse._ArgumentGroup) -> None:
-    """Add where FID, KID and LPIPS take their networks from."""
+    """Add the weight files of the networks of FID, KID and LPIPS."""
     add = group.add_argument
     add(
         "--inception_weights", metavar="FILE", help="Inception weights for FID and KID [downloaded]"

@@ -1,4 +1,4 @@
-"""Saved options as values of the command line's."""
+"""Sets options to the values saved in `train_opt.txt`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def restore(
     saved: dict[str, str],
     names: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Set those of `names` in `opt` that the user did not give to what was saved.
+    """Set the options `names`, unless they are in `explicit`, to their saved values.
 
-    Returns what changed. A saved text that the option does not take is passed over.
+    Returns the ones that changed. Skips a saved text that the option does not accept.
     """
     changed: dict[str, Any] = {}
     for action in parser._actions:

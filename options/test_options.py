@@ -24,20 +24,20 @@ def picture_count(text: str) -> int | float:
 
 
 def share_cores(cores: int, computing: int, wanted: int) -> tuple[int, int]:
-    """On a CPU: how many threads should read and write pictures, and how many compute.
+    """On a CPU: how many threads read and write pictures, and how many compute.
 
-    The threads that compute an operator wait for each other at its end. One that has no core for
-    itself, since pictures are decoded on it, holds up all of them: that took two to three times
-    as long as to do one after the other.
+    Threads that compute an operator wait for each other at its end. A thread that shares its core
+    with a decoder holds up all of them: that took two to three times as long as one after the
+    other.
     """
-    if computing < cores:  # somebody has left room
+    if computing < cores:  # the user has limited the threads that compute
         return min(wanted, cores - computing), computing
     helping = min(wanted, max(0, (cores - 2) // 2))
     return helping, max(1, computing - helping)
 
 
 class TestOptions(BaseOptions):
-    """Adds what to translate and where to put it."""
+    """Adds the options of results, large pictures and file formats."""
 
     __test__ = False  # not a test class for pytest
     isTrain = False
@@ -75,17 +75,21 @@ options of another model: python test.py --model pix2pix --help"""
         )
         group = parser.add_argument_group("large pictures, other formats")
         add = group.add_argument
-        add("--keep_size", action="store_true", help="no scaling: networks pad and cut back")
-        add("--tile", type=whole_number(16), help="compute large pictures in parts of this size")
+        add(
+            "--keep_size",
+            action="store_true",
+            help="no scaling: pad inputs, crop outputs",
+        )
+        add("--tile", type=whole_number(16), help="compute large pictures in tiles of this size")
         add(
             "--tile_overlap",
             type=whole_number(0),
-            help="pixels that neighbouring quick tiles share [64]",
+            help="overlap of quick tiles in pixels [64]",
         )
         add(
             "--tile_mode",
             choices=MODES,
-            help="how tiles are computed [exact if the disk has room for it]",
+            help="how tiles are computed [exact if there is enough disk space]",
         )
         add(
             "--tile_memory",
@@ -93,11 +97,11 @@ options of another model: python test.py --model pix2pix --help"""
             default=1.0,
             help="GiB of memory for exact tiles; the rest goes to disk",
         )
-        add("--tile_scratch", help="folder for what exact tiles put on disk [the temporary one]")
+        add("--tile_scratch", help="folder for temporary files of exact tiles [that of the system]")
         add(
             "--only_outputs",
             action="store_true",
-            help="no page: results have the names of the inputs",
+            help="no page: write results under the names of the inputs",
         )
         add(
             "--output_format",
@@ -108,10 +112,10 @@ options of another model: python test.py --model pix2pix --help"""
         add(
             "--skip_existing",
             action="store_true",
-            help="leave out pictures whose result is there already",
+            help="skip pictures whose result already exists",
         )
         parser.set_defaults(model="test")
-        # no cropping unless asked for: what is loaded is as large as what is cropped
+        # no cropping by default: load_size equals crop_size
         parser.set_defaults(load_size=parser.get_default("crop_size"))
         return parser
 
@@ -130,7 +134,7 @@ options of another model: python test.py --model pix2pix --help"""
                 f"{opt.name} was trained with --model colorization, which turns lightness into "
                 "colour: say --model colorization, --model test can't"
             )
-        # what is to keep its size is not to be scaled, unless that is said
+        # these options keep the size of pictures, so they turn scaling off
         keeps = "--keep_size" if opt.keep_size else "--tile" if opt.tile else ""
         if keeps and "preprocess" in explicit and opt.preprocess != "none":
             self.parser.error(f"{keeps} and --preprocess {opt.preprocess} contradict each other")
@@ -144,8 +148,8 @@ options of another model: python test.py --model pix2pix --help"""
             if name in explicit and not opt.tile:
                 self.parser.error(f"--{name} needs --tile, the size of the parts: as --tile 512")
         if opt.tile_scratch and not Path(opt.tile_scratch).is_dir():
-            # told now: only pictures that need it would notice
-            self.parser.error(f"--tile_scratch {opt.tile_scratch} is no folder")
+            # now: later only a picture that needs it would fail
+            self.parser.error(f"--tile_scratch {opt.tile_scratch} is not a folder")
         if opt.tile and (opt.tile_overlap or 0) >= opt.tile:
             self.parser.error(f"--tile_overlap {opt.tile_overlap} is not below --tile {opt.tile}")
         if opt.only_outputs and opt.model != "test":
@@ -157,7 +161,7 @@ options of another model: python test.py --model pix2pix --help"""
             self.parser.error(f"--aspect_ratio {opt.aspect_ratio:g} must be above 0")
 
     def notes(self, opt: argparse.Namespace, page: Path) -> list[str]:
-        """What the user may not have meant, a line each; to be asked before the options are saved.
+        """Warnings about options that look like a mistake, one line each; call before `save`.
 
         `page` is the page of results that will be written.
         """

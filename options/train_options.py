@@ -20,7 +20,7 @@ from .test_options import picture_count
 
 
 class TrainOptions(BaseOptions):
-    """Adds what is shown, what is saved, and how long and how fast to train."""
+    """Adds the options of display, checkpoints, validation and optimization."""
 
     isTrain = True
     GROUPS = (
@@ -50,13 +50,13 @@ options of another model: python train.py --model pix2pix --help"""
             "--display_freq",
             type=whole_number(1),
             default=400,
-            help="images between two sets of pictures that are shown",
+            help="images between two updates of the displayed pictures",
         )
         add(
             "--display_ncols",
             type=whole_number(0),
             default=4,
-            help="pictures beside each other in visdom; 0: a window each",
+            help="pictures per row in visdom; 0: one window for each",
         )
         add("--display_id", type=int, default=1, help="window of the visdom page; 0: no visdom")
         add("--display_server", default="http://localhost", help="address of the visdom server")
@@ -66,13 +66,13 @@ options of another model: python train.py --model pix2pix --help"""
             "--update_html_freq",
             type=whole_number(1),
             default=1000,
-            help="images between two sets of pictures saved to the page",
+            help="images between two sets of pictures saved to the training page",
         )
         add(
             "--print_freq",
             type=whole_number(1),
             default=100,
-            help="images between two lines of losses",
+            help="images between two printed lines of losses",
         )
         add("--no_html", action="store_true", help="no training page in <name>/web")
 
@@ -95,20 +95,25 @@ options of another model: python train.py --model pix2pix --help"""
         add(
             "--save_by_iter",
             action="store_true",
-            help="call the saves of --save_latest_freq iter_N, and keep them",
+            help="name the saves of --save_latest_freq iter_N, and keep all of them",
         )
         add(
             "--continue_train",
             action="store_true",
-            help="go on where the training of this --name was left",
+            help="resume the training of this --name",
         )
         add(
             "--keep_states",
             type=whole_number(0),
             default=1,
-            help="how many kept epochs training can go on from",
+            help="how many saved epochs keep the state that resuming needs",
         )
-        add("--max_hours", type=non_negative, default=None, help="save and stop after this time")
+        add(
+            "--max_hours",
+            type=non_negative,
+            default=None,
+            help="save and stop after this time",
+        )
         add(
             "--on_nan",
             default="stop",
@@ -119,7 +124,7 @@ options of another model: python train.py --model pix2pix --help"""
             "--epoch_count",
             type=whole_number(1),
             default=1,
-            help="number of the first epoch of a new training",
+            help="number of the first epoch",
         )
         add("--phase", default="train", help="folder of the data set to read: train, val, test")
 
@@ -135,7 +140,7 @@ options of another model: python train.py --model pix2pix --help"""
         add(
             "--best_by",
             choices=[name for name in SCORES if name != "grid"],
-            help="score that best_net_*.pth has [L1, unpaired: cycle]",
+            help="score that selects best_net_*.pth [L1, unpaired: cycle]",
         )
         add(
             "--num_val",
@@ -154,7 +159,7 @@ options of another model: python train.py --model pix2pix --help"""
             "--n_epochs_decay",
             type=whole_number(0),
             default=100,
-            help="epochs in which the learning rate falls to zero",
+            help="epochs in which the learning rate decays to zero",
         )
         add("--lr", type=non_negative, default=0.0002, help="learning rate of Adam")
         add("--beta1", type=fraction_below_one, default=0.5, help="beta1 of Adam")
@@ -164,36 +169,36 @@ options of another model: python train.py --model pix2pix --help"""
             "--pool_size",
             type=whole_number(0),
             default=50,
-            help="earlier results that discriminators see too; 0: none",
+            help="size of the pool of earlier results that discriminators see; 0: none",
         )
         add(
             "--cache_images",
             default="auto",
             choices=SHARES,
-            help="decoded pictures in memory: auto: up to half of what is free; ram: up to 90%%",
+            help="cache decoded pictures; auto: in up to half of the free memory, ram: up to 90%%",
         )
         add(
             "--accumulate",
             type=whole_number(1),
             default=1,
-            help="batches whose gradients are summed before each step",
+            help="gradient accumulation: batches per optimizer step",
         )
         add(
             "--grad_checkpoint",
             action="store_true",
-            help="recompute activations: less memory, a third more time",
+            help="gradient checkpointing: less memory, a third more time",
         )
         add(
             "--lr_policy",
             default="linear",
             choices=LR_POLICIES,
-            help="how the learning rate decays",
+            help="learning rate schedule",
         )
         add(
             "--lr_decay_iters",
             type=whole_number(1),
             default=50,
-            help="epochs between two steps of --lr_policy step",
+            help="epochs between two decays of --lr_policy step",
         )
         return parser
 
@@ -207,12 +212,12 @@ options of another model: python train.py --model pix2pix --help"""
         super().restore_saved(opt, explicit)
 
     def go_on_after_restart(self, opt: argparse.Namespace) -> None:
-        """Set --continue_train where torchrun has started these processes in place of others."""
+        """Set --continue_train if torchrun has restarted the processes after a failure."""
         restarted = distributed.any_rank(distributed.restart_count() > 0)
         if not restarted and (not opt.continue_train or distributed.world_size() == 1):
             return
         folder = Path(opt.checkpoints_dir) / opt.name
-        # machines with folders of their own: the first process may not be where it was before
+        # without a shared file system, rank 0 may now run on a machine without the newest save
         distributed.choose_source(
             checkpoint.newest_save(folder) if distributed.is_local_main() else None
         )
@@ -221,20 +226,20 @@ options of another model: python train.py --model pix2pix --help"""
         )
         if not restarted:
             return
-        # without one (the store may be gone) better go on than start over the newest save
+        # without a run id (the store may be lost) resume too, rather than overwrite the newest save
         if newest is not None and newest[0] >= (distributed.saved_run_id() or ""):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:
-            print("restarted by torchrun before anything was saved: training starts anew")
+            print("restarted by torchrun before anything was saved: training starts from scratch")
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)
         unused = sorted({"best_by", "val_phase", "num_val"} & explicit)
         if unused and not opt.val_freq:
             self.parser.error(
-                f"--{unused[0]} is about scores in training, which --val_freq 0 turns off: add "
-                "--val_freq, in epochs, or leave it out"
+                f"--{unused[0]} has no effect without validation: add --val_freq, in epochs, or "
+                "leave it out"
             )
         for flag, package in (("use_wandb", "wandb"), ("use_tensorboard", "tensorboard")):
             if getattr(opt, flag) and importlib.util.find_spec(package) is None:

@@ -301,7 +301,7 @@ def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys
     options = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1 {flags}")
     opt = options.parse(save=False)
     capsys.readouterr()
-    options.weigh_compiling(opt, pictures)
+    options.decide_compile(opt, pictures)
     out = capsys.readouterr().out
     assert opt.compile is compiled
     assert ("compiling: the first iterations take" in out) is compiled

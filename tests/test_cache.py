@@ -163,7 +163,7 @@ def test_processes_at_once(tmp_path):
 
 
 def test_a_process_that_dies_with_the_lock_stops_nobody(monkeypatch):
-    monkeypatch.setattr("data.cache.LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr("data.cache.LOCK_TIMEOUT", 0.2)
     kept = PictureCache(10**6, 10)
     kept.put("a", Kept(noise(4, 4), (4, 4)))
     context = multiprocessing.get_context("fork")

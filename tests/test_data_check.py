@@ -108,7 +108,7 @@ def test_peculiar_pictures(tmp_path, capsys):
     sideways = "stored sideways by the camera (EXIF): "
     assert found.pop(f"{sideways}turned upright") == ["rotated.jpg"]
     assert found.pop("several pictures in one file: the first is taken") == ["frames.tif"]
-    assert f"passed over in {tmp_path}: 1 .txt" in out
+    assert f"skipped in {tmp_path}: 1 .txt" in out
     assert not found
     words = ["--dataroot", tmp_path, "--dataset_mode", "single", "--ignore_orientation"]
     as_stored = f"{sideways}taken as it is stored (--ignore_orientation)"

@@ -800,7 +800,7 @@ def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     group = Group(tmp_path / "log3", 2, ranks.translate, argv("two", "--skip_existing"))
     assert group.wait() == 1, group.text()
-    assert "translating 1 of 6 pictures (5 are there)" in group.text()
+    assert "translating 1 of 6 pictures (5 already exist)" in group.text()
 
 
 @pytest.mark.parametrize(
@@ -819,4 +819,4 @@ def test_processes_that_can_not_meet_say_so_in_one_line(more, said, tmp_path):
     assert result.code == 1
     assert result.out == ""
     assert "Traceback" not in result.err
-    assert f"error: the processes could not meet: {said}" in result.err.splitlines()[-1]
+    assert f"error: the processes could not connect: {said}" in result.err.splitlines()[-1]

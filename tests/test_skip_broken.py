@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.loader import MOST_TRIES, EpochLoader
+from data.loader import MAX_TRIES, EpochLoader
 from tests import helpers
 from util.errors import UserError
 
@@ -47,8 +47,8 @@ def test_without_it_training_stops_and_names_the_file(threads, pictures, tmp_pat
 def test_with_it_training_ends_and_lists_them_once(threads, pictures, tmp_path):
     words = train_words(pictures, tmp_path, "--skip_broken", "--num_threads", threads)
     result = helpers.succeed("train.py", *words, "--n_epochs", "3")
-    listed = result.out[result.out.index("--skip_broken passed over") :].splitlines()
-    assert listed[0] == "--skip_broken passed over 2:"
+    listed = result.out[result.out.index("--skip_broken skipped") :].splitlines()
+    assert listed[0] == "--skip_broken skipped 2:"
     for line, path in zip(listed[1:], [f"trainA/{BROKEN_A}", f"trainB/{BROKEN_B}"], strict=False):
         assert line.startswith(f"  can't read the picture {pictures / path}: ")
     assert "iters 4)" not in result.err
@@ -59,7 +59,7 @@ def test_listed_too_where_training_is_stopped(pictures, tmp_path):
     words = train_words(pictures, tmp_path, "--skip_broken", "--max_hours", "0", model="pix2pix")
     result = helpers.run("train.py", *words, "--serial_batches", "--batch_size", "2")
     assert result.code == 0, result.err
-    assert "--skip_broken passed over 1:" in result.out
+    assert "--skip_broken skipped 1:" in result.out
 
 
 def test_results_of_broken_pictures_are_left_out(pictures, tmp_path):
@@ -171,9 +171,9 @@ def test_gives_up_after_many_in_a_row():
             raise OSError(5, "Input/output error")
 
     loader = EpochLoader(Gone(), 1, True, 0, broken="replace")
-    with pytest.raises(UserError, match=f"{MOST_TRIES} items in a row.*Input/output error"):
+    with pytest.raises(UserError, match=f"{MAX_TRIES} items in a row.*Input/output error"):
         next(iter(loader))
-    assert len(set(tried)) == MOST_TRIES
+    assert len(set(tried)) == MAX_TRIES
 
 
 def test_bugs_are_not_passed_over(paths):

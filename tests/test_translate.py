@@ -370,7 +370,7 @@ def test_existing_outputs_are_skipped(cycle, tmp_path):
     (results(cycle) / "1.png").unlink()
     (results(cycle) / "2.png").write_bytes(b"touched")
     out = succeed("test.py", *arguments)
-    assert "translating 1 of 3 pictures (2 are there)" in out.out
+    assert "translating 1 of 3 pictures (2 already exist)" in out.out
     second = images_of(results(cycle))
     assert second["1.png"] == first["1.png"]
     assert second["2.png"] == b"touched"
@@ -481,7 +481,7 @@ def test_training_at_full_depth(tmp_path):
         (["--tile", "64", "--tile_overlap", "64"], "--tile_overlap 64 is not below --tile 64"),
         (["--tile_overlap", "20"], "--tile_overlap needs --tile"),
         (["--tile_mode", "quick"], "--tile_mode needs --tile"),
-        (["--tile", "64", "--tile_scratch", "/no/such"], "--tile_scratch /no/such is no folder"),
+        (["--tile", "64", "--tile_scratch", "/no/such"], "--tile_scratch /no/such is not a folder"),
         (["--only_outputs", "--model", "cycle_gan"], "--only_outputs needs --model test"),
         (["--skip_existing"], "--skip_existing needs --only_outputs"),
         (["--output_format", "jpg"], "--output_format needs --only_outputs"),

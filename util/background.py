@@ -1,4 +1,4 @@
-"""Work that is done beside the main loop, a bounded amount of it at a time."""
+"""A thread pool with a bounded queue."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 class BackgroundWork:
-    """Runs functions in threads: for encoding pictures, which lets other threads run.
+    """Runs functions in threads; for encoding pictures, which releases the GIL.
 
-    `submit` waits while twice as many are waiting as there are threads, so that memory stays
-    bounded. Without threads it runs them at once. An error is kept, and raised by the next `submit`
-    or by `close`, unless `failed` is given, which is then called with it. Leaving the `with` block
-    waits for all that was submitted.
+    `submit` blocks while twice as many functions are queued as there are threads, so that memory
+    stays bounded. Without threads it runs them at once. The next `submit` or `close` raises an
+    error of a function, unless `failed` is given, which is called with the error. The end of the
+    `with` block waits for all functions.
     """
 
     def __init__(self, threads: int):
@@ -28,7 +28,7 @@ class BackgroundWork:
         *args: Any,
         failed: Callable[[Exception], Any] | None = None,
     ) -> None:
-        """Run `function(*args)` soon."""
+        """Queue `function(*args)`."""
         self._raise()
 
         def work() -> None:
@@ -54,7 +54,7 @@ class BackgroundWork:
             raise error
 
     def close(self) -> None:
-        """Wait until all is done."""
+        """Wait for all functions."""
         if self.pool is not None:
             self.pool.shutdown()
         self._raise()

@@ -1,4 +1,4 @@
-"""How a program speaks to its user: one line for a mistake, one for a warning, quiet on Ctrl-C.
+"""Errors and warnings in one line for the user, and a quiet end on Ctrl-C.
 
 Imports nothing but the standard library, so that a program can begin with it.
 """
@@ -19,10 +19,10 @@ from typing import NoReturn
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what is wrong, given, allowed, to do.
+    """A mistake of the user, in one line: what is wrong, was given, is allowed, and what to do.
 
-    A DataLoader worker re-raises it in the main process with its own traceback put in front; only
-    the last line is kept, so that the user still reads one sentence.
+    An error of a DataLoader worker arrives in the main process with a traceback in its text; only
+    the last line is kept.
     """
 
     def __init__(self, message: str):
@@ -31,7 +31,7 @@ class UserError(ValueError):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line on stderr, without the usage in front; exit code 2."""
+    """A parser that prints errors as one line on stderr, without the usage; exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see --help)\n")
@@ -43,7 +43,7 @@ def warn(message: str) -> None:
 
 
 def first_line(e: BaseException) -> str:
-    """What an error says, on one line that can be printed."""
+    """The first line of an error's text, printable."""
     text = str(e).strip()
     line = text.splitlines()[0] if text else type(e).__name__
     return line if line.isprintable() else ascii(line)[1:-1]
@@ -91,10 +91,10 @@ def one_line_errors() -> Iterator[None]:
 
 
 def leave_out_warnings() -> None:
-    """In a program: no warnings about what is only odd, or meant so by the user."""
-    # what is only odd about a picture (its EXIF data, its size); what is broken is an error
+    """Ignore warnings that do not help users of the programs."""
+    # oddities of a picture (EXIF data, size); broken pictures raise errors
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # more processes than cores can be right, where they wait for a disk: --num_threads
+    # more workers than cores can be right, if they wait for a disk: --num_threads
     warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
@@ -106,21 +106,21 @@ def _is_lack_of_memory(e: Exception) -> bool:
 
 
 def end_quietly_on_interrupt() -> None:
-    """Make Ctrl-C end this process at once with exit code 130; `one_line_errors` takes over.
+    """Make Ctrl-C end this process at once with exit code 130, until `one_line_errors` begins.
 
-    For a program's first line: importing PyTorch takes seconds, in which nothing is at stake.
+    For the first line of a program: importing PyTorch takes seconds.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _end)
 
 
 def _raise_on_interrupt() -> None:
-    """Undo that: Ctrl-C raises KeyboardInterrupt, so that files can be put in order."""
+    """Undo `end_quietly_on_interrupt`: Ctrl-C raises KeyboardInterrupt, for cleaning up."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    # not an exception, which some packages take for a failed import of theirs
+    # not an exception, which some packages report as a failed import
     os.write(2, b"interrupted\n")
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""How a name on the command line becomes a class in a file: the factories' common part."""
+"""Finds the class for a name on the command line; used by `models` and `data`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .errors import UserError
 def find_class(package: str, kind: str, name: str, base: type) -> type:
     """The subclass of `base` in `<package>/<name>_<kind>.py` that is named `<name><kind>`.
 
-    Underscores and case do not count: `cycle_gan` of kind `model` is `CycleGANModel`. Raises
-    UserError with the names there are where the file or the class is missing.
+    Ignores underscores and case: `cycle_gan` of kind `model` is `CycleGANModel`. Raises UserError,
+    which lists the known names, if the file or the class is missing.
     """
     module_name, folder = f"{package}.{name}_{kind}", package.rpartition(".")[2]
     if not name.isidentifier() or importlib.util.find_spec(module_name) is None:

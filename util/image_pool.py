@@ -1,4 +1,4 @@
-"""A history of generated pictures (Shrivastava et al. 2017, section 2.3)."""
+"""A buffer of generated pictures (Shrivastava et al. 2017, section 2.3)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 
 
 class ImagePool:
-    """Keeps up to `pool_size` generated pictures, so that D also sees what G made earlier."""
+    """Keeps up to `pool_size` generated pictures, so that D also sees earlier outputs of G."""
 
     def __init__(self, pool_size: int):
         self.pool_size = pool_size
         self.images: list[torch.Tensor] = []
 
     def query(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures for the discriminator in exchange for the newest ones (N, C, H, W).
+        """Pictures (N, C, H, W) for the discriminator, given the newest ones.
 
-        While the pool fills, and with a size of 0, they are the same. Then, for each picture, by a
-        half chance one from the pool comes back and the new one takes its place.
+        Returns the input while the pool fills, and with a size of 0. Later each picture is replaced
+        with probability 1/2 by a random one of the pool, whose place it takes.
         """
         if self.pool_size == 0:
             return images
@@ -36,9 +36,9 @@ class ImagePool:
         return torch.cat(chosen, 0)
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
-        """What a resumed run needs: the pictures, in their order."""
+        """The pictures, in order."""
         return {"images": self.images}
 
     def load_state_dict(self, state: dict[str, list[torch.Tensor]]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load what `state_dict` returned, at most `pool_size` pictures."""
         self.images = list(state["images"])[: self.pool_size]

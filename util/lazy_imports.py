@@ -1,4 +1,4 @@
-"""Modules that are loaded when something of them is used, not when they are imported."""
+"""Modules that are executed on first use, not on import."""
 
 from __future__ import annotations
 

@@ -1,39 +1,15 @@
-"""Memory: how much is free, and giving back what is not needed any more."""
+"""How much memory is free."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 
-@functools.cache
-def _trim() -> Callable[[int], int] | None:
-    if sys.platform != "linux":
-        return None
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError):  # another C library than glibc
-        return None
-
-
-def return_freed_memory() -> None:
-    """Give back what the C library keeps for later; does nothing where that is not glibc.
-
-    It keeps freed blocks of up to 32 MiB. After a while of many sizes these lie in between others,
-    fit nothing, and can be several times what is in use.
-    """
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
 def free_memory() -> int:
-    """Bytes that this process may still take without swapping; 0 where that is not known.
+    """Bytes that this process can allocate without swapping; 0 if that is unknown.
 
-    Looks at the whole machine and at the limits of the container or job, as far as Linux has them.
+    The minimum over the machine and the memory limits of control groups (containers, jobs); on
+    Linux only.
     """
     try:
         free = [_numbers("/proc/meminfo")["MemAvailable:"] * 1024]
@@ -56,7 +32,7 @@ def _left(folder: str, limit: str, used: str) -> list[int]:
         if most == "max":
             return []
         now = int(Path(folder, used).read_text())
-        # files that were read lately count as used, but go when room is needed
+        # the page cache counts as used, but is freed on demand
         return [int(most) - now + _numbers(f"{folder}/memory.stat").get("inactive_file", 0)]
     except FileNotFoundError:  # the group has no limits of its own
         return []

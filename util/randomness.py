@@ -14,14 +14,14 @@ import torch
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch on every device; `deterministic` also picks such kernels."""
+    """Seed Python, NumPy and torch; `deterministic` also selects deterministic kernels."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-        # some operators on the GPU have no such kernel: those warn instead of stopping the run
+        # some GPU operators have no deterministic kernel: warn, do not stop
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -31,13 +31,13 @@ def new_seed() -> int:
 
 
 def derived_seed(*parts: int) -> int:
-    """A 63-bit seed made of numbers such as (seed, epoch, index): near ones are unrelated."""
+    """A 63-bit hash of numbers such as (seed, epoch, index), for independent random streams."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def get_state() -> dict[str, Any]:
-    """The state of every random source, made of tensors and plain values only."""
+    """The state of every random number generator, as tensors and plain values."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
     return {
         "python": random.getstate(),
@@ -54,7 +54,7 @@ def get_state() -> dict[str, Any]:
 
 
 def set_state(state: dict[str, Any]) -> None:
-    """Put back what `get_state` returned; GPUs that are not there any more are passed over."""
+    """Restore what `get_state` returned; skips GPUs that no longer exist."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -67,7 +67,7 @@ def set_state(state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """Within, the random sources of the CPU start from `seed`; afterwards they are as before."""
+    """A context in which CPU random numbers start from `seed`; restores the state at its end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

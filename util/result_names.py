@@ -1,4 +1,4 @@
-"""What to call the results of a dataset's pictures, the same for any number of processes."""
+"""Names of result files, the same for any number of processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def result_name(relative_path: str, taken: set[str]) -> str:
-    """What to call the results of a picture: its path without the ending, unless that is taken.
+    """The name of a picture's results: its path without extension, unless that is taken.
 
     `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. Adds the name to `taken`.
     """
@@ -21,10 +21,10 @@ def result_name(relative_path: str, taken: set[str]) -> str:
 
 
 def output_names(relative_paths: Sequence[str]) -> list[str]:
-    """What to call the outputs of files: their paths without the endings.
+    """The names of the outputs of files: their paths without extensions.
 
-    Those of `a.png` and `a.jpg` in one folder keep them, both: the output of a file that was alone
-    before is not taken for that of its new neighbour.
+    `a.png` and `a.jpg` in one folder both keep theirs, so that an output from before the second
+    file existed is not taken for that of the second file.
     """
     stems = [os.path.splitext(path)[0] for path in relative_paths]
     taken = Counter([*stems, *relative_paths])

@@ -1,7 +1,7 @@
 """The record of a run's losses: one JSON object a line, appended as training goes.
 
-The file is the truth that every view of a run is drawn from, so it survives a crash, a torn last
-line and a resumed run. Numbers that JSON does not have (NaN, infinity) are written as `null`.
+Every view of a run is drawn from this file, so it survives a crash, an incomplete last line and a
+resumed run. NaN and infinity, which JSON does not have, are written as `null`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def thin(points: Sequence[T], limit: int) -> list[T]:
 class LossRecord:
     """Appends records to a file, whole lines only.
 
-    Opening it mends the end of the file: a last line that a crash has torn is cut off.
+    Opening it repairs the end of the file: removes a last line that a crash left incomplete.
     """
 
     def __init__(self, path: str | os.PathLike, key: str = "losses"):
@@ -95,9 +95,9 @@ class LossRecord:
     def _open(self) -> None:
         # Unbuffered: each line is one write, and nothing waits in this process to be lost.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close())
-        self._mend()
+        self._repair()
 
-    def _mend(self) -> None:
+    def _repair(self) -> None:
         """Make the file end with a line break: cut a torn line off, finish a whole one."""
         with open(self.path, "rb") as f:
             size = f.seek(0, os.SEEK_END)

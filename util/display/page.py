@@ -24,14 +24,14 @@ from .console import format_scores
 from .loss_plot import draw_page
 from .loss_record import read_records
 
-PLOT_SECONDS = 60  # the least time between two drawings, each of which takes 1 to 2 s of a core
+PLOT_SECONDS = 60  # minimum time between two plots, each of which takes 1 to 2 s of a core
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
 
 
 class _Throttled:
-    """Does something when it is called, unless that would take more than a hundredth of the time.
+    """Throttles a function, so that it takes at most a hundredth of the time.
 
-    `now()` does it in any case.
+    `now()` calls it in any case.
     """
 
     def __init__(self, do: Callable[[], None]):
@@ -49,14 +49,14 @@ class _Throttled:
 
 
 class PageLogger(Logger):
-    """Keeps the pictures of one moment of each epoch and lists those that exist, newest first.
+    """Saves one set of pictures per epoch, and lists those that exist, newest first.
 
     Args:
         folder: that of the experiment; the page is in its folder `web`.
         title: name of the experiment.
         width: that of a picture, in pixels.
-        resumed_at: the epoch that a run goes on in, None for a new one. A new run puts the page
-            of an earlier one aside, one that goes on leaves out what comes after this epoch.
+        resumed_at: the epoch in which a run resumes, None for a new run. A new run renames the
+            page of an earlier one; a resumed run drops later epochs.
     """
 
     name = "training page"

@@ -102,7 +102,7 @@ class VisdomLogger(BackgroundLogger):
         self._failures = 0  # since the server last took something
         self._outages = 0  # told to the user
         self._told = False  # that the server is away now
-        self._greeted = False  # whether visdom has ever answered here
+        self._answered = False  # whether visdom has ever answered here
         self._records.extend(history)
         self._records.extend({**record, "losses": {}} for record in scores)
         try:
@@ -162,12 +162,12 @@ class VisdomLogger(BackgroundLogger):
         except requests.Timeout:
             raise _Away("no answer in time") from None
         except requests.RequestException as e:
-            if "BadStatusLine" in str(e) and not self._greeted:
+            if "BadStatusLine" in str(e) and not self._answered:
                 raise self._stranger() from None
             raise _Away("no server" if "refused" in str(e) else type(e).__name__) from None
-        if answer.status_code == 400 and not self._greeted and "visdom" in answer.text.lower():
+        if answer.status_code == 400 and not self._answered and "visdom" in answer.text.lower():
             raise _TurnOff(f"the server at {self._server} wants a login, which can't be given")
-        if answer.status_code not in (200, 500, 502, 503, 504) and not self._greeted:
+        if answer.status_code not in (200, 500, 502, 503, 504) and not self._answered:
             raise self._stranger()
         if answer.status_code != 200:
             raise _Away(f"status {answer.status_code}")
@@ -269,13 +269,13 @@ class VisdomLogger(BackgroundLogger):
         except ValueError:  # not JSON
             well = False
         except _Away:
-            if self._process is not None and not self._greeted:
+            if self._process is not None and not self._answered:
                 self._check_start(self._process)
             raise
         if not well:
-            raise _Away("no sensible answer") if self._greeted else self._stranger()
-        if not self._greeted:
-            self._greeted = True
+            raise _Away("no sensible answer") if self._answered else self._stranger()
+        if not self._answered:
+            self._answered = True
             self._say(f"watch this run at {self.url}")
         self._connected = True
         self._everything_is_stale()
@@ -283,7 +283,7 @@ class VisdomLogger(BackgroundLogger):
     @property
     def _starting(self) -> bool:
         """Whether a server started here has not answered yet."""
-        return self._process is not None and not self._greeted
+        return self._process is not None and not self._answered
 
     def _check_start(self, process: subprocess.Popen) -> None:
         """Raise if the server that was started here has ended or takes too long."""

@@ -1,7 +1,7 @@
-"""Ranks, collectives and devices: the only place that knows how many processes there are.
+"""Ranks, collectives and devices: the only package that knows how many processes there are.
 
 A program that torchrun starts runs within `process_group()`. In any other program the world size
-is 1, and collectives return at once. Gradients on GPUs travel over NCCL. All else goes over gloo,
+is 1, and collectives return at once. Gradients on GPUs are reduced by NCCL. All else uses gloo,
 which never waits for a GPU and fails at once when another process has ended.
 """
 

@@ -32,11 +32,11 @@ _DEVICE_ERRORS: tuple[type[Exception], ...] = (
 
 @contextlib.contextmanager
 def _peer_lost() -> Iterator[None]:
-    """Within, what a collective raises where a process has ended is a PeerLost."""
+    """Turn the error of a collective whose peer has ended into PeerLost."""
     try:
         yield
     except _DEVICE_ERRORS:
-        raise  # a fault of this GPU
+        raise  # an error of this GPU
     except RuntimeError as e:
         text = str(e).strip().splitlines()
         raise PeerLost(text[0][:200] if text else type(e).__name__) from e
@@ -54,7 +54,7 @@ def broadcast_object(value: Any, src: int = 0) -> Any:
 
 
 def scatter_object(values: Sequence[Any], src: int = 0) -> Any:
-    """One of the values of rank `src` to each rank, in their order."""
+    """The value for this rank from a list, one for each rank, on rank `src`."""
     if world_size() == 1:
         return values[0]
     box = [None]
@@ -64,7 +64,7 @@ def scatter_object(values: Sequence[Any], src: int = 0) -> Any:
 
 
 def gather_object(value: Any) -> list[Any]:
-    """The values of all ranks, in their order, on rank 0; an empty list on the others.
+    """The values of all ranks, in order, on rank 0; an empty list on other ranks.
 
     Tensors arrive on the CPU.
     """
@@ -112,16 +112,16 @@ def sum_over_ranks(*numbers: float) -> list[float]:
 
 
 def barrier() -> None:
-    """Wait until all ranks have come here."""
+    """Wait until all ranks have called this."""
     if world_size() > 1:
         with _peer_lost():
             dist.barrier()
 
 
 class AsyncMax:
-    """The largest of the numbers that ranks give in each iteration, one iteration late.
+    """An asynchronous all_reduce (max) of one number per iteration, one iteration late.
 
-    So no rank waits for another one or for a GPU, and all act on it in the same iteration.
+    No rank waits for another rank or a GPU, and all ranks see a result in the same iteration.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class AsyncMax:
         self.number = torch.zeros(1, dtype=torch.int64)
 
     def __call__(self, number: int) -> int:
-        """Give a number (0: nothing to say); returns the largest of the previous call, or 0."""
+        """Reduce a number (0: nothing); returns the maximum of the previous call, or 0."""
         if world_size() == 1:
             return number
         largest = self.wait()
@@ -139,7 +139,7 @@ class AsyncMax:
         return largest
 
     def wait(self) -> int:
-        """Complete the reduction under way; returns its result, 0 where there is none."""
+        """Wait for a pending reduction; returns its result, or 0 if there is none."""
         work, self.work = self.work, None
         if work is None:
             return 0
@@ -153,32 +153,32 @@ async_max = AsyncMax()
 
 # --------------------------------------------------------------------------- the newest checkpoint
 def source_rank() -> int:
-    """The rank that reads what training goes on from, for all: see `choose_source`."""
+    """The rank that reads the checkpoint for all ranks: see `choose_source`."""
     return _source
 
 
 def is_source() -> bool:
-    """Whether this process is that one."""
+    """Whether this is the rank that reads the checkpoint."""
     return rank() == _source
 
 
 def choose_source(newest: Any) -> None:
-    """Let the rank with the largest value (None: nothing) read what training goes on from.
+    """Let the rank with the largest value (None: no checkpoint) read the checkpoint.
 
-    It is rank 0, unless that runs on a machine whose folder lacks what another one has.
+    That is rank 0, unless another machine, with a folder of its own, has a newer one.
     """
     global _source
     values = all_gather_object(newest)
-    there = [(value, -rank) for rank, value in enumerate(values) if value is not None]
-    _source = -max(there)[1] if there else 0
+    found = [(value, -rank) for rank, value in enumerate(values) if value is not None]
+    _source = -max(found)[1] if found else 0
 
 
 # ---------------------------------------------------------------------------------------- tensors
 @dataclass
 class Traffic:
-    """How many reductions there were, and how many bytes of each rank: gradients, and norms.
+    """The number of reductions, and their bytes on each rank: of gradients, and of norms.
 
-    Flags and what saving collects are small and not counted.
+    Objects and flags are small and not counted.
     """
 
     reductions: int = 0
@@ -211,7 +211,7 @@ def device_group(device: torch.device) -> dist.ProcessGroup | None:
 
 
 def all_reduce(x: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all ranks, in place and not seen by autograd; for norms."""
+    """The sum of a tensor over all ranks, in place and without autograd; for norms."""
     traffic.norm_reductions += 1
     traffic.norm_bytes += x.numel() * x.element_size()
     with _peer_lost():
@@ -221,7 +221,7 @@ def all_reduce(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def broadcast_tensors(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
-    """Overwrite tensors by those of rank `src`: one broadcast for each device and type."""
+    """Overwrite tensors by those of rank `src`: one broadcast for each device and dtype."""
     if world_size() == 1:
         return
     for (device, _), same in _by_kind(tensors).items():
@@ -234,9 +234,9 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Replace gradients by their mean over all ranks: one reduction for each device and type.
+    """Replace gradients by their mean over all ranks: one all_reduce for each device and dtype.
 
-    A gradient that is None on all ranks stays so; one that is None on some counts as zero there.
+    A gradient that is None on all ranks stays None; one that is None on some ranks counts as zero.
     """
     if world_size() == 1:
         return
@@ -245,7 +245,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         there = torch.ones(len(same), device=device, dtype=dtype)
         if absent:
             there[absent] = 0
-        # the layout is the same on all ranks, so none has to ask which gradients the others have
+        # the layout is the same on all ranks, whichever gradients they have
         parts = [p.new_zeros(p.numel()) if p.grad is None else p.grad.reshape(-1) for p in same]
         flat = torch.cat([*parts, there])
         del parts

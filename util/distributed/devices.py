@@ -1,4 +1,4 @@
-"""From `--gpu_ids` to the device on which a process computes."""
+"""The device of a process, from `--gpu_ids`."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def device() -> torch.device:
 
 
 def select_device(gpu_ids: str) -> tuple[list[int], torch.device]:
-    """The GPUs to use (none: another device) and the device on which this process computes.
+    """The GPUs to use (may be empty) and the device of this process.
 
-    Of several processes on a machine each takes the GPU of its place in `gpu_ids`, or with the
-    default of `0` that of its number. Without any GPU that default falls back to Apple's MPS or to
-    the CPU and says so. Raises UserError for a GPU that the machine does not have.
+    With several processes on a machine, each takes the GPU of `gpu_ids` at its local rank; the
+    default `0` stands for GPUs 0, 1, ... Without a GPU the default falls back to Apple's MPS or to
+    the CPU, with a message. Raises UserError for a GPU that the machine does not have.
     """
     global _device
     ids, _device = _select_device(gpu_ids)

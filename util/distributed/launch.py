@@ -17,10 +17,10 @@ from .ranks import launched
 
 
 def one_process_per_gpu(options: Any) -> None:
-    """With several --gpu_ids, run this program once for each GPU and end with their exit code.
+    """With several --gpu_ids, run this program once for each GPU and exit with their exit code.
 
-    `--batch_size` is that of all of them together. Ends the program with exit code 2 where it does
-    not divide evenly, or a GPU is not there. Does nothing for one GPU, or under torchrun.
+    `--batch_size` is the total batch size. Exits with code 2 if it can't be divided evenly, or a
+    GPU does not exist. Does nothing for one GPU, or under torchrun.
     """
     if launched():
         return
@@ -35,15 +35,15 @@ def one_process_per_gpu(options: Any) -> None:
         size = batch_per_process(opt.batch_size, len(ids))
     except UserError as e:
         options.parser.error(str(e))
-    # the last one of two options that are the same counts
+    # these override the same options in argv
     more = [f"--batch_size={size}"]
-    if opt.suffix:  # filled in here, where {batch_size} is that of all
+    if opt.suffix:  # filled in here, where {batch_size} is still the total
         more += [f"--name={options.name_with_suffix(opt)}", "--suffix="]
     sys.exit(launch(len(ids), [*sys.argv, *more]))
 
 
 def batch_per_process(batch_size: int, processes: int) -> int:
-    """The batch of each process; raises UserError where it does not divide evenly."""
+    """The batch size of each process; raises UserError if it can't be divided evenly."""
     if batch_size % processes:
         raise UserError(
             f"--batch_size {batch_size} can't be shared evenly by {processes} GPUs: without "
@@ -62,9 +62,9 @@ def launch(processes: int, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # it would log an error with a traceback for what the program has told in one line
+    # it would log a traceback for an error that the program has reported in one line
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # as many threads in each as if it were alone would fight for the cores
+    # processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,

@@ -1,6 +1,6 @@
-"""Which rank this process is, and how a group of processes starts, prints and ends.
+"""Rank and world size; starting, printing and ending of a process group.
 
-Ending is left to torchrun: a process that fails exits, and torchrun ends or restarts the others.
+A process that fails exits, and torchrun ends or restarts the others.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch.distributed.rendezvous import rendezvous
 from util.errors import first_line
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-JOIN_TIMEOUT = timedelta(minutes=10)  # from the first process that is ready to the last
+JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to connect
 TIMEOUT = timedelta(hours=12)  # of a collective: rank 0 may score pictures while the others wait
-AGENT_SECONDS = 3.0  # torchrun looks after its processes ten times a second
-SAME_SIGNAL = 5.0  # a signal that comes again within so many seconds is the same one
+AGENT_SECONDS = 3.0  # enough for torchrun, which polls its processes ten times a second
+SAME_SIGNAL = 5.0  # seconds within which a repeated signal counts once
 
 _no_sync = False
 _store: Any = None
@@ -37,7 +37,7 @@ class PeerLost(RuntimeError):
     """A collective failed because another process has ended."""
 
 
-# ------------------------------------------------------------------------------------------- who
+# ------------------------------------------------------------------------------------------ ranks
 def launched() -> bool:
     """Whether torchrun, or something that sets the same variables, has started this process."""
     return all(name in os.environ for name in NEEDED)
@@ -79,14 +79,14 @@ def shard(items: Sequence[Any]) -> Any:
 
 
 def cores() -> int:
-    """The processor cores that this process has: its share of those of the machine."""
+    """The CPU cores for this process: those of the machine divided by its processes."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (there or 1) // local_world_size())
 
 
 @contextlib.contextmanager
 def no_sync() -> Iterator[None]:
-    """Within, norms use the statistics of this rank only: the other ranks do something else."""
+    """A context without synchronization of norms, for what one rank computes alone."""
     global _no_sync
     before, _no_sync = _no_sync, True
     try:
@@ -103,11 +103,11 @@ def sync_disabled() -> bool:
 # ---------------------------------------------------------------------------------- start and end
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Within, the processes that torchrun started are connected; a plain program goes through.
+    """A context in which the processes of torchrun are connected; does nothing without torchrun.
 
-    Only rank 0 prints to stdout; lines that other ranks write to stderr begin with the rank. A
-    process that fails exits at once with its code. Exits with code 1 and one line where the
-    processes can't connect.
+    Only rank 0 prints to stdout; lines of other ranks on stderr begin with the rank. A process
+    that fails exits at once with its exit code. Exits with code 1 and one line if the processes
+    can't connect.
     """
     if not launched() or dist.is_initialized():
         yield
@@ -115,9 +115,11 @@ def process_group() -> Iterator[None]:
     try:
         _connect()
     except (ValueError, RuntimeError) as e:
-        print(f"error: the processes could not meet: {first_line(e)}", file=sys.stderr, flush=True)
+        print(
+            f"error: the processes could not connect: {first_line(e)}", file=sys.stderr, flush=True
+        )
         sys.exit(1)
-    # nobody else would end a training whose launcher was killed: it saves and stops
+    # if the launcher is killed, this process saves and stops
     signal_on_parent_death(signal.SIGTERM)
     with _output():
         try:
@@ -126,7 +128,7 @@ def process_group() -> Iterator[None]:
             if world_size() > 1 and (code := _exit_code(error)):
                 sys.stdout.flush()
                 sys.stderr.flush()
-                # an orderly exit would wait for collectives that nobody completes any more
+                # a normal exit would wait for collectives that never complete
                 os._exit(code)
             raise
         finally:
@@ -150,13 +152,13 @@ def _connect() -> None:
     store, rank, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
     _store = getattr(store, "underlying_store", store)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # it outlives a restart, and has the addresses of the processes that are gone
+        # it survives a restart, and still has the addresses of the ended processes
         store = dist.PrefixStore(f"restart_{restart_count()}", store)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
 
 
 def _exit_code(error: BaseException) -> int:
-    """The exit code for what ended this process; prints it, unless that has been done."""
+    """The exit code for an exception; prints the exception if that has not been done."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
@@ -187,13 +189,13 @@ def restart_count() -> int:
 
 
 def save_run_id(run_id: str) -> None:
-    """Keep the name of this run in torchrun's store, which outlives a restart."""
+    """Keep the id of this run in torchrun's store, which survives a restart."""
     if _store is not None:
         _store.set("run_id", run_id)
 
 
 def saved_run_id() -> str | None:
-    """The name that was kept before the restart; None where there is none."""
+    """The id that was kept before the restart, or None."""
     if _store is None or not _store.check(["run_id"]):
         return None
     return _store.get("run_id").decode()
@@ -203,8 +205,8 @@ def saved_run_id() -> str | None:
 class _RankStderr:
     """stderr of a rank above 0: each line begins with the rank.
 
-    What all ranks have to say, rank 0 says. So warnings are dropped here, and an error is held
-    back until torchrun has had the time to end this process because rank 0 has failed as well.
+    Rank 0 reports what happens on all ranks. So warnings are dropped here, and an error is delayed,
+    so that torchrun ends this process before it if rank 0 has failed as well.
     """
 
     def __init__(self, stream: Any):
@@ -245,5 +247,5 @@ def _output() -> Iterator[None]:
 
 
 def print_on_all_ranks(*lines: object, sep: str = "\n") -> None:
-    """Print what each rank has to say for itself; those above 0 use stderr."""
+    """Print on every rank; ranks above 0 use stderr."""
     print(*lines, sep=sep, file=sys.stdout if is_main() else sys.stderr, flush=True)

@@ -1,8 +1,8 @@
 """Scores of a model on a data set: what scripts/evaluate.py and --val_freq compute.
 
-A model's pictures are known by the names that all models give them: `fake_X` is compared with
-`real_X`, one by one where the data are pairs and as a set always, and `rec_X`, which went there and
-back, with `real_X`. All are compared as the 8-bit pictures that test.py would save.
+A model's pictures are found by their names: `fake_X` is compared with `real_X`, one by one for
+paired data and as a set always, and the cycle reconstruction `rec_X` with `real_X`. All are 8-bit
+pictures, as test.py would save them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VARIANTS = {
     "LPIPS": Lpips.variant,
     "FID": Inception.variant,
     "KID": f"{Inception.variant}; cubic kernel, mean and deviation over 100 subsets",
-    "cycle": "L1 of the picture that went there and back",
+    "cycle": "L1 of the cycle reconstruction",
     **{
         f"grid {period}": f"energy at a period of {period} pixels over its neighbours', 1: no grid"
         for period in metrics.GRID_PERIODS
@@ -57,13 +57,13 @@ def better(name: str, value: float, than: float) -> bool:
 
 
 def direction_sides(opt: argparse.Namespace) -> tuple[str, str]:
-    """The data set's names of where translation starts and of where it goes."""
+    """The sides of the data set that translation starts from and goes to: `A`, `B` or reverse."""
     return ("A", "B") if opt.direction == "AtoB" else ("B", "A")
 
 
 @dataclass
 class Score:
-    """One number, its standard deviation over pictures or subsets, and of how many pictures."""
+    """A value, its standard deviation over pictures or subsets, and the number of pictures."""
 
     value: float
     spread: float | None = None
@@ -72,7 +72,7 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """Scores by the model's picture (`fake_B`) and by name (`PSNR`); and what is not there, why."""
+    """Scores by picture (`fake_B`) and name (`PSNR`), and reasons for those left out."""
 
     pictures: int = 0
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
@@ -142,7 +142,7 @@ class Evaluator:
             self.left_out[name] = why
 
     def extractors(self) -> dict[str, Any]:
-        """What a report says about the networks that scores were made with."""
+        """A description of the networks that scores use, for the report."""
         found = {"inception": self.inception, "lpips": self.lpips}
         return {name: net.weights.report() for name, net in found.items() if net is not None}
 
@@ -172,7 +172,7 @@ class Evaluator:
 
 
 class _Collected:
-    """What the pictures have given so far."""
+    """Values and features of the pictures so far."""
 
     def __init__(self, evaluator: Evaluator):
         self.evaluator = evaluator
@@ -197,7 +197,7 @@ class _Collected:
                 continue
             if self.evaluator.paired:
                 self._add_pair(name, real, picture)
-            # where A and B are no pairs, the smaller side comes more than once
+            # without pairs, pictures of the smaller side come more than once
             side = rest[:1]
             self._add_to_set(f"real_{rest}", real, paths.get(side, paths["A"]))
             other = {"A": "B", "B": "A"}.get(side, "A")

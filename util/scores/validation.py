@@ -25,14 +25,14 @@ BEST = "best_scores.json"
 
 
 class Validation:
-    """Scores the model on the split `--val_phase` every `--val_freq` epochs; off where that is 0.
+    """Scores the model on the split `--val_phase` every `--val_freq` epochs; off if that is 0.
 
-    The networks that score best by `--best_by` are kept as `best_net_*.pth`, with their scores in
-    `best_scores.json`. Training goes on as if nothing had happened: random sources, statistics of
-    norms and what the model holds are as before.
+    The best networks by `--best_by` are kept as `best_net_*.pth`, with their scores in
+    `best_scores.json`. Validation does not change training: random state, running statistics and
+    the attributes of the model are restored.
 
-    Raises UserError at once where the split is not there or `--best_by` can't be had.
-    `create_dataset` makes the dataset of some options: `data.create_dataset`.
+    Raises UserError at once if the split does not exist or `--best_by` can't be computed.
+    `create_dataset` is `data.create_dataset`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Validation:
         self.by = opt.best_by or ("L1" if paired else "cycle")
         needs_network = {*SETS, "LPIPS"} & {self.by}
         wanted = {"L1", "PSNR", "SSIM", "MS-SSIM", "cycle", self.by}
-        # the two of them cost as much as one
+        # both use the same features
         wanted |= set(SETS) if self.by in SETS or opt.inception_weights else set()
         wanted |= {"LPIPS"} if opt.lpips_weights else set()
         if self.by in PAIRED and not paired:
@@ -92,9 +92,9 @@ class Validation:
         return kept
 
     def end_epoch(self, position: Position, visualizer: Any) -> None:
-        """Score the model if this epoch is one to do so after; show it, keep it if it is the best.
+        """Score the model if `--val_freq` divides this epoch; log scores, keep the best weights.
 
-        The first of several processes does this, and the others wait.
+        Rank 0 does this, and the others wait.
         """
         if not self.every or position.epoch % self.every:
             return
@@ -104,7 +104,7 @@ class Validation:
         distributed.barrier()
 
     def _score(self, position: Position) -> dict[str, Any]:
-        """The record of the scores that the model has now."""
+        """Compute the scores of the model, as a record for loggers."""
         start = time.perf_counter()
         with undisturbed(self.model):
             result = self.evaluator.run(self.model, self.dataset, self.count)
@@ -126,7 +126,7 @@ class Validation:
         }
 
     def _keep(self, position: Position, value: float, result: Evaluation) -> None:
-        """Write the weights, then what they score: killed in between, the epoch comes again."""
+        """Write the weights, then their scores; if killed in between, the epoch is repeated."""
         best = {
             "by": self.by,
             "value": value,
@@ -137,7 +137,7 @@ class Validation:
             self.model.save_networks("best")
             facts = report(self.opt, self.model, self.evaluator, result, "best")
             facts |= best
-            # an infinite PSNR is read back as what it is
+            # JSON of Python can hold an infinite PSNR
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
         except (OSError, RuntimeError) as e:
             reason = " ".join(str(e).split())[:200]
@@ -160,10 +160,10 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """Within, a model may be run, with the same random draws each time; afterwards it is as before.
+    """A context in which a model may run, always with the same seed; restores the model at its end.
 
-    Networks run as they do in test.py without `--eval`, which moves the statistics of batch norms:
-    those are put back.
+    Networks run in training mode, as in test.py without `--eval`, which changes running statistics:
+    they are restored.
     """
     held = dict(vars(model))
     modules = [m for net in model.networks().values() for m in net.modules()]
