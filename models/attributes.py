@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from .speed.gradient_scale import GradientScale
+from .speed.steps import Steps
+
 T = TypeVar("T")
+
+# whose attributes are not those of the model
+_CLOSED = (
+    argparse.Namespace,
+    nn.Module,
+    torch.Tensor,
+    torch.optim.Optimizer,
+    Steps,
+    GradientScale,
+    dict,
+    list,
+    tuple,
+    type,
+    ModuleType,
+    FunctionType,
+)
 
 
 def held(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
-    """Objects of a class in nested dictionaries, lists and tuples, with names such as `nets.0`."""
+    """Objects of a class in nested dictionaries, lists and plain objects, by names as `nets.0`."""
     if isinstance(values, kind):
         yield name, values
-    elif isinstance(values, (dict, list, tuple)) and depth:
+        return
+    if hasattr(values, "__dict__") and not isinstance(values, _CLOSED):
+        values = dict(vars(values))
+    if isinstance(values, (dict, list, tuple)) and depth:
         items = values.items() if isinstance(values, dict) else enumerate(values)
         for key, value in items:
             yield from held(value, kind, f"{name}.{key}" if name else str(key), depth - 1)
@@ -36,9 +60,7 @@ def unnamed_modules(model: Any) -> dict[str, nn.Module]:
 def loose_tensors(model: Any) -> list[torch.Tensor]:
     """Tensors that an optimizer trains and no module holds."""
     of_modules = {t for net in model.all_modules().values() for t in tensors(net)}
-    optimizers = model.all_optimizers()
-    trained = (p for o in optimizers for group in o.param_groups for p in group["params"])
-    return list(dict.fromkeys(p for p in trained if p not in of_modules))
+    return [p for p in model.stepped_tensors() if p not in of_modules]
 
 
 def stateful_parts(model: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,8 @@ from .speed.prepared import prepared, share_pass
 from .speed.steps import Steps, parameters_of
 from .speed.sync_norm import synchronize_norms
 from .weights import explain_mismatch, fit_state_dict
+
+T = TypeVar("T")
 
 _Path: Any = type(Path())
 
@@ -171,6 +173,7 @@ class BaseModel(ABC):
         distributed.broadcast_tensors(
             [t.detach() for t in self.trained_tensors()], src=distributed.source_rank()
         )
+        self._steps.activate()  # also for networks that were made after `BaseModel.setup`
 
     def prepare_network(self, net: nn.Module) -> None:
         """Apply --precision, --compile, --channels_last and --grad_checkpoint to a network."""
@@ -201,19 +204,25 @@ class BaseModel(ABC):
         return {n: getattr(self, "net" + n) for n in self.model_names if isinstance(n, str)}
 
     def all_modules(self) -> dict[str, nn.Module]:
-        """All modules by name: attributes, also those in lists, tuples and dictionaries."""
+        """All modules by name: attributes, also those in lists, dictionaries and plain objects."""
         return dict(attributes.held(vars(self), nn.Module))
 
     def all_optimizers(self) -> list[torch.optim.Optimizer]:
         """Those of `optimizers`, then others that attributes hold."""
-        others = (o for _, o in attributes.held(vars(self), torch.optim.Optimizer))
-        return list(dict.fromkeys([*self.optimizers, *others]))
+        return list(dict.fromkeys([*self.optimizers, *self.held(torch.optim.Optimizer)]))
+
+    def held(self, kind: type[T]) -> list[T]:
+        """All objects of a class that attributes hold."""
+        return [value for _, value in attributes.held(vars(self), kind)]
 
     def trained_tensors(self) -> list[torch.Tensor]:
         """Parameters and buffers of all modules, and other tensors that an optimizer trains."""
         of_modules = (t for net in self.all_modules().values() for t in attributes.tensors(net))
-        others = (p for optimizer in self.all_optimizers() for p in parameters_of(optimizer))
-        return list(dict.fromkeys([*of_modules, *others]))
+        return list(dict.fromkeys([*of_modules, *self.stepped_tensors()]))
+
+    def stepped_tensors(self) -> list[torch.Tensor]:
+        """The parameters of all optimizers."""
+        return list(dict.fromkeys(p for o in self.all_optimizers() for p in parameters_of(o)))
 
     def _prepare_optimizers(self) -> None:
         """Use fused kernels where they help. Raises UserError for what is no torch optimizer."""
@@ -309,6 +318,10 @@ class BaseModel(ABC):
         shared = torch.is_grad_enabled() and acceleration.wants_one_pass(self.opt, inputs[0])
         if shared and acceleration.fits_one_pass(net, *inputs):
             share_pass(net, inputs)
+
+    def remember_sums(self) -> Callable[[], None]:
+        """A function that sets the gradients accumulated so far back to what they are now."""
+        return self._steps.remember()
 
     def inspect_steps(self, inspect: Callable[[torch.optim.Optimizer], None] | None) -> None:
         """Call a function before each optimizer step; it may set gradients to None."""

@@ -80,9 +80,13 @@ def test_passes_are_really_shared(tmp_path):
         model = build(tmp_path, f"--model cycle_gan {flags}")
         counts = dict.fromkeys(model.model_names, 0)
         for name, net in model.networks().items():
-            net.register_forward_hook(
-                lambda *_, name=name: counts.__setitem__(name, counts[name] + 1)
-            )
+            forward = net.forward
+
+            def counted(x: torch.Tensor, name=name, forward=forward) -> torch.Tensor:
+                counts[name] += 1
+                return forward(x)
+
+            net.forward = counted
         model.set_input(batch())
         model.optimize_parameters()
         return counts

@@ -13,10 +13,13 @@ from torch import nn
 
 from .gradient_scale import GradientScale
 from .layout import contiguous_gradients
-from .prepared import forget_passes, prepared
+from .prepared import forget_passes, has_hooks, prepared
 from .sync_norm import leave_out_of_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
+_PACKAGE = __name__.removesuffix(".speed.acceleration")
+_KNOWN = tuple(f"{_PACKAGE}.{name}" for name in ("networks", "norms", "antialias", "speed."))
+_KNOWN += ("torch.nn.",)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
 # Pictures from which on compiling saves more time than it takes, in training and in testing: about
@@ -150,7 +153,7 @@ def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
 
 def batches_freely(net: nn.Module) -> bool:
     """Whether a picture's result does not depend on the others in its batch, nor on chance."""
-    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
     return not any(isinstance(module, mixing) and module.training for module in net.modules())
 
 
@@ -168,5 +171,12 @@ def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
 
 
 def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
-    """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives."""
-    return batches_freely(net) and all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
+    """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives.
+
+    A layer written elsewhere may mix the pictures of a batch. And where there are hooks, or weights
+    made anew in each pass (spectral norm), it counts how often a network is called.
+    """
+    known = all(type(m).__module__.startswith(_KNOWN) for m in net.modules())
+    own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
+    alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
+    return known and alike and batches_freely(net) and not (own_weights or has_hooks(net))

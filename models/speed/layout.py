@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 
-def _hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+def contiguous_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
     # of the tensor, not a function around it: what follows may change the output in place. A
     # compiled norm is right by itself, and a hook would break its graph.
     if output.requires_grad and not torch.compiler.is_compiling():
@@ -29,8 +29,8 @@ def contiguous_gradients(nets: Iterable[nn.Module]) -> None:
     """
     for net in nets:
         for module in net.modules():
-            usual = isinstance(module, nn.InstanceNorm2d) and _hook not in (
+            usual = isinstance(module, nn.InstanceNorm2d) and contiguous_gradient not in (
                 module._forward_hooks.values()
             )
             if usual and next(net.parameters()).device.type == "cpu":
-                module.register_forward_hook(_hook)
+                module.register_forward_hook(contiguous_gradient)

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .gradient_scale import GradientScale
+from .layout import contiguous_gradient
 
 _full_precision = False
 
@@ -32,9 +34,11 @@ class Prepared(nn.Module):
             result = _take(self, args[0])
             if result is not None:
                 return result
-        if _wants_input_gradients((args, kwargs)):
-            # most likely a gradient penalty. Gradients of gradients need all the digits, and
-            # compiled networks do not have them
+        # Where an input asks for its gradient this is most likely a gradient penalty. Gradients of
+        # gradients need all the digits, and compiled networks do not have them. And a hook may
+        # carry tensors out of a network past its outputs, where gradients are not scaled.
+        scaled = self.gradient_scale is not None
+        if _wants_input_gradients((args, kwargs)) or (scaled and has_hooks(self)):
             with full_precision():
                 return self._call_impl(*args, **kwargs)
         if self.gradient_scale is None:
@@ -43,7 +47,10 @@ class Prepared(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """In autocast, and with float32 results."""
-        if self.autocast_to is None or _full_precision:
+        scale = self.gradient_scale
+        # `net.forward(x)` does not go through `__call__`, where gradients are scaled
+        unscaled = scale is not None and not scale.inside and torch.is_grad_enabled()
+        if self.autocast_to is None or _full_precision or unscaled:
             return super().forward(*args, **kwargs)
         kind, dtype = self.autocast_to
         with torch.autocast(kind, dtype):
@@ -75,6 +82,18 @@ def prepared(net: nn.Module, with_module: bool = False) -> nn.Module:
 def _subclass(mixin: type[Prepared], parent: type[nn.Module]) -> type[nn.Module]:
     names = {n: getattr(parent, n) for n in ("__module__", "__qualname__", "__doc__")}
     return type(parent.__name__, (mixin, parent), names)
+
+
+def has_hooks(net: nn.Module) -> bool:
+    """Whether a network has hooks of a model's own, which see what goes on inside."""
+    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
+    # those of torch make weights: spectral norm and the like
+    return any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
+
+
+def _is_of_torch(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")
 
 
 @contextlib.contextmanager
@@ -115,6 +134,7 @@ def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
 
     `net(x)` then gives x its part, once, as long as neither x nor the weights have changed.
     """
+    _forget_at_steps()
     _parts.pop(prepared(net), None)
     results, weights = net(torch.cat(list(inputs))), _version(net)
     starts = itertools.accumulate((len(x) for x in inputs), initial=0)
@@ -128,6 +148,12 @@ def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
 def forget_passes() -> None:
     """Drop what was computed and not asked for."""
     _parts.clear()
+
+
+@functools.cache
+def _forget_at_steps() -> None:
+    # fused optimizers change weights without a new version
+    register_optimizer_step_post_hook(lambda *_: forget_passes())
 
 
 def _take(net: nn.Module, x: Any) -> torch.Tensor | None:

@@ -44,6 +44,8 @@ class Steps:
         self.counts: dict[Optimizer, int] = {}  # batches since the last step
         self.sums: dict[Optimizer, list[torch.Tensor | None]] = {}  # their gradients
         self._own: dict[Optimizer, bool] = {}
+        self._at_start: set[torch.Tensor] = set()
+        self._used_by: dict[torch.Tensor, Optimizer] = {}  # since the last backward()
         self._watching = False
         self._watched: set[torch.Tensor] = set()
         self._checked: set[torch.Tensor] = set()
@@ -59,7 +61,8 @@ class Steps:
             _active.add(self)
             self._watching = several or self.accumulate > 1
         if self._watching:
-            self._watch(self.parameters())
+            self._at_start = set(self.parameters())
+            self._watch(self._at_start)
 
     def is_active(self) -> bool:
         """Whether anything is done at a step."""
@@ -82,9 +85,11 @@ class Steps:
             )
         parameters = parameters_of(optimizer)
         if self._watching:
+            self._check_can_be_done(optimizer, parameters)
             self._check_unchanged(parameters)
         if not self._is_complete(optimizer):
-            if self.inspect is not None:
+            # a gradient that overflows in fp16 has to get to where the scale learns of it
+            if self.inspect is not None and self.scale is None:
                 self.inspect(optimizer)
             self._put_aside(optimizer, parameters)
             return
@@ -119,6 +124,15 @@ class Steps:
         pairs = zip(parameters_of(optimizer), sums, strict=True)
         self.sums[optimizer] = [None if s is None else s.to(p.device, copy=True) for p, s in pairs]
 
+    def remember(self) -> Callable[[], None]:
+        """A function that puts counts and sums back to what they are now."""
+        counts, sums = dict(self.counts), {o: list(own) for o, own in self.sums.items()}
+
+        def undo() -> None:
+            self.counts, self.sums = counts, sums
+
+        return undo
+
     def _is_complete(self, optimizer: Optimizer) -> bool:
         self.counts[optimizer] = (self.counts.get(optimizer, 0) + 1) % self.accumulate
         return self.counts[optimizer] == 0
@@ -140,10 +154,40 @@ class Steps:
             p.grad = None if total is None else total / self.accumulate
 
     # -------------------------------------------------------------------- own changes of a model
+    def _check_can_be_done(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
+        """Raise UserError where a step would silently be another one than that of a plain loop."""
+        if hasattr(optimizer, "found_inf"):
+            raise UserError(
+                f"a torch.amp.GradScaler of the model's own does not go together with "
+                f"{self._modes()}: use --precision fp16 instead"
+            )
+        if any(p._backward_hooks for p in parameters):
+            self._refuse("the model has hooks (register_hook) on weights, which change gradients")
+        if self.accumulate > 1:
+            if any(self._used_by.get(p, optimizer) is not optimizer for p in parameters):
+                raise UserError(
+                    "two optimizers step the same weights after one backward(), which does not go "
+                    f"together with {self._modes()}: give each weight to one optimizer"
+                )
+            self._used_by.update({p: optimizer for p in parameters if p.grad is not None})
+        if distributed.world_size() > 1 and any(p not in self._at_start for p in parameters):
+            raise UserError(
+                "an optimizer steps weights that were made after the start of training, which in "
+                "several processes are different ones: make them in __init__"
+            )
+
+    def _refuse(self, what: str) -> None:
+        raise UserError(
+            f"{what}, which with {self._modes()} are those of a part of the batch: do it in a "
+            "function given to optimizer.register_step_pre_hook, which sees the gradients of all "
+            "of it"
+        )
+
     def _watch(self, parameters: Iterable[torch.Tensor]) -> None:
         """Remember each gradient as the backward pass has left it."""
 
         def arrived(p: torch.Tensor) -> None:
+            self._used_by.pop(p, None)
             if p.grad is not None:
                 # `p.grad.data` has no version: in front of the first step the numbers are compared
                 copy = None if p in self._checked else p.grad.clone()
@@ -158,19 +202,15 @@ class Steps:
         """Raise UserError where a model has clipped gradients of one batch or one process only."""
         self._watch(parameters)
         for p in parameters:
-            self._checked.add(p)
             grad, version, copy = self._arrived.pop(p, (None, 0, None))
             if grad is None or p.grad is None:
                 continue
+            self._checked.add(p)
             changed = p.grad is not grad or p.grad._version != version
             if copy is not None:
                 changed |= not torch.allclose(copy, p.grad, rtol=0, atol=0, equal_nan=True)
             if changed and p.grad.any():  # it was not just set to zero
-                raise UserError(
-                    "the model changes gradients between backward() and step(), which with "
-                    f"{self._modes()} are those of a part of the batch: do it in a function given "
-                    "to optimizer.register_step_pre_hook, which sees the gradients of all of it"
-                )
+                self._refuse("the model changes gradients between backward() and step()")
 
 
 def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -181,7 +221,7 @@ def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _added(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
-    return b if a is None else a if b is None else a.add_(b)
+    return b if a is None else a if b is None else a + b  # `remember` keeps `a`
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -27,6 +27,8 @@ class _Sum(torch.autograd.Function):
 class SyncBatchNorm2d(nn.SyncBatchNorm):
     """Synchronized batch norm (N, C, H, W) on every device; plain until `synchronize_norms`.
 
+    In place of a `BatchNorm1d` or `BatchNorm3d` it takes (N, C) and (N, C, ...).
+
     torch's own runs on GPUs only, has no gradients of gradients, and would wait for ever where one
     process computes something by itself. Its kernels are used where none of this matters.
     Weights have the names of `nn.BatchNorm2d`.
@@ -81,22 +83,23 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
     def _composed(self, x: torch.Tensor, momentum: float) -> torch.Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        dims = (0, 2, 3)
+        dims = (0, *range(2, x.dim()))
+        shape = (-1, *[1] * (x.dim() - 2))
         here = wide.new_full((1,), x.numel() / x.shape[1])
         sums = _Sum.apply(torch.cat([wide.sum(dims), here]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # of the differences, not of the squares: those cancel where the mean is large
-        centred = wide - mean[:, None, None]
+        centred = wide - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(dims)) / count
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
                 unbiased = variance * (count / (count - 1))
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-        y = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        y = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
-            y = y * self.weight[:, None, None] + self.bias[:, None, None]
+            y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(x.dtype)
 
 
@@ -115,7 +118,7 @@ def synchronize_norms(net: nn.Module, twice: bool = False) -> int:
     converted = 0
     for module in net.modules():
         for name, child in module.named_children():
-            if type(child) is nn.BatchNorm2d:
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
                 norm = SyncBatchNorm2d.__new__(SyncBatchNorm2d)
                 # the same parameters: an optimizer may have them already
                 norm.__dict__ = child.__dict__

@@ -19,6 +19,7 @@ from .collectives import (
     device_group,
     gather_object,
     is_source,
+    same_on_all_ranks,
     scatter_object,
     source_rank,
     sum_over_ranks,

@@ -233,6 +233,17 @@ def broadcast_tensors(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
 
 
 @torch.no_grad()
+def same_on_all_ranks(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors are those of rank 0 on all ranks, but for differences of rounding."""
+    if world_size() == 1:
+        return True
+    first = [x.detach().clone() for x in tensors]
+    broadcast_tensors(first)
+    pairs = [(x, y) for x, y in zip(tensors, first, strict=True) if x.numel()]
+    return not any_rank(any((x - y).abs().max() > 1e-3 * y.abs().max() for x, y in pairs))
+
+
+@torch.no_grad()
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Replace gradients by their mean over all ranks: one all_reduce for each device and dtype.
 

@@ -81,17 +81,19 @@ class FiniteGuard:
                 parameter.grad = None  # the optimizer passes over these
 
     def start(self) -> None:
-        """Before an iteration: with `skip`, remember what a forward pass changes by itself."""
+        """Before an iteration: with `skip`, remember what is changed by more than steps."""
         if self.mode == "stop":
             return
-        nets = self.model.networks().values()
-        buffers = [(b, b.clone()) for net in nets for b in net.buffers()]
-        pools = [v for v in vars(self.model).values() if isinstance(v, ImagePool)]
+        stepped = set(self.model.stepped_tensors())
+        others = [(t, t.detach().clone()) for t in self.model.trained_tensors() if t not in stepped]
+        pools = self.model.held(ImagePool)
         contents = [(pool, list(pool.images)) for pool in pools]
+        undo_sums = self.model.remember_sums()
 
         def undo() -> None:
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            undo_sums()
+            for tensor, value in others:
+                tensor.copy_(value)
             for pool, images in contents:
                 pool.images = images
 
@@ -148,9 +150,7 @@ class FiniteGuard:
             )
 
     def _weights_are_finite(self) -> bool:
-        optimizers = self.model.all_optimizers()
-        weights = [p.detach() for o in optimizers for g in o.param_groups for p in g["params"]]
-        return bool(all_finite(weights))
+        return bool(all_finite([p.detach() for p in self.model.stepped_tensors()]))
 
     def _bad_losses(self, iteration: Iteration) -> list[str]:
         pairs = zip(iteration.names, iteration.losses.tolist(), strict=True)

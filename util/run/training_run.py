@@ -205,9 +205,15 @@ class TrainingRun:
         """Save a checkpoint under each suffix; all ranks take part.
 
         A write that fails is a warning: the older checkpoint stays, and the next save tries again.
-        Raises UserError where losses or gradients are not finite.
+        Raises UserError where weights are not finite, or not the same on all ranks.
         """
         self.guard.check()
+        if not distributed.same_on_all_ranks(self.model.stepped_tensors()):
+            raise UserError(
+                "the weights of the processes have become different, so nothing is saved: in "
+                "several processes a model has to change weights by steps of torch.optim "
+                "optimizers, the same ones in all of them"
+            )
         state = self._state(position)
         if not distributed.is_main():
             return

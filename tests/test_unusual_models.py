@@ -1,0 +1,266 @@
+"""Unusual things that model files do are right in every mode, or refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from models import networks
+from models.speed import acceleration
+from models.speed.gradient_scale import GradientScale
+from models.speed.prepared import forget_passes, prepared, share_pass
+from models.speed.sync_norm import synchronize_norms
+from tests.plain_models import batch, build, train, weights
+from tests.ranks import Group
+from util import distributed
+from util.errors import UserError
+from util.run.finite import FiniteGuard
+from util.run.training_run import TrainingRun
+
+X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+# ------------------------------------------------------------------------------------------- fp16
+class Features(nn.Module):
+    """Keeps what is inside, in a list and in an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 3)
+        self.kept: list[torch.Tensor] = []
+        self.newest: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.newest = self.first(x)
+        self.kept.append(self.newest)
+        return self.last(self.newest.relu())
+
+
+def kept(net: Any) -> torch.Tensor:
+    net.kept.clear()
+    net(X)
+    out = net(X * 2)
+    return out.mean() + sum(f.square().mean() for f in net.kept) + net.newest.mean()
+
+
+def hooked(net: Any) -> torch.Tensor:
+    features: list[torch.Tensor] = []
+    handle = net.first.register_forward_hook(lambda module, x, y: features.append(y))
+    net(X)
+    handle.remove()
+    return features[0].square().mean()
+
+
+def in_place(net: Any) -> torch.Tensor:
+    out = net(X)
+    out += 1
+    return out.square().mean()
+
+
+def gradient_of(net: nn.Module, loss: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+    loss(net).backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+
+def in_fp16(net: nn.Module) -> nn.Module:
+    net = prepared(copy.deepcopy(net))
+    net.autocast_to = "cpu", torch.float16  # type: ignore[assignment]
+    net.gradient_scale = GradientScale(2.0**10)  # type: ignore[assignment]
+    return net
+
+
+@pytest.mark.parametrize(
+    "loss", [kept, hooked, in_place, lambda net: net.forward(X).square().mean()]
+)
+def test_scaled_gradients_past_the_result(loss):
+    """Through what a network keeps, hooks on its layers, results changed in place, `forward`."""
+    torch.manual_seed(0)
+    net = Features()
+    ours = in_fp16(net)
+    wanted, found = gradient_of(net, loss), gradient_of(ours, loss)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=3e-3 * float(wanted.abs().max()))
+
+
+class Hidden(nn.Module):
+    """Uses a layer that is not one of its modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.others = nn.Conv2d(3, 4, 3), [nn.Conv2d(4, 1, 3)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.others[0](self.first(x))
+
+
+class Reentrant(Features):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.last, self.first(x), use_reentrant=True)
+
+
+@dataclasses.dataclass
+class Result:
+    picture: torch.Tensor
+
+
+class Structured(Features):
+    def forward(self, x: torch.Tensor) -> Any:
+        return Result(self.first(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Hidden, "neither parameters"),
+        (Reentrant, "use_reentrant"),
+        (Structured, "returns a Result"),
+    ],
+)
+def test_gradients_that_no_scale_reaches_are_refused(kind, reason):
+    with pytest.raises(UserError, match=rf"fp16 can't scale .* a {kind.__name__}: .*{reason}"):
+        in_fp16(kind())(X)
+
+
+# ---------------------------------------------------------------------------------- shared passes
+class MinibatchStd(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.std(0, keepdim=True)
+
+
+def test_networks_that_count_calls_or_mix_pictures_keep_their_own_passes():
+    conv = nn.Conv2d(3, 4, 3)
+    assert acceleration.fits_one_pass(nn.Sequential(conv, nn.ReLU()), X, X)
+    assert not acceleration.fits_one_pass(nn.Sequential(conv, MinibatchStd()), X, X)
+    normed = nn.utils.parametrizations.spectral_norm(copy.deepcopy(conv))
+    assert not acceleration.fits_one_pass(nn.Sequential(normed), X, X)
+    assert not acceleration.fits_one_pass(nn.Sequential(nn.utils.spectral_norm(conv)), X, X)
+    net = networks.define_D(3, 4, "basic", norm="none")
+    assert acceleration.fits_one_pass(net, X, X)
+    net.model[0].register_forward_hook(lambda *_: None)
+    assert not acceleration.fits_one_pass(net, X, X)
+
+
+def test_a_shared_pass_ends_at_a_step():
+    """A fused optimizer changes weights without a new version of them."""
+    net = nn.Conv2d(3, 1, 1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1, fused=True)
+    share_pass(net, [X, X + 1])
+    net(X).mean().backward()
+    y = X + 1
+    share_pass(net, [X, y])
+    optimizer.step()
+    torch.testing.assert_close(net(y), nn.functional.conv2d(y, net.weight, net.bias))
+    forget_passes()
+
+
+# ------------------------------------------------------------------------------- --accumulate 2
+def backward(model: Any) -> None:
+    model.optimizer_G.zero_grad()
+    model.netG(batch(0)["A"]).square().mean().backward()
+
+
+def test_one_backward_for_two_optimizers_is_refused(tmp_path):
+    model = build("ttur", tmp_path, "--accumulate 2")
+    model.second = torch.optim.SGD(model.netG.parameters(), lr=0.1)
+    for optimizer in (model.optimizer_G, model.second):  # a backward for each is right
+        backward(model)
+        optimizer.step()
+    backward(model)
+    model.optimizer_G.step()
+    with pytest.raises(UserError, match=r"two optimizers step the same weights .*--accumulate 2"):
+        model.second.step()
+
+
+def test_hooks_on_weights_are_refused(tmp_path):
+    model = build("ttur", tmp_path, "--accumulate 2")
+    for p in model.netG.parameters():
+        p.register_hook(lambda grad: grad.clamp(-1, 1))
+    backward(model)
+    with pytest.raises(UserError, match=r"register_hook\) on weights.*register_step_pre_hook"):
+        model.optimizer_G.step()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_of_its_own_is_refused(fused, tmp_path):
+    model = build("ttur", tmp_path, "--accumulate 2")
+    model.optimizer_G = torch.optim.Adam(model.netG.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(model.netG(batch(0)["A"]).mean()).backward()
+    with pytest.raises(UserError, match=r"GradScaler|changes gradients"):
+        scaler.step(model.optimizer_G)
+
+
+def test_what_plain_objects_hold_is_found(tmp_path):
+    """Such as a helper that has a network and its optimizer."""
+    model = build("ttur", tmp_path, "--accumulate 2")
+    net = nn.Conv2d(3, 3, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    model.helper = types.SimpleNamespace(net=net, tools=[optimizer])
+    assert model.all_modules()["helper.net"] is net
+    assert optimizer in model.all_optimizers()
+    before = net.weight.clone()
+    net(X).mean().backward()
+    optimizer.step()
+    assert torch.equal(net.weight, before)
+
+
+# ---------------------------------------------------------------------------------- --on_nan skip
+@pytest.mark.parametrize("flags", ["", "--accumulate 2"])
+def test_a_skipped_iteration_leaves_nothing(flags, tmp_path):
+    """Also not in averages of weights, nor in what --accumulate adds up."""
+    model, wanted = (build("teacher", tmp_path, flags) for _ in range(2))
+    guard = FiniteGuard(model, "skip")
+    bad = batch(1)
+    bad["A"] = bad["A"] * float("nan")
+    for i, data in enumerate([batch(0), bad, batch(2), bad, batch(3), batch(4)]):
+        guard.start()
+        train(model, data)
+        guard.finish(f"iteration {i}", data)
+    guard.close()
+    train(wanted, *(batch(i) for i in (0, 2, 3, 4)))
+    assert guard.skipped == ["iteration 1", "iteration 3"]
+    found = weights(model)
+    for key, value in weights(wanted).items():
+        assert torch.equal(found[key], value), key
+
+
+# ------------------------------------------------------------------------------ several processes
+def in_two_processes(folder: str) -> None:
+    rank = distributed.rank()
+    model = build("ttur", folder)
+    model.share_weights()
+    train(model, batch(rank))
+    assert distributed.same_on_all_ranks(model.stepped_tensors())
+
+    model.netE = nn.Conv2d(3, 3, 1)  # as one made in the first iteration
+    optimizer = torch.optim.SGD(model.netE.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="made after the start of training"):
+        optimizer.step()
+
+    # batch norms of any kind have the statistics of all
+    net, whole = (nn.Sequential(nn.BatchNorm1d(3, momentum=1.0)) for _ in range(2))
+    assert synchronize_norms(net) == 1
+    x = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(net(x[3 * rank :][:3]), whole(x)[3 * rank :][:3])
+    torch.testing.assert_close(net[0].running_var, whole[0].running_var)
+
+    # weights changed by something else than steps are not saved
+    run = TrainingRun(model.opt, model, [])
+    with torch.no_grad():
+        for p in model.netG.parameters():
+            p -= 0.001 * rank
+    with pytest.raises(UserError, match="weights of the processes have become different"):
+        run.save("latest", position=None)  # type: ignore[arg-type]
+
+
+def test_in_two_processes(tmp_path: Path):
+    group = Group(tmp_path / "log", 2, in_two_processes, str(tmp_path))
+    assert group.wait() == 0, group.text()
