@@ -106,6 +106,14 @@ def test_report_says_what_it_holds_for(paired):
     assert set(facts["variant"]["scores"]) == {"L1", "PSNR", "SSIM"}
 
 
+@pytest.mark.filterwarnings("error")  # such as NumPy's about the mean of nothing
+def test_what_is_left_out_has_no_row(paired):
+    """Pictures of 32x32 are too small for the grid score, each `grid N` of it."""
+    facts = evaluate(paired, "p", "--scores", "L1,grid")
+    assert "64x64" in facts["left_out"]["grid"]
+    assert {name for scores in facts["scores"].values() for name in scores} == {"L1"}
+
+
 def test_cycle_of_unpaired_data(unpaired):
     facts = evaluate(unpaired, "u")
     assert set(facts["scores"]) == {"rec_A", "rec_B"}

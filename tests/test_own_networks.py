@@ -19,7 +19,7 @@ from torch import nn
 import models
 from data.pictures.picture_io import write_picture
 from models import load_generator, networks
-from models.inference.export import export, frozen, largest_difference, reader
+from models.inference.export import export, export_generator, frozen, largest_difference, reader
 from models.inference.sizes import size_rule
 from models.pix2pix_model import Pix2PixModel
 from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, truncated
@@ -181,6 +181,13 @@ def test_exported(octo, tmp_path):
     fitting = [(1, 64, 64), (2, 16, 40)]
     assert max(largest_difference(net, reader(form, path), 3, fitting).values()) < 1e-5
     assert reader(form, path)(torch.zeros(1, 3, 75, 109)).shape == (1, 3, 75, 109)
+
+
+def test_export_compares_at_sizes_that_do_not_fit(octo, tmp_path):
+    found = export_generator(octo / "x", "torchscript", tmp_path / "net.pt")
+    assert found.path.is_file()
+    assert len(found.differences) == 3
+    assert max(found.differences.values()) < 1e-5
 
 
 def settings() -> tuple:

@@ -22,7 +22,7 @@ from torch import nn
 from util.errors import UserError
 from util.files import make_writable, replacing, sha256
 
-from .sizes import OWN, size_rule
+from .sizes import OWN, KeepsSize, size_rule
 from .streaming import size_needed
 from .translator import load_generator
 
@@ -91,7 +91,7 @@ def export_generator(
     }
     with replacing(path) as unchecked:
         export(net, G.input_nc, form, unchecked, metadata)
-        differences = largest_difference(net, reader(form, unchecked), G.input_nc)
+        differences = largest_difference(KeepsSize(net), reader(form, unchecked), G.input_nc)
         worst = max(differences.values())
         if not worst < TOLERANCE:
             each = ", ".join(f"{size}: {value:.2g}" for size, value in differences.items())

@@ -254,7 +254,7 @@ class _Collected:
         scores: dict[str, dict[str, Score]] = defaultdict(dict)
         for visual, by_name in self.values.items():
             for name, values in by_name.items():
-                if name not in self.left_out:
+                if name.split()[0] not in self.left_out:  # "grid 2" goes with "grid"
                     array = np.array(values, np.float64)
                     scores[visual][name] = Score(_mean(array), _deviation(array), len(array))
         for visual, counts in self.labels.items():
