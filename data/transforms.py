@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from util.errors import UserError
+from util.light_torchvision import transforms
 
 from .pictures.picture_io import fit_channels
+
+F = transforms.functional
 
 
 def size_of(picture: Any) -> tuple[int, int]:
@@ -56,7 +56,9 @@ class FitChannels:
 class ScaleWidth:
     """Scale to a width and keep the shape; the height does not fall below `crop_size`."""
 
-    def __init__(self, width: int, crop_size: int, method: Any = InterpolationMode.BICUBIC):
+    def __init__(
+        self, width: int, crop_size: int, method: Any = transforms.InterpolationMode.BICUBIC
+    ):
         self.width, self.crop_size, self.method = width, crop_size, method
 
     def __repr__(self) -> str:
@@ -73,7 +75,7 @@ class ScaleWidth:
 class MakeMultiple:
     """Scale so that width and height are the nearest multiples of `base`, at least one of it."""
 
-    def __init__(self, base: int, method: Any = InterpolationMode.BICUBIC):
+    def __init__(self, base: int, method: Any = transforms.InterpolationMode.BICUBIC):
         self.base, self.method = base, method
 
     def __repr__(self) -> str:
