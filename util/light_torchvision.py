@@ -33,12 +33,13 @@ def _import_torchvision() -> None:
         raise AttributeError(f"module 'torchvision' has no attribute {name!r}")
 
     for name in HEAVY:
-        vars(torchvision).pop(name, None)
+        if hasattr(torchvision, name):
+            delattr(torchvision, name)
     torchvision.__getattr__ = load  # type: ignore[attr-defined]  # PEP 562
 
 
 _import_torchvision()
 
-from torchvision import transforms
+import torchvision.transforms as transforms
 
 __all__ = ["transforms"]
