@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import util.lazy_imports  # noqa: F401 - in front of torchvision
 from util import distributed
 from util.errors import UserError
 from util.find_class import find_class

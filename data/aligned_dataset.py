@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torchvision.transforms import Compose
-from torchvision.transforms.functional import crop
-
 from util.errors import UserError
+from util.light_torchvision import transforms
 
 from .base_dataset import BaseDataset, get_params, get_transform
 from .cache import Kept
@@ -69,6 +67,7 @@ class AlignedDataset(BaseDataset):
                 "width"
             )
         half = width // 2
+        crop = transforms.functional.crop
         return crop(AB, 0, 0, height, half), crop(AB, 0, half, height, half)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -91,7 +90,7 @@ class AlignedDataset(BaseDataset):
         )
         return {"A": A, "B": B, "A_paths": A_path, "B_paths": B_path}
 
-    def _transforms(self, params: dict[str, Any]) -> tuple[Compose, Compose]:
+    def _transforms(self, params: dict[str, Any]) -> tuple[transforms.Compose, transforms.Compose]:
         return (
             get_transform(self.opt, params, grayscale=self.input_nc == 1),
             get_transform(self.opt, params, grayscale=self.output_nc == 1),

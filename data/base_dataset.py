@@ -11,10 +11,9 @@ from typing import Any
 
 import torch.utils.data
 from PIL import Image
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
 
 from util.errors import UserError
+from util.light_torchvision import transforms
 
 from .cache import Kept, PictureCache
 from .image_folder import folder_of, list_images, list_pictures, open_image
@@ -179,7 +178,7 @@ def get_transform(
     opt: argparse.Namespace,
     params: dict[str, Any] | None = None,
     grayscale: bool = False,
-    method=InterpolationMode.BICUBIC,
+    method=transforms.InterpolationMode.BICUBIC,
     convert: bool = True,
 ) -> transforms.Compose:
     """The transform of a picture by `--preprocess`, `--load_size`, `--crop_size`, `--no_flip`.

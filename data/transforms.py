@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as F
 
 from util.errors import UserError
+from util.light_torchvision import transforms
 
 from .pictures.picture_io import fit_channels
+
+F = transforms.functional
 
 
 def size_of(picture: Any) -> tuple[int, int]:
@@ -58,7 +58,9 @@ class FitChannels:
 class ScaleWidth:
     """Scale to a width and keep the aspect ratio; the height is at least `crop_size`."""
 
-    def __init__(self, width: int, crop_size: int, method: Any = InterpolationMode.BICUBIC):
+    def __init__(
+        self, width: int, crop_size: int, method: Any = transforms.InterpolationMode.BICUBIC
+    ):
         self.width, self.crop_size, self.method = width, crop_size, method
 
     def __repr__(self) -> str:
@@ -75,7 +77,7 @@ class ScaleWidth:
 class MakeMultiple:
     """Scale width and height to the nearest multiples of `base`, at least `base`."""
 
-    def __init__(self, base: int, method: Any = InterpolationMode.BICUBIC):
+    def __init__(self, base: int, method: Any = transforms.InterpolationMode.BICUBIC):
         self.base, self.method = base, method
 
     def __repr__(self) -> str:

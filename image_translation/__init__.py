@@ -93,18 +93,20 @@ sys.meta_path.insert(0, _Finder())
 def evaluate(**options: Any) -> dict[str, Any]:
     """The report of `scripts/evaluate.py`, which takes these options: `dataroot`, `name`, ...
 
-    Flags are True. Raises UserError where something is missing; an option that is not there, or has
-    a value that it can't have, ends the program as on the command line.
+    Flags are True. Raises UserError where something is missing, or an option is wrong.
     """
     from .data import create_dataset
     from .models import create_model
     from .models.inference.translator import unchanged_process
     from .options.evaluate_options import EvaluateOptions
+    from .util.errors import RaisingParser
     from .util.scores.evaluation import evaluate as score
 
     words = [f"--{k}" if v is True else f"--{k}={v}" for k, v in options.items() if v is not False]
     with unchanged_process():
-        opt = EvaluateOptions(words).parse(save=False)
+        options_of_call = EvaluateOptions(words)
+        options_of_call.PARSER = RaisingParser
+        opt = options_of_call.parse(save=False)
         dataset = create_dataset(opt)
         model = create_model(opt)
         model.setup(opt)

@@ -116,6 +116,7 @@ class BaseOptions:
     GROUPS = ("basic", "data", "model")
     SAVES = "which weights"  # the group of --epoch
     DESCRIPTION, EXAMPLES = "", ""
+    PARSER = OneLineParser  # another one for options that do not come from a command line
 
     def __init__(self, cmd_line: str | Sequence[str] | None = None):
         """`cmd_line`, a string or a list of words, replaces the arguments of the program."""
@@ -330,7 +331,7 @@ class BaseOptions:
 
     def gather_options(self) -> argparse.Namespace:
         """Parse the command line, with the options of the chosen model and dataset."""
-        parser = OneLineParser(
+        parser = self.PARSER(
             usage="%(prog)s --dataroot FOLDER [--name NAME] [--model MODEL] [more options]",
             description=self.DESCRIPTION,
             epilog=self.EXAMPLES,

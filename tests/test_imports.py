@@ -114,3 +114,32 @@ def test_an_import_leaves_warning_filters_alone():
     )
     result = run_process("-c", code, cwd=ROOT)
     assert (result.code, result.out.strip()) == (0, "0"), result.err
+
+
+def test_torchvision_is_whole_and_no_finder_stays():
+    code = """
+import sys, torch
+before = list(sys.meta_path)
+import data.base_dataset, data.aligned_dataset
+assert sys.meta_path == before
+assert not {"torchvision.models", "torchvision.ops", "torchvision.datasets"} & set(sys.modules)
+import torchvision
+assert not hasattr(torchvision, "nothing")
+import torchvision.ops.misc
+from torchvision import datasets
+from torchvision.models import resnet
+assert torchvision.ops.nms and torchvision.models.alexnet and datasets.CIFAR10
+"""
+    result = run_process("-c", code, cwd=ROOT)
+    assert result.code == 0, result.err
+
+
+def test_torchvision_of_the_host_stays_as_it_is():
+    code = """
+import sys, torchvision
+before = dict(vars(torchvision)), sys.modules["torchvision.ops"]
+import data.base_dataset
+assert (dict(vars(torchvision)), sys.modules["torchvision.ops"]) == before
+"""
+    result = run_process("-c", code, cwd=ROOT)
+    assert result.code == 0, result.err

@@ -129,6 +129,12 @@ def test_what_is_exported(trained, tmp_path):
     written = export(trained / "x", "torchscript", tmp_path / "a.pt")
     assert written.path == tmp_path / "a.pt"
     assert max(written.differences.values()) < 1e-4
+    with pytest.raises(UserError, match=r"unknown option '--metric=L1'"):
+        evaluate(dataroot=trained / "data", name="x", metric="L1")
+    with pytest.raises(UserError, match="--dataroot"):
+        evaluate(name="x")
+    with pytest.raises(UserError, match="--scores"):
+        evaluate(dataroot=trained / "data", checkpoints_dir=trained, name="x", scores="L7")
     with pytest.raises(UserError, match="no folder"):
         load_generator(trained / "y")
     with pytest.raises(AttributeError):
