@@ -62,6 +62,15 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     add("--nce_T", type=positive, default=0.07, help="temperature of the contrastive loss")
     add("--num_patches", type=count, default=256, help="patches per layer")
     add_switch("--flip_equivariance", "flip the input at random: G should flip its output")
+    add(
+        "--decay_at_crop_size",
+        type=switch,
+        nargs="?",
+        const=True,
+        default=True,
+        metavar="BOOL",
+        help="scale to --crop_size, not --load_size, in the epochs of --n_epochs_decay",
+    )
     add("--beta2", type=float, default=0.999, help="second momentum of Adam")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data import create_dataset
+from data.base_dataset import reader
 from models import create_model, load_generator, networks, patch_nce
 from models.antialias import Downsample, Upsample
 from models.speed.layout import contiguous_gradients
@@ -272,13 +275,19 @@ def saved(folder) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
-def test_resume_is_exact(kind, pictures, tmp_path):
-    flags = [*SHORT, *KINDS[kind].split(), "--num_patches", "20", "--no_html"]
-    succeed("train.py", *words(pictures, tmp_path / "whole", *flags))
-    result = run("train.py", *words(pictures, tmp_path / "parts", *flags, "--max_hours", "0"))
-    assert "stopped" in result.out
-    succeed("train.py", *words(pictures, tmp_path / "parts", *flags, "--continue_train"))
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("CUT", 0), ("CUT", 2), ("FastCUT", 0), ("FastCUT", 2), ("dcl", 2)]
+)
+def test_resume_is_exact(kind, workers, tmp_path):
+    """Two epochs of two pictures, of which the second decays; stopped after each iteration."""
+    flags = [*SHORT, *KINDS[kind].split(), "--num_patches", "20", "--no_html", "--n_epochs", "1"]
+    flags += ["--n_epochs_decay", "1", "--num_threads", str(workers), "--max_dataset_size", "2"]
+    whole = succeed("train.py", *words(TILES, tmp_path / "whole", *flags))
+    assert "epoch 2: pictures are scaled to 32 from now on" in whole.out
+    again = words(TILES, tmp_path / "parts", *flags, "--continue_train")
+    for _ in range(3):
+        assert "stopped" in run("train.py", *again, "--max_hours", "0").out
+    assert "epoch 2: pictures are scaled to 32 from now on" in succeed("train.py", *again).out
     whole, parts = saved(tmp_path / "whole"), saved(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert any("net_F" in name for name in whole)
@@ -323,6 +332,35 @@ def test_anti_aliased_generators_are_exported(form, tmp_path):
     sizes = [(1, 64, 64), (2, 37, 50)]
     found = largest_difference(net, reader(form, path), 3, sizes)
     assert max(found.values()) < 1e-4
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, tmp_path):
+    flags = ["--model", "cut", "--n_epochs", "1", "--cache_images", cache, "--no_flip"]
+    flags += ["--num_threads", workers]
+
+    def epoch(number: int, start: int, *more: str) -> list[torch.Tensor]:
+        opt = TrainOptions([str(w) for w in words(pictures, tmp_path, *flags, *more)]).parse(False)
+        dataset = create_dataset(opt)
+        try:
+            for before in range(1, number):  # a cache that is full of the other size
+                dataset.set_epoch(before)
+                list(dataset)
+            dataset.set_epoch(number, start)
+            return [batch["A"] for batch in dataset]
+        finally:
+            dataset.close()
+
+    flags_of_whole = "--dataroot x --gpu_ids -1 --load_size 32 --crop_size 32 --no_flip".split()
+    whole = reader(TrainOptions(flags_of_whole).parse(False), grayscale=False)
+    scaled = [whole(str(path)) for path in sorted((pictures / "trainA").glob("*.png"))]
+    for start in (0, 1):
+        batches = epoch(2, start)
+        assert len(batches) == 2 - start
+        assert all(any(torch.equal(b[0], s) for s in scaled) for b in batches)
+    for batches in (epoch(1, 0), epoch(2, 0, "--decay_at_crop_size", "False")):
+        assert not any(torch.equal(b[0], s) for b in batches for s in scaled)
 
 
 # --------------------------------------------------------------------------------- what is refused
