@@ -178,18 +178,24 @@ def define_F(
     return init_net(net, init_type, init_gain, gpu_ids)
 
 
-def with_features(
-    net: nn.Module, pictures: torch.Tensor, layers: Sequence[int]
-) -> tuple[torch.Tensor, Features | None]:
-    """`net(pictures)` and, from the same pass, the features of `layers` without gradients.
+def translate(
+    net: nn.Module, pictures: Sequence[torch.Tensor], layers: Sequence[int] = ()
+) -> tuple[list[torch.Tensor], list[Features | None]]:
+    """`net` of each of `pictures` (N, C, H, W), and features of `layers` without gradients.
 
-    The features are None if a second pass would give other ones: with batch norm, which depends on
+    Pictures of the same size are one batch. The features come from the same pass; they are None
+    without `layers`, and if a second pass would give other ones: with batch norm, which depends on
     the batch, and with dropout.
     """
-    if not batches_freely(net):
-        return net(pictures), None
-    output, features = net(pictures, layers)
-    return output, [feature.detach() for feature in features]
+    if any(x.shape[1:] != pictures[0].shape[1:] for x in pictures):
+        each = [translate(net, [x], layers) for x in pictures]
+        return [output for (output,), _ in each], [features for _, (features,) in each]
+    sizes, batch = [len(x) for x in pictures], torch.cat(list(pictures))
+    if not layers or not batches_freely(net):
+        return list(net(batch).split(sizes)), [None] * len(pictures)
+    output, features = net(batch, layers)
+    parts = zip(*(feature.detach().split(sizes) for feature in features), strict=True)
+    return list(output.split(sizes)), [list(part) for part in parts]
 
 
 def sample_positions(features: Features, num_patches: int) -> Features:

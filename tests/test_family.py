@@ -211,21 +211,28 @@ KINDS = {
 }
 
 
-def tiny_model(words: str, folder):
-    argv = ["--dataroot", "none", "--checkpoints_dir", str(folder), *TINY, *words.split()]
+def tiny_model(words: str, folder, dataroot: object = "none"):
+    argv = ["--dataroot", str(dataroot), "--checkpoints_dir", str(folder), *TINY, *words.split()]
     opt = TrainOptions(argv).parse(save=False)
     model = create_model(opt)
     model.setup(opt)
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled_networks_all_learn(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        *((kind, "eager") for kind in KINDS),
+        # the whole compiler takes a minute or more
+        *(pytest.param(kind, "inductor", marks=pytest.mark.slow) for kind in ("FastCUT", "dcl")),
+    ],
+)
+def test_compiled_networks_all_learn(kind, backend, tmp_path):
     """A compiler may take weights for constants once they were frozen."""
     torch.compiler.reset()
     model = tiny_model(KINDS[kind], tmp_path)
     for net in model.networks().values():
-        net.compile(backend="eager", dynamic=False)
+        net.compile(backend=backend, dynamic=False)
     picture = {"A": torch.randn(1, 3, 32, 32), "B": torch.randn(1, 3, 32, 32)}
     for _ in range(2):
         before = model.network_states()
@@ -239,21 +246,57 @@ def test_compiled_networks_all_learn(kind, tmp_path):
             assert not still, (name, still)
 
 
+TILES = ROOT / "datasets" / "worldmaps_mini" / "unaligned"
+
+
 @pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
-def test_bf16_gives_nearly_the_same_losses(kind, tmp_path):
-    losses = {}
-    for precision in ("fp32", "bf16"):
+def test_bf16_gives_nearly_the_same_losses_on_tiles(kind, tmp_path):
+    losses: dict[str, dict[str, float]] = {"fp32": {}, "bf16": {}}
+    for precision, found in losses.items():
         torch.manual_seed(0)
-        words = f"{KINDS[kind]} --init_type normal --precision {precision}"
-        model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path)
-        torch.manual_seed(1)
-        sides = {"A": torch.randn(1, 3, 32, 32), "B": torch.randn(1, 3, 32, 32)}
-        model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+        words = f"{KINDS[kind]} --init_type normal --precision {precision} --batch_size 2"
+        model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path, TILES)
+        model.set_input(next(iter(create_dataset(model.opt))))
         with undisturbed():
-            model.forward()
-            model.backward_G()
-        losses[precision] = {n: float(getattr(model, "loss_" + n).detach()) for n in ("G",)}
+            random.seed(1)
+            model.optimize_parameters()
+        found.update(model.get_current_losses())
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
+def test_shared_passes_give_the_same_numbers(kind, flipped, monkeypatch, tmp_path):
+    monkeypatch.setattr(random, "random", lambda: 0.1 if flipped else 0.9)
+    ends = []
+    with family.in_float64():
+        sides = {side: family.wave((1, 3, 32, 32), k).double() for k, side in enumerate("AB")}
+        for passes in ("off", "on"):
+            torch.manual_seed(0)
+            words = f"{KINDS[kind]} --flip_equivariance --num_patches 20 --batch_passes {passes}"
+            model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path)
+            contiguous_gradients(model.networks().values())
+            for _ in range(2):
+                model.begin_iteration()
+                model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+                model.optimize_parameters()
+            ends.append((model.get_current_losses(), model.network_states()))
+    (apart, weights_apart), (shared, weights_shared) = ends
+    assert shared == pytest.approx(apart, rel=1e-7)
+    for name, state in weights_apart.items():
+        # of a step of 2e-4; biases in front of a norm move by rounding alone
+        torch.testing.assert_close(weights_shared[name], state, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["CUT", "dcl"])
+def test_pictures_of_different_sizes(kind, tmp_path):
+    model = tiny_model(KINDS[kind], tmp_path)
+    sides = {"A": torch.rand(1, 3, 32, 40), "B": torch.rand(1, 3, 36, 32)}
+    model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+    model.optimize_parameters()
+    visuals = model.get_current_visuals()
+    assert visuals["fake_B"].shape == sides["A"].shape
+    assert visuals["idt_B"].shape == sides["B" if kind == "CUT" else "A"].shape
 
 
 # ------------------------------------------------------------------------------------ the programs
