@@ -122,6 +122,12 @@ def check_options(opt: argparse.Namespace) -> None:
             "--nce_idt needs --input_nc and --output_nc to be equal, got "
             f"{opt.input_nc} and {opt.output_nc}: say --nce_idt False"
         )
+    if opt.isTrain:
+        sampling = {n: True for n in ("antialias", "antialias_up") if not getattr(opt, "no_" + n)}
+        channels = (opt.input_nc, opt.output_nc, opt.ngf)
+        with torch.device("meta"):  # neither memory nor random numbers
+            net = GENERATORS[opt.netG](*channels, norm_layer=nn.InstanceNorm2d, **sampling)
+        layers_of(opt, net)  # type: ignore[arg-type]
 
 
 def layers_of(opt: argparse.Namespace, net: ResnetGenerator) -> list[int]:

@@ -414,6 +414,9 @@ def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, 
         ("--model dcl --netG unet_128", "choose from resnet_9blocks, resnet_6blocks"),
         ("--model cut --output_nc 1", "--nce_idt needs --input_nc and --output_nc to be equal"),
         ("--model cut --nce_layers 4,2", "'4,2': numbers in rising order"),
+        ("--model cut --nce_layers 0,32", "resnet_9blocks has layers 0 to 31, and no 32"),
+        ("--model dcl --netG resnet_6blocks --nce_layers 4,29", "has layers 0 to 28, and no 29"),
+        ("--model cut --no_antialias --nce_layers 0,30", "has layers 0 to 29, and no 30"),
         ("--model cut --CUT_mode UT", "invalid choice: 'UT'"),
         ("--model cut --nce_idt maybe", "'maybe' is neither True nor False"),
         ("--model pix2pix --antialias", "--antialias is for ResNets, not for --netG unet_256"),
@@ -427,11 +430,6 @@ def test_options_that_do_not_fit(flags, said, capsys):
         TrainOptions(["--dataroot", "none", "--gpu_ids", "-1", *flags.split()]).parse(save=False)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
-
-
-def test_layers_that_there_are_not(tmp_path):
-    with pytest.raises(ValueError, match=r"resnet_6blocks has layers 0 to 28, and no 31"):
-        tiny_model("--model cut --nce_layers 0,31", tmp_path)
 
 
 @pytest.mark.parametrize(
