@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .base_dataset import BaseDataset
 
 
+SCALING = ("resize_and_crop", "scale_width", "scale_width_and_crop")  # take --load_size
+
+
 def find_dataset_using_name(dataset_name: str) -> type[BaseDataset]:
     """The class in `data/<name>_dataset.py` that is called `<name>dataset`, ignoring case.
 
@@ -96,6 +99,13 @@ class CustomDatasetDataLoader:
 
     def __init__(self, opt: argparse.Namespace, batch_size: int | None = None):
         self.opt = opt
+        self.batch_size = batch_size or opt.batch_size
+        self._open(opt.load_size, getattr(opt, "seed", None))
+
+    def _open(self, load_size: int, seed: int | None) -> None:
+        """Make the dataset for pictures of `load_size`, with a cache and loading processes."""
+        opt = argparse.Namespace(**{**vars(self.opt), "load_size": load_size})
+        self.load_size = load_size
         self.dataset = find_dataset_using_name(opt.dataset_mode)(opt)
         print(f"dataset [{type(self.dataset).__name__}] was created")
         self.dataset.cache = open_cache(
@@ -103,11 +113,11 @@ class CustomDatasetDataLoader:
         )
         self.loader = EpochLoader(
             self.dataset,
-            batch_size=batch_size or opt.batch_size,
+            batch_size=self.batch_size,
             shuffle=not opt.serial_batches,
             workers=int(opt.num_threads),
             limit=opt.max_dataset_size,
-            seed=getattr(opt, "seed", None),
+            seed=seed,
             pin_memory=bool(opt.gpu_ids),
             broken=self._treatment_of_broken(),
             # training may repeat items to fill batches, testing may not: test.py uses `take`
@@ -126,7 +136,17 @@ class CustomDatasetDataLoader:
         return self
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch that the next iteration yields, and the item of it to start at."""
+        """Set the epoch that the next iteration yields, and the item of it to start at.
+
+        With `--decay_at_crop_size` pictures are scaled to another size from some epoch on.
+        """
+        opt = self.opt
+        decays = getattr(opt, "decay_at_crop_size", False) and epoch > opt.n_epochs
+        load_size = opt.crop_size if decays and opt.preprocess in SCALING else opt.load_size
+        if load_size != self.load_size:
+            print(f"epoch {epoch}: pictures are scaled to {load_size} from now on")
+            self.close()
+            self._open(load_size, self.seed)
         self.loader.set_epoch(epoch, start)
 
     def take(self, items: Sequence[int]) -> None:

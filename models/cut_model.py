@@ -129,18 +129,19 @@ class CUTModel(BaseModel):
         if not self.isTrain:
             self.fake_B = self.netG(self.real_A)
             return
-        n = len(self.real_A)
-        real = torch.cat((self.real_A, self.real_B)) if self.opt.nce_idt else self.real_A
+        real, layers = [self.real_A, self.real_B], self.nce_layers
+        if not self.opt.nce_idt:
+            real = real[:1]
         self.flipped = self.opt.flip_equivariance and random.random() < 0.5
         if self.flipped:
-            fake, self.features = self.netG(real.flip(3)), None
-        else:
-            fake, self.features = patch_nce.with_features(self.netG, real, self.nce_layers)
-        self.fake_B, self.idt_B = fake[:n], fake[n:]
+            real, layers = [x.flip(3) for x in real], []
+        fake, self.features = patch_nce.translate(self.netG, real, layers)
+        self.fake_B, self.idt_B = fake[0], fake[-1]  # the same without --nce_idt
 
     def backward_D(self):
         """Gradients of the discriminator (eq. 1), halved."""
         fake_B = self.fake_B_pool.query(self.fake_B.detach())
+        self.batch_passes(self.netD, fake_B, self.real_B)
         self.loss_D_fake = self.criterionGAN(self.netD(fake_B), False)
         self.loss_D_real = self.criterionGAN(self.netD(self.real_B), True)
         self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5
@@ -153,16 +154,18 @@ class CUTModel(BaseModel):
 
     def compute_G_loss(self):
         """The loss of the generator and of F (eq. 5)."""
-        opt, n = self.opt, len(self.real_A)
+        opt = self.opt
         self.loss_G_GAN = self.loss_NCE = self.loss_NCE_Y = torch.zeros((), device=self.device)
         if opt.lambda_GAN > 0:
             pred_fake = self.netD(self.fake_B)
             self.loss_G_GAN = self.criterionGAN(pred_fake, True, False) * opt.lambda_GAN
         if opt.lambda_NCE > 0:
-            self.loss_NCE = self.calculate_NCE_loss(self.real_A, self.fake_B, slice(0, n))
+            features = self.features[0]
+            self.loss_NCE = self.calculate_NCE_loss(self.real_A, features, self.fake_B)
         loss_NCE = self.loss_NCE
         if opt.nce_idt and opt.lambda_NCE > 0:
-            self.loss_NCE_Y = self.calculate_NCE_loss(self.real_B, self.idt_B, slice(n, None))
+            features = self.features[1]
+            self.loss_NCE_Y = self.calculate_NCE_loss(self.real_B, features, self.idt_B)
             loss_NCE = (self.loss_NCE + self.loss_NCE_Y) * 0.5
         return self.loss_G_GAN + loss_NCE
 
@@ -171,22 +174,20 @@ class CUTModel(BaseModel):
         self.loss_G = self.compute_G_loss()
         self.loss_G.backward()
 
-    def calculate_NCE_loss(self, source, target, part):
-        """The contrastive loss (eq. 4) between patches of `target` and of its `source`.
+    def calculate_NCE_loss(self, source, features, target):
+        """The contrastive loss (eq. 4) between patches of `target` and of its `source`, a scalar.
 
-        Both are (N, C, H, W); `part` is the slice of the batch of `forward` that holds `source`.
+        `features` are the features of `source` if they are known, or None.
         """
         queries = self.netG(target, self.nce_layers, encode_only=True)
         if self.flipped:
             queries = [q.flip(3) for q in queries]
-        if self.features is not None:
-            keys = [f[part] for f in self.features]
-        else:
+        if features is None:
             with torch.no_grad():
-                keys = self.netG(source, self.nce_layers, encode_only=True)
+                features = self.netG(source, self.nce_layers, encode_only=True)
         networks_F = self.netF, self.netF
         loss = patch_nce.contrast(
-            self.criterionNCE, queries, keys, *networks_F, self.opt.num_patches
+            self.criterionNCE, queries, features, *networks_F, self.opt.num_patches
         )
         return loss * self.opt.lambda_NCE
 

@@ -17,6 +17,7 @@ from util.image_pool import ImagePool
 
 from . import networks, patch_nce
 from .base_model import BaseModel
+from .speed.acceleration import fits_one_pass, wants_one_pass
 
 
 class DCLModel(BaseModel):
@@ -102,30 +103,41 @@ class DCLModel(BaseModel):
         --flip_equivariance flips the input with probability 1/2, and flips features back to
         compare them.
         """
-        self.flipped = self.isTrain and self.opt.flip_equivariance and random.random() < 0.5
-        if not self.isTrain or self.flipped:
-            real_A, real_B = self.real_A, self.real_B
-            if self.flipped:
-                real_A, real_B = real_A.flip(3), real_B.flip(3)
-            self.fake_B, self.features_A = self.netG_A(real_A), None
-            self.fake_A, self.features_B = self.netG_B(real_B), None
+        if not self.isTrain:
+            self.fake_B, self.fake_A = self.netG_A(self.real_A), self.netG_B(self.real_B)
+            return
+        A, B = self.real_A, self.real_B
+        self.flipped = self.opt.flip_equivariance and random.random() < 0.5
+        if self.flipped:
+            A, B = A.flip(3), B.flip(3)
+        self.fake_B, self.idt_A, self.features_A = self.translate(self.netG_A, A, self.real_B)
+        self.fake_A, self.idt_B, self.features_B = self.translate(self.netG_B, B, self.real_A)
+
+    def translate(self, netG, source, target):
+        """`netG` of `source` and, for the identity loss, of `target`; the features of `source`.
+
+        `--batch_passes` may make one pass of the two. Features that are not known are None.
+        """
+        layers = [] if self.flipped else self.nce_layers
+        shared = wants_one_pass(self.opt, source) and fits_one_pass(netG, source, target)
+        if self.opt.nce_idt and shared:
+            (fake, same), (features, _) = patch_nce.translate(netG, [source, target], layers)
         else:
-            layers = self.nce_layers
-            self.fake_B, self.features_A = patch_nce.with_features(self.netG_A, self.real_A, layers)
-            self.fake_A, self.features_B = patch_nce.with_features(self.netG_B, self.real_B, layers)
-        if self.isTrain and self.opt.nce_idt:
-            self.idt_A = self.netG_A(self.real_B)
-            self.idt_B = self.netG_B(self.real_A)
+            (fake,), (features,) = patch_nce.translate(netG, [source], layers)
+            same = netG(target) if self.opt.nce_idt else None
+        return fake, same, features
 
     def backward_D_basic(self, netD, real, fake):
         """Gradients of one discriminator (eq. 1), halved; returns its loss and its penalty."""
+        fake = fake.detach()
+        self.batch_passes(netD, real, fake)
         loss_real = self.criterionGAN(netD(real), True)
-        loss_fake = self.criterionGAN(netD(fake.detach()), False)
+        loss_fake = self.criterionGAN(netD(fake), False)
         loss = (loss_real + loss_fake) * 0.5
         penalty = torch.zeros((), device=self.device)
         if self.opt.gan_mode == "wgangp":
             penalty, _ = networks.cal_gradient_penalty(
-                netD, real, fake.detach(), self.device, lambda_gp=self.opt.lambda_gp
+                netD, real, fake, self.device, lambda_gp=self.opt.lambda_gp
             )
             loss = loss + penalty
         loss.backward()

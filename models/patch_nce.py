@@ -62,6 +62,15 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     add("--nce_T", type=positive, default=0.07, help="temperature of the contrastive loss")
     add("--num_patches", type=count, default=256, help="patches per layer")
     add_switch("--flip_equivariance", "flip the input at random: G should flip its output")
+    add(
+        "--decay_at_crop_size",
+        type=switch,
+        nargs="?",
+        const=True,
+        default=True,
+        metavar="BOOL",
+        help="scale to --crop_size, not --load_size, in the epochs of --n_epochs_decay",
+    )
     add("--beta2", type=float, default=0.999, help="second momentum of Adam")
 
 
@@ -113,6 +122,12 @@ def check_options(opt: argparse.Namespace) -> None:
             "--nce_idt needs --input_nc and --output_nc to be equal, got "
             f"{opt.input_nc} and {opt.output_nc}: say --nce_idt False"
         )
+    if opt.isTrain:
+        sampling = {n: True for n in ("antialias", "antialias_up") if not getattr(opt, "no_" + n)}
+        channels = (opt.input_nc, opt.output_nc, opt.ngf)
+        with torch.device("meta"):  # neither memory nor random numbers
+            net = GENERATORS[opt.netG](*channels, norm_layer=nn.InstanceNorm2d, **sampling)
+        layers_of(opt, net)  # type: ignore[arg-type]
 
 
 def layers_of(opt: argparse.Namespace, net: ResnetGenerator) -> list[int]:
@@ -169,18 +184,24 @@ def define_F(
     return init_net(net, init_type, init_gain, gpu_ids)
 
 
-def with_features(
-    net: nn.Module, pictures: torch.Tensor, layers: Sequence[int]
-) -> tuple[torch.Tensor, Features | None]:
-    """`net(pictures)` and, from the same pass, the features of `layers` without gradients.
+def translate(
+    net: nn.Module, pictures: Sequence[torch.Tensor], layers: Sequence[int] = ()
+) -> tuple[list[torch.Tensor], list[Features | None]]:
+    """`net` of each of `pictures` (N, C, H, W), and features of `layers` without gradients.
 
-    The features are None if a second pass would give other ones: with batch norm, which depends on
+    Pictures of the same size are one batch. The features come from the same pass; they are None
+    without `layers`, and if a second pass would give other ones: with batch norm, which depends on
     the batch, and with dropout.
     """
-    if not batches_freely(net):
-        return net(pictures), None
-    output, features = net(pictures, layers)
-    return output, [feature.detach() for feature in features]
+    if any(x.shape[1:] != pictures[0].shape[1:] for x in pictures):
+        each = [translate(net, [x], layers) for x in pictures]
+        return [output for (output,), _ in each], [features for _, (features,) in each]
+    sizes, batch = [len(x) for x in pictures], torch.cat(list(pictures))
+    if not layers or not batches_freely(net):
+        return list(net(batch).split(sizes)), [None] * len(pictures)
+    output, features = net(batch, layers)
+    parts = zip(*(feature.detach().split(sizes) for feature in features), strict=True)
+    return list(output.split(sizes)), [list(part) for part in parts]
 
 
 def sample_positions(features: Features, num_patches: int) -> Features:

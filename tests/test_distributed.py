@@ -10,7 +10,9 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +23,9 @@ from torch import nn
 
 from data import create_dataset
 from data.loader import EpochOrder
-from models import create_model
+from models import create_model, cut_model, patch_nce
 from models.base_model import parameters_of
+from models.speed.layout import contiguous_gradients
 from models.speed.sync_norm import SyncBatchNorm2d, synchronize_norms
 from options.train_options import TrainOptions
 from tests import forked, ranks
@@ -75,9 +78,11 @@ def _alone(log: str, function, args) -> None:
 
 
 # ------------------------------------------------------------------------------ the same results
-def ten_steps(argv: list[str], out: str) -> None:
+def ten_steps(argv: list[str], out: str, prepare: Callable[[], None] | None = None) -> None:
     """Train ten steps in float64; the first process writes what came of it."""
     torch.set_default_dtype(torch.float64)
+    if prepare is not None:
+        prepare()
     reductions = []
     plain = dist.all_reduce
 
@@ -91,6 +96,7 @@ def ten_steps(argv: list[str], out: str) -> None:
     dataset = create_dataset(opt)
     model = create_model(opt)
     model.setup(opt)
+    contiguous_gradients(model.networks().values())  # as train.py does
     result: dict = {"gradients": {}, "reductions": [], "paths": []}
     batches = itertools.chain.from_iterable(iter(lambda: iter(dataset), None))
     for step, data in enumerate(itertools.islice(batches, 10)):
@@ -157,6 +163,42 @@ def test_two_processes_are_one_with_a_batch_of_two(model, flags, pictures, tmp_p
     assert two["traffic"]["reductions"] == 2 * 10 // every
     assert two["traffic"]["bytes"] == sum(sizes) * 8 * 10 // every
     assert not one["traffic"]["reductions"]
+
+
+def draw_nothing() -> None:
+    """Make all processes sample the same patches, and flip: otherwise each draws its own."""
+    patch_nce.sample_positions = lambda features, number: [
+        torch.arange(0, f[0, 0].numel(), 7)[:number].expand(len(f), -1) for f in features
+    ]
+    cut_model.random = SimpleNamespace(random=lambda: 0.1)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--model cut --nce_layers 0,4,8,12",
+        "--model cut --CUT_mode FastCUT --nce_layers 0,4,8,12",
+        "--model dcl --nce_layers 4,8,12 --accumulate 2",
+    ],
+)
+def test_two_processes_compare_patches_as_one_does(flags, pictures, tmp_path):
+    argv = command(pictures, tmp_path, *flags.split())
+    group = Group(
+        tmp_path / "log", 2, ten_steps, argv, str(tmp_path / "two"), lambda rank: draw_nothing
+    )
+    assert group.wait() == 0, group.text()
+    two_at_once = [*argv, "--batch_size", "2"]
+    run_alone(tmp_path / "log1", ten_steps, two_at_once, str(tmp_path / "one"), draw_nothing)
+    one, two = torch.load(tmp_path / "one"), torch.load(tmp_path / "two")
+    assert one["gradients"].keys() == two["gradients"].keys()
+    for key, wanted in one["gradients"].items():
+        # a patch of length 0 at the first step has gradients of 1e15
+        limit = 1e-9 + 1e-12 * float(wanted.abs().max())
+        assert float((two["gradients"][key] - wanted).abs().max()) <= limit, key
+    # ten steps of 2e-4; biases in front of a norm move by rounding alone
+    assert largest_difference(one["weights"], two["weights"]) < 1e-6
+    every = 2 if "accumulate" in flags else 1
+    assert two["traffic"]["reductions"] == 3 * 10 // every  # D, G and F
 
 
 def norm_by_two(out: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data import create_dataset
+from data.base_dataset import reader
 from models import create_model, load_generator, networks, patch_nce
 from models.antialias import Downsample, Upsample
 from models.speed.layout import contiguous_gradients
@@ -208,21 +211,28 @@ KINDS = {
 }
 
 
-def tiny_model(words: str, folder):
-    argv = ["--dataroot", "none", "--checkpoints_dir", str(folder), *TINY, *words.split()]
+def tiny_model(words: str, folder, dataroot: object = "none"):
+    argv = ["--dataroot", str(dataroot), "--checkpoints_dir", str(folder), *TINY, *words.split()]
     opt = TrainOptions(argv).parse(save=False)
     model = create_model(opt)
     model.setup(opt)
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_compiled_networks_all_learn(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        *((kind, "eager") for kind in KINDS),
+        # the whole compiler takes a minute or more
+        *(pytest.param(kind, "inductor", marks=pytest.mark.slow) for kind in ("FastCUT", "dcl")),
+    ],
+)
+def test_compiled_networks_all_learn(kind, backend, tmp_path):
     """A compiler may take weights for constants once they were frozen."""
     torch.compiler.reset()
     model = tiny_model(KINDS[kind], tmp_path)
     for net in model.networks().values():
-        net.compile(backend="eager", dynamic=False)
+        net.compile(backend=backend, dynamic=False)
     picture = {"A": torch.randn(1, 3, 32, 32), "B": torch.randn(1, 3, 32, 32)}
     for _ in range(2):
         before = model.network_states()
@@ -236,21 +246,57 @@ def test_compiled_networks_all_learn(kind, tmp_path):
             assert not still, (name, still)
 
 
+TILES = ROOT / "datasets" / "worldmaps_mini" / "unaligned"
+
+
 @pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
-def test_bf16_gives_nearly_the_same_losses(kind, tmp_path):
-    losses = {}
-    for precision in ("fp32", "bf16"):
+def test_bf16_gives_nearly_the_same_losses_on_tiles(kind, tmp_path):
+    losses: dict[str, dict[str, float]] = {"fp32": {}, "bf16": {}}
+    for precision, found in losses.items():
         torch.manual_seed(0)
-        words = f"{KINDS[kind]} --init_type normal --precision {precision}"
-        model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path)
-        torch.manual_seed(1)
-        sides = {"A": torch.randn(1, 3, 32, 32), "B": torch.randn(1, 3, 32, 32)}
-        model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+        words = f"{KINDS[kind]} --init_type normal --precision {precision} --batch_size 2"
+        model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path, TILES)
+        model.set_input(next(iter(create_dataset(model.opt))))
         with undisturbed():
-            model.forward()
-            model.backward_G()
-        losses[precision] = {n: float(getattr(model, "loss_" + n).detach()) for n in ("G",)}
+            random.seed(1)
+            model.optimize_parameters()
+        found.update(model.get_current_losses())
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
+def test_shared_passes_give_the_same_numbers(kind, flipped, monkeypatch, tmp_path):
+    monkeypatch.setattr(random, "random", lambda: 0.1 if flipped else 0.9)
+    ends = []
+    with family.in_float64():
+        sides = {side: family.wave((1, 3, 32, 32), k).double() for k, side in enumerate("AB")}
+        for passes in ("off", "on"):
+            torch.manual_seed(0)
+            words = f"{KINDS[kind]} --flip_equivariance --num_patches 20 --batch_passes {passes}"
+            model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path)
+            contiguous_gradients(model.networks().values())
+            for _ in range(2):
+                model.begin_iteration()
+                model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+                model.optimize_parameters()
+            ends.append((model.get_current_losses(), model.network_states()))
+    (apart, weights_apart), (shared, weights_shared) = ends
+    assert shared == pytest.approx(apart, rel=1e-7)
+    for name, state in weights_apart.items():
+        # of a step of 2e-4; biases in front of a norm move by rounding alone
+        torch.testing.assert_close(weights_shared[name], state, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["CUT", "dcl"])
+def test_pictures_of_different_sizes(kind, tmp_path):
+    model = tiny_model(KINDS[kind], tmp_path)
+    sides = {"A": torch.rand(1, 3, 32, 40), "B": torch.rand(1, 3, 36, 32)}
+    model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+    model.optimize_parameters()
+    visuals = model.get_current_visuals()
+    assert visuals["fake_B"].shape == sides["A"].shape
+    assert visuals["idt_B"].shape == sides["B" if kind == "CUT" else "A"].shape
 
 
 # ------------------------------------------------------------------------------------ the programs
@@ -272,13 +318,19 @@ def saved(folder) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("kind", ["CUT", "FastCUT", "dcl"])
-def test_resume_is_exact(kind, pictures, tmp_path):
-    flags = [*SHORT, *KINDS[kind].split(), "--num_patches", "20", "--no_html"]
-    succeed("train.py", *words(pictures, tmp_path / "whole", *flags))
-    result = run("train.py", *words(pictures, tmp_path / "parts", *flags, "--max_hours", "0"))
-    assert "stopped" in result.out
-    succeed("train.py", *words(pictures, tmp_path / "parts", *flags, "--continue_train"))
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("CUT", 0), ("CUT", 2), ("FastCUT", 0), ("FastCUT", 2), ("dcl", 2)]
+)
+def test_resume_is_exact(kind, workers, tmp_path):
+    """Two epochs of two pictures, of which the second decays; stopped after each iteration."""
+    flags = [*SHORT, *KINDS[kind].split(), "--num_patches", "20", "--no_html", "--n_epochs", "1"]
+    flags += ["--n_epochs_decay", "1", "--num_threads", str(workers), "--max_dataset_size", "2"]
+    whole = succeed("train.py", *words(TILES, tmp_path / "whole", *flags))
+    assert "epoch 2: pictures are scaled to 32 from now on" in whole.out
+    again = words(TILES, tmp_path / "parts", *flags, "--continue_train")
+    for _ in range(3):
+        assert "stopped" in run("train.py", *again, "--max_hours", "0").out
+    assert "epoch 2: pictures are scaled to 32 from now on" in succeed("train.py", *again).out
     whole, parts = saved(tmp_path / "whole"), saved(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert any("net_F" in name for name in whole)
@@ -325,6 +377,35 @@ def test_anti_aliased_generators_are_exported(form, tmp_path):
     assert max(found.values()) < 1e-4
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("cache", ["ram", "off"])
+def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, tmp_path):
+    flags = ["--model", "cut", "--n_epochs", "1", "--cache_images", cache, "--no_flip"]
+    flags += ["--num_threads", workers]
+
+    def epoch(number: int, start: int, *more: str) -> list[torch.Tensor]:
+        opt = TrainOptions([str(w) for w in words(pictures, tmp_path, *flags, *more)]).parse(False)
+        dataset = create_dataset(opt)
+        try:
+            for before in range(1, number):  # a cache that is full of the other size
+                dataset.set_epoch(before)
+                list(dataset)
+            dataset.set_epoch(number, start)
+            return [batch["A"] for batch in dataset]
+        finally:
+            dataset.close()
+
+    flags_of_whole = "--dataroot x --gpu_ids -1 --load_size 32 --crop_size 32 --no_flip".split()
+    whole = reader(TrainOptions(flags_of_whole).parse(False), grayscale=False)
+    scaled = [whole(str(path)) for path in sorted((pictures / "trainA").glob("*.png"))]
+    for start in (0, 1):
+        batches = epoch(2, start)
+        assert len(batches) == 2 - start
+        assert all(any(torch.equal(b[0], s) for s in scaled) for b in batches)
+    for batches in (epoch(1, 0), epoch(2, 0, "--decay_at_crop_size", "False")):
+        assert not any(torch.equal(b[0], s) for b in batches for s in scaled)
+
+
 # --------------------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("flags", "said"),
@@ -333,6 +414,9 @@ def test_anti_aliased_generators_are_exported(form, tmp_path):
         ("--model dcl --netG unet_128", "choose from resnet_9blocks, resnet_6blocks"),
         ("--model cut --output_nc 1", "--nce_idt needs --input_nc and --output_nc to be equal"),
         ("--model cut --nce_layers 4,2", "'4,2': numbers in rising order"),
+        ("--model cut --nce_layers 0,32", "resnet_9blocks has layers 0 to 31, and no 32"),
+        ("--model dcl --netG resnet_6blocks --nce_layers 4,29", "has layers 0 to 28, and no 29"),
+        ("--model cut --no_antialias --nce_layers 0,30", "has layers 0 to 29, and no 30"),
         ("--model cut --CUT_mode UT", "invalid choice: 'UT'"),
         ("--model cut --nce_idt maybe", "'maybe' is neither True nor False"),
         ("--model pix2pix --antialias", "--antialias is for ResNets, not for --netG unet_256"),
@@ -346,11 +430,6 @@ def test_options_that_do_not_fit(flags, said, capsys):
         TrainOptions(["--dataroot", "none", "--gpu_ids", "-1", *flags.split()]).parse(save=False)
     assert end.value.code == 2
     assert said in capsys.readouterr().err
-
-
-def test_layers_that_there_are_not(tmp_path):
-    with pytest.raises(ValueError, match=r"resnet_6blocks has layers 0 to 28, and no 31"):
-        tiny_model("--model cut --nce_layers 0,31", tmp_path)
 
 
 @pytest.mark.parametrize(
