@@ -27,6 +27,7 @@ from .transforms import (
     Mirror,
     RandomCrop,
     ScaleWidth,
+    ToUnit,
     size_of,
     split_deterministic,
 )
@@ -212,6 +213,5 @@ def get_transform(
         elif params["flip"]:
             steps.append(Mirror())
     if convert and not deep:
-        half = (0.5,) if grayscale else (0.5, 0.5, 0.5)
-        steps += [transforms.ToTensor(), transforms.Normalize(half, half)]
+        steps.append(ToUnit())
     return transforms.Compose(steps)

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from util import distributed
 from util.errors import UserError, leave_out_warnings
 from util.randomness import derived_seed, drawn_from, new_seed
 from util.run.stopping import leave_signals_to_parent
+
+from .handover import SharedBatches
 
 
 class Draw(NamedTuple):
@@ -149,11 +151,17 @@ class Batch(dict):
         )
 
 
-def collate(loaded: list[Loaded]) -> tuple[Any, list[str]]:
-    """A batch (None if all its items were dropped), and the errors of broken items."""
-    items = [one.item for one in loaded if one.item is not None]
-    _check_sizes(items)
-    return default_collate(items) if items else None, [r for one in loaded for r in one.broken]
+class Collate:
+    """Makes a batch (None if all its items were dropped); also the errors of broken items."""
+
+    def __init__(self) -> None:
+        self.shared = SharedBatches()
+
+    def __call__(self, loaded: list[Loaded]) -> tuple[Any, list[str]]:
+        items = [one.item for one in loaded if one.item is not None]
+        _check_sizes(items)
+        batch = self.shared.collate(items) if items else None
+        return batch, [r for one in loaded for r in one.broken]
 
 
 def _check_sizes(items: list[Any]) -> None:
@@ -196,9 +204,10 @@ class EpochLoader:
         size = int(min(len(dataset), limit))
         seed = new_seed() if seed is None else seed
         self.order = EpochOrder(size, shuffle, seed, (rank, processes, batch_size))
+        self.collate = Collate()
         self.loader = DataLoader(
             SeededItems(dataset, broken, size),
-            collate_fn=collate,
+            collate_fn=self.collate,
             batch_size=batch_size,
             sampler=self.order,
             num_workers=workers,
@@ -232,6 +241,7 @@ class EpochLoader:
         shut_down = getattr(iterator, "_shutdown_workers", None)
         if shut_down is not None:
             shut_down()
+        self.collate.shared.close()
 
 
 def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceback: Any) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from data import create_dataset, find_dataset_using_name
 from data.base_dataset import get_params, get_transform
 from data.image_folder import ImageFolder, list_images, make_dataset, open_image
+from data.transforms import ToUnit
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.helpers import (
@@ -580,3 +582,16 @@ def test_loading_writes_nothing(seven):
     before = files_below(seven)
     contents(loader(seven))
     assert files_below(seven) == before
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA"])
+def test_the_numbers_are_those_of_torchvision(mode):
+    """To the bit, for all 256 levels."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    levels = (np.arange(256 * channels) % 256).astype(np.uint8).reshape(16, 16, channels)
+    picture = Image.fromarray(levels.squeeze())
+    assert picture.mode == mode
+    half = [0.5] * channels
+    steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
+    assert torch.equal(ToUnit()(picture), steps(picture))
+    assert ToUnit()(picture).is_contiguous()

@@ -1,0 +1,142 @@
+"""Batches from worker processes in shared memory that is used again and again.
+
+Memory costs most where it is touched for the first time. So each worker keeps a few slots, writes a
+batch into one that is free, and sends its number alone. A slot is free again when the last tensor
+that looks into it is gone, so what somebody keeps stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import default_collate, get_worker_info
+
+# Two batches of a worker wait, one is being made, one is in use. Where all slots are taken, a batch
+# goes over as PyTorch does it.
+MOST_SLOTS = 4
+HEADER = 64  # bytes; the first one says whether the slot is in use
+ALIGNED = 64
+
+
+class Layout(NamedTuple):
+    """A tensor in a slot."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+
+class SharedBatches:
+    """Both ends of the handover for one loader: `collate` in its workers, `close` at the other."""
+
+    def __init__(self) -> None:
+        self.token = uuid.uuid4().hex
+        self.slots: list[torch.Tensor] = []  # of this worker, bytes
+        self.opened: dict[tuple[int, int], torch.Tensor] = {}  # by worker and number
+        _receivers[self.token] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"token": self.token, "slots": [], "opened": {}}
+
+    def collate(self, items: list[Any]) -> Any:
+        """A batch of items. In a worker what to send for it: unpickled it is the batch."""
+        worker = get_worker_info()
+        if worker is None or type(items[0]) is not dict:
+            return default_collate(items)
+        layouts: dict[str, Layout] = {}
+        end = HEADER
+        for name in items[0]:
+            tensors = [item.get(name) for item in items]
+            if _make_a_batch(tensors):
+                shape = torch.Size((len(items), *tensors[0].shape))
+                layouts[name] = Layout(end, tensors[0].dtype, shape)
+                end += math.ceil(_bytes(layouts[name]) / ALIGNED) * ALIGNED
+        found = self._free_slot(end) if layouts else None
+        if found is None:
+            return default_collate(items)
+        number, fresh = found
+        memory = self.slots[number]
+        memory[0] = 1
+        for name, layout in layouts.items():
+            torch.stack([item[name] for item in items], out=_look(memory, layout))
+        rest = [{k: v for k, v in item.items() if k not in layouts} for item in items]
+        names = list(items[0])
+        batch = {**default_collate(rest), **layouts}
+        place = (self.token, worker.id, number)
+        return _InSlot(place, memory if fresh else None, {name: batch[name] for name in names})
+
+    def _free_slot(self, size: int) -> tuple[int, bool] | None:
+        """The number of a slot of so many bytes, and whether the other end does not know it yet."""
+        free = [i for i, memory in enumerate(self.slots) if not memory[0]]
+        for number in free:
+            if len(self.slots[number]) >= size:
+                return number, False
+        if not free and len(self.slots) == MOST_SLOTS:
+            return None
+        memory = torch.zeros(size, dtype=torch.uint8).share_memory_()
+        if free:  # pictures have become larger
+            self.slots[free[0]] = memory
+            return free[0], True
+        self.slots.append(memory)
+        return len(self.slots) - 1, True
+
+    def close(self) -> None:
+        """Let go of all slots that nobody looks into."""
+        self.opened.clear()
+
+
+_receivers: weakref.WeakValueDictionary[str, SharedBatches] = weakref.WeakValueDictionary()
+
+
+class _InSlot:
+    """A batch whose tensors are in a slot; unpickled it is the batch."""
+
+    def __init__(
+        self, place: tuple[str, int, int], memory: torch.Tensor | None, items: dict[str, Any]
+    ):
+        self.args = (place, memory, items)
+
+    def __reduce__(self) -> tuple:
+        return _take_out, self.args
+
+
+def _take_out(
+    place: tuple[str, int, int], memory: torch.Tensor | None, items: dict[str, Any]
+) -> dict[str, Any]:
+    token, worker, number = place
+    opened = _receivers[token].opened
+    if memory is not None:
+        opened[worker, number] = memory
+    known = opened[worker, number]
+    # the storage of the tensors keeps this array, and goes with the last of them
+    array = known.numpy()
+    weakref.finalize(array, known.__setitem__, 0, 0).atexit = False
+    whole = torch.from_numpy(array)
+    return {k: _look(whole, v) if isinstance(v, Layout) else v for k, v in items.items()}
+
+
+def _look(memory: torch.Tensor, layout: Layout) -> torch.Tensor:
+    part = memory[layout.offset : layout.offset + _bytes(layout)]
+    return part.view(layout.dtype).view(layout.shape)
+
+
+def _bytes(layout: Layout) -> int:
+    return layout.shape.numel() * layout.dtype.itemsize
+
+
+def _make_a_batch(values: list[Any]) -> bool:
+    """Whether these are plain tensors of one kind and size, that are not empty."""
+    first = values[0]
+    return type(first) is torch.Tensor and all(
+        type(x) is torch.Tensor
+        and x.device.type == "cpu"
+        and x.layout == torch.strided
+        and not x.requires_grad
+        and x.numel() > 0
+        and (x.dtype, x.shape) == (first.dtype, first.shape)
+        for x in values
+    )
