@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageCms
 
 from tests.helpers import SHORT, TINY, run_process, succeed, unaligned
 from util.display.page import PageLogger
-from util.html import HTML
+from util.html import HTML, Rows
+from util.visualizer import save_images
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -155,3 +158,25 @@ def test_names_and_texts_are_escaped(tmp_path):
     page.save()  # again: the same page
     assert (tmp_path / "index.html").read_text() == text
     assert page.get_image_dir() == tmp_path / "images"
+
+
+@pytest.mark.parametrize("label", ["real", "real_A", "real_B"])
+@pytest.mark.parametrize("kind", ["same", "other pixels", "grey", "profile", "jpg", "broken"])
+def test_an_input_of_the_same_pixels_is_copied(kind, label, tmp_path):
+    """To the byte, and only where nothing but pixels is in the file."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    source = tmp_path / ("in.jpg" if kind == "jpg" else "in.png")
+    image = Image.fromarray(pixels).convert("L" if kind == "grey" else "RGB")
+    # without compression: nothing here writes such files
+    more = {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+    image.save(source, compress_level=0, **(more if kind == "profile" else {}))
+    if kind == "broken":
+        source.write_bytes(source.read_bytes()[:-200])
+    shown = np.full_like(pixels, 7) if kind == "other pixels" else pixels
+    tensor = torch.from_numpy(shown).permute(2, 0, 1)[None] / 127.5 - 1
+    rows = Rows(tmp_path / "images")
+    save_images(rows, {label: tensor}, [str(source)])
+    result = tmp_path / "images" / f"in_{label}.png"
+    assert np.array_equal(np.asarray(Image.open(result)), shown)
+    copied = result.read_bytes() == source.read_bytes()
+    assert copied == (kind == "same" and label != "real_B")

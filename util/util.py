@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,24 @@ def save_image(image_numpy: np.ndarray, image_path: str | os.PathLike, aspect_ra
         width = max(1, round(image.width * aspect_ratio))
         image = image.resize((width, image.height), Image.Resampling.BICUBIC)
     image.save(image_path, compress_level=PNG_LEVEL)
+
+
+def copy_if_equal(source: str | os.PathLike, pixels: np.ndarray, target: Path) -> bool:
+    """Copy a PNG file if it holds exactly these pixels (H, W, 3); returns whether it does.
+
+    A quarter of the time of encoding them again. One that says more than its pixels, such as a
+    colour profile, is not copied: other pictures beside it would look different.
+    """
+    try:
+        with Image.open(source, formats=["PNG"]) as image:
+            if (image.mode, image.size) != ("RGB", pixels.shape[1::-1]):
+                return False
+            if not np.array_equal(np.asarray(image), pixels) or set(image.info) - {"dpi"}:
+                return False
+    except (OSError, SyntaxError, ValueError):
+        return False
+    shutil.copyfile(source, target)
+    return True
 
 
 def diagnose_network(net: torch.nn.Module, name: str = "network") -> None:

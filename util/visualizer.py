@@ -237,7 +237,14 @@ def save_images(
         file = f"{name}_{label}.png"
         path = webpage.get_image_dir() / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        encoders.submit(util.save_image, util.tensor2im(image), path, aspect_ratio)
+        # inputs of the models here, in files as large as they are
+        source = image_path[0] if label in ("real", "real_A") and aspect_ratio == 1 else None
+        encoders.submit(_write_result, util.tensor2im(image), path, aspect_ratio, source)
         files.append(file)
     webpage.add_header(name)
     webpage.add_images(files, list(visuals), files, width=width)
+
+
+def _write_result(pixels: Any, path: Path, aspect_ratio: float, source: str | None) -> None:
+    if source is None or not util.copy_if_equal(source, pixels, path):
+        util.save_image(pixels, path, aspect_ratio)
