@@ -98,6 +98,11 @@ def _no_folder(root: Path) -> UserError:
         hint = f"{above} has no folders" if above.is_dir() else f"there is no {above} either"
     if root.name[-1:] in "AB" and is_image_folder(above / root.name[:-1]):
         what = "for pairs side by side in one file say --model pix2pix"
+    elif root.name.rstrip("AB") in ("train", "val", "test") and is_image_folder(above):
+        what = (
+            "put the pictures of each kind into such a folder; to take those right in "
+            f"{above}, say --model test to test.py, --dataset_mode single to check_dataset.py"
+        )
     return UserError(f"no folder {root}: {what} ({hint})")
 
 

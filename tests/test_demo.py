@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +24,8 @@ from PIL import Image
 
 from models import load_generator
 from models.networks import define_G
+from tests import browser_helpers
+from tests.browser_helpers import PATIENCE
 from tests.helpers import (
     ROOT,
     SHORT,
@@ -38,12 +38,9 @@ from tests.helpers import (
     unaligned,
 )
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync"
-)
 DEMO = ROOT / ".venv" / "demo" / "bin" / "python"
 PYTHON = str(DEMO) if DEMO.exists() else sys.executable
+browser = browser_helpers.browser
 WIDTHS = """selector => [...document.querySelectorAll(selector + ' img')].map(
     image => image.complete ? image.naturalWidth : 0)"""
 
@@ -125,28 +122,10 @@ def test_a_model_for_which_there_is_no_page_is_one_line(tmp_path):
 
 
 @pytest.fixture
-def browser():
-    def unavailable(why: str):
-        pytest.fail(why) if os.environ.get("CI_BROWSER") else pytest.skip(why)
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not DEMO.exists() and importlib.util.find_spec("gradio") is None:
-        unavailable("gradio is not installed")
-    if importlib.util.find_spec("playwright") is None:
-        unavailable("playwright is not installed")
-    if chromium is None:
-        unavailable("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS.split())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
 def url(trained, tmp_path):
     """The page of a server of the test's own."""
+    if not DEMO.exists() and importlib.util.find_spec("gradio") is None:
+        browser_helpers.unavailable("gradio is not installed")
     log = tmp_path / "log"
     words = ["--checkpoints_dir", trained, "--name", "x", "--port", 0, "--device", "cpu"]
     with open(log, "wb") as output:
@@ -154,7 +133,7 @@ def url(trained, tmp_path):
             demo(*words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 2 * PATIENCE
         while process.poll() is None and time.monotonic() < end:
             if found := re.search(r"try it at (http://127\.0\.0\.1:\d+)", log.read_text()):
                 yield found.group(1)
@@ -172,6 +151,7 @@ def url(trained, tmp_path):
 def test_a_picture_is_translated(trained, browser, url, tmp_path):
     requests, bad = [], []
     page = browser.new_page(viewport={"width": 1300, "height": 1200})
+    page.set_default_timeout(1000 * PATIENCE)
     page.on("request", lambda r: requests.append(r.url))
     page.on("websocket", lambda w: requests.append(w.url))
     page.on("pageerror", lambda e: bad.append(str(e)))
@@ -183,7 +163,6 @@ def test_a_picture_is_translated(trained, browser, url, tmp_path):
             f"old => ({WIDTHS})('#output').join() === '52' && "
             "document.querySelector('#output img').src !== old",
             arg=translated.shown,
-            timeout=60_000,
         )
         translated.shown = page.locator("#output img").get_attribute("src")
         with Image.open(io.BytesIO(page.request.get(translated.shown).body())) as image:
@@ -192,10 +171,10 @@ def test_a_picture_is_translated(trained, browser, url, tmp_path):
     translated.shown = ""
     file = picture(tmp_path / "mine.png", 52, 44, 5)
     page.goto(url)
-    page.wait_for_selector("#input input[type=file]", state="attached", timeout=60_000)
+    page.wait_for_selector("#input input[type=file]", state="attached")
     page.set_input_files("#input input[type=file]", str(file))
     there = translated()
-    page.wait_for_function(f"() => ({WIDTHS})('#compare').join() === '52,52'", timeout=30_000)
+    page.wait_for_function(f"() => ({WIDTHS})('#compare').join() === '52,52'")
     shown = [page.locator(f"#{name} img").bounding_box() for name in ("input", "output")]
     for side in ("y", "width", "height"):  # side by side, of one size, larger than 52x44 pixels
         assert shown[0][side] == pytest.approx(shown[1][side], abs=2)
@@ -217,6 +196,7 @@ def test_a_picture_is_translated(trained, browser, url, tmp_path):
 @pytest.mark.slow
 def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
     page = browser.new_page(viewport={"width": 390, "height": 1200})
+    page.set_default_timeout(1000 * PATIENCE)
     G = load_generator(trained / "x", "AtoB", device="cpu")
     rgba = Image.fromarray(pixels(48, 40, 3)).convert("RGBA")
     rgba.putalpha(Image.fromarray(pixels(48, 40, 9)[..., 0]))
@@ -224,18 +204,13 @@ def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
     grey = pixels(56, 40, 4)[..., 0].astype(np.uint16) * 257
     Image.fromarray(grey).save(tmp_path / "grey.png")
     page.goto(url)
-    page.wait_for_selector("#input input[type=file]", state="attached", timeout=60_000)
+    page.wait_for_selector("#input input[type=file]", state="attached")
 
     def give(name: str) -> None:
-        if page.get_by_label("Clear", exact=False).count():
-            page.get_by_label("Clear", exact=False).first.click()
-        page.wait_for_selector("#input input[type=file]", state="attached", timeout=60_000)
         page.set_input_files("#input input[type=file]", str(tmp_path / name))
 
     def result(width: int) -> Image.Image:
-        page.wait_for_function(
-            f"wanted => ({WIDTHS})('#output').join() === wanted", arg=str(width), timeout=60_000
-        )
+        page.wait_for_function(f"wanted => ({WIDTHS})('#output').join() === wanted", arg=str(width))
         source = page.locator("#output img").get_attribute("src")
         return Image.open(io.BytesIO(page.request.get(source).body()))
 
@@ -250,6 +225,6 @@ def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
     assert np.abs(np.asarray(result(56).convert("RGB"), int) - wanted).max() <= 2
     truncated(tmp_path / "torn.png")
     give("torn.png")
-    page.wait_for_selector("text=can't read the picture torn.png", timeout=60_000)
+    page.wait_for_selector("text=can't read the picture torn.png")
     assert "/tmp" not in page.locator("body").inner_text()
     page.close()

@@ -190,3 +190,9 @@ def test_a_profile_of_grey_is_not_written_into_colour(tmp_path):
     write_picture(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8), None, {"icc_profile": grey})
     assert read_picture(tmp_path / "a.png").info == {}
     assert isinstance(read_picture(tmp_path / "a.png"), Picture)
+
+
+def test_pictures_where_folders_are_expected(tmp_path):
+    picture(tmp_path / "photo.jpg", 40, 30, 1)
+    with pytest.raises(UserError, match=r"trainA: put .*--model test .*--dataset_mode single"):
+        list_images(tmp_path / "trainA")
