@@ -122,7 +122,7 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     return (
         f"net{name} lacks {len(missing)} of its weights, {len(surplus)} are unknown and "
         f"{len(wrong)} are of another shape (such as {', '.join(examples)}); "
-        "was it made by this model?"
+        "it was saved from another network"
     )
 
 
