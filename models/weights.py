@@ -91,6 +91,13 @@ def describe(state: State) -> dict[str, Any]:
     return {}
 
 
+def _described_as(name: str, state: State) -> dict[str, Any]:
+    """`describe`, but nothing for a user's generator whose keys look like a discriminator's."""
+    found = describe(state)
+    other = {"G": "netD", "D": "netG"}.get(name[:1])
+    return {} if other in found else found
+
+
 def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     """Why `state` does not fit `net`, with the options to set; None if it fits."""
     own = net.state_dict()
@@ -100,7 +107,7 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     wrong = [k for k in state if k in own and state[k].shape != own[k].shape]
     if not (missing or surplus or wrong):
         return None
-    saved, wanted = describe(state), describe(own)
+    saved, wanted = (_described_as(name, keys) for keys in (state, own))
     differing = {k: v for k, v in saved.items() if v != wanted.get(k)}
     if saved.keys() == wanted.keys() and differing:
         flags = " ".join(_flag(k, v) for k, v in differing.items())
@@ -115,7 +122,7 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     return (
         f"net{name} lacks {len(missing)} of its weights, {len(surplus)} are unknown and "
         f"{len(wrong)} are of another shape (such as {', '.join(examples)}); "
-        "was it made by this model?"
+        "it was saved from another network"
     )
 
 

@@ -348,3 +348,21 @@ def test_a_wrong_page_is_noticed(check, text, tmp_path):
     page.write_text(text)
     with pytest.raises(AssertionError):
         check(page)
+
+
+def test_the_example_of_a_loss_of_ones_own(tmp_path):
+    """Run as a file of `models/`: the new loss is shown, and part of what the generators learn."""
+    blocks = [block for _, block in FENCE.findall(read(ROOT / "docs" / "overview.md"))]
+    (example,) = [block for block in blocks if "compute_G_loss" in block]
+    scope: dict = {"__name__": "models.tv_cycle_gan_model", "__package__": "models"}
+    exec(example, scope)
+    words = "--dataroot none --model cycle_gan --gpu_ids -1 --netG resnet_6blocks --ngf 2 --ndf 2"
+    opt = TrainOptions([*words.split(), "--checkpoints_dir", str(tmp_path)]).parse(save=False)
+    model = scope["TVCycleGANModel"](opt)
+    sides = {side: torch.rand(1, 3, 32, 32) for side in "AB"}
+    model.set_input({**sides, "A_paths": [""], "B_paths": [""]})
+    model.optimize_parameters()
+    losses = model.get_current_losses()
+    assert losses["TV"] > 0
+    parts = sum(value for name, value in losses.items() if not name.startswith("D_"))
+    assert model.loss_G.item() == pytest.approx(parts, rel=1e-5)

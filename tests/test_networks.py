@@ -514,3 +514,11 @@ def test_misfit_of_another_kind_of_network_is_told_too():
     message = explain_mismatch("G", {"stem.weight": torch.zeros(2, 3)}, net)
     assert "1 are unknown" in message
     assert f"lacks {len(net.state_dict())} of its weights" in message
+
+
+def test_a_generator_of_ones_own_is_not_taken_for_a_discriminator():
+    """Its first layer is `model.0`, as in a discriminator."""
+    own = nn.ModuleDict({"model": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3))})
+    message = explain_mismatch("G_A", own.state_dict(), generator("resnet_6blocks"))
+    assert "saved from another network" in str(message)
+    assert "--netD" not in str(message)
