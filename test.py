@@ -31,7 +31,7 @@ from models.inference.folder import FolderTranslation
 from models.inference.sizes import keep_sizes
 from models.inference.tiles import TileOptions, tile_generators
 from models.inference.translator import Translator
-from models.speed.acceleration import batches_freely
+from models.speed.acceleration import independent_of_batch
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork
@@ -91,7 +91,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     count = int(min(opt.num_test, len(dataset)))
     hint = " (--num_test all takes them all)" if count < len(dataset) else ""
     print(f"translating {count} of {len(dataset)} pictures{hint}")
-    free = model.shows_batches and all(map(batches_freely, model.networks().values()))
+    free = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
     if opt.batch_size > 1 and not free:
         print("batch size 1: the results of this model depend on the batch")
     if tiles := TileOptions.of(opt):

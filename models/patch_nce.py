@@ -17,7 +17,7 @@ from util.errors import UserError
 
 from .init import init_net
 from .networks import GENERATORS, ResnetGenerator
-from .speed.acceleration import batches_freely
+from .speed.acceleration import independent_of_batch
 
 FEATURE_NETWORKS = ("sample", "mlp_sample")
 Features = list[torch.Tensor]
@@ -197,7 +197,7 @@ def translate(
         each = [translate(net, [x], layers) for x in pictures]
         return [output for (output,), _ in each], [features for _, (features,) in each]
     sizes, batch = [len(x) for x in pictures], torch.cat(list(pictures))
-    if not layers or not batches_freely(net):
+    if not layers or not independent_of_batch(net):
         return list(net(batch).split(sizes)), [None] * len(pictures)
     output, features = net(batch, layers)
     parts = zip(*(feature.detach().split(sizes) for feature in features), strict=True)

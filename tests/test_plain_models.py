@@ -280,7 +280,9 @@ def test_a_hook_of_the_model_sees_the_gradients_of_the_whole_batch(tmp_path, flo
 
 def test_a_closure_is_refused(tmp_path):
     model = build("ttur", tmp_path, "--accumulate 2")
-    with pytest.raises(UserError, match=r"Adam computes the loss within its step .* --accumulate"):
+    with pytest.raises(
+        UserError, match=r"Adam is called with a closure, which does not work with .*--accumulate"
+    ):
         step_once(model, closure=lambda: 1.0)
 
 

@@ -25,7 +25,7 @@ from data.pictures.picture_io import (
     write_bands,
     write_picture,
 )
-from models.speed.acceleration import batches_freely
+from models.speed.acceleration import independent_of_batch
 from util.background import BackgroundWork
 from util.errors import UserError
 from util.result_names import output_names
@@ -73,7 +73,7 @@ class FolderTranslation:
     def __post_init__(self) -> None:
         if self.tiles is not None:
             self.threads = 0  # one large picture in memory at a time
-        if self.batch_size > 1 and not batches_freely(self.translator.net):
+        if self.batch_size > 1 and not independent_of_batch(self.translator.net):
             print("batch size 1: batch norm and dropout depend on the batch (not with --eval)")
             self.batch_size = 1
         if self.format in ("png", "jpg", "webp"):

@@ -39,7 +39,7 @@ from data.pictures.picture_io import (
 from models.networks import GENERATORS
 from models.norms import NORMS, get_norm_layer
 from models.padding import apply_padded
-from models.speed.acceleration import PRECISIONS, batches_freely, prepare
+from models.speed.acceleration import PRECISIONS, independent_of_batch, prepare
 from models.weights import State, describe, explain_mismatch, fit_state_dict
 from util import randomness
 from util.errors import UserError, first_line, warn
@@ -337,7 +337,7 @@ class Translator:
     ) -> list[Any]:
         results: list[Any] = [None] * len(pictures)
         waiting: list[tuple[int, Any, Picture, torch.Tensor]] = []
-        size = batch_size if batches_freely(self.net) else 1
+        size = batch_size if independent_of_batch(self.net) else 1
 
         def flush() -> None:
             if waiting:

@@ -1,7 +1,7 @@
-"""Faster arithmetic for networks, without a word of it in the models.
+"""Mixed precision, compilation and shared passes; the code of models does not change for them.
 
-`prepare` changes how a network computes, not what it is: names, shapes and files of its weights
-stay the same. Losses and optimizers see float32 whatever the networks use inside.
+`prepare` changes how a network computes. Names, shapes and files of its weights stay the same.
+Losses and optimizers see float32, whatever precision the network uses inside.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ _PACKAGE = __name__.removesuffix(".speed.acceleration")
 _KNOWN = tuple(f"{_PACKAGE}.{name}" for name in ("networks", "norms", "antialias", "speed."))
 _KNOWN += ("torch.nn.",)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
-# Pictures from which on compiling saves more time than it takes, in training and in testing: about
-# a minute for an iteration that becomes 20 to 50 ms shorter.
-PAYS_TO_COMPILE = {True: 3000, False: 20000}
+SHARING_PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
+# Pictures from which on compiling saves more time than it takes, by `isTrain`: it takes about a
+# minute, and makes an iteration 20 to 50 ms shorter.
+COMPILING_PAYS = {True: 3000, False: 20000}
 
 
 def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
-    """Tell cuDNN and cuBLAS what they may do.
+    """Set the flags of cuDNN and cuBLAS.
 
-    `tf32` is what PyTorch does by default for convolutions: 10 bits of mantissa in products, sums
-    in float32. `fp32` turns that off.
+    `tf32` is PyTorch's default for convolutions: products with a mantissa of 10 bits, sums in
+    float32. `fp32` turns it off. `fixed_size` lets cuDNN search for the fastest kernels.
     """
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
-    # worth it only where the size of the pictures does not change all the time
+    # a new size means a new search
     torch.backends.cudnn.benchmark = fixed_size and not deterministic
 
 
 def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str]) -> list[str]:
-    """Set what `--fast` stands for on this device, except for what was given; say what it is."""
+    """Set the options that `--fast` stands for, unless given; returns them as text for the user."""
     chosen = {}
     if device.type == "cuda":
         chosen["precision"] = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
         chosen["compile"] = True
     elif device.type == "cpu":
-        # without instructions for it bf16 is emulated, and slower
+        # without hardware support bf16 is emulated, and slower
         if has_fast_bf16():
             chosen["precision"] = "bf16"
         chosen["compile"] = True
@@ -58,18 +58,18 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
 
 
 def too_few_to_compile(opt: argparse.Namespace, pictures: int, explicit: set[str]) -> str | None:
-    """Why `--fast` leaves `--compile` off for so many pictures in all; None if it does not."""
-    least = PAYS_TO_COMPILE[opt.isTrain]
-    if not (opt.fast and opt.compile) or "compile" in explicit or pictures >= least:
+    """Why `--fast` should not compile for this number of pictures; None if it should."""
+    minimum = COMPILING_PAYS[opt.isTrain]
+    if not (opt.fast and opt.compile) or "compile" in explicit or pictures >= minimum:
         return None
     return (
-        f"{pictures} pictures in all are too few for the time that it takes, {least} would do "
-        "(--compile asks for it in any case)"
+        f"it pays from {minimum} pictures on, and there are {pictures} in all (--compile does it "
+        "anyway)"
     )
 
 
 def has_fast_bf16() -> bool:
-    """Whether this processor multiplies bf16 numbers in hardware."""
+    """Whether the CPU has bf16 instructions."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             flags = file.read()
@@ -79,7 +79,7 @@ def has_fast_bf16() -> bool:
 
 
 def why_not_compile(opt: argparse.Namespace, device: torch.device) -> str | None:
-    """Why `--compile` can't be had here, None if it can. Tries the compiler on a small function."""
+    """Why `--compile` does not work here; None if it does. Tries to compile a small function."""
     if opt.preprocess in ("scale_width", "none"):
         return f"--preprocess {opt.preprocess} gives pictures of many sizes"
     try:
@@ -100,13 +100,11 @@ def prepare(
     graphs: bool = False,
     scale: GradientScale | None = None,
 ) -> None:
-    """Make a network compute as asked; in place, its weights keep their names.
+    """Prepare a network in place for these modes; its weights keep their names.
 
-    `graphs` records what a compiled network does on a GPU, and plays that back as a whole. What it
-    returns is then overwritten after the next `begin_iteration`.
-    `recompute` trades time for memory: residual blocks forget their activations and compute them
-    again in the backward pass.
-    `scale` is for training in fp16.
+    `graphs` uses CUDA graphs: outputs are overwritten after the next `begin_iteration`.
+    `recompute` is gradient checkpointing of residual blocks: less memory, more time.
+    `scale` is the loss scaling for training in fp16.
     """
     if channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,7 +112,7 @@ def prepare(
     for module in net.modules():
         if hasattr(module, "recompute"):
             module.recompute = recompute  # type: ignore[assignment]
-    # recurrent layers keep their weights in a second place, where no scale reaches them
+    # recurrent layers hold flattened copies of their weights, which GradientScale does not reach
     scalable = not any(isinstance(module, nn.RNNBase) for module in net.modules())
     if precision in _DTYPES and (precision != "fp16" or scalable):
         prepared(net)
@@ -138,35 +136,35 @@ def use_fused_step(optimizer: torch.optim.Optimizer, device: torch.device, fast:
 
 
 def begin_iteration(graphs: bool = False) -> None:
-    """What networks returned so far is not needed any more; with `graphs` it is overwritten."""
+    """Drop shared passes of the last iteration; with `graphs` its outputs may be overwritten."""
     forget_passes()
     if graphs:  # the call imports the compiler
         torch.compiler.cudagraph_mark_step_begin()
 
 
 def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
-    """Why `--cuda_graphs` can't be had here, None if it can."""
+    """Why `--cuda_graphs` does not work here; None if it does."""
     if device.type != "cuda":
         return "it needs a CUDA device"
     return None if opt.compile else "it needs --compile"
 
 
-def batches_freely(net: nn.Module) -> bool:
-    """Whether a picture's result does not depend on the others in its batch, nor on chance."""
+def independent_of_batch(net: nn.Module) -> bool:
+    """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
     mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
     return not any(isinstance(module, mixing) and module.training for module in net.modules())
 
 
 def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
-    """Whether passes over pictures (N, C, H, W) should be shared, by `--batch_passes`.
+    """Whether `--batch_passes` shares passes over pictures (N, C, H, W).
 
-    `auto` does so on a GPU, which one picture leaves idle, and on a CPU for ResNets if pictures are
-    not small. The innermost maps of a U-Net have so few pixels that instance norm there makes
-    rounding grow: after a few steps the numbers would be other ones than with separate passes.
+    `auto` shares them on a GPU, which one picture does not keep busy, and on a CPU for ResNets if
+    pictures are not small. It does not for U-Nets on a CPU: instance norm over the few pixels of
+    the innermost maps amplifies rounding errors, so that results differ after a few steps.
     """
     if opt.batch_passes != "auto":
         return opt.batch_passes == "on"
-    pays = "resnet" in opt.netG and pictures.shape[-2:].numel() >= PAYS_ON_CPU
+    pays = "resnet" in opt.netG and pictures.shape[-2:].numel() >= SHARING_PAYS_ON_CPU
     return pays or pictures.device.type == "cuda"
 
 
@@ -179,4 +177,4 @@ def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
     known = all(type(m).__module__.startswith(_KNOWN) for m in net.modules())
     own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
     alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
-    return known and alike and batches_freely(net) and not (own_weights or has_hooks(net))
+    return known and alike and independent_of_batch(net) and not (own_weights or has_hooks(net))

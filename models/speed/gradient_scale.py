@@ -1,4 +1,4 @@
-"""Loss scaling for fp16, inside of the networks: nothing outside of them sees scaled numbers."""
+"""Loss scaling for fp16, inside the networks: losses and optimizers see no scaled gradients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SMALLEST = 2.0**-16
 
 
 class GradientScale:
-    """The factor by which gradients are larger within fp16 networks than outside of them.
+    """Dynamic loss scaling: the factor by which gradients are scaled inside fp16 networks.
 
-    The smallest fp16 number is too large for many gradients (Micikevicius et al. 2018, section
-    3.2). So a gradient that enters a network at its output is multiplied by the factor, and what
-    leaves at its inputs and weights is divided by it. The factor is a power of two: this is exact.
+    Many gradients underflow in fp16 (Micikevicius et al. 2018, section 3.2). So the gradient at the
+    output of a network is multiplied by the factor, and the gradients at its inputs and weights are
+    divided by it. The factor is a power of two, so this is exact.
     """
 
     def __init__(self, factor: float = 2.0**16):
@@ -75,9 +75,9 @@ class GradientScale:
         return tree_map(leave, result)
 
     def update(self, finite: bool) -> None:
-        """After a step: half the factor if its gradients were not finite, double it after 2000.
+        """Halve the factor if gradients were not finite; double it after 2000 finite steps.
 
-        Raises UserError where no factor helps.
+        Raises UserError if the factor becomes too small.
         """
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
@@ -95,12 +95,12 @@ class GradientScale:
         return {"scale": self.factor, "_growth_tracker": self.good_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave; the state of another precision may be empty."""
+        """Load a state; it may be empty, from a run with another precision."""
         self.factor = float(state.get("scale", self.factor))
         self.good_steps = int(state.get("_growth_tracker", 0))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientScale:
-        return self  # a copy of a network goes by the same factor
+        return self  # copies of a network share the factor
 
 
 def _check_paths(net: nn.Module, result: Any, entered: list[Any]) -> None:
@@ -156,9 +156,9 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class _Scale(torch.autograd.Function):
-    """Multiplies by a factor, and passes gradients on as they are.
+    """Multiplies by a factor, but does not scale its own gradient.
 
-    So gradients of gradients reach what is inside of a network with the factor of all the others.
+    So a double backward arrives inside the network with the same factor as other gradients.
     """
 
     @staticmethod

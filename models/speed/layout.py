@@ -1,9 +1,8 @@
-"""A way around a fault of PyTorch: wrong gradients of instance norm on the CPU.
+"""Workaround for a bug in PyTorch: wrong gradients of instance norm on the CPU.
 
-For a batch of one picture its backward pass takes a gradient in channels-last memory for one in the
-usual order, and nothing says so (PyTorch 2.14; batch norm and larger batches are right). Such
-gradients come from `--channels_last`, and where features are compared as rows of channels (CUT,
-DCLGAN).
+For a batch of one picture, the backward pass reads a gradient in channels-last layout as if it were
+contiguous, without an error (PyTorch 2.14; batch norm and larger batches are right). Such gradients
+come from `--channels_last`, and from losses on features as rows of channels (CUT, DCLGAN).
 """
 
 from __future__ import annotations
@@ -23,14 +22,11 @@ def contiguous_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) ->
 
 
 def contiguous_gradients(nets: Iterable[nn.Module]) -> None:
-    """Give the instance norms of these networks gradients in the memory order that is right.
-
-    On devices other than the CPU nothing changes.
-    """
+    """Make gradients of the instance norms of these networks contiguous; on the CPU only."""
     for net in nets:
         for module in net.modules():
-            usual = isinstance(module, nn.InstanceNorm2d) and contiguous_gradient not in (
+            needed = isinstance(module, nn.InstanceNorm2d) and contiguous_gradient not in (
                 module._forward_hooks.values()
             )
-            if usual and next(net.parameters()).device.type == "cpu":
+            if needed and next(net.parameters()).device.type == "cpu":
                 module.register_forward_hook(contiguous_gradient)

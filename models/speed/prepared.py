@@ -1,4 +1,4 @@
-"""Networks that compute in other ways than they say, and are the same in all else."""
+"""Adds autocast, loss scaling and shared passes to a network, by a subclass of its class."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _full_precision = False
 
 
 class Prepared(nn.Module):
-    """What is put in front of the class of a network: see `prepared`."""
+    """The mixin that `prepared` puts in front of the class of a network."""
 
-    autocast_to: tuple[str, torch.dtype] | None = None  # kind of device, type of numbers
+    autocast_to: tuple[str, torch.dtype] | None = None  # device type, dtype
     gradient_scale: GradientScale | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Outside of what is compiled: scales gradients, and hands out what was computed before."""
+        """Return the result of a shared pass, or call the network with loss scaling."""
         if not torch.is_grad_enabled():
             return super().__call__(*args, **kwargs)
         if not kwargs and len(args) == 1:
@@ -46,7 +46,7 @@ class Prepared(nn.Module):
         return self.gradient_scale.call(self, super().__call__, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """In autocast, and with float32 results."""
+        """Compute in autocast, and return float32."""
         scale = self.gradient_scale
         # `net.forward(x)` does not go through `__call__`, where gradients are scaled
         unscaled = scale is not None and not scale.inside and torch.is_grad_enabled()
@@ -58,7 +58,7 @@ class Prepared(nn.Module):
 
 
 class _InProcesses(Prepared):
-    """With several processes: answers to `.module` as a `DataParallel` around it would."""
+    """With several processes: has a `.module`, as a `DataParallel` wrapper would."""
 
     @property
     def module(self) -> nn.Module:
@@ -66,10 +66,9 @@ class _InProcesses(Prepared):
 
 
 def prepared(net: nn.Module, with_module: bool = False) -> nn.Module:
-    """Give a network, in place, a subclass of its class that goes by the same name.
+    """Change the class of a network in place to a subclass of the same name with `Prepared`.
 
-    A copy of it keeps the subclass, and computes with its own weights. Scripted networks stay as
-    they are. `with_module` makes `net.module` the network itself.
+    Does nothing for scripted networks. `with_module` makes `net.module` the network itself.
     """
     parent = type(net)
     if not isinstance(net, (Prepared, torch.jit.ScriptModule)):
@@ -108,7 +107,7 @@ def full_precision() -> Iterator[None]:
 
 
 def _wants_input_gradients(inputs: Any) -> bool:
-    """Whether an input is a leaf of the graph that asks for its own gradient."""
+    """Whether an input is a leaf that requires a gradient."""
     return any(torch.is_tensor(x) and x.requires_grad and x.is_leaf for x in tree_leaves(inputs))
 
 
@@ -119,7 +118,7 @@ def _in_float32(x: Any) -> Any:
 
 # --------------------------------------------------------------------------------- shared passes
 class _Part(NamedTuple):
-    """What a pass over several inputs gave for one of them."""
+    """The result of a shared pass for one of its inputs."""
 
     input: torch.Tensor
     versions: tuple[int, int]  # of the input and of the weights
@@ -130,15 +129,15 @@ _parts: weakref.WeakKeyDictionary[nn.Module, list[_Part]] = weakref.WeakKeyDicti
 
 
 def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-    """Run a network over inputs (N, C, H, W) as one larger batch.
+    """Run a network on inputs (N, C, H, W) as one larger batch.
 
-    `net(x)` then gives x its part, once, as long as neither x nor the weights have changed.
+    `net(x)` then returns the part of x, once, unless x or the weights have changed in between.
     """
     _forget_at_steps()
     _parts.pop(prepared(net), None)
     results, weights = net(torch.cat(list(inputs))), _version(net)
     starts = itertools.accumulate((len(x) for x in inputs), initial=0)
-    # not `split`: what that gives can't be changed in place
+    # not `split`, whose views can't be changed in place
     _parts[net] = [
         _Part(x, (x._version, weights), results.narrow(0, start, len(x)))
         for x, start in zip(inputs, starts, strict=False)
@@ -146,7 +145,7 @@ def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
 
 
 def forget_passes() -> None:
-    """Drop what was computed and not asked for."""
+    """Drop results that were not used."""
     _parts.clear()
 
 

@@ -1,9 +1,9 @@
-"""What happens in front of each optimizer's step, without a word of it in the models.
+"""What happens to gradients before an optimizer steps; the code of models does not change for it.
 
-A model says `optimizer.zero_grad()`, `loss.backward()` and `optimizer.step()`. With several
-processes, `--accumulate`, `--precision fp16` or `--on_nan skip` more has to be done between the
-last two. It is done in a hook that torch runs at the step of every optimizer, in front of hooks
-that the model itself has registered.
+A model calls `optimizer.zero_grad()`, `loss.backward()` and `optimizer.step()`. With several
+processes, `--accumulate`, `--precision fp16` or `--on_nan skip`, gradients have to be reduced,
+accumulated or checked between the last two. A global step pre-hook of torch does that; it runs
+before the hooks that a model registers itself.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _registered: Any = None
 class Steps:
     """The steps of all optimizers of a model.
 
-    `parameters` gives all that the model may train. `inspect`, if set, is called with an optimizer
-    whose gradients are about to be used, and may set them to None.
+    `parameters` returns all tensors that the model may train. `inspect`, if set, is called with an
+    optimizer that is about to step, and may set gradients to None.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Steps:
         self._arrived: dict[torch.Tensor, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
 
     def activate(self) -> None:
-        """Take part in the steps that are made from now on, where a mode asks for it."""
+        """Start to handle optimizer steps, if a mode needs it."""
         several = distributed.world_size() > 1
         if several or self.accumulate > 1 or self.scale is not None or self.inspect is not None:
             global _registered
@@ -65,23 +65,23 @@ class Steps:
             self._watch(self._at_start)
 
     def is_active(self) -> bool:
-        """Whether anything is done at a step."""
+        """Whether optimizer steps are handled."""
         return self in _active
 
     # ------------------------------------------------------------------------------------ the step
     def owns(self, optimizer: Optimizer) -> bool:
-        """Whether an optimizer trains something of this model."""
+        """Whether an optimizer trains parameters of this model."""
         if optimizer not in self._own:
             known = set(self.parameters())
             self._own[optimizer] = any(p in known for p in parameters_of(optimizer))
         return self._own[optimizer]
 
     def before(self, optimizer: Optimizer, closure: Any) -> None:
-        """Make of the gradients of this batch, in this process, those that are to be used."""
+        """Accumulate, average over ranks and check the gradients of an optimizer."""
         if closure is not None:
             raise UserError(
-                f"{type(optimizer).__name__} computes the loss within its step (a closure), which "
-                f"does not go together with {self._modes()}: leave that out"
+                f"{type(optimizer).__name__} is called with a closure, which does not work with "
+                f"{self._modes()}: leave that out"
             )
         parameters = parameters_of(optimizer)
         if self._watching:
@@ -91,7 +91,7 @@ class Steps:
             # a gradient that overflows in fp16 has to get to where the scale learns of it
             if self.inspect is not None and self.scale is None:
                 self.inspect(optimizer)
-            self._put_aside(optimizer, parameters)
+            self._accumulate(optimizer, parameters)
             return
         self._take_sums(optimizer, parameters)
         distributed.average_gradients(parameters)
@@ -115,11 +115,11 @@ class Steps:
 
     # -------------------------------------------------------------------------------- accumulation
     def gradients(self, optimizer: Optimizer) -> list[torch.Tensor | None]:
-        """The sums of the batches since the last step, one for each parameter."""
+        """The accumulated gradients since the last step, one for each parameter."""
         return self.sums.get(optimizer) or [None] * len(parameters_of(optimizer))
 
     def resume(self, optimizer: Optimizer, count: int, sums: Sequence[torch.Tensor | None]) -> None:
-        """Go on with what `counts` and `gradients` were."""
+        """Restore the number of accumulated batches and their gradients."""
         self.counts[optimizer] = count
         pairs = zip(parameters_of(optimizer), sums, strict=True)
         self.sums[optimizer] = [None if s is None else s.to(p.device, copy=True) for p, s in pairs]
@@ -137,8 +137,8 @@ class Steps:
         self.counts[optimizer] = (self.counts.get(optimizer, 0) + 1) % self.accumulate
         return self.counts[optimizer] == 0
 
-    def _put_aside(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
-        """Add gradients to the sums; without any, an optimizer passes over a parameter."""
+    def _accumulate(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+        """Move gradients to the sums; an optimizer skips parameters whose gradient is None."""
         sums = self.sums.setdefault(optimizer, [])
         sums += [None] * (len(parameters) - len(sums))
         for i, p in enumerate(parameters):
@@ -153,7 +153,7 @@ class Steps:
             total = _added(before, p.grad)
             p.grad = None if total is None else total / self.accumulate
 
-    # -------------------------------------------------------------------- own changes of a model
+    # ---------------------------------------------------- changes of gradients by the model itself
     def _check_can_be_done(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
         """Raise UserError where a step would silently be another one than that of a plain loop."""
         if hasattr(optimizer, "found_inf"):
@@ -184,22 +184,22 @@ class Steps:
         )
 
     def _watch(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Remember each gradient as the backward pass has left it."""
+        """Record each gradient at the end of the backward pass."""
 
         def arrived(p: torch.Tensor) -> None:
             self._used_by.pop(p, None)
             if p.grad is not None:
-                # `p.grad.data` has no version: in front of the first step the numbers are compared
+                # changes of `p.grad.data` do not count up the version: compare values once
                 copy = None if p in self._checked else p.grad.clone()
                 self._arrived[p] = p.grad, p.grad._version, copy
 
         for p in parameters:
-            if p.requires_grad and p not in self._watched:  # a frozen one takes no hook
+            if p.requires_grad and p not in self._watched:  # a frozen one can have no hook
                 p.register_post_accumulate_grad_hook(arrived)
                 self._watched.add(p)
 
     def _check_unchanged(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Raise UserError where a model has clipped gradients of one batch or one process only."""
+        """Raise UserError if a model has clipped gradients of a part of the batch."""
         self._watch(parameters)
         for p in parameters:
             grad, version, copy = self._arrived.pop(p, (None, 0, None))
@@ -209,7 +209,7 @@ class Steps:
             changed = p.grad is not grad or p.grad._version != version
             if copy is not None:
                 changed |= not torch.allclose(copy, p.grad, rtol=0, atol=0, equal_nan=True)
-            if changed and p.grad.any():  # it was not just set to zero
+            if changed and p.grad.any():  # zeroing is allowed
                 self._refuse("the model changes gradients between backward() and step()")
 
 
@@ -225,11 +225,11 @@ def _added(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | Non
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters that an optimizer steps, in its order."""
+    """All parameters of an optimizer, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def drop_gradients(parameters: Iterable[torch.Tensor]) -> None:
-    """Set gradients to None, so that an optimizer passes over these parameters."""
+    """Set gradients to None, so that an optimizer skips these parameters."""
     for p in parameters:
         p.grad = None

@@ -1,4 +1,4 @@
-"""Batch norm whose statistics are those of the batches of all processes together."""
+"""Synchronized batch norm: statistics over the batches of all ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from util import distributed
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of their gradients, at any order."""
+    """all_reduce (sum) whose backward is an all_reduce too; supports double backward."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -35,10 +35,10 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
     """
 
     synchronized = False
-    twice = False  # whether gradients of gradients will be asked for
+    double_backward = False  # whether it is needed
 
     def __init__(self, num_features: int, **options: Any):
-        """Takes what `nn.BatchNorm2d` does."""
+        """Takes the arguments of `nn.BatchNorm2d`."""
         super().__init__(num_features, **options)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
     def _synchronized(self, x: torch.Tensor) -> torch.Tensor:
         momentum = self._count()
-        if x.device.type == "cuda" and not self.twice:
+        if x.device.type == "cuda" and not self.double_backward:
             from torch.nn.modules._functions import SyncBatchNorm as Kernels
 
             group = distributed.device_group(x.device)
@@ -89,7 +89,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         sums = _Sum.apply(torch.cat([wide.sum(dims), here]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        # of the differences, not of the squares: those cancel where the mean is large
+        # from centred values: E[x^2] - E[x]^2 cancels where the mean is large
         centred = wide - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(dims)) / count
         if self.running_mean is not None and self.running_var is not None:
@@ -105,26 +105,26 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
 @functools.cache
 def leave_out_of_compiling() -> None:
-    """Keep the compiler from the exchange with other processes. Imports the compiler."""
+    """Exclude the collectives from compilation. Imports the compiler."""
     disabled = torch.compiler.disable(SyncBatchNorm2d._synchronized)
     SyncBatchNorm2d._synchronized = disabled  # type: ignore[method-assign]
 
 
-def synchronize_norms(net: nn.Module, twice: bool = False) -> int:
-    """Make the batch norms of a network synchronized, in place; returns how many were not.
+def synchronize_norms(net: nn.Module, double_backward: bool = False) -> int:
+    """Synchronize the batch norms of a network in place; returns how many were not before.
 
-    Weights, statistics and their names stay. With `twice` gradients of gradients can be had.
+    Weights, running statistics and their names stay. `double_backward` makes that possible.
     """
     converted = 0
     for module in net.modules():
         for name, child in module.named_children():
             if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
                 norm = SyncBatchNorm2d.__new__(SyncBatchNorm2d)
-                # the same parameters: an optimizer may have them already
+                # shares the parameters, which an optimizer may already hold
                 norm.__dict__ = child.__dict__
                 norm.process_group = None
                 setattr(module, name, norm)
                 child, converted = norm, converted + 1
             if isinstance(child, SyncBatchNorm2d):
-                child.synchronized, child.twice = True, twice
+                child.synchronized, child.double_backward = True, double_backward
     return converted
