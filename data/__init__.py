@@ -26,7 +26,6 @@ from .loader import EpochLoader
 if TYPE_CHECKING:
     from .base_dataset import BaseDataset
 
-
 SCALING = ("resize_and_crop", "scale_width", "scale_width_and_crop")  # take --load_size
 
 
@@ -100,12 +99,11 @@ class CustomDatasetDataLoader:
     def __init__(self, opt: argparse.Namespace, batch_size: int | None = None):
         self.opt = opt
         self.batch_size = batch_size or opt.batch_size
-        self._open(opt.load_size, getattr(opt, "seed", None))
+        self._open(opt, getattr(opt, "seed", None))
 
-    def _open(self, load_size: int, seed: int | None) -> None:
-        """Make the dataset for pictures of `load_size`, with a cache and loading processes."""
-        opt = argparse.Namespace(**{**vars(self.opt), "load_size": load_size})
-        self.load_size = load_size
+    def _open(self, opt: argparse.Namespace, seed: int | None) -> None:
+        """Create the dataset that `opt` describes, its cache, and its worker processes."""
+        self.opened_with = opt
         self.dataset = find_dataset_using_name(opt.dataset_mode)(opt)
         print(f"dataset [{type(self.dataset).__name__}] was created")
         self.dataset.cache = open_cache(
@@ -141,12 +139,13 @@ class CustomDatasetDataLoader:
         With `--decay_at_crop_size` pictures are scaled to another size from some epoch on.
         """
         opt = self.opt
-        decays = getattr(opt, "decay_at_crop_size", False) and epoch > opt.n_epochs
-        load_size = opt.crop_size if decays and opt.preprocess in SCALING else opt.load_size
-        if load_size != self.load_size:
-            print(f"epoch {epoch}: pictures are scaled to {load_size} from now on")
-            self.close()
-            self._open(load_size, self.seed)
+        if getattr(opt, "decay_at_crop_size", False) and opt.preprocess in SCALING:
+            load_size = opt.crop_size if epoch > opt.n_epochs else opt.load_size
+            if load_size != self.opened_with.load_size:
+                print(f"epoch {epoch}: pictures are scaled to {load_size} from now on")
+                self.close()
+                changed = argparse.Namespace(**{**vars(opt), "load_size": load_size})
+                self._open(changed, self.seed)
         self.loader.set_epoch(epoch, start)
 
     def take(self, items: Sequence[int]) -> None:

@@ -402,6 +402,9 @@ def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, 
         batches = epoch(2, start)
         assert len(batches) == 2 - start
         assert all(any(torch.equal(b[0], s) for s in scaled) for b in batches)
+    # what a dataset writes into the options is for the model too
+    opt = TrainOptions([str(w) for w in words(pictures, tmp_path, *flags)]).parse(False)
+    assert create_dataset(opt).dataset.opt is opt
     for batches in (epoch(1, 0), epoch(2, 0, "--decay_at_crop_size", "False")):
         assert not any(torch.equal(b[0], s) for b in batches for s in scaled)
 
