@@ -18,6 +18,7 @@ from data.base_dataset import reader
 from models import create_model, load_generator, networks, patch_nce
 from models.antialias import Downsample, Upsample
 from models.speed.layout import contiguous_gradients
+from models.speed.prepared import prepared
 from models.weights import explain_mismatch
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
@@ -232,7 +233,7 @@ def test_compiled_networks_all_learn(kind, backend, tmp_path):
     torch.compiler.reset()
     model = tiny_model(KINDS[kind], tmp_path)
     for net in model.networks().values():
-        net.compile(backend=backend, dynamic=False)
+        prepared(net).compile(backend=backend, dynamic=False)  # as --compile does
     picture = {"A": torch.randn(1, 3, 32, 32), "B": torch.randn(1, 3, 32, 32)}
     for _ in range(2):
         before = model.network_states()
