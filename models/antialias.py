@@ -51,6 +51,9 @@ class Upsample(nn.Module):
         self.register_buffer("filt", 4 * binomial_filter(4).repeat(channels, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        # F.pad(mode="replicate") is the same, but its compiled backward pass fails on a CPU where
+        # gradients are channels-last (PyTorch 2.14)
+        rows = torch.cat((x[..., :1, :], x, x[..., -1:, :]), 2)
+        padded = torch.cat((rows[..., :1], rows, rows[..., -1:]), 3)
         groups = self.filt.shape[0]
         return F.conv_transpose2d(padded, self.filt, stride=2, padding=3, groups=groups)
