@@ -1051,7 +1051,7 @@ def test_files_are_named_once():
         device=torch.device("cpu"),
         present_losses=lambda: ["G"],
         loss_values=lambda names: torch.tensor([float("inf")]),
-        all_optimizers=lambda: [torch.optim.SGD([torch.tensor([float("nan")])])],
+        stepped_tensors=lambda: [torch.tensor([float("nan")])],
     )
     guard = FiniteGuard(model)
     with pytest.raises(UserError, match=r"the loss G is not finite at step 1, on a, b;"):

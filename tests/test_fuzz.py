@@ -167,20 +167,30 @@ def all_options(program: type[BaseOptions]) -> list[argparse.Action]:
     found: dict[str, argparse.Action] = {}
     for model in names("models", "model"):
         for mode in ("unaligned", "template", "colorization"):
-            options = program(["--dataroot", ".", "--model", model, "--dataset_mode", mode])
-            with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-                options.gather_options()
-            for action in options.parser._actions:
-                found.update(dict.fromkeys(action.option_strings, action))
+            words = ["--dataroot", ".", "--model", model, "--dataset_mode", mode]
+            found.update(options_with(program, words))
     return [found[name] for name in sorted(found.keys() - LEFT_OUT)]
 
 
-def random_words(rng: random.Random, actions: list[argparse.Action], root: Path) -> list[str]:
+def options_with(program: type[BaseOptions], words: list[str]) -> dict[str, argparse.Action]:
+    """The options that there are behind these words, which name a model or a dataset."""
+    options = program(words)
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        options.gather_options()
+    return {name: action for action in options.parser._actions for name in action.option_strings}
+
+
+def random_words(
+    rng: random.Random, program: type[BaseOptions], actions: list[argparse.Action], root: Path
+) -> list[str]:
     words = ["--dataroot", str(root)] if rng.random() < 0.9 else []
     words += ["--model", rng.choice(names("models", "model"))] if rng.random() < 0.7 else []
     if rng.random() < 0.5:
         words += ["--dataset_mode", rng.choice(names("data", "dataset"))]
     wild = rng.random() < 0.5
+    if not wild:  # or nearly every line would end at an option of another model
+        there = options_with(program, words)
+        actions = [action for action in actions if action.option_strings[0] in there]
     for action in rng.sample(actions, rng.choice([0, 1, 2, 4, 8])):
         name = rng.choice(action.option_strings)
         if name in ("--dataroot", "--checkpoints_dir", "--results_dir"):
@@ -230,7 +240,7 @@ def check_outcomes(program: Any, root: Path, count: int, follow_up: bool, tmp_pa
     actions = all_options(program)
     codes = []
     for _ in range(count):
-        words = random_words(rng, actions, root)
+        words = random_words(rng, program, actions, root)
         words += ["--checkpoints_dir", str(tmp_path / "ckpt")]
         if follow_up:
             size = rng.choice(SIZES)
