@@ -210,7 +210,7 @@ def test_command(command, tmp_path, monkeypatch, capsys):
 def check_flags(program: str, arguments: tuple[str, ...]) -> None:
     known = tool_flags()[program] if program in tools() else set(FLAG.findall(help_of(program)))
     if program == "scripts/benchmark.py":  # what it does not know goes to train.py or test.py
-        known = known | set(FLAG.findall(help_of("train.py") + help_of("test.py")))
+        known = known | own_flags()
     for flag in FLAG.findall(" ".join(arguments)):
         assert flag in known, f"{program} has no {flag}"
 
