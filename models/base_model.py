@@ -124,6 +124,8 @@ class BaseModel(ABC):
             self._steps.activate()
             self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
             self._rates = [_initial_rates(o) for o in self.optimizers]
+        if several:
+            self.share_weights()  # here too, for training loops other than that of train.py
         self.print_networks(opt.verbose)
 
     def load_saved(self, opt: argparse.Namespace) -> None:
