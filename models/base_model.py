@@ -20,6 +20,7 @@ from util.run import checkpoint
 from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
 from . import attributes, training_state
+from .diffaug import DiffAugment
 from .schedulers import fast_forward, get_scheduler, rebase
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
@@ -107,6 +108,8 @@ class BaseModel(ABC):
     def setup(self, opt: argparse.Namespace) -> None:
         """Move networks to the device, load weights, and create learning rate schedules."""
         several = self.isTrain and distributed.world_size() > 1
+        if self.isTrain:
+            self._equip_discriminators()
         for net in self.networks().values():
             net.to(self.device)
             if several:
@@ -190,6 +193,17 @@ class BaseModel(ABC):
             graphs=opt.cuda_graphs,
             scale=self._gradient_scale,
         )
+
+    def _equip_discriminators(self) -> None:
+        """Apply --diffaug. Raises UserError where there is no discriminator."""
+        opt = self.opt
+        found = self._discriminators()
+        if opt.diffaug and not found:
+            raise UserError(f"--diffaug: --model {opt.model} has no discriminator: leave it out")
+        for net in found.values():
+            if opt.diffaug:
+                augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
+                prepared(net).augment = augment  # type: ignore[assignment]
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
@@ -306,8 +320,13 @@ class BaseModel(ABC):
 
     def _is_of_discriminator(self, loss: str) -> bool:
         """Whether a loss belongs to a discriminator: D, D_real, gp_A, but not Dice or Depth."""
-        nets = [n for n in self.model_names if re.fullmatch(r"D([A-Z0-9_].*)?", n)]
+        nets = self._discriminators()
         return any(loss == n or loss.startswith(n + "_") for n in (*nets, "D", "gp"))
+
+    def _discriminators(self) -> dict[str, nn.Module]:
+        """The networks that are named as discriminators are: D, D_A, D2, but not Depth."""
+        found = self.networks().items()
+        return {n: net for n, net in found if re.fullmatch(r"D([A-Z0-9_].*)?", n)}
 
     # ------------------------------------------------------------------------------ optimization
     def batch_passes(self, net: nn.Module, *inputs: torch.Tensor) -> None:

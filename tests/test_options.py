@@ -43,6 +43,7 @@ ADDED = {
         "--max_hours": [None, "value"],
         "--on_nan": ["stop", "value"],
         "--lambda_gp": [10.0, "value"],
+        "--diffaug": [None, "value"],
         "--cache_images": ["auto", "value"],
         "--accumulate": [1, "value"],
         "--grad_checkpoint": [False, "flag"],
