@@ -21,6 +21,7 @@ from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_opt
 
 from . import attributes, training_state
 from .diffaug import DiffAugment
+from .norms import add_spectral_norm
 from .schedulers import fast_forward, get_scheduler, rebase
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
@@ -195,15 +196,19 @@ class BaseModel(ABC):
         )
 
     def _equip_discriminators(self) -> None:
-        """Apply --diffaug. Raises UserError where there is no discriminator."""
+        """Apply --diffaug and --spectral_norm; raises UserError without a discriminator."""
         opt = self.opt
         found = self._discriminators()
-        if opt.diffaug and not found:
-            raise UserError(f"--diffaug: --model {opt.model} has no discriminator: leave it out")
+        wanted = [name for name in ("diffaug", "spectral_norm") if getattr(opt, name)]
+        if wanted and not found:
+            flag = f"--{wanted[0]}"
+            raise UserError(f"{flag}: --model {opt.model} has no discriminator: leave it out")
         for net in found.values():
             if opt.diffaug:
                 augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
                 prepared(net).augment = augment  # type: ignore[assignment]
+            if opt.spectral_norm:
+                add_spectral_norm(net)
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""

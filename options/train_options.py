@@ -173,6 +173,11 @@ options of another model: python train.py --model pix2pix --help"""
             help="size of the pool of earlier results that discriminators see; 0: none",
         )
         add(
+            "--spectral_norm",
+            action="store_true",
+            help="spectral normalization of the discriminators' convolutions",
+        )
+        add(
             "--diffaug",
             type=diffaug.kinds,
             metavar="KINDS",

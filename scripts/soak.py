@@ -71,6 +71,7 @@ ANY = [
 ]
 ADVERSARIAL = [  # for models with a discriminator
     ["--diffaug", "color,translation,cutout"],
+    ["--spectral_norm", "--normD", "none"],
 ]
 
 
