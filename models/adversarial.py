@@ -7,7 +7,21 @@ import argparse
 from .norms import NORMS
 
 
+def count(text: str) -> int:
+    """An argparse type: a whole number from 1 on."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: at least 1")
+    return value
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of discriminators that a model passes on to `define_D` and its losses."""
     add = parser.add_argument_group("discriminator").add_argument
+    add("--num_D", type=count, default=2, help="scales of --netD multiscale")
+    add(
+        "--lambda_feat",
+        type=float,
+        default=0.0,
+        help="weight of feature matching, with --netD multiscale; 10 in pix2pixHD",
+    )
     add("--normD", "--norm_D", choices=NORMS, help="norm in D; as --norm if it is not given")

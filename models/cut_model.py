@@ -89,6 +89,8 @@ class CUTModel(BaseModel):
             self.visual_names.append("idt_B")
         if opt.gan_mode == "wgangp":
             self.loss_names.append("D_gp")
+        if opt.lambda_feat > 0:
+            self.loss_names.append("G_feat")
         self.nce_layers = patch_nce.layers_of(opt, self.netG)
         channels = self.netG.channels_of(self.nce_layers)
         self.netF = patch_nce.define_F(channels, opt.netF, opt.netF_nc, **drawn)
@@ -99,6 +101,7 @@ class CUTModel(BaseModel):
             opt.n_layers_D,
             opt.normD,
             antialias=not opt.no_antialias,
+            num_D=opt.num_D,
             **drawn,
         )
         self.fake_B_pool = ImagePool(opt.pool_size)
@@ -167,7 +170,12 @@ class CUTModel(BaseModel):
             features = self.features[1]
             self.loss_NCE_Y = self.calculate_NCE_loss(self.real_B, features, self.idt_B)
             loss_NCE = (self.loss_NCE + self.loss_NCE_Y) * 0.5
-        return self.loss_G_GAN + loss_NCE
+        loss = self.loss_G_GAN + loss_NCE
+        if opt.lambda_feat > 0:  # of the picture whose output is known
+            features = networks.feature_matching(self.netD, self.idt_B, self.real_B)
+            self.loss_G_feat = features * opt.lambda_feat
+            loss = loss + self.loss_G_feat
+        return loss
 
     def backward_G(self):
         """Gradients of the generator and of F."""

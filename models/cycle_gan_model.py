@@ -57,9 +57,12 @@ class CycleGANModel(BaseModel):
         if not self.isTrain:
             return
 
+        if opt.lambda_feat > 0:
+            self.loss_names += ["feat_A", "feat_B"]
         build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.normD or opt.norm)
-        self.netD_A = networks.define_D(opt.output_nc, *build_D, antialias=down, **drawn)
-        self.netD_B = networks.define_D(opt.input_nc, *build_D, antialias=down, **drawn)
+        scales = {"antialias": down, "num_D": opt.num_D, **drawn}
+        self.netD_A = networks.define_D(opt.output_nc, *build_D, **scales)
+        self.netD_B = networks.define_D(opt.input_nc, *build_D, **scales)
         self.fake_A_pool = ImagePool(opt.pool_size)
         self.fake_B_pool = ImagePool(opt.pool_size)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
@@ -113,6 +116,13 @@ class CycleGANModel(BaseModel):
         self.loss_cycle_A = self.criterionCycle(self.rec_A, self.real_A) * lambda_A
         self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * lambda_B
         loss = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B
+        if self.opt.lambda_feat > 0:
+            # pairs that should be equal are those of the cycle (Wang and Lin, arXiv:2408.15374)
+            features_A = networks.feature_matching(self.netD_B, self.rec_A, self.real_A)
+            features_B = networks.feature_matching(self.netD_A, self.rec_B, self.real_B)
+            self.loss_feat_A = features_A * self.opt.lambda_feat
+            self.loss_feat_B = features_B * self.opt.lambda_feat
+            loss = loss + self.loss_feat_A + self.loss_feat_B
         return loss + self.loss_idt_A + self.loss_idt_B
 
     def backward_G(self):

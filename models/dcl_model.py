@@ -67,8 +67,9 @@ class DCLModel(BaseModel):
         self.netF1 = patch_nce.define_F(self.netG_A.channels_of(self.nce_layers), *build_F, **drawn)
         self.netF2 = patch_nce.define_F(self.netG_B.channels_of(self.nce_layers), *build_F, **drawn)
         build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.normD)
-        self.netD_A = networks.define_D(opt.output_nc, *build_D, antialias=down, **drawn)
-        self.netD_B = networks.define_D(opt.input_nc, *build_D, antialias=down, **drawn)
+        scales = {"antialias": down, "num_D": opt.num_D, **drawn}
+        self.netD_A = networks.define_D(opt.output_nc, *build_D, **scales)
+        self.netD_B = networks.define_D(opt.input_nc, *build_D, **scales)
         self.fake_A_pool = ImagePool(opt.pool_size)
         self.fake_B_pool = ImagePool(opt.pool_size)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
@@ -78,6 +79,8 @@ class DCLModel(BaseModel):
         self.criterionIdt = torch.nn.L1Loss()
         if opt.gan_mode == "wgangp":
             self.loss_names += ["gp_A", "gp_B"]
+        if opt.lambda_feat > 0:
+            self.loss_names += ["feat_A", "feat_B"]
         betas = (opt.beta1, opt.beta2)
         weights_G = itertools.chain(self.netG_A.parameters(), self.netG_B.parameters())
         weights_D = itertools.chain(self.netD_A.parameters(), self.netD_B.parameters())
@@ -175,7 +178,14 @@ class DCLModel(BaseModel):
             self.loss_idt_B = self.criterionIdt(self.idt_B, self.real_A) * opt.lambda_IDT
         loss = (self.loss_G_A + self.loss_G_B) * 0.5
         loss = loss + (self.loss_NCE1 + self.loss_NCE2) * 0.5
-        return loss + (self.loss_idt_A + self.loss_idt_B) * 0.5
+        loss = loss + (self.loss_idt_A + self.loss_idt_B) * 0.5
+        if opt.lambda_feat > 0:  # of the pictures whose output is known
+            features_A = networks.feature_matching(self.netD_A, self.idt_A, self.real_B)
+            features_B = networks.feature_matching(self.netD_B, self.idt_B, self.real_A)
+            self.loss_feat_A = features_A * opt.lambda_feat
+            self.loss_feat_B = features_B * opt.lambda_feat
+            loss = loss + (self.loss_feat_A + self.loss_feat_B) * 0.5
+        return loss
 
     def backward_G(self):
         """Gradients of the generators and of both F."""

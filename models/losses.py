@@ -1,12 +1,23 @@
-"""Adversarial losses and the gradient penalty."""
+"""Adversarial losses, feature matching and the gradient penalty."""
 
 from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
+
+
+class Judged(NamedTuple):
+    """What a discriminator of several scales returns, the finest scale first."""
+
+    predictions: list[torch.Tensor]  # (N, 1, h, w) each
+    features: list[list[torch.Tensor]]  # of each scale: (N, C, h, w) of each layer but the last
 
 
 class GANLoss(nn.Module):
@@ -46,12 +57,19 @@ class GANLoss(nn.Module):
         return label.expand_as(prediction)
 
     def forward(
-        self, prediction: torch.Tensor, target_is_real: bool, for_discriminator: bool = True
+        self,
+        prediction: torch.Tensor | Judged,
+        target_is_real: bool,
+        for_discriminator: bool = True,
     ) -> torch.Tensor:
         """The mean loss, a scalar, of a map of predictions (N, 1, H, W).
 
-        `for_discriminator` matters to `hinge` alone: without it nothing is clipped.
+        The sum over the scales of a `Judged` (Wang et al. 2018, eq. 3). `for_discriminator` matters
+        to `hinge` alone: without it nothing is clipped.
         """
+        if isinstance(prediction, Judged):
+            scales = prediction.predictions
+            return sum(self(scale, target_is_real, for_discriminator) for scale in scales)
         if self.loss is not None:
             return self.loss(prediction, self.get_target_tensor(prediction, target_is_real))
         wanted = -prediction if target_is_real else prediction  # what should become small
@@ -60,6 +78,23 @@ class GANLoss(nn.Module):
         if self.gan_mode == "hinge" and for_discriminator:
             return F.relu(1 + wanted).mean()
         return wanted.mean()
+
+
+def feature_matching(
+    netD: nn.Module, fake: torch.Tensor | Judged, real: torch.Tensor
+) -> torch.Tensor:
+    """The feature matching loss of pix2pixHD (Wang et al. 2018, eq. 4), summed over scales.
+
+    The sum over layers of mean |D(real) - D(fake)|, where `fake` should become `real` (N, C, H, W).
+    `fake` may also be what `netD` has just returned for it. Both are augmented alike. No gradient
+    goes to `real`.
+    """
+    fake = fake if isinstance(fake, Judged) else netD(fake)
+    augment = getattr(netD, "augment", None)
+    with augment.repeated() if augment else contextlib.nullcontext():
+        wanted = netD(real)
+    layers = (itertools.chain(*judged.features) for judged in (fake, wanted))
+    return sum(F.l1_loss(ours, other.detach()) for ours, other in zip(*layers, strict=True))
 
 
 def cal_gradient_penalty(
@@ -91,9 +126,9 @@ def cal_gradient_penalty(
         raise ValueError(f"unknown type '{type}' of gradient penalty: real, fake or mixed")
     points = points.detach().requires_grad_(True)
     scores = netD(points)
-    (gradients,) = torch.autograd.grad(
-        scores, points, grad_outputs=torch.ones_like(scores), create_graph=True
-    )
+    scores = scores.predictions if isinstance(scores, Judged) else [scores]
+    ones = [torch.ones_like(score) for score in scores]
+    (gradients,) = torch.autograd.grad(scores, points, grad_outputs=ones, create_graph=True)
     gradients = gradients.reshape(real_data.size(0), -1)
     # 1e-16 keeps the derivative of the norm finite at 0
     norms = (gradients + 1e-16).norm(2, dim=1)

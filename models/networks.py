@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,7 +20,7 @@ from util.errors import UserError
 
 from .antialias import Downsample, Upsample
 from .init import INIT_TYPES, init_net, init_weights  # noqa: F401
-from .losses import GAN_MODES, GANLoss, cal_gradient_penalty  # noqa: F401
+from .losses import GAN_MODES, GANLoss, Judged, cal_gradient_penalty, feature_matching  # noqa: F401
 from .norms import NORMS, NormLayer, get_norm_layer, inplace_after, needs_bias  # noqa: F401
 from .padding import apply_padded, pad_to_fit
 from .schedulers import LR_POLICIES, get_scheduler  # noqa: F401
@@ -295,15 +296,60 @@ class NLayerDiscriminator(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        minimum = 3 * 2**self.n_layers
-        if min(input.shape[-2:]) < minimum:
-            height, width = input.shape[-2:]
-            raise UserError(
-                f"the discriminator with --n_layers_D {self.n_layers} can't judge pictures of "
-                f"{width}x{height}: it needs at least {minimum}x{minimum}; use a larger "
-                "--crop_size, fewer layers (--netD n_layers --n_layers_D 2) or --netD pixel"
-            )
+        flags, fewer = f"--n_layers_D {self.n_layers}", "(--netD n_layers --n_layers_D 2)"
+        _check_size(input, 3 * 2**self.n_layers, flags, f"fewer layers {fewer} or --netD pixel")
         return self.model(input)
+
+
+class MultiscaleDiscriminator(nn.Module):
+    """Several PatchGANs, each of which sees the picture at half the size (Wang et al. 2018, 3.2).
+
+    (N, input_nc, H, W) -> `Judged`, with `num_D` predictions of `NLayerDiscriminator`. The features
+    are those behind each LeakyReLU. Raises UserError for a picture smaller than 3 * 2^n at the
+    coarsest scale.
+    """
+
+    def __init__(
+        self,
+        input_nc: int,
+        ndf: int = 64,
+        n_layers: int = 3,
+        num_D: int = 2,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        antialias: bool = False,
+    ):
+        super().__init__()
+        self.n_layers = n_layers
+        self.scales = nn.ModuleList(
+            NLayerDiscriminator(input_nc, ndf, n_layers, norm_layer, antialias)
+            for _ in range(num_D)
+        )
+
+    def forward(self, input: torch.Tensor) -> Judged:
+        num_D = len(self.scales)
+        flags = f"--n_layers_D {self.n_layers} --num_D {num_D}"
+        minimum = 3 * 2 ** (self.n_layers + num_D - 1)
+        _check_size(input, minimum, flags, "fewer layers (--n_layers_D 2) or scales")
+        judged = Judged([], [])
+        for scale in self.scales:
+            x, features = input, []
+            for layer in scale.model:  # type: ignore[union-attr]
+                x = layer(x)
+                if isinstance(layer, nn.LeakyReLU):
+                    features.append(x)
+            judged.predictions.append(x)
+            judged.features.append(features)
+            input = F.avg_pool2d(input, 3, stride=2, padding=1, count_include_pad=False)
+        return judged
+
+
+def _check_size(input: torch.Tensor, minimum: int, flags: str, instead: str) -> None:
+    height, width = input.shape[-2:]
+    if min(height, width) < minimum:
+        raise UserError(
+            f"the discriminator with {flags} can't judge pictures of {width}x{height}: it needs at "
+            f"least {minimum}x{minimum}; use a larger --crop_size, {instead}"
+        )
 
 
 class PixelDiscriminator(nn.Module):
@@ -338,10 +384,12 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "unet_256": lambda cin, cout, ngf, **kw: UnetGenerator(cin, cout, 8, ngf, **kw),
 }
 
-# name: network of (input_nc, ndf, n_layers_D, norm_layer=); all but `pixel` also take antialias=
+# name: network of (input_nc, ndf, n_layers_D, norm_layer=); all but `pixel` also take antialias=,
+# and `multiscale` takes num_D=
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "basic": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, 3, **kw),
     "n_layers": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, n, **kw),
+    "multiscale": lambda cin, ndf, n, **kw: MultiscaleDiscriminator(cin, ndf, n, **kw),
     "pixel": lambda cin, ndf, n, **kw: PixelDiscriminator(cin, ndf, **kw),
 }
 
@@ -391,16 +439,19 @@ def define_D(
     init_gain: float = 0.02,
     gpu_ids: list[int] = [],
     antialias: bool = False,
+    num_D: int = 2,
 ) -> nn.Module:
     """Build a discriminator by its name in `DISCRIMINATORS` and initialize it.
 
-    `ndf` is the number of filters of the first convolution. Only `n_layers` uses `n_layers_D`, and
-    `pixel` ignores `antialias`, since it does not downsample. Raises ValueError for an unknown
-    name.
+    `ndf` is the number of filters of the first convolution. Only `n_layers` and `multiscale` use
+    `n_layers_D`, only `multiscale` uses `num_D`, the number of scales, and `pixel` ignores
+    `antialias`, since it does not downsample. Raises ValueError for an unknown name.
     """
     if netD not in DISCRIMINATORS:
         raise ValueError(f"unknown netD '{netD}': choose from {', '.join(DISCRIMINATORS)}")
     norm_layer = get_norm_layer(norm)
-    sampling = {"antialias": True} if antialias and netD != "pixel" else {}
-    net = DISCRIMINATORS[netD](input_nc, ndf, n_layers_D, norm_layer=norm_layer, **sampling)
+    more: dict[str, Any] = {"antialias": True} if antialias and netD != "pixel" else {}
+    if netD == "multiscale":
+        more["num_D"] = num_D
+    net = DISCRIMINATORS[netD](input_nc, ndf, n_layers_D, norm_layer=norm_layer, **more)
     return init_net(net, init_type, init_gain, gpu_ids)

@@ -15,7 +15,8 @@ from torch import nn
 
 from util.errors import UserError
 
-from . import adversarial
+from .adversarial import add_options as add_discriminator_options
+from .adversarial import count
 from .init import init_net
 from .networks import GENERATORS, NORMS, ResnetGenerator
 from .speed.acceleration import independent_of_batch
@@ -39,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     parser.set_defaults(no_dropout=True, no_antialias=False, no_antialias_up=False)
     if not is_train:
         return
-    adversarial.add_options(parser)
+    add_discriminator_options(parser)
     parser.set_defaults(normD="instance", init_type="xavier", pool_size=0)
     parser.set_defaults(n_epochs=200, n_epochs_decay=200)
 
@@ -76,13 +77,6 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     add("--beta2", type=float, default=0.999, help="second momentum of Adam")
 
 
-def count(text: str) -> int:
-    """An argparse type: a whole number from 1 on."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small: at least 1")
-    return value
-
-
 def positive(text: str) -> float:
     """An argparse type: a number above 0."""
     if not 0 < (value := float(text)) < float("inf"):
@@ -113,6 +107,11 @@ def check_options(opt: argparse.Namespace) -> None:
         raise UserError(
             f"--norm is --normG and --normD under --model {opt.model}: say --normG {opt.norm} "
             f"--normD {opt.norm}"
+        )
+    if opt.isTrain and opt.lambda_feat > 0 and not opt.nce_idt:
+        raise UserError(
+            "--lambda_feat compares the identity pictures with the pictures they should be, and "
+            "--nce_idt is off: say --nce_idt True, or leave --lambda_feat out"
         )
     if opt.isTrain and opt.nce_idt and opt.input_nc != opt.output_nc:
         raise UserError(

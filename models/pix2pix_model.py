@@ -59,11 +59,14 @@ class Pix2PixModel(BaseModel):
             opt.init_gain,
             self.gpu_ids,
             antialias=not opt.no_antialias,
+            num_D=opt.num_D,
         )
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
         self.criterionL1 = torch.nn.L1Loss()
         if opt.gan_mode == "wgangp":
             self.loss_names.append("D_gp")
+        if opt.lambda_feat > 0:
+            self.loss_names.append("G_feat")
         betas = (opt.beta1, 0.999)
         self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr, betas=betas)
         self.optimizer_D = torch.optim.Adam(self.netD.parameters(), lr=opt.lr, betas=betas)
@@ -96,11 +99,17 @@ class Pix2PixModel(BaseModel):
         self.loss_D.backward()
 
     def compute_G_loss(self):
-        """The loss of the generator: adversarial and L1 (eq. 4)."""
-        fake_AB = torch.cat((self.real_A, self.fake_B), 1)
-        self.loss_G_GAN = self.criterionGAN(self.netD(fake_AB), True, False)
+        """The loss of the generator: adversarial and L1 (eq. 4), and features of D (pix2pixHD)."""
+        pred_fake = self.netD(torch.cat((self.real_A, self.fake_B), 1))
+        self.loss_G_GAN = self.criterionGAN(pred_fake, True, False)
         self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.opt.lambda_L1
-        return self.loss_G_GAN + self.loss_G_L1
+        loss = self.loss_G_GAN + self.loss_G_L1
+        if self.opt.lambda_feat > 0:
+            real_AB = torch.cat((self.real_A, self.real_B), 1)
+            features = networks.feature_matching(self.netD, pred_fake, real_AB)
+            self.loss_G_feat = features * self.opt.lambda_feat
+            loss = loss + self.loss_G_feat
+        return loss
 
     def backward_G(self):
         """Gradients of the generator."""

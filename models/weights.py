@@ -51,6 +51,10 @@ def describe(state: State) -> dict[str, Any]:
     weights = {k: v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4}
     if not weights:
         return {}
+    if scales := {k.split(".")[1] for k in weights if k.startswith("scales.")}:
+        one = {k.removeprefix("scales.0."): v for k, v in state.items() if "scales.0." in k}
+        several = {"netD": "multiscale", "num_D": len(scales), "spectral_norm": spectral}
+        return {**describe(one), **several}
     first_key, first = next(iter(weights.items()))
     last = list(weights.values())[-1]
     norm_weights = any(k.endswith(".weight") and v.dim() == 1 for k, v in state.items())

@@ -1,16 +1,21 @@
-"""Options of discriminators: spectral norm, a norm of their own."""
+"""Options of discriminators: spectral norm, a norm of their own, several scales."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import create_model, networks
 from models.norms import add_spectral_norm
+from models.speed.prepared import prepared, share_pass
 from models.weights import explain_mismatch
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, TINY, aligned, run, seed_all, succeed, unaligned
+from util.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +32,7 @@ def options(folder, words: str):
     return TrainOptions(f"{where} {' '.join(TINY)} {words}").parse(save=False)
 
 
-def build(folder, words: str):
+def build(folder, words: str) -> Any:
     model = create_model(opt := options(folder, words))
     model.setup(opt)
     return model
@@ -157,3 +162,164 @@ def test_norms_of_generators_and_discriminators(words, norms, tmp_path):
 def test_the_discriminators_norm_comes_back_with_the_weights(pictures, tmp_path):
     words = "--model cycle_gan"
     check_resume(pictures, tmp_path, f"{words} --norm_D batch", again=words)
+
+
+# ---------------------------------------------------------------------- scales, feature matching
+SCALES = "--netD multiscale --n_layers_D 2 --lambda_feat 10"
+
+
+def by_hand(net: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Predictions, and the outputs of all layers but the last, from the layers one by one."""
+    predictions, features = [], []
+    for scale in net.scales:
+        y = x
+        for layer in scale.model:
+            y = layer(y)
+            if isinstance(layer, nn.LeakyReLU):
+                features.append(y.clone())
+        predictions.append(y)
+        # the mean of the 3x3 pixels around every second one, as far as they are in the picture
+        ones = torch.ones(x.shape[1], 1, 3, 3)
+        sums = F.conv2d(x, ones, stride=2, padding=1, groups=x.shape[1])
+        x = sums / F.conv2d(torch.ones_like(x), ones, stride=2, padding=1, groups=x.shape[1])
+    return predictions, features
+
+
+def test_scales_are_patchgans_of_smaller_pictures():
+    net = networks.define_D(3, 4, "multiscale", 2, "instance", num_D=3)
+    x = noise(2, 3, 64, 80)
+    judged = net(x)
+    predictions, features = by_hand(net, x)
+    torch.testing.assert_close(judged.predictions, predictions)
+    torch.testing.assert_close([f for scale in judged.features for f in scale], features)
+    assert [p.shape[2:] for p in judged.predictions] == [(14, 18), (6, 8), (2, 3)]
+    plain = networks.define_D(3, 4, "n_layers", 2, "instance")
+    keys = {f"scales.{i}.{key}" for i in range(3) for key in plain.state_dict()}
+    assert net.state_dict().keys() == keys
+
+
+@pytest.mark.parametrize("mode", networks.GAN_MODES)
+def test_losses_are_summed_over_scales(mode):
+    loss = networks.GANLoss(mode)
+    scales = [noise(2, 1, 4, 4), noise(2, 1, 2, 2)]
+    for real in (True, False):
+        for for_discriminator in (True, False):
+            total = loss(networks.Judged(scales, []), real, for_discriminator)
+            assert total == sum(loss(scale, real, for_discriminator) for scale in scales)
+
+
+def test_feature_matching_is_equation_4():
+    net = networks.define_D(3, 4, "multiscale", 2, "instance")
+    fake, real = noise(2, 3, 32, 32).requires_grad_(), noise(2, 3, 32, 32).requires_grad_()
+    wanted = 0.0
+    for a, b in zip(by_hand(net, real)[1], by_hand(net, fake)[1], strict=True):
+        wanted += (a - b).abs().sum().item() / a.numel()
+    loss = networks.feature_matching(net, fake, real)
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
+    assert networks.feature_matching(net, net(fake), real).item() == pytest.approx(wanted, rel=1e-5)
+    loss.backward()
+    assert fake.grad is not None
+    assert real.grad is None
+    assert networks.feature_matching(net, real, real) == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_feature_matching_is_part_of_what_generators_learn(model, tmp_path):
+    pairs = {
+        "cycle_gan": [("feat_A", "D_B", "rec_A", "real_A"), ("feat_B", "D_A", "rec_B", "real_B")],
+        "pix2pix": [("G_feat", "D", "fake_B", "real_B")],
+        "cut": [("G_feat", "D", "idt_B", "real_B")],
+        "dcl": [("feat_A", "D_A", "idt_A", "real_B"), ("feat_B", "D_B", "idt_B", "real_A")],
+    }[model]
+    found, built = {}, None
+    for weight in (0, 10):
+        words = f"--model {model} {SCALES[:-2]}{weight} --normD instance --flip_equivariance False"
+        words = words if model in ("cut", "dcl") else words.rsplit(" ", 2)[0]
+        built = build(tmp_path, words)
+        seed_all(5)
+        built.set_input(batch())
+        built.forward()
+        seed_all(6)
+        found[weight] = built.compute_G_loss().item()
+    total = 0.0
+    for loss, net, fake, real in pairs:
+        fake, real = getattr(built, fake), getattr(built, real)
+        if model == "pix2pix":
+            fake, real = (torch.cat((built.real_A, x), 1) for x in (fake, real))
+        net = getattr(built, f"net{net}")
+        a, b = by_hand(net, real)[1], by_hand(net, fake)[1]
+        wanted = 10 * sum((x - y).abs().mean().item() for x, y in zip(a, b, strict=True))
+        assert getattr(built, f"loss_{loss}").item() == pytest.approx(wanted, rel=1e-4)
+        assert loss in built.loss_names
+        total += wanted
+    total *= 0.5 if model == "dcl" else 1
+    assert found[10] == pytest.approx(found[0] + total, rel=1e-4)
+
+
+def test_feature_matching_augments_both_alike(tmp_path):
+    model = build(tmp_path, f"--model pix2pix {SCALES} --diffaug color,translation,cutout")
+    x = noise(1, 6, 32, 32)
+    assert networks.feature_matching(model.netD, model.netD(x), x) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model cycle_gan --precision bf16 --batch_passes on",
+        "--model pix2pix --gan_mode wgangp --norm instance --accumulate 2 --precision fp16",
+        "--model cut --spectral_norm --diffaug color",
+    ],
+)
+def test_scales_come_back_with_the_weights(words, pictures, tmp_path):
+    again = f"{words} --lambda_feat 10"
+    whole = check_resume(pictures, tmp_path, f"{words} {SCALES} --num_D 1", again)
+    assert any(".scales.0.model.0." in key for key in whole)
+    assert not any(".scales.1." in key for key in whole)
+
+
+def test_shared_passes_of_scales():
+    net = prepared(networks.define_D(3, 4, "multiscale", 2, "instance"))
+    a, b = noise(1, 3, 32, 32), noise(1, 3, 32, 32)
+    wanted = net(a), net(b)
+    share_pass(net, [a, b])
+    torch.testing.assert_close((net(a), net(b)), wanted)
+
+
+def test_a_gradient_penalty_counts_all_scales():
+    net = networks.define_D(3, 4, "multiscale", 2, "none")
+    x = noise(2, 3, 32, 32)
+    _, gradients = networks.cal_gradient_penalty(net, x, x, torch.device("cpu"), "real")
+    points = x.clone().requires_grad_()
+    total = sum(p.sum() for p in by_hand(net, points)[0])
+    (wanted,) = torch.autograd.grad(total, points)
+    torch.testing.assert_close(gradients, wanted.flatten(1))
+
+
+def test_weights_of_other_scales_are_explained():
+    built = [networks.define_D(3, 4, "multiscale", 2, "instance", num_D=n) for n in (1, 2)]
+    message = explain_mismatch("D", built[0].state_dict(), built[1])
+    assert message == ("netD was saved with --num_D 1, the options say --num_D 2; set --num_D 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--num_D 3", "--num_D is for --netD multiscale, not for --netD basic"),
+        ("--lambda_feat 10", "--lambda_feat is for --netD multiscale, not for --netD basic"),
+        (f"--model cut {SCALES} --nce_idt False", "--nce_idt is off: say --nce_idt True"),
+        ("--netD multiscale --num_D 0", "0 is too small: at least 1"),
+        ("--model template --num_D 2", "unknown option '--num_D'"),
+    ],
+)
+def test_options_that_do_not_fit(words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        options(tmp_path, words)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_picture_too_small_for_the_coarsest_scale():
+    net = networks.define_D(3, 4, "multiscale")
+    assert net(noise(1, 3, 48, 48)).predictions[1].shape == (1, 1, 1, 1)
+    with pytest.raises(UserError, match=r"--n_layers_D 3 --num_D 2 .*60x47.* at least 48x48"):
+        net(noise(1, 3, 47, 60))

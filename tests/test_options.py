@@ -70,8 +70,9 @@ ADDED = {
 }
 # of the models that have a discriminator
 ADVERSARIAL = {
-    "--normD": [None, "value"],
-    "--norm_D": [None, "value"],
+    "--num_D": [2, "value"],
+    "--lambda_feat": [0.0, "value"],
+    "--norm_D": [None, "value"],  # or --normD
 }
 COMMANDS = [name for name in GOLDEN if not name.endswith("/file")]
 

@@ -127,7 +127,7 @@ class _Part(NamedTuple):
 
     input: torch.Tensor
     versions: tuple[int, int]  # of the input and of the weights
-    result: torch.Tensor
+    result: Any
 
 
 _parts: weakref.WeakKeyDictionary[nn.Module, list[_Part]] = weakref.WeakKeyDictionary()
@@ -144,9 +144,13 @@ def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
     starts = itertools.accumulate((len(x) for x in inputs), initial=0)
     # not `split`, whose views can't be changed in place
     _parts[net] = [
-        _Part(x, (x._version, weights), results.narrow(0, start, len(x)))
+        _Part(x, (x._version, weights), _rows(results, start, len(x)))
         for x, start in zip(inputs, starts, strict=False)
     ]
+
+
+def _rows(results: Any, start: int, length: int) -> Any:
+    return tree_map(lambda result: result.narrow(0, start, length), results)
 
 
 def forget_passes() -> None:
@@ -160,7 +164,7 @@ def _forget_at_steps() -> None:
     register_optimizer_step_post_hook(lambda *_: forget_passes())
 
 
-def _take(net: nn.Module, x: Any) -> torch.Tensor | None:
+def _take(net: nn.Module, x: Any) -> Any:
     parts = _parts.get(net)
     if not parts:
         return None
