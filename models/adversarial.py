@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from .losses import GRADIENT_PENALTIES
 from .norms import NORMS
 
 
@@ -23,5 +24,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         help="weight of feature matching, with --netD multiscale; 10 in pix2pixHD",
+    )
+    add("--gp", choices=GRADIENT_PENALTIES, help="gradient penalty [that of --gan_mode wgangp]")
+    add(
+        "--gp_every",
+        type=count,
+        default=1,
+        help="compute the gradient penalty each so many batches, weighted as much more",
     )
     add("--normD", "--norm_D", choices=NORMS, help="norm in D; as --norm if it is not given")

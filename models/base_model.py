@@ -212,9 +212,10 @@ class BaseModel(ABC):
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
-        penalized = getattr(self.opt, "gan_mode", "") == "wgangp" and self.opt.lambda_gp > 0
+        asked = getattr(self.opt, "gan_mode", "") == "wgangp" or getattr(self.opt, "gp", None)
+        penalized = asked and self.opt.lambda_gp > 0
         discriminators = [n for name, n in self.networks().items() if name.startswith("D")]
-        return penalized and any(net is n for n in discriminators)
+        return bool(penalized) and any(net is n for n in discriminators)
 
     def load_suffix(self) -> str:
         """The prefix of the files to load: `iter_N` with `--load_iter`, else `--epoch`."""

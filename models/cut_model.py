@@ -87,7 +87,8 @@ class CUTModel(BaseModel):
         if opt.nce_idt:
             self.loss_names.append("NCE_Y")
             self.visual_names.append("idt_B")
-        if opt.gan_mode == "wgangp":
+        self.penalty = networks.GradientPenalty(opt.gan_mode, opt.gp, opt.lambda_gp, opt.gp_every)
+        if self.penalty.kind:
             self.loss_names.append("D_gp")
         if opt.lambda_feat > 0:
             self.loss_names.append("G_feat")
@@ -147,12 +148,9 @@ class CUTModel(BaseModel):
         self.batch_passes(self.netD, fake_B, self.real_B)
         self.loss_D_fake = self.criterionGAN(self.netD(fake_B), False)
         self.loss_D_real = self.criterionGAN(self.netD(self.real_B), True)
-        self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5
-        if self.opt.gan_mode == "wgangp":
-            self.loss_D_gp, _ = networks.cal_gradient_penalty(
-                self.netD, self.real_B, fake_B, self.device, lambda_gp=self.opt.lambda_gp
-            )
-            self.loss_D = self.loss_D + self.loss_D_gp
+        penalty = self.penalty(self.netD, self.real_B, fake_B)
+        self.loss_D_gp = self.penalty.latest(self.netD)
+        self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5 + penalty
         self.loss_D.backward()
 
     def compute_G_loss(self):

@@ -68,9 +68,9 @@ class CycleGANModel(BaseModel):
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
         self.criterionCycle = torch.nn.L1Loss()
         self.criterionIdt = torch.nn.L1Loss()
-        if opt.gan_mode == "wgangp":
+        self.penalty = networks.GradientPenalty(opt.gan_mode, opt.gp, opt.lambda_gp, opt.gp_every)
+        if self.penalty.kind:
             self.loss_names += ["gp_A", "gp_B"]
-        self.loss_gp = 0  # the gradient penalty of the discriminator at hand
         weights_G = itertools.chain(self.netG_A.parameters(), self.netG_B.parameters())
         weights_D = itertools.chain(self.netD_A.parameters(), self.netD_B.parameters())
         betas = (opt.beta1, 0.999)
@@ -139,12 +139,7 @@ class CycleGANModel(BaseModel):
         self.batch_passes(netD, real, fake)
         loss_D_real = self.criterionGAN(netD(real), True)
         loss_D_fake = self.criterionGAN(netD(fake), False)
-        loss_D = (loss_D_real + loss_D_fake) * 0.5
-        if self.opt.gan_mode == "wgangp":
-            self.loss_gp, _ = networks.cal_gradient_penalty(
-                netD, real, fake, self.device, lambda_gp=self.opt.lambda_gp
-            )
-            loss_D = loss_D + self.loss_gp
+        loss_D = (loss_D_real + loss_D_fake) * 0.5 + self.penalty(netD, real, fake)
         loss_D.backward()
         return loss_D
 
@@ -152,13 +147,13 @@ class CycleGANModel(BaseModel):
         """D_A tells real B from generated B, some of which are of earlier iterations."""
         fake_B = self.fake_B_pool.query(self.fake_B)
         self.loss_D_A = self.backward_D_basic(self.netD_A, self.real_B, fake_B)
-        self.loss_gp_A = self.loss_gp
+        self.loss_gp_A = self.penalty.latest(self.netD_A)
 
     def backward_D_B(self):
         """D_B tells real A from generated A."""
         fake_A = self.fake_A_pool.query(self.fake_A)
         self.loss_D_B = self.backward_D_basic(self.netD_B, self.real_A, fake_A)
-        self.loss_gp_B = self.loss_gp
+        self.loss_gp_B = self.penalty.latest(self.netD_B)
 
     def optimize_parameters(self):
         """One step of both generators, then one of both discriminators."""

@@ -77,7 +77,8 @@ class DCLModel(BaseModel):
             opt.nce_T, opt.nce_includes_all_negatives_from_minibatch, cosine=True
         )
         self.criterionIdt = torch.nn.L1Loss()
-        if opt.gan_mode == "wgangp":
+        self.penalty = networks.GradientPenalty(opt.gan_mode, opt.gp, opt.lambda_gp, opt.gp_every)
+        if self.penalty.kind:
             self.loss_names += ["gp_A", "gp_B"]
         if opt.lambda_feat > 0:
             self.loss_names += ["feat_A", "feat_B"]
@@ -131,31 +132,27 @@ class DCLModel(BaseModel):
         return fake, same, features
 
     def backward_D_basic(self, netD, real, fake):
-        """Gradients of one discriminator (eq. 1), halved; returns its loss and its penalty."""
+        """Gradients of one discriminator (eq. 1), halved; returns its loss."""
         fake = fake.detach()
         self.batch_passes(netD, real, fake)
         loss_real = self.criterionGAN(netD(real), True)
         loss_fake = self.criterionGAN(netD(fake), False)
-        loss = (loss_real + loss_fake) * 0.5
-        penalty = torch.zeros((), device=self.device)
-        if self.opt.gan_mode == "wgangp":
-            penalty, _ = networks.cal_gradient_penalty(
-                netD, real, fake, self.device, lambda_gp=self.opt.lambda_gp
-            )
-            loss = loss + penalty
+        loss = (loss_real + loss_fake) * 0.5 + self.penalty(netD, real, fake)
         loss.backward()
-        return loss, penalty
+        return loss
 
     def backward_D_A(self):
         """D_A tells real B from generated B."""
         fake_B = self.fake_B_pool.query(self.fake_B)
-        loss, self.loss_gp_A = self.backward_D_basic(self.netD_A, self.real_B, fake_B)
+        loss = self.backward_D_basic(self.netD_A, self.real_B, fake_B)
+        self.loss_gp_A = self.penalty.latest(self.netD_A)
         self.loss_D_A = loss * self.opt.lambda_GAN
 
     def backward_D_B(self):
         """D_B tells real A from generated A."""
         fake_A = self.fake_A_pool.query(self.fake_A)
-        loss, self.loss_gp_B = self.backward_D_basic(self.netD_B, self.real_A, fake_A)
+        loss = self.backward_D_basic(self.netD_B, self.real_A, fake_A)
+        self.loss_gp_B = self.penalty.latest(self.netD_B)
         self.loss_D_B = loss * self.opt.lambda_GAN
 
     def compute_G_loss(self):

@@ -1,15 +1,16 @@
-"""Adversarial losses, feature matching and the gradient penalty."""
+"""Adversarial losses, feature matching and gradient penalties."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+GRADIENT_PENALTIES = ("wgangp", "r1")
 GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
 
 
@@ -133,3 +134,55 @@ def cal_gradient_penalty(
     # 1e-16 keeps the derivative of the norm finite at 0
     norms = (gradients + 1e-16).norm(2, dim=1)
     return ((norms - constant) ** 2).mean() * lambda_gp, gradients
+
+
+class GradientPenalty:
+    """The gradient penalty of a model's discriminators; its state is saved with the training's.
+
+    - `wgangp`: lambda * mean((|grad D(x)| - 1)^2) at points between real and generated pictures
+      (Gulrajani et al. 2017, eq. 3); also what `gan_mode` wgangp means without a `kind`
+    - `r1`: gamma / 2 * mean(|grad D(x)|^2) at real pictures (Mescheder et al. 2018, eq. 9)
+
+    With `every` > 1 it is computed in the first of so many calls for a discriminator, and weighs
+    as much more (lazy regularization, Karras et al. 2020, appendix B).
+    """
+
+    def __init__(self, gan_mode: str, kind: str | None, weight: float, every: int = 1):
+        self.kind = kind or ("wgangp" if gan_mode == "wgangp" else None)
+        self.weight, self.every = weight, every
+        # calls and newest value of each discriminator, in the order in which a model has them
+        self._of: dict[nn.Module, tuple[int, torch.Tensor | float]] = {}
+        self._loaded: list[tuple[int, torch.Tensor | float]] = []
+
+    def __call__(
+        self, netD: nn.Module, real: torch.Tensor, fake: torch.Tensor
+    ) -> torch.Tensor | float:
+        """What to add to the loss of `netD` for pictures (N, C, H, W): 0 where none is due."""
+        if self.kind is None:
+            return 0.0
+        penalty: torch.Tensor | float = 0.0
+        calls, latest = self._of.get(netD) or self._next_loaded()
+        if calls % self.every == 0:
+            kind, constant, weight = "mixed", 1.0, self.weight * self.every
+            if self.kind == "r1":
+                kind, constant, weight = "real", 0.0, weight / 2
+            penalty, _ = cal_gradient_penalty(netD, real, fake, real.device, kind, constant, weight)
+            latest = torch.as_tensor(penalty).detach()
+        self._of[netD] = calls + 1, latest
+        return penalty
+
+    def latest(self, netD: nn.Module) -> torch.Tensor | float:
+        """The newest penalty of `netD`, to show."""
+        return self._of.get(netD, (0, 0.0))[1]
+
+    def _next_loaded(self) -> tuple[int, torch.Tensor | float]:
+        rest = self._loaded[len(self._of) :]
+        return rest[0] if rest else (0, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Calls and newest values, in the order of the discriminators."""
+        return {"of": [*self._of.values(), *self._loaded[len(self._of) :]]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self._of, self._loaded = {}, [(calls, latest) for calls, latest in state["of"]]

@@ -20,7 +20,14 @@ from util.errors import UserError
 
 from .antialias import Downsample, Upsample
 from .init import INIT_TYPES, init_net, init_weights  # noqa: F401
-from .losses import GAN_MODES, GANLoss, Judged, cal_gradient_penalty, feature_matching  # noqa: F401
+from .losses import (  # noqa: F401
+    GAN_MODES,
+    GANLoss,
+    GradientPenalty,
+    Judged,
+    cal_gradient_penalty,
+    feature_matching,
+)
 from .norms import NORMS, NormLayer, get_norm_layer, inplace_after, needs_bias  # noqa: F401
 from .padding import apply_padded, pad_to_fit
 from .schedulers import LR_POLICIES, get_scheduler  # noqa: F401

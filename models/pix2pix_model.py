@@ -63,7 +63,8 @@ class Pix2PixModel(BaseModel):
         )
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
         self.criterionL1 = torch.nn.L1Loss()
-        if opt.gan_mode == "wgangp":
+        self.penalty = networks.GradientPenalty(opt.gan_mode, opt.gp, opt.lambda_gp, opt.gp_every)
+        if self.penalty.kind:
             self.loss_names.append("D_gp")
         if opt.lambda_feat > 0:
             self.loss_names.append("G_feat")
@@ -90,12 +91,9 @@ class Pix2PixModel(BaseModel):
         self.batch_passes(self.netD, fake_AB, real_AB)  # can share one
         self.loss_D_fake = self.criterionGAN(self.netD(fake_AB), False)
         self.loss_D_real = self.criterionGAN(self.netD(real_AB), True)
-        self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5
-        if self.opt.gan_mode == "wgangp":
-            self.loss_D_gp, _ = networks.cal_gradient_penalty(
-                self.netD, real_AB, fake_AB, self.device, lambda_gp=self.opt.lambda_gp
-            )
-            self.loss_D = self.loss_D + self.loss_D_gp
+        penalty = self.penalty(self.netD, real_AB, fake_AB)
+        self.loss_D_gp = self.penalty.latest(self.netD)
+        self.loss_D = (self.loss_D_fake + self.loss_D_real) * 0.5 + penalty
         self.loss_D.backward()
 
     def compute_G_loss(self):

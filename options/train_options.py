@@ -165,7 +165,7 @@ options of another model: python train.py --model pix2pix --help"""
         add("--lr", type=non_negative, default=0.0002, help="learning rate of Adam")
         add("--beta1", type=fraction_below_one, default=0.5, help="beta1 of Adam")
         add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
-        add("--lambda_gp", type=non_negative, default=10.0, help="gradient penalty of wgangp")
+        add("--lambda_gp", type=non_negative, default=10.0, help="weight of the gradient penalty")
         add(
             "--pool_size",
             type=whole_number(0),
@@ -259,6 +259,11 @@ options of another model: python train.py --model pix2pix --help"""
             self.parser.error(
                 f"--{for_scales[0]} is for --netD multiscale, not for --netD {opt.netD}: say "
                 "--netD multiscale, or leave it out"
+            )
+        penalized = getattr(opt, "gp", None) or opt.gan_mode == "wgangp"
+        if "gp_every" in explicit and not penalized:
+            self.parser.error(
+                f"--gp_every {opt.gp_every} needs a gradient penalty: say --gp r1, or leave it out"
             )
         for flag, package in (("use_wandb", "wandb"), ("use_tensorboard", "tensorboard")):
             if getattr(opt, flag) and importlib.util.find_spec(package) is None:

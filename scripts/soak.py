@@ -72,6 +72,7 @@ ANY = [
 ADVERSARIAL = [  # for models with a discriminator
     ["--diffaug", "color,translation,cutout"],
     ["--spectral_norm", "--normD", "none"],
+    ["--gp", "r1", "--gp_every", "3"],
     "--netD multiscale --n_layers_D 2 --lambda_feat 10".split(),
 ]
 

@@ -1,7 +1,8 @@
-"""Options of discriminators: spectral norm, a norm of their own, several scales."""
+"""Options of discriminators: spectral norm, their norm, several scales, gradient penalties."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -323,3 +324,121 @@ def test_a_picture_too_small_for_the_coarsest_scale():
     assert net(noise(1, 3, 48, 48)).predictions[1].shape == (1, 1, 1, 1)
     with pytest.raises(UserError, match=r"--n_layers_D 3 --num_D 2 .*60x47.* at least 48x48"):
         net(noise(1, 3, 47, 60))
+
+
+# ------------------------------------------------------------------------------ gradient penalties
+class Quadratic(nn.Module):
+    """D(x) = w |x|^2 / 2, whose gradient is w x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.w * x.square().flatten(1).sum(1) / 2
+
+
+def test_r1_is_equation_9():
+    net, real = Quadratic(), noise(4, 3, 5, 6)
+    added = networks.GradientPenalty("lsgan", "r1", 8.0)(net, real, noise(4, 3, 5, 6))
+    penalty = torch.as_tensor(added)
+    squares = real.double().square().flatten(1).sum(1).mean().item()
+    assert penalty.item() == pytest.approx(8 / 2 * 9 * squares, rel=1e-5)
+    penalty.backward()
+    assert net.w.grad is not None
+    assert net.w.grad.item() == pytest.approx(8 / 2 * 2 * 3 * squares, rel=1e-5)
+
+
+def value(penalty: torch.Tensor | float) -> float:
+    return torch.as_tensor(penalty).item()
+
+
+def test_a_lazy_penalty_comes_each_so_many_batches_and_weighs_more():
+    nets, x = [Quadratic(), Quadratic()], noise(2, 3, 4, 4)
+    once = value(networks.GradientPenalty("hinge", "r1", 10.0)(nets[0], x, x))
+    lazy = networks.GradientPenalty("hinge", "r1", 10.0, every=3)
+    found, shown = [], []
+    for _ in range(7):
+        found.append([value(lazy(net, x, x)) for net in nets])
+        shown.append([value(lazy.latest(net)) for net in nets])
+    due = pytest.approx([3 * once] * 2)
+    assert [f == due for f in found] == [True, False, False, True, False, False, True]
+    assert sum(f[0] for f in found[:6]) == pytest.approx(6 * once)
+    assert all(values == due for values in shown)
+    # another one goes on in the middle
+    other = networks.GradientPenalty("hinge", "r1", 10.0, every=3)
+    other.load_state_dict(lazy.state_dict())
+    assert other.state_dict() == lazy.state_dict()
+    assert [bool(other(nets[0], x, x)) for _ in range(3)] == [False, False, True]
+    assert other.latest(nets[1]) == 0.0  # not seen yet
+    assert [bool(other(nets[1], x, x)) for _ in range(3)] == [False, False, True]
+
+
+def test_no_penalty_unless_it_is_asked_for():
+    x = noise(1, 3, 4, 4)
+    for mode in networks.GAN_MODES:
+        penalty = networks.GradientPenalty(mode, None, 10.0)
+        assert bool(penalty.kind) == (mode == "wgangp")
+        assert bool(penalty(Quadratic(), x, x)) == (mode == "wgangp")
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("more", ["", "--precision bf16 --diffaug color", "--compile"])
+def test_r1_is_part_of_what_discriminators_learn(model, more, tmp_path, monkeypatch):
+    """In float32, and not compiled: a compiler's double backward would raise an error."""
+    eager = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", eager)
+    torch.compiler.reset()
+    found = {}
+    for words in ("", "--gp r1 --lambda_gp 6"):
+        torch.manual_seed(1)
+        built = build(tmp_path, f"--model {model} {words} {more} --norm_D none --pool_size 0")
+        seed_all(4)
+        built.set_input(batch())
+        built.forward()
+        seed_all(5)
+        kept = torch.zeros(())
+        if model in ("cycle_gan", "dcl"):
+            built.backward_D_A()
+            net, loss, shown = built.netD_A, built.loss_D_A, "gp_A"
+            real = built.real_B
+        else:
+            built.backward_D()
+            net, loss, shown = built.netD, built.loss_D, "D_gp"
+            real = built.real_B
+            real = torch.cat((built.real_A, real), 1) if model == "pix2pix" else real
+        kept = getattr(built, f"loss_{shown}")
+        found[words] = loss.item(), [p.grad for p in net.parameters()], float(kept)
+    (plain, without, none), (loss, gradients, penalty) = found.values()
+    assert none == 0
+    assert shown in built.loss_names
+    points = real.clone().requires_grad_()
+    if "color" not in more:  # which draws anew for the penalty
+        (slope,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
+        expected = 6 / 2 * slope.square().sum()
+        assert penalty == pytest.approx(expected.item(), rel=1e-5)
+        added = torch.autograd.grad(expected, list(net.parameters()), allow_unused=True)
+        for got, before, part in zip(gradients, without, added, strict=True):
+            part = torch.zeros_like(got) if part is None else part
+            torch.testing.assert_close(got, before + part, rtol=1e-3, atol=1e-5)
+    assert penalty > 0
+    assert loss == pytest.approx(plain + penalty, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--model cycle_gan --precision bf16",
+        "--model pix2pix --accumulate 2 --netD multiscale --n_layers_D 2",
+        "--model cut --batch_passes on --spectral_norm",
+    ],
+)
+def test_a_lazy_penalty_goes_on_where_it_was(words, pictures, tmp_path):
+    check_resume(pictures, tmp_path, f"{words} --gp r1 --gp_every 3 --normD instance")
+
+
+def test_an_interval_without_a_penalty_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        options(tmp_path, "--gp_every 16")
+    assert end.value.code == 2
+    assert "--gp_every 16 needs a gradient penalty" in capsys.readouterr().err

@@ -70,6 +70,8 @@ ADDED = {
 }
 # of the models that have a discriminator
 ADVERSARIAL = {
+    "--gp": [None, "value"],
+    "--gp_every": [1, "value"],
     "--num_D": [2, "value"],
     "--lambda_feat": [0.0, "value"],
     "--norm_D": [None, "value"],  # or --normD
