@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import torch
 
+from util.errors import UserError
+
 from . import adversarial, networks
 from .base_model import BaseModel
+from .perceptual import VGGLoss
 
 
 class Pix2PixModel(BaseModel):
@@ -27,7 +30,24 @@ class Pix2PixModel(BaseModel):
             adversarial.add_options(parser)
             add = parser.add_argument_group("pix2pix").add_argument
             add("--lambda_L1", type=float, default=100.0, help="weight of the L1 loss")
+            add("--lambda_vgg", type=float, default=0.0, help="of the perceptual loss (VGG19)")
+            add(
+                "--vgg_weights",
+                metavar="FILE",
+                help="torchvision's weights of VGG19, for --lambda_vgg [downloaded]",
+            )
         return parser
+
+    @staticmethod
+    def check_options(opt):
+        """Refuse a perceptual loss of what is not a colour picture."""
+        if opt.isTrain and opt.lambda_vgg > 0 and opt.output_nc != 3:
+            raise UserError(
+                f"--lambda_vgg compares pictures of 3 channels, and --output_nc is {opt.output_nc}:"
+                " leave it out"
+            )
+        if opt.isTrain and opt.vgg_weights and opt.lambda_vgg <= 0:
+            raise UserError("--vgg_weights has no effect without --lambda_vgg: add that weight")
 
     def __init__(self, opt):
         super().__init__(opt)
@@ -68,6 +88,10 @@ class Pix2PixModel(BaseModel):
             self.loss_names.append("D_gp")
         if opt.lambda_feat > 0:
             self.loss_names.append("G_feat")
+        if opt.lambda_vgg > 0:
+            self.loss_names.append("G_VGG")
+            self.criterionVGG = VGGLoss(opt.vgg_weights).to(self.device)
+            self.prepare_network(self.criterionVGG)
         betas = (opt.beta1, 0.999)
         self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr, betas=betas)
         self.optimizer_D = torch.optim.Adam(self.netD.parameters(), lr=opt.lr, betas=betas)
@@ -107,6 +131,9 @@ class Pix2PixModel(BaseModel):
             features = networks.feature_matching(self.netD, pred_fake, real_AB)
             self.loss_G_feat = features * self.opt.lambda_feat
             loss = loss + self.loss_G_feat
+        if self.opt.lambda_vgg > 0:
+            self.loss_G_VGG = self.criterionVGG(self.fake_B, self.real_B) * self.opt.lambda_vgg
+            loss = loss + self.loss_G_VGG
         return loss
 
     def backward_G(self):

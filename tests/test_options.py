@@ -76,6 +76,7 @@ ADVERSARIAL = {
     "--lambda_feat": [0.0, "value"],
     "--norm_D": [None, "value"],  # or --normD
 }
+PERCEPTUAL = {"--lambda_vgg": [0.0, "value"], "--vgg_weights": [None, "value"]}
 COMMANDS = [name for name in GOLDEN if not name.endswith("/file")]
 
 
@@ -84,6 +85,8 @@ def test_command_line_is_frozen(name, tmp_path):
     added = dict(ADDED[name.split("/")[0]])
     if name in ("train/cycle_gan", "train/pix2pix", "train/colorization"):
         added |= ADVERSARIAL
+    if name in ("train/pix2pix", "train/colorization"):
+        added |= PERCEPTUAL
     added["--dropout"] = [GOLDEN[name]["--no_dropout"][0], "flag"]
     for flag in ("--antialias", "--no_antialias", "--no_antialias_up"):
         added[flag] = [True, "flag"]

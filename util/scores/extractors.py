@@ -54,7 +54,7 @@ class Weights:
         if not self.released:
             warn(
                 f"{self.path} is not the released {name}, whose SHA-256 begins with {prefix}: "
-                "scores made with it compare only with each other"
+                "results made with it compare only with each other"
             )
 
     def _download(self, url: str, prefix: str, flag: str) -> None:
