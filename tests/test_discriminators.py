@@ -442,3 +442,27 @@ def test_an_interval_without_a_penalty_is_refused(tmp_path, capsys):
         options(tmp_path, "--gp_every 16")
     assert end.value.code == 2
     assert "--gp_every 16 needs a gradient penalty" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------- all at once
+TOGETHER = f"{SCALES} --spectral_norm --diffaug translation --gp r1 --gp_every 2 --normD instance"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix"])
+def test_compiled_it_learns_the_same(model, tmp_path, monkeypatch):
+    """By the front half of the compiler, whose code is run as it is."""
+    eager = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", eager)
+    torch.compiler.reset()
+    found = []
+    for more in ("", "--compile"):
+        torch.manual_seed(1)
+        built = build(tmp_path, f"--model {model} {TOGETHER} {more} --no_dropout")
+        seed_all(4)
+        for _ in range(2):
+            built.set_input(batch())
+            built.optimize_parameters()
+        found.append(built.get_current_losses())
+    assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-5)
+    assert len(found[0]) == len(built.loss_names)

@@ -137,6 +137,11 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
         ("cycle_gan", "--batch_passes on --accumulate 2"),
         ("pix2pix", ""),
         ("pix2pix", "--norm syncbatch --gan_mode lsgan"),
+        (
+            "pix2pix",
+            "--netD multiscale --n_layers_D 2 --lambda_feat 10 --norm syncbatch --normD instance "
+            "--spectral_norm --gp r1 --lambda_gp 0.01 --gp_every 3",
+        ),
     ],
 )
 def test_two_processes_are_one_with_a_batch_of_two(model, flags, pictures, tmp_path):
