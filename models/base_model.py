@@ -326,13 +326,12 @@ class BaseModel(ABC):
 
     def _is_of_discriminator(self, loss: str) -> bool:
         """Whether a loss belongs to a discriminator: D, D_real, gp_A, but not Dice or Depth."""
-        nets = self._discriminators()
+        nets = [n for n in self.model_names if _names_discriminator(n)]
         return any(loss == n or loss.startswith(n + "_") for n in (*nets, "D", "gp"))
 
     def _discriminators(self) -> dict[str, nn.Module]:
-        """The networks that are named as discriminators are: D, D_A, D2, but not Depth."""
-        found = self.networks().items()
-        return {n: net for n, net in found if re.fullmatch(r"D([A-Z0-9_].*)?", n)}
+        """The networks that are named as discriminators are."""
+        return {n: net for n, net in self.networks().items() if _names_discriminator(n)}
 
     # ------------------------------------------------------------------------------ optimization
     def batch_passes(self, net: nn.Module, *inputs: torch.Tensor) -> None:
@@ -495,6 +494,11 @@ class BaseModel(ABC):
         for net in nets if isinstance(nets, list) else [nets]:
             for parameter in net.parameters():
                 parameter.requires_grad = requires_grad
+
+
+def _names_discriminator(name: str) -> bool:
+    """True for D, D_A and D2, but not for Depth."""
+    return re.fullmatch(r"D([A-Z0-9_].*)?", name) is not None
 
 
 def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -156,7 +156,15 @@ NUMBERS += ["", "\u0663"]
 TEXTS = "x ../x a/b / . .. {netG} {nothing} { {0} - -- all latest 0,1 -1 0 %s train test".split()
 TEXTS += ["", "a b", "\n", "\u00e4", "x" * 300]
 # take long, or reach for the network or other programs
-LEFT_OUT = {"--compile", "--fast", "-h", "--help", "--use_wandb", "--use_tensorboard"}
+LEFT_OUT = {
+    "--compile",
+    "--fast",
+    "-h",
+    "--help",
+    "--use_wandb",
+    "--use_tensorboard",
+    "--lambda_vgg",
+}
 # at the end of a command line that is followed up with a data set and a model
 SMALL = "--gpu_ids -1 --ngf 4 --ndf 4 --num_threads 0".split()
 SIZES = [1, 2, 4, 7, 8, 16, 23, 24, 32, 33, 40]  # to crop; some are too small for some networks
