@@ -69,14 +69,14 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         `columns` is the number of pictures side by side in a file.
         """
         self.folders.append(folder_of(folder))
-        most, skip = self.opt.max_dataset_size, written_folders(self.opt)
+        most = self.opt.max_dataset_size
         if getattr(self.opt, "value_range", None):
-            paths = list_pictures(folder, most, skip)
+            paths = list_pictures(folder, most)
         else:
             check = not getattr(self.opt, "skip_broken", False)
             # other values of --preprocess scale first
             crop = self.opt.crop_size if self.opt.preprocess == "crop" else 0
-            paths = list_images(folder, most, check, crop, columns, skip)
+            paths = list_images(folder, most, check, crop, columns)
         self.listed += len(paths) * columns
         return paths
 
@@ -142,13 +142,6 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
         return open_image(path, upright=upright)
     with naming(path):
         return to_unit(read_picture(path, upright).pixels, tuple(value_range))
-
-
-def written_folders(opt: argparse.Namespace) -> list[str]:
-    """Folders of results and checkpoints, which are skipped when pictures are listed."""
-    places = [getattr(opt, key, None) for key in ("results_dir", "checkpoints_dir")]
-    name = getattr(opt, "name", "")
-    return [path for place in places if place for path in (place, os.path.join(place, name))]
 
 
 def reader(opt: argparse.Namespace, grayscale: bool) -> Callable[[str], Any]:

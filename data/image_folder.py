@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from util.errors import UserError
+from util.files import NO_INPUT
 from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened
 
 from .transforms import check_crop_size
@@ -43,34 +44,36 @@ def make_dataset(
     dir: str | os.PathLike,
     max_dataset_size: float = float("inf"),
     extensions: Sequence[str] = IMG_EXTENSIONS,
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Paths of all pictures in a folder and the folders below it, in a fixed order.
 
-    Links to folders are followed, once each; hidden files and folders, and the folders in `skip`,
-    are not read. A picture instead of a folder is a list of one. Raises UserError for neither.
+    Links to folders are followed, once each; hidden files and folders, and folders of results below
+    `dir` (`mark_as_results`), are not read. A picture instead of a folder is a list of one. Raises
+    UserError for neither.
     """
-    return _walk(dir, max_dataset_size, extensions, skip)[0]
+    return _walk(dir, max_dataset_size, extensions)[0]
 
 
 def _walk(
     dir: str | os.PathLike,
     most: float,
     extensions: Sequence[str],
-    skip: Iterable[str | os.PathLike],
 ) -> tuple[list[str], Counter[str]]:
-    """The pictures, and the number of other files by extension."""
+    """The pictures, and the number of other files by extension, and of folders of results."""
     if os.path.isfile(dir) and is_image_file(dir, extensions):
         return [os.fspath(dir)], Counter()
     if not os.path.isdir(dir):
         raise _no_folder(Path(dir))
     images: list[str] = []
     others: Counter[str] = Counter()
-    top = os.path.realpath(dir)
-    seen = {os.path.realpath(folder) for folder in skip} - {top}
+    seen: set[str] = set()
     for folder, subfolders, names in os.walk(dir, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
+            subfolders.clear()
+            continue
+        if NO_INPUT in names and seen:
+            others[f"{os.path.basename(folder)}/ (results)"] += 1
             subfolders.clear()
             continue
         seen.add(real)
@@ -118,13 +121,12 @@ def find_images(
     dir: str | os.PathLike,
     max_dataset_size: float = float("inf"),
     extensions: Sequence[str] = IMG_EXTENSIONS,
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Like `make_dataset`, with a line that counts the files which are no pictures.
 
     Raises UserError where there are no pictures.
     """
-    paths, others = _walk(dir, max_dataset_size, extensions, skip)
+    paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
     # the others that only need a package more
     heif = [kind for kind in (".heic", ".heif") if kind in others]
@@ -142,10 +144,9 @@ def find_images(
 def list_pictures(
     folder: str | os.PathLike,
     max_dataset_size: float = float("inf"),
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Like `find_images`, for pictures of any depth: with `.npy`."""
-    return find_images(folder, max_dataset_size, [*IMG_EXTENSIONS, ".npy"], skip)
+    return find_images(folder, max_dataset_size, [*IMG_EXTENSIONS, ".npy"])
 
 
 def list_images(
@@ -154,14 +155,13 @@ def list_images(
     check: bool = True,
     crop_size: int = 0,
     columns: int = 1,
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Like `find_images`, and looks for broken pictures as far as that can be done in a moment.
 
     `check` raises UserError for those, and for pictures of which a column, if there are several
     side by side, is below `crop_size`.
     """
-    paths = find_images(dir, max_dataset_size, skip=skip)
+    paths = find_images(dir, max_dataset_size)
     if check:
         quick_check(paths, crop_size, columns)
     return paths

@@ -182,7 +182,7 @@ options of another model: python test.py --model pix2pix --help"""
             was = before.get("direction", opt.direction)
             place = ("results_dir", "only_outputs")
             there = all(before.get(n) == str(getattr(opt, n)) for n in place)
-            if there and was != opt.direction and any(page.parent.iterdir()):
+            if there and was != opt.direction and any(page.parent.glob("[!.]*")):
                 what = "left as they are" if opt.skip_existing else "replaced"
                 found.append(
                     f"{page.parent} has pictures made with --direction {was}: those of the same "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +19,8 @@ from models.inference.folder import FolderTranslation
 from models.inference.translator import Translator
 from tests.helpers import picture
 from util.errors import UserError
+from util.files import mark_as_results
+from util.html import HTML
 from util.picture_files import IMG_EXTENSIONS, open_image
 
 ORIENTATION, MAKE, ARTIST, EXIF_PART, TAKEN = 0x0112, 0x010F, 0x013B, 0x8769, 0x9003
@@ -75,19 +76,18 @@ def test_what_is_passed_over_is_counted(listing, tmp_path, capsys, monkeypatch):
         assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
 
 
-def test_results_below_the_folder_are_not_read_again(tmp_path):
+def test_results_below_the_folder_are_not_read_again(tmp_path, capsys):
     picture(tmp_path / "a.png")
-    picture(tmp_path / "results" / "x" / "test_latest" / "a.png")
-    picture(tmp_path / "checkpoints" / "x" / "web" / "b.png")
-    where = {"results_dir": f"{tmp_path}/results", "checkpoints_dir": f"{tmp_path}/checkpoints"}
-    assert len(SingleDataset(options(tmp_path, **where, name="x"))) == 1
+    picture(HTML(tmp_path / "results" / "x" / "test_latest", "a page").get_image_dir() / "a.png")
+    mark_as_results(picture(tmp_path / "out" / "y" / "b.png").parent)
+    assert len(SingleDataset(options(tmp_path))) == 1
+    line = capsys.readouterr().out
+    assert f"skipped in {tmp_path}: 1 " in line
+    assert "1 test_latest/ (results)" in line
+    assert "1 y/ (results)" in line
     # asked for by its name it is a folder like others
-    assert len(SingleDataset(options(tmp_path / "results", **where, name="y"))) == 1
-    # results right in the folder of pictures
-    where["results_dir"] = str(tmp_path)
-    shutil.rmtree(tmp_path / "results")
-    picture(tmp_path / "x" / "test_latest" / "a.png")
-    assert len(SingleDataset(options(tmp_path, **where, name="x"))) == 1
+    for folder in ("results/x/test_latest", "results/x/test_latest/images", "out/y"):
+        assert len(SingleDataset(options(tmp_path / folder))) == 1
 
 
 def test_a_single_file(tmp_path):
