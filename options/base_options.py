@@ -94,12 +94,12 @@ def non_negative(text: str) -> float:
 
 
 def experiment_name(text: str) -> str:
-    """An argparse type: a relative path of a folder in `--checkpoints_dir`."""
-    path = os.path.normpath(text)
-    if path == os.curdir or os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+    """An argparse type: a relative path, without `..`, of a folder in `--checkpoints_dir`."""
+    outside = os.path.isabs(text) or os.pardir in text.split(os.sep)
+    if outside or os.path.normpath(text) == os.curdir:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is not a folder inside --checkpoints_dir: give a name such as maps or "
-            "maps/first, and --checkpoints_dir for another place"
+            f"'{text}' is not a folder inside --checkpoints_dir: give a name without "
+            "'..', such as maps or maps/first, and --checkpoints_dir for another place"
         )
     return text
 

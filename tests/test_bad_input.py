@@ -72,6 +72,8 @@ COMMAND_LINES = {
     "load_size": (["--load_size", "30", "--crop_size", "64"], ["--load_size 30", "--crop_size 64"]),
     "gpu": (["--gpu_ids", "3"], ["--gpu_ids 3", "no GPU 3"]),
     "direction": (["--direction", "both"], ["--direction", "both", "AtoB"]),
+    # without w1 the system would look for another place than results are written to
+    "dots in a name": (["--name", "w1/../x"], ["--name", "'w1/../x'", "without '..'"]),
     "preprocess": (["--preprocess", "resize"], ["--preprocess", "resize_and_crop"]),
 }
 TRAINING_ONLY = {
