@@ -16,7 +16,7 @@ from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .cache import Kept, PictureCache
-from .image_folder import folder_of, list_images, list_pictures, open_image
+from .image_folder import PARTS, folder_of, list_images, list_pictures, no_part, open_image
 from .pictures.picture_io import naming, read_picture, to_unit
 from .transforms import (
     CenterCrop,
@@ -68,6 +68,9 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
         `columns` is the number of pictures side by side in a file.
         """
+        part = os.path.relpath(folder, self.root)
+        if part in PARTS and not os.path.isdir(folder):
+            raise no_part(self.root, part)
         self.folders.append(folder_of(folder))
         most = self.opt.max_dataset_size
         if getattr(self.opt, "value_range", None):

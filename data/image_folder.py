@@ -22,13 +22,13 @@ _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
 # folders of a data set
-_PARTS = {phase + side for phase in ("train", "val", "test") for side in ("", "A", "B")}
+PARTS = {phase + side for phase in ("train", "val", "test") for side in ("", "A", "B")}
 
 
 def parts_of_dataset(root: str | os.PathLike) -> list[str]:
     """Folders such as trainA and testB in `root`, if it is a data set; else an empty list."""
     try:
-        parts = sorted(p.name for p in Path(root).iterdir() if p.name in _PARTS and p.is_dir())
+        parts = sorted(p.name for p in Path(root).iterdir() if p.name in PARTS and p.is_dir())
     except OSError:
         return []
     return parts if len(parts) > 1 else []
@@ -88,25 +88,57 @@ def _walk(
 
 
 def _no_folder(root: Path) -> UserError:
-    above = root.parent
-    what = "give --dataroot a folder of pictures"
     if root.is_file():
         return UserError(
-            f"{root} is no picture: {what}, such as {above}, or a file ({' '.join(IMG_EXTENSIONS)})"
+            f"{root} is no picture: give --dataroot a folder of pictures, such as {root.parent}, "
+            f"or a file ({' '.join(IMG_EXTENSIONS)})"
         )
-    there = sorted(p.name for p in above.iterdir() if p.is_dir()) if above.is_dir() else []
-    if there:
-        hint = f"{above} has {', '.join(there[:8])}"
+    return UserError(
+        f"no folder {root}: give --dataroot a folder of pictures ({_contents(root.parent)})"
+    )
+
+
+def no_part(root: str | os.PathLike, part: str) -> UserError:
+    """The error where a data set lacks the folder `part`: what is there, and what to do."""
+    root = Path(root)
+    phase = part.rstrip("AB")
+    both = part != phase
+    wanted = f"{phase}A and {phase}B" if both else part
+    inside = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    other = [p.name[:-1] for p in inside if both and p.name in PARTS and p.name.endswith("A")]
+    if not root.is_dir():
+        todo = f"give the folder that has {wanted}"
+    elif both and is_image_folder(root / phase):
+        todo = "for pairs side by side in one file say --model pix2pix"
+    elif nested := next((p for p in inside if (p / part).is_dir()), None):
+        todo = f"say --dataroot {nested}"
+    elif other and phase not in other:
+        todo = f"say --phase {other[0]}, or rename them"
+    elif is_image_folder(root):
+        todo = (
+            "move the pictures there; to take them where they are, say --model test to test.py, "
+            "--dataset_mode single to check_dataset.py"
+        )
     else:
-        hint = f"{above} has no folders" if above.is_dir() else f"there is no {above} either"
-    if root.name[-1:] in "AB" and is_image_folder(above / root.name[:-1]):
-        what = "for pairs side by side in one file say --model pix2pix"
-    elif root.name.rstrip("AB") in ("train", "val", "test") and is_image_folder(above):
-        what = (
-            "put the pictures of each kind into such a folder; to take those right in "
-            f"{above}, say --model test to test.py, --dataset_mode single to check_dataset.py"
-        )
-    return UserError(f"no folder {root}: {what} ({hint})")
+        todo = "put the pictures there, or give another --dataroot"
+    read = "pictures of A and B are" if both else "pictures are"
+    return UserError(
+        f"no folder {root / part}: {read} read from {wanted} in --dataroot ({_contents(root)}); "
+        f"{todo}"
+    )
+
+
+def _contents(folder: Path) -> str:
+    """What is in a folder, in a few words."""
+    if not folder.is_dir():
+        return f"{folder} is {'a file' if folder.is_file() else 'not there'}"
+    there = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    folders = sorted(p.name for p in there if p.is_dir())
+    pictures = sum(is_image_file(p) for p in there if p.is_file())
+    more = [f"{len(folders) - 8} more folders"] if len(folders) > 8 else []
+    count = [f"{pictures} picture{'s' if pictures > 1 else ''}"] if pictures else []
+    parts = [*folders[:8], *more, *count]
+    return f"{folder} has {', '.join(parts) or 'neither folders nor pictures'}"
 
 
 def is_image_folder(dir: str | os.PathLike) -> bool:

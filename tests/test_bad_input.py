@@ -154,6 +154,34 @@ def test_dataroot_is_a_file(place, tmp_path):
     assert_nothing_written(place)
 
 
+FOLDERS = {  # what a user has, and what is said of it
+    "names of one's own": (["cats/1.png", "dogs/1.png"], "has cats, dogs); put the pictures there"),
+    "one kind": (["trainB/1.png"], "has trainB); put the pictures there"),
+    "no folders": (["1.png", "2.png"], "has 2 pictures); move the pictures there"),
+    "nothing": ([], "has neither folders nor pictures)"),
+    "a level too high": (["photos/trainA/1.png"], "has photos); say --dataroot"),
+    "only those for testing": (
+        ["testA/1.png", "testB/1.png"],
+        "has testA, testB); say --phase test, or rename them",
+    ),
+    "pairs": (
+        ["train/1.png"],
+        "has train); for pairs side by side in one file say --model pix2pix",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_folders_of_other_names(kind, place, tmp_path):
+    files, said = FOLDERS[kind]
+    dataroot = tmp_path / "data"
+    dataroot.mkdir()
+    for name in files:
+        picture(dataroot / name)
+    what = f"no folder {dataroot / 'trainA'}: pictures of A and B are read from trainA and trainB"
+    assert_one_line(train(place, dataroot), 1, what, f"({dataroot} {said}")
+
+
 @pytest.mark.parametrize("kind", ["cut off", "text", "empty"])
 def test_a_corrupt_picture(kind, place, tmp_path):
     dataroot = unaligned(tmp_path / "photos")

@@ -15,6 +15,7 @@ from data.base_dataset import open_picture
 from data.image_folder import list_images, list_pictures, make_dataset
 from data.pictures.picture_io import Picture, read_picture, write_picture
 from data.single_dataset import SingleDataset
+from data.unaligned_dataset import UnalignedDataset
 from models.inference.folder import FolderTranslation
 from models.inference.translator import Translator
 from tests.helpers import picture
@@ -194,5 +195,6 @@ def test_a_profile_of_grey_is_not_written_into_colour(tmp_path):
 
 def test_pictures_where_folders_are_expected(tmp_path):
     picture(tmp_path / "photo.jpg", 40, 30, 1)
-    with pytest.raises(UserError, match=r"trainA: put .*--model test .*--dataset_mode single"):
-        list_images(tmp_path / "trainA")
+    said = r"trainA: .*has 1 picture\); move .*--model test .*--dataset_mode single"
+    with pytest.raises(UserError, match=said):
+        UnalignedDataset(options(tmp_path, phase="train"))
