@@ -382,7 +382,9 @@ class BaseModel(ABC):
         }
 
     def save_networks(self, epoch: int | str) -> None:
-        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`."""
+        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`, in rank 0."""
+        if not distributed.is_main():  # a training loop of one's own may call this in all ranks
+            return
         for name, state in self.network_states().items():
             checkpoint.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
 

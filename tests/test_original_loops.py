@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import aligned, files_below, run_process, succeed, unaligned
+from tests.helpers import ROOT, aligned, files_below, run_process, succeed, unaligned
+from tests.ranks import free_port
 
 # As of 2024: the number of images is known to the loop alone, and is told as a share of the epoch.
 TRAIN_2024 = """
@@ -181,3 +182,28 @@ def test_the_loops_of_the_original(tmp_path: Path, text, model, make, count):
     results = tmp_path / "r" / "x" / "test_latest"
     assert len(files_below(results / "images")) == 2 * (6 if model == "cycle_gan" else 3)
     assert "images/1_fake_B.png" in (results / "index.html").read_text()
+
+
+# notes which of several processes write weights
+WHO_SAVES = """
+import os, torch
+ordinary = torch.save
+def save(*args, **more):
+    open("saved_by_" + os.environ["RANK"], "w").close()
+    ordinary(*args, **more)
+torch.save = save
+"""
+
+
+@pytest.mark.slow
+def test_one_of_several_processes_saves(tmp_path):
+    data = aligned(tmp_path / "data", 4)
+    program = tmp_path / "loop.py"
+    program.write_text(WHO_SAVES + TRAIN_2025)
+    words = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--model", "pix2pix", *WORDS]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", free_port()]
+    more = {"PYTHONPATH": str(ROOT)}
+    result = run_process(*launch, program, *words, *TRAINING, cwd=tmp_path, more=more)
+    assert result.code == 0, result.err
+    assert [path.name for path in tmp_path.glob("saved_by_*")] == ["saved_by_0"]
+    assert (tmp_path / "x" / "3_net_G.pth").exists()
