@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from util.errors import UserError
 from util.files import NO_INPUT
-from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened
+from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened, what_reads
 
 from .transforms import check_crop_size
 
@@ -91,7 +91,7 @@ def _no_folder(root: Path) -> UserError:
     if root.is_file():
         return UserError(
             f"{root} is no picture: give --dataroot a folder of pictures, such as {root.parent}, "
-            f"or a file ({' '.join(IMG_EXTENSIONS)})"
+            f"or a file ({' '.join(IMG_EXTENSIONS)}){what_reads(root.suffix.lower())}"
         )
     return UserError(
         f"no folder {root}: give --dataroot a folder of pictures ({_contents(root.parent)})"
@@ -161,8 +161,7 @@ def find_images(
     paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
     # the others that only need a package more
-    heif = [kind for kind in (".heic", ".heif") if kind in others]
-    hint = f" ({heif[0]} needs the package pillow-heif: pip install pillow-heif)" if heif else ""
+    hint = next(filter(None, map(what_reads, others)), "")
     if not paths:
         raise UserError(
             f"no pictures in {dir}: looked for {' '.join(extensions)}, found "

@@ -128,6 +128,17 @@ def test_newer_kinds(ending, tmp_path):
         assert np.abs(pixels.astype(int) - (200, 30, 40)).max() < 12
 
 
+def test_what_a_newer_kind_needs_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"x")
+    for place in ("data.image_folder", "util.picture_files"):
+        monkeypatch.setattr(f"{place}.IMG_EXTENSIONS", IMG_EXTENSIONS[:8])
+    needs = r" \(\.heic needs the package pillow-heif: pip install pillow-heif\)$"
+    for said, read in (("is no picture.*", list_pictures), ("can't read.*", read_picture)):
+        with pytest.raises(UserError, match=said + needs):
+            read(path)
+
+
 # ------------------------------------------------------------------------------------- photographs
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
 def test_photographs_are_upright_in_training(name, tmp_path):
