@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 from abc import ABC, abstractmethod
@@ -16,7 +17,15 @@ from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .cache import Kept, PictureCache
-from .image_folder import PARTS, folder_of, list_images, list_pictures, no_part, open_image
+from .image_folder import (
+    PARTS,
+    folder_of,
+    list_images,
+    list_pictures,
+    no_part,
+    open_image,
+    skip_broken_hint,
+)
 from .pictures.picture_io import naming, read_picture, to_unit
 from .transforms import (
     CenterCrop,
@@ -85,7 +94,9 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
     def open(self, path: str) -> Any:
         """A Pillow picture in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
-        return open_picture(self.opt, path)
+        skips = getattr(self.opt, "skip_broken", True)  # said only where there is such an option
+        with contextlib.nullcontext() if skips else skip_broken_hint():
+            return open_picture(self.opt, path)
 
     def load(self, path: str, transform: Callable | None = None) -> Any:
         """Open a picture as RGB and transform it; errors name the file.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -221,7 +222,8 @@ def quick_check(
         except UserError:
             whole = False
         if not whole:
-            size = open_image(path).size  # an odd ending need not be a fault: decoding decides
+            with skip_broken_hint():
+                size = open_image(path).size  # an odd end need not be a fault: decoding decides
         try:
             check_crop_size(size[0] // columns, size[1], crop_size)
         except UserError as e:
@@ -229,6 +231,15 @@ def quick_check(
         if time.monotonic() > end:
             break
     note_frames(several)
+
+
+@contextlib.contextmanager
+def skip_broken_hint() -> Iterator[None]:
+    """Name the option that helps against pictures that can't be read."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{e} (--skip_broken skips such files)") from e
 
 
 def note_frames(paths: Sequence[str]) -> None:
