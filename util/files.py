@@ -1,4 +1,4 @@
-"""Checksums of files, and replacing a file in one step."""
+"""Checksums of files, and files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,41 @@ def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
         raise
     if flush:
         flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder inside `parent` whose children move into `parent` once all went well.
+
+    After an error nothing is left, not even a `parent` that was made here. A child never replaces
+    a file or a folder with something in it: that raises UserError.
+    """
+    parent = Path(parent)
+    missing = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=".unfinished-", dir=parent, ignore_cleanup_errors=True
+        ) as temporary:
+            yield Path(temporary)
+            children = sorted(Path(temporary).iterdir())
+            for child in children:
+                must_be_free(parent / child.name)
+            for child in children:
+                os.replace(child, parent / child.name)
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it holds the result
+                folder.rmdir()
+
+
+def must_be_free(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if `path` is a file or a folder that is not empty."""
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise UserError(f"'{path}' is already there: move it away, or choose another place")
 
 
 def flush_to_disk(path: Path) -> None:
