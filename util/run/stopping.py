@@ -17,6 +17,7 @@ from util.errors import UserError, warn
 # Slurm sends SIGUSR1 some time before a job's limit if asked to
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
 TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal it is the exit code
+SAME_SIGNAL = 5.0  # seconds within which torchrun may send a signal again
 LINGER = 60  # seconds that a loading process lives on after SIGTERM
 
 
@@ -49,7 +50,7 @@ class StopRequest:
         self.before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = distributed.SAME_SIGNAL if distributed.launched() else 0.0
+        again = SAME_SIGNAL if distributed.launched() else 0.0
         if self.reason is not None:
             if time.monotonic() - self.since >= again:
                 os.write(2, b"\nended at once: the save before this one counts\n")
@@ -69,12 +70,9 @@ class StopRequest:
         return self.reason is not None
 
     def on_any_rank(self) -> bool:
-        """Whether any rank should stop: the same answer on all ranks, which all call it.
-
-        With several ranks the answer comes one iteration late, so that none waits for it.
-        """
+        """Whether any rank should stop: the same answer on all ranks, which all have to call it."""
         own = (self.exit_code or TIME_IS_UP) if self else 0
-        code = distributed.async_max(own)
+        code = int(distributed.max_over_ranks(own))
         if not code:
             return False
         self.exit_code = 0 if code == TIME_IS_UP else code

@@ -86,7 +86,6 @@ class TrainingRun:
                 f"resuming from '{name}': epoch {position.epoch}, {position.epoch_iter} images "
                 f"into it, {position.total_iters} in all"
             )
-        distributed.save_run_id(self.id)
         if unfinished and state is not None:
             print("the last save was interrupted: it is made again")
             self.save(*state.get("suffixes", [name]), position=position)
@@ -258,7 +257,6 @@ class TrainingRun:
 
         A rank that ended while another still saves would make torchrun end that one too.
         """
-        distributed.async_max.wait()
         self.failed = distributed.broadcast_object(self.failed)
         distributed.barrier()
         if self.failed:
