@@ -105,50 +105,35 @@ class ExperimentLock:
             import fcntl
         except ImportError:  # Windows
             return
-        while self.descriptor is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # a folder of somebody else's may have a link here to a file that matters
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(self.path, flags, 0o666)
-            except OSError as e:
-                raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
-            try:
-                # not flock: the processes that load data would inherit that, and outlive us
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                owner = os.read(descriptor, 200).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise UserError(
-                    f"{self.path.parent} is being trained by {owner or 'another process'}: stop "
-                    "that one, or choose another --name"
-                ) from None
-            except OSError:
-                # some network file systems have no locks: train without
-                os.close(descriptor)
-                warn(f"{self.path} can't be locked on this file system")
-                return
-            if self._is_still_there(descriptor):
-                self.descriptor = descriptor
-            else:
-                # its owner let go, and removed it, after we had opened it
-                os.close(descriptor)
         try:
-            os.ftruncate(self.descriptor, 0)
-            os.write(self.descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
-        except OSError:
-            pass  # only a help for the one who is refused; the disk may be full
-
-    def _is_still_there(self, descriptor: int) -> bool:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # somebody else's folder may have a link here to a file that matters
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.path, flags, 0o666)
+        except OSError as e:
+            raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
         try:
-            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path))
+            # not flock: the processes that load data would inherit that, and outlive this one
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise UserError(
+                f"{self.path.parent} is being trained by {owner or 'another process'}: stop "
+                "that one, or choose another --name"
+            ) from None
         except OSError:
-            return False
+            # some network file systems have no locks: train without
+            os.close(descriptor)
+            warn(f"{self.path} can't be locked on this file system")
+            return
+        self.descriptor = descriptor
+        with contextlib.suppress(OSError):  # only helps who is refused; the disk may be full
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
-        """Let go, and remove the file."""
+        """Release the lock; the file stays, and holds nobody off."""
         if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = None
