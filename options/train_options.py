@@ -221,13 +221,11 @@ options of another model: python train.py --model pix2pix --help"""
         distributed.choose_source(
             checkpoint.newest_save(folder) if distributed.is_local_main() else None
         )
-        newest = distributed.broadcast_object(
-            checkpoint.newest_save(folder), src=distributed.source_rank()
-        )
         if not restarted:
             return
-        # without a run id (the store may be lost) resume too, rather than overwrite the newest save
-        if newest is not None and newest[0] >= (distributed.saved_run_id() or ""):
+        found = checkpoint.newest_save(folder) if distributed.is_source() else None
+        # not of an earlier training, which was moved away when this one began
+        if distributed.any_rank(found is not None):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:
