@@ -242,11 +242,11 @@ def _of_model(path: Path, saved: dict[str, str], name: str) -> tuple[nn.Module, 
     parser = kind.modify_commandline_options(argparse.ArgumentParser(), False)
     types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
     values = vars(parser.parse_args([]))
-    for name, text in saved.items():
+    for option, text in saved.items():
         try:
-            values[name] = types[name](text) if types.get(name) else ast.literal_eval(text)
+            values[option] = types[option](text) if types.get(option) else ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError):
-            values[name] = text
+            values[option] = text
     folder = path.parent
     values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
     values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
