@@ -134,9 +134,9 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
 
 def describe(opt, model, count: int, total: int) -> str:
     """The description on a page of results: direction, data, weights and date."""
-    names = [f"{model.load_suffix()}_net_{name}.pth" for name in model.networks()]
-    files = [path for path in (Path(model.save_dir, name) for name in names) if path.exists()]
-    saved = max((path.stat().st_mtime for path in files), default=None)
+    files = [model.weights_file(model.load_suffix(), name) for name in model.networks()]
+    names = [path.name for path in files]
+    saved = max((path.stat().st_mtime for path in files if path.exists()), default=None)
     date = "%Y-%m-%d %H:%M"
     age = time.strftime(f" (saved {date})", time.localtime(saved)) if saved else ""
     return (
@@ -159,7 +159,7 @@ def picture_of(visual: Any, i: int, batch: int) -> Any:
 
 def translate_files(opt, model, paths: list[str], out: Path) -> None:
     """Translate a folder to files of the same names; ends with exit code 1 if some failed."""
-    weights = model.save_dir / f"{model.load_suffix()}_net_{model.model_names[0]}.pth"
+    weights = model.weights_file(model.load_suffix(), model.model_names[0])
     value_range = tuple(opt.value_range) if opt.value_range else None
     options = vars(opt)
     work = FolderTranslation(

@@ -184,6 +184,13 @@ options of another model: python train.py --model pix2pix --help"""
             help="gradient accumulation: batches per optimizer step",
         )
         add(
+            "--ema",
+            type=fraction_below_one,
+            default=0.0,
+            metavar="DECAY",
+            help="also save averaged weights of generators, of this decay, as 0.999; 0: none",
+        )
+        add(
             "--grad_checkpoint",
             action="store_true",
             help="gradient checkpointing: less memory, a third more time",
@@ -205,7 +212,7 @@ options of another model: python train.py --model pix2pix --help"""
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:
         if not opt.continue_train:
             return ()
-        return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed")
+        return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed", "ema")
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         self.go_on_after_restart(opt)

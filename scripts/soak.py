@@ -68,6 +68,7 @@ ANY = [
     ["--dropout"],
     ["--on_nan", "skip"],
     ["--save_by_iter"],
+    ["--ema", "0.9"],
 ]
 
 
@@ -280,6 +281,10 @@ class Case:
             exported = torch.load(ours / f"latest_net_{name}.pth", weights_only=True)
             for path in different(weights, exported):
                 raise Difference(f"latest_net_{name}.pth: {path} is not that of the state")
+        for path in wanted.glob("latest_net_*_ema.pth"):
+            a, b = (torch.load(f / path.name, weights_only=True) for f in (wanted, ours))
+            for key in different(a, b):
+                raise Difference(f"{path.name}: {key} is not that of the undisturbed run")
         missing = {p.name for p in wanted.glob("[0-9]*_net_*")} - {p.name for p in ours.iterdir()}
         if missing and not self.damaged:
             raise Difference("weights of an epoch are missing")

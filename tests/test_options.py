@@ -45,6 +45,7 @@ ADDED = {
         "--lambda_gp": [10.0, "value"],
         "--cache_images": ["auto", "value"],
         "--accumulate": [1, "value"],
+        "--ema": [0.0, "value"],
         "--grad_checkpoint": [False, "flag"],
         "--val_freq": [0, "value"],
         "--val_phase": ["val", "value"],
@@ -55,6 +56,7 @@ ADDED = {
     },
     "test": BOTH
     | {
+        "--weights": ["auto", "value"],
         "--keep_size": [False, "flag"],
         "--tile": [None, "value"],
         "--tile_overlap": [None, "value"],

@@ -24,7 +24,7 @@ from .stopping import ExperimentLock, StopRequest
 SAME_ON_ALL_RANKS = (
     "batch_size accumulate model netG netD ngf ndf n_layers_D norm gan_mode lambda_gp "
     "lambda_identity print_freq display_freq save_latest_freq save_epoch_freq val_freq max_hours "
-    "on_nan lr_policy"
+    "on_nan lr_policy ema"
 ).split()
 
 
