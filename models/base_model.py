@@ -21,6 +21,8 @@ from util.run import checkpoint
 from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
 from . import attributes, ema, training_state
+from .diffaug import DiffAugment
+from .norms import add_spectral_norm
 from .schedulers import fast_forward, get_scheduler, rebase
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
@@ -109,6 +111,8 @@ class BaseModel(ABC):
     def setup(self, opt: argparse.Namespace) -> None:
         """Move networks to the device, load weights, and create learning rate schedules."""
         several = self.isTrain and distributed.world_size() > 1
+        if self.isTrain:
+            self._equip_discriminators()
         for net in self.networks().values():
             net.to(self.device)
             if several:
@@ -195,6 +199,21 @@ class BaseModel(ABC):
             graphs=opt.cuda_graphs,
             scale=self._gradient_scale,
         )
+
+    def _equip_discriminators(self) -> None:
+        """Apply --diffaug and --spectral_norm; raises UserError without a discriminator."""
+        opt = self.opt
+        found = self._discriminators()
+        wanted = [name for name in ("diffaug", "spectral_norm") if getattr(opt, name)]
+        if wanted and not found:
+            flag = f"--{wanted[0]}"
+            raise UserError(f"{flag}: --model {opt.model} has no discriminator: leave it out")
+        for net in found.values():
+            if opt.diffaug:
+                augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
+                prepared(net).augment = augment  # type: ignore[assignment]
+            if opt.spectral_norm:
+                add_spectral_norm(net)
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
@@ -311,8 +330,13 @@ class BaseModel(ABC):
 
     def _is_of_discriminator(self, loss: str) -> bool:
         """Whether a loss belongs to a discriminator: D, D_real, gp_A, but not Dice or Depth."""
-        nets = [n for n in self.model_names if re.fullmatch(r"D([A-Z0-9_].*)?", n)]
+        nets = self._discriminators()
         return any(loss == n or loss.startswith(n + "_") for n in (*nets, "D", "gp"))
+
+    def _discriminators(self) -> dict[str, nn.Module]:
+        """The networks that are named as discriminators are: D, D_A, D2, but not Depth."""
+        found = self.networks().items()
+        return {n: net for n, net in found if re.fullmatch(r"D([A-Z0-9_].*)?", n)}
 
     # ------------------------------------------------------------------------------ optimization
     def batch_passes(self, net: nn.Module, *inputs: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from data.cache import SHARES
+from models import diffaug
 from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
 from util import distributed
@@ -170,6 +171,17 @@ options of another model: python train.py --model pix2pix --help"""
             type=whole_number(0),
             default=50,
             help="size of the pool of earlier results that discriminators see; 0: none",
+        )
+        add(
+            "--spectral_norm",
+            action="store_true",
+            help="spectral normalization of the discriminators' convolutions",
+        )
+        add(
+            "--diffaug",
+            type=diffaug.kinds,
+            metavar="KINDS",
+            help="augment what discriminators see: color,translation,cutout or some of these",
         )
         add(
             "--cache_images",

@@ -70,6 +70,10 @@ ANY = [
     ["--save_by_iter"],
     ["--ema", "0.9"],
 ]
+ADVERSARIAL = [  # for models with a discriminator
+    ["--diffaug", "color,translation,cutout"],
+    ["--spectral_norm", "--normD", "none"],
+]
 
 
 def random_setup(rng: random.Random) -> tuple[list[str], int]:
@@ -83,7 +87,8 @@ def random_setup(rng: random.Random) -> tuple[list[str], int]:
         f"--keep_states {rng.randint(0, 2)}"
     ).split()
     words += rng.choice(MODELS[model])
-    for more in rng.sample(ANY, rng.randint(0, 4)):
+    fitting = ANY if model == "template" else ANY + ADVERSARIAL
+    for more in rng.sample(fitting, rng.randint(0, 4)):
         words += more
     if "unet_128" in words:
         words += ["--load_size", "128", "--crop_size", "128"]

@@ -22,9 +22,9 @@ from .stopping import ExperimentLock, StopRequest
 
 # Options that decide what the ranks exchange, and when: they have to be the same on all ranks
 SAME_ON_ALL_RANKS = (
-    "batch_size accumulate model netG netD ngf ndf n_layers_D norm gan_mode lambda_gp "
-    "lambda_identity print_freq display_freq save_latest_freq save_epoch_freq val_freq max_hours "
-    "on_nan lr_policy ema"
+    "batch_size accumulate model netG netD ngf ndf n_layers_D norm normD spectral_norm "
+    "gan_mode lambda_gp lambda_identity print_freq display_freq save_latest_freq save_epoch_freq "
+    "val_freq max_hours on_nan lr_policy ema"
 ).split()
 
 
