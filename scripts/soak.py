@@ -68,6 +68,11 @@ ANY = [
     ["--dropout"],
     ["--on_nan", "skip"],
     ["--save_by_iter"],
+    ["--ema", "0.9"],
+]
+ADVERSARIAL = [  # for models with a discriminator
+    ["--diffaug", "color,translation,cutout"],
+    ["--spectral_norm", "--normD", "none"],
 ]
 
 
@@ -82,7 +87,8 @@ def random_setup(rng: random.Random) -> tuple[list[str], int]:
         f"--keep_states {rng.randint(0, 2)}"
     ).split()
     words += rng.choice(MODELS[model])
-    for more in rng.sample(ANY, rng.randint(0, 4)):
+    fitting = ANY if model == "template" else ANY + ADVERSARIAL
+    for more in rng.sample(fitting, rng.randint(0, 4)):
         words += more
     if "unet_128" in words:
         words += ["--load_size", "128", "--crop_size", "128"]
@@ -280,6 +286,10 @@ class Case:
             exported = torch.load(ours / f"latest_net_{name}.pth", weights_only=True)
             for path in different(weights, exported):
                 raise Difference(f"latest_net_{name}.pth: {path} is not that of the state")
+        for path in wanted.glob("latest_net_*_ema.pth"):
+            a, b = (torch.load(f / path.name, weights_only=True) for f in (wanted, ours))
+            for key in different(a, b):
+                raise Difference(f"{path.name}: {key} is not that of the undisturbed run")
         missing = {p.name for p in wanted.glob("[0-9]*_net_*")} - {p.name for p in ours.iterdir()}
         if missing and not self.damaged:
             raise Difference("weights of an epoch are missing")

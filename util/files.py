@@ -12,6 +12,8 @@ from pathlib import Path
 
 from .errors import UserError
 
+NO_INPUT = ".no_input"  # a file of this name marks a folder of results
+
 
 def sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
@@ -116,3 +118,8 @@ def make_writable(folder: str | os.PathLike, option: str) -> None:
         reason = e.strerror
     if reason:
         raise UserError(f"can't write to {folder}: {reason}; choose another {option}")
+
+
+def mark_as_results(folder: str | os.PathLike) -> None:
+    """Have a folder, and those below it, left out where the pictures of one above it are listed."""
+    Path(folder, NO_INPUT).touch()
