@@ -22,9 +22,9 @@ from torch import nn
 from util.errors import UserError
 from util.files import make_writable, replacing, sha256
 
+from .loading import load_generator
 from .sizes import OWN, KeepsSize, size_rule
 from .streaming import size_needed
-from .translator import load_generator
 
 INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
