@@ -147,7 +147,7 @@ def _what_is_there(path: Path) -> str:
     saved = exported_files(folder)
     if saved:
         return f"{folder} has {_some(saved)}"
-    if folder.is_dir():
+    if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
         return f"{folder} has no weights at all"
     above = folder.parent
     experiments = sorted({p.parent.name for p in above.glob("*/[!.]*_net_*.pth")})
