@@ -37,11 +37,11 @@ def main() -> None:
     print(f"The number of training images = {len(dataset)}")
     options.decide_compile(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
     model = create_model(opt)
-    model.setup(opt)
-    contiguous_gradients(model.networks().values())
-    validation = Validation(opt, model, create_dataset)
 
     with TrainingRun(opt, model, dataset) as run:
+        model.setup(opt)
+        contiguous_gradients(model.networks().values())
+        validation = Validation(opt, model, create_dataset)
         at = run.resume()  # the position: epoch, images seen in it, images seen in all
         last_epoch = opt.n_epochs + opt.n_epochs_decay
         if at.epoch > last_epoch:

@@ -157,9 +157,8 @@ class CustomDatasetDataLoader:
         self.loader.close()
         broken, self.loader.broken = sorted(self.loader.broken), {}
         if broken:
-            distributed.print_on_all_ranks(
-                f"--skip_broken skipped {len(broken)}:", *broken, sep="\n  "
-            )
+            lines = [f"--skip_broken skipped {len(broken)}:", *broken]
+            distributed.print_on_all_ranks("\n  ".join(lines))
 
     @property
     def paired(self) -> bool:

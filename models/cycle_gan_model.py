@@ -14,7 +14,7 @@ import torch
 
 from util.image_pool import ImagePool
 
-from . import networks
+from . import adversarial, networks
 from .base_model import BaseModel
 
 
@@ -30,6 +30,7 @@ class CycleGANModel(BaseModel):
         """
         parser.set_defaults(no_dropout=True)
         if is_train:
+            adversarial.add_options(parser)
             add = parser.add_argument_group("CycleGAN").add_argument
             add("--lambda_A", type=float, default=10.0, help="weight of A -> B -> A")
             add("--lambda_B", type=float, default=10.0, help="weight of B -> A -> B")
@@ -56,7 +57,7 @@ class CycleGANModel(BaseModel):
         if not self.isTrain:
             return
 
-        build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.norm)
+        build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.normD or opt.norm)
         self.netD_A = networks.define_D(opt.output_nc, *build_D, antialias=down, **drawn)
         self.netD_B = networks.define_D(opt.input_nc, *build_D, antialias=down, **drawn)
         self.fake_A_pool = ImagePool(opt.pool_size)

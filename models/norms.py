@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from .speed.sync_norm import SyncBatchNorm2d
 
@@ -34,6 +35,17 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
     if norm_type not in NORMS:
         raise ValueError(f"unknown norm '{norm_type}': choose from {', '.join(NORMS)}")
     return NORMS[norm_type]
+
+
+def add_spectral_norm(net: nn.Module) -> None:
+    """Divide the weights of all convolutions by their largest singular value, in place.
+
+    That is estimated by one power iteration in each pass in training mode (Miyato et al. 2018,
+    algorithm 1). The parameters stay the same objects, so an optimizer may hold them already.
+    """
+    for module in list(net.modules()):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            spectral_norm(module)
 
 
 def needs_bias(norm_layer: NormLayer) -> bool:

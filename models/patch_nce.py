@@ -15,8 +15,9 @@ from torch import nn
 
 from util.errors import UserError
 
+from . import adversarial
 from .init import init_net
-from .networks import GENERATORS, ResnetGenerator
+from .networks import GENERATORS, NORMS, ResnetGenerator
 from .speed.acceleration import independent_of_batch
 
 FEATURE_NETWORKS = ("sample", "mlp_sample")
@@ -34,16 +35,17 @@ def switch(text: str) -> bool:
 def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> None:
     """Add the options that CUT and DCLGAN share, and set their defaults."""
     add = parser.add_argument_group(title).add_argument
-    add("--normG", default="instance", choices=parser_choices(parser, "norm"), help="norm in G")
+    add("--normG", default="instance", choices=NORMS, help="norm in G")
     parser.set_defaults(no_dropout=True, no_antialias=False, no_antialias_up=False)
     if not is_train:
         return
-    parser.set_defaults(init_type="xavier", pool_size=0, n_epochs=200, n_epochs_decay=200)
+    adversarial.add_options(parser)
+    parser.set_defaults(normD="instance", init_type="xavier", pool_size=0)
+    parser.set_defaults(n_epochs=200, n_epochs_decay=200)
 
     def add_switch(name: str, help: str) -> None:
         add(name, type=switch, nargs="?", const=True, default=False, metavar="BOOL", help=help)
 
-    add("--normD", default="instance", choices=parser_choices(parser, "norm"), help="norm in D")
     add("--lambda_GAN", type=float, default=1.0, help="weight of the adversarial loss")
     add("--lambda_NCE", type=float, default=1.0, help="weight of the contrastive loss")
     add_switch("--nce_idt", "contrastive identity loss: G(B) should keep the patches of B")
@@ -86,11 +88,6 @@ def positive(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is out of range: above 0")
     return value
-
-
-def parser_choices(parser: argparse.ArgumentParser, name: str) -> Sequence[str]:
-    """The choices of an existing option."""
-    return next(a.choices for a in parser._actions if a.dest == name)  # type: ignore[return-value]
 
 
 def layer_numbers(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from . import networks
+from . import adversarial, networks
 from .base_model import BaseModel
 
 
@@ -24,6 +24,7 @@ class Pix2PixModel(BaseModel):
         parser.set_defaults(norm="batch", netG="unet_256", dataset_mode="aligned")
         if is_train:
             parser.set_defaults(pool_size=0, gan_mode="vanilla")
+            adversarial.add_options(parser)
             add = parser.add_argument_group("pix2pix").add_argument
             add("--lambda_L1", type=float, default=100.0, help="weight of the L1 loss")
         return parser
@@ -53,7 +54,7 @@ class Pix2PixModel(BaseModel):
             opt.ndf,
             opt.netD,
             opt.n_layers_D,
-            opt.norm,
+            opt.normD or opt.norm,
             opt.init_type,
             opt.init_gain,
             self.gpu_ids,

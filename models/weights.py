@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 State = Mapping[str, torch.Tensor]
+SPECTRAL = ".parametrizations.weight.original"  # the end of a weight's key under --spectral_norm
 # (downsampling, upsampling) is anti-aliased; a discriminator only downsamples
 ANTIALIAS_FLAGS = {
     (True, True): "--antialias",
@@ -45,6 +46,8 @@ def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
 
 def describe(state: State) -> dict[str, Any]:
     """The options that a network was built with, as far as the keys and shapes tell."""
+    spectral = any(k.endswith(SPECTRAL) for k in state)
+    state = {k.replace(SPECTRAL, ".weight"): v for k, v in state.items()}
     weights = {k: v for k, v in state.items() if k.endswith(".weight") and v.dim() == 4}
     if not weights:
         return {}
@@ -85,9 +88,10 @@ def describe(state: State) -> dict[str, Any]:
             "ndf": width,
             "norm": norm,
             "antialias": (3 in filters,),
+            "spectral_norm": spectral,
         }
     if first_key == "net.0.weight":
-        return {"netD": "pixel", "ndf": width, "norm": norm}
+        return {"netD": "pixel", "ndf": width, "norm": norm, "spectral_norm": spectral}
     return {}
 
 
@@ -108,6 +112,9 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     if not (missing or surplus or wrong):
         return None
     saved, wanted = (_described_as(name, keys) for keys in (state, own))
+    if not saved.get("spectral_norm") and not wanted.get("spectral_norm"):
+        for found in (saved, wanted):
+            found.pop("spectral_norm", None)
     differing = {k: v for k, v in saved.items() if v != wanted.get(k)}
     if saved.keys() == wanted.keys() and differing:
         flags = " ".join(_flag(k, v) for k, v in differing.items())
@@ -131,4 +138,6 @@ def _flag(name: str, value: Any) -> str:
         return ANTIALIAS_FLAGS[value]
     if name == "no_dropout":
         return "--no_dropout" if value else "--dropout"
+    if name == "spectral_norm":
+        return "--spectral_norm" if value else "no --spectral_norm"
     return f"--{name} {value}"

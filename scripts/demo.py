@@ -33,6 +33,7 @@ from PIL import Image
 
 from data.pictures.picture_io import change_depth, read_picture
 from models import load_generator
+from models.ema import WEIGHTS
 from models.inference.translator import to_pil
 from options.base_options import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
@@ -47,7 +48,7 @@ CSS = """
 #input img, #output img { width: 100%; height: 100%; object-fit: contain; }
 #output img { height: calc(100% - 40px); margin-bottom: 40px; }
 """
-_GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?\.pth")
+_GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?(?:_ema)?\.pth")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,6 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--name", required=True, type=experiment_name, help="name of the experiment")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
+    add("--weights", default="auto", choices=WEIGHTS, help="averaged (--ema) or raw [auto]")
     add("--device", help="cpu, cuda, cuda:1, ... [the GPU if there is one]")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1]")
     port = whole_number(0, 65535)
@@ -110,7 +112,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
 
     @functools.lru_cache(maxsize=4)
     def generator(direction: str, epoch: str) -> Any:
-        return load_generator(folder, direction=direction, epoch=epoch, device=args.device)
+        return load_generator(folder, direction, epoch, args.device, weights=args.weights)
 
     first = generator(directions[0], epochs[0])  # what is wrong with it is told before the page
     if not {first.input_nc, first.output_nc} <= {1, 3}:

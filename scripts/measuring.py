@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +338,7 @@ def train_as_rank(
         took = training.warm_up(warm_up)["warm_up_s"] / warm_up
         # as many for all of them: they wait for each other in each iteration
         steps = distributed.broadcast_object(max(LEAST_STEPS, int(seconds / took)))
-        distributed.traffic.reset()
+        before = replace(distributed.traffic)
         distributed.barrier()
         start = time.perf_counter()
         for _ in range(steps):
@@ -347,8 +348,8 @@ def train_as_rank(
         images = steps * training.opt.batch_size * distributed.world_size()
         found = {
             "rate": images / (time.perf_counter() - start),
-            "reductions": distributed.traffic.reductions / steps,
-            "bytes": distributed.traffic.bytes / steps,
+            "reductions": (distributed.traffic.reductions - before.reductions) / steps,
+            "bytes": (distributed.traffic.bytes - before.bytes) / steps,
         }
         training.close()
         return found if distributed.is_main() else None

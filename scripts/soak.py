@@ -69,6 +69,11 @@ ANY = [
     ["--dropout"],
     ["--on_nan", "skip"],
     ["--save_by_iter"],
+    ["--ema", "0.9"],
+]
+ADVERSARIAL = [  # for models with a discriminator
+    ["--diffaug", "color,translation,cutout"],
+    ["--spectral_norm", "--normD", "none"],
 ]
 
 
@@ -83,7 +88,8 @@ def random_setup(rng: random.Random) -> tuple[list[str], int]:
         f"--keep_states {rng.randint(0, 2)}"
     ).split()
     words += rng.choice(MODELS[model])
-    for more in rng.sample(ANY, rng.randint(0, 4)):
+    fitting = ANY if model == "template" else ANY + ADVERSARIAL
+    for more in rng.sample(fitting, rng.randint(0, 4)):
         of_two_names = model in ("cut", "dcl") and "--norm" in more
         words += ["--normG", "batch"] if of_two_names else more
     if "unet_128" in words:
@@ -293,6 +299,10 @@ class Case:
                 raise Difference(f"latest_net_{name}.pth: {path} is not that of the state")
             if not all(torch.isfinite(w).all() for w in weights.values()):
                 raise Difference(f"{name} is not finite")
+        for path in wanted.glob("latest_net_*_ema.pth"):
+            a, b = (torch.load(f / path.name, weights_only=True) for f in (wanted, ours))
+            for key in different(a, b) if not self.resharded else ():
+                raise Difference(f"{path.name}: {key} is not that of the undisturbed run")
         missing = {p.name for p in wanted.glob("[0-9]*_net_*")} - {p.name for p in ours.iterdir()}
         if missing and not self.damaged:
             raise Difference("weights of an epoch are missing")

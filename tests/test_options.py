@@ -43,8 +43,11 @@ ADDED = {
         "--max_hours": [None, "value"],
         "--on_nan": ["stop", "value"],
         "--lambda_gp": [10.0, "value"],
+        "--spectral_norm": [False, "flag"],
+        "--diffaug": [None, "value"],
         "--cache_images": ["auto", "value"],
         "--accumulate": [1, "value"],
+        "--ema": [0.0, "value"],
         "--grad_checkpoint": [False, "flag"],
         "--val_freq": [0, "value"],
         "--val_phase": ["val", "value"],
@@ -55,6 +58,7 @@ ADDED = {
     },
     "test": BOTH
     | {
+        "--weights": ["auto", "value"],
         "--keep_size": [False, "flag"],
         "--tile": [None, "value"],
         "--tile_overlap": [None, "value"],
@@ -66,12 +70,19 @@ ADDED = {
         "--skip_existing": [False, "flag"],
     },
 }
+# of the models that have a discriminator
+ADVERSARIAL = {
+    "--normD": [None, "value"],
+    "--norm_D": [None, "value"],
+}
 COMMANDS = [name for name in GOLDEN if not name.endswith("/file")]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_line_is_frozen(name, tmp_path):
     added = dict(ADDED[name.split("/")[0]])
+    if name in ("train/cycle_gan", "train/pix2pix", "train/colorization"):
+        added |= ADVERSARIAL
     added["--dropout"] = [GOLDEN[name]["--no_dropout"][0], "flag"]
     for flag in ("--antialias", "--no_antialias", "--no_antialias_up"):
         added[flag] = [True, "flag"]

@@ -376,6 +376,15 @@ def test_existing_outputs_are_skipped(cycle, tmp_path):
     assert second["2.png"] == b"touched"
 
 
+def test_results_of_other_runs_are_not_translated(cycle, tmp_path):
+    picture(tmp_path / "a.png", 40, 40)
+    for more in ([], ["--only_outputs"], ["--only_outputs"]):
+        where = ["--results_dir", tmp_path / f"{len(list(tmp_path.iterdir()))}"]
+        out = succeed("test.py", *test_program(cycle, tmp_path, *where, *more)).out
+        assert "translating 1 of 1" in out
+    assert f"skipped in {tmp_path}: 2 test_latest/ (results)" in out
+
+
 def test_inputs_of_one_name_are_not_taken_for_each_other(cycle, tmp_path):
     arguments = test_program(cycle, tmp_path / "in", "--only_outputs", "--skip_existing")
     picture(tmp_path / "in" / "a.png", 40, 40, 1)

@@ -51,11 +51,12 @@ def export_generator(
     direction: str | None = None,
     epoch: str | int = "latest",
     eval: bool = False,
+    weights: str = "auto",
 ) -> Exported:
     """Write the generator of an experiment to one file, and compare it with PyTorch on the CPU.
 
     Args:
-        folder, direction, epoch, eval: as `load_generator` takes them.
+        folder, direction, epoch, eval, weights: as `load_generator` takes them.
         form: `onnx`, `torchscript` or `pt2`.
         path: file to write; None: `<epoch>_<direction>` in the experiment's folder.
 
@@ -65,7 +66,7 @@ def export_generator(
         raise UserError(f"format '{form}': choose from {', '.join(ENDINGS)}")
     if form == "onnx":
         need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
-    G = load_generator(folder, direction=direction, epoch=epoch, device="cpu")
+    G = load_generator(folder, direction, epoch, device="cpu", weights=weights)
     net = frozen(G.net, eval)
     direction = str(G.options["direction"])
     path = Path(path or Path(folder) / f"{epoch}_{direction}{ENDINGS[form]}")

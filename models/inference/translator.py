@@ -36,6 +36,7 @@ from data.pictures.picture_io import (
     read_picture,
     to_unit,
 )
+from models.ema import WEIGHTS, choose_weights
 from models.networks import GENERATORS
 from models.norms import NORMS, get_norm_layer
 from models.padding import apply_padded
@@ -77,6 +78,7 @@ def load_generator(
     precision: str = "tf32",
     eval: bool = False,
     value_range: Range | None = None,
+    weights: str = "auto",
 ) -> Translator:
     """The generator of an experiment, ready to be called with pictures.
 
@@ -93,6 +95,7 @@ def load_generator(
         value_range: which values of pictures and arrays become -1 and 1, as `--value_range`; None
             is as it was trained, without which integers map from all of their type and floats
             from [0, 1].
+        weights: `ema` (of a training with `--ema`), `raw`, or `auto`: averaged if there are any.
 
     The architecture comes from `train_opt.txt` in the folder, or without that file from the weights
     themselves. Raises UserError (a ValueError) that says what is missing or does not fit.
@@ -105,6 +108,8 @@ def load_generator(
         raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
     if precision not in PRECISIONS:
         raise UserError(f"precision '{precision}': choose from {', '.join(PRECISIONS)}")
+    if weights not in WEIGHTS:
+        raise UserError(f"weights '{weights}': choose from {', '.join(WEIGHTS)}")
     if value_range is not None:
         try:
             low, high = map(float, value_range)
@@ -115,18 +120,20 @@ def load_generator(
     chosen = _device(device)
     saved = read_saved_options(folder)
     trained = saved.get("direction")
-    path = folder / f"{epoch}_net_G.pth"
+    name = "G"
+    path = choose_weights(folder, str(epoch), name, weights)
     if path.exists():
         if direction and trained and direction != trained:
             raise UserError(
                 f"{folder} was trained {trained} and has one generator: it can't go {direction}"
             )
-    elif any(folder.glob("[!.]*_net_G_[AB].pth")):
+    elif any(folder.glob("[!.]*_net_G_[AB]*.pth")):
         side = "A" if direction in (trained or "AtoB", None) else "B"
-        path = folder / f"{epoch}_net_G_{side}.pth"
+        name = f"G_{side}"
+        path = choose_weights(folder, str(epoch), name, weights)
     state = checkpoint.load_weights(path, "cpu")
     with unchanged_process():
-        net, built = _rebuild(state, saved, path)
+        net, built = _rebuild(state, saved, path, name)
     options = {**saved, **built}
     options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
     net.to(chosen).train(not eval)
@@ -148,7 +155,9 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _rebuild(state: State, saved: dict[str, str], path: Path) -> tuple[nn.Module, dict[str, Any]]:
+def _rebuild(
+    state: State, saved: dict[str, str], path: Path, name: str
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network that these weights belong to, with them, and the options that it was built with.
 
     It is what the saved options say, else what the weights look like, else the generator that the
@@ -176,7 +185,7 @@ def _rebuild(state: State, saved: dict[str, str], path: Path) -> tuple[nn.Module
     named, unknown = saved.get("model"), ""
     if named in names(models.__name__, "model") and named != "test":
         try:
-            net, built = _of_model(path, saved)
+            net, built = _of_model(path, saved, name)
         except Exception as e:  # of other options than were saved, or a file that has changed
             unknown = f"; --model {named} can't be made from the saved options: {first_line(e)}"
         else:
@@ -227,27 +236,23 @@ def _as_it_looks(state: State, saved: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _of_model(path: Path, saved: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator that a model builds by its own code from its saved options.
-
-    `path`, `<folder>/<epoch>_net_<name>.pth`, says which.
-    """
+def _of_model(path: Path, saved: dict[str, str], name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator `name` that a model builds by its own code from its saved options."""
     kind = models.find_model_using_name(saved["model"])
     parser = kind.modify_commandline_options(argparse.ArgumentParser(), False)
     types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
     values = vars(parser.parse_args([]))
-    for name, text in saved.items():
+    for option, text in saved.items():
         try:
-            values[name] = types[name](text) if types.get(name) else ast.literal_eval(text)
+            values[option] = types[option](text) if types.get(option) else ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError):
-            values[name] = text
+            values[option] = text
     folder = path.parent
     values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
     values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
     opt = argparse.Namespace(**values)
     with contextlib.redirect_stdout(io.StringIO()):
         model = kind(opt)
-    name = path.stem.split("_net_", 1)[1]
     if name not in model.networks():
         raise UserError(f"{path}: --model {opt.model} has no network '{name}' to load it into")
     return model.networks()[name], values

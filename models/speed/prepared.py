@@ -1,4 +1,4 @@
-"""Adds autocast, loss scaling and shared passes to a network, by a subclass of its class."""
+"""Adds autocast, loss scaling, shared passes and augmentation, by a subclass of the class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import functools
 import itertools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,20 +25,25 @@ class Prepared(nn.Module):
 
     autocast_to: tuple[str, torch.dtype] | None = None  # device type, dtype
     gradient_scale: GradientScale | None = None
+    augment: Callable[..., torch.Tensor] | None = None  # in front of the network, in float32
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of a shared pass, or call the network with loss scaling."""
-        if not torch.is_grad_enabled():
-            return super().__call__(*args, **kwargs)
-        if not kwargs and len(args) == 1:
+        learns = torch.is_grad_enabled()
+        if learns and not kwargs and len(args) == 1:
             result = _take(self, args[0])
             if result is not None:
                 return result
+        penalized = learns and _wants_input_gradients((args, kwargs))
+        if self.augment is not None:
+            args, kwargs = (self.augment(*args, *kwargs.values()),), {}
+        if not learns:
+            return super().__call__(*args, **kwargs)
         # Where an input asks for its gradient this is most likely a gradient penalty. Gradients of
         # gradients need all the digits, and compiled networks do not have them. And a hook may
         # carry tensors out of a network past its outputs, where gradients are not scaled.
         scaled = self.gradient_scale is not None
-        if _wants_input_gradients((args, kwargs)) or (scaled and has_hooks(self)):
+        if penalized or (scaled and has_hooks(self)):
             with full_precision():
                 return self._call_impl(*args, **kwargs)
         if self.gradient_scale is None:

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from .base import BackgroundLogger
-from .loss_plot import COLOURS
+from .loss_plot import COLOURS, range_without_spikes
 from .loss_record import thin
 from .visdom_assets import missing_assets, static_dir
 
@@ -375,7 +375,8 @@ class VisdomLogger(BackgroundLogger):
             for name, (xs, ys) in self._curves.items()
         }
         y_axis: dict[str, Any] = {"title": "loss"}
-        if (most := without_spikes([ys for _, ys in thinned.values()])) is not None:
+        values = np.concatenate([ys for _, ys in thinned.values()])
+        if (most := range_without_spikes(values)) is not None:
             y_axis = {"title": "loss (double click: with spikes)", "range": most}
         layout = {
             "xaxis": {"title": "epoch"},
@@ -487,18 +488,3 @@ def enlarged(width: int, height: int, least: int) -> tuple[int, int]:
     """A size times the smallest whole number that makes the longer side at least nearly `least`."""
     times = max(1, least // max(width, height))
     return width * times, height * times
-
-
-def without_spikes(curves: list[list[float]]) -> list[float] | None:
-    """The range of values that shows the curves where a few points are far above all others.
-
-    Losses start high, and one such point would make flat lines of the rest. None where the usual
-    range does.
-    """
-    finite = [np.array(values)[np.isfinite(values)] for values in curves]
-    finite = [values for values in finite if len(values) >= 20]
-    if not finite:
-        return None
-    low, top = min(v.min() for v in finite), max(v.max() for v in finite)
-    span = max(np.percentile(v, 97) for v in finite) - low
-    return None if top - low <= 3 * span or span <= 0 else [low - 0.05 * span, low + 1.2 * span]

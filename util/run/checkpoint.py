@@ -1,19 +1,17 @@
-"""Checkpoints: the training state with the weights in one file, and exports of the weights.
+"""Checkpoints: one file with the whole training state, and exports of its weights.
 
-`<suffix>_train_state.pth` is the checkpoint: all that training needs to go on exactly. It alone is
-read to resume. `<suffix>_net_<name>.pth` are exports of it for testing and other programs, a plain
-state_dict each, written after it. A save that a crash ends in between is completed on resuming.
+`<suffix>_train_state.pth` is the checkpoint: the weights and all else that training needs to go on
+exactly. Only this file is read to resume. `<suffix>_net_<name>.pth` are exports of it for testing
+and other programs, a plain state_dict each, written after it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import time
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +23,21 @@ from util.errors import UserError, first_line
 from util.files import replacing
 
 STATE = "train_state"
-FORMAT = 2  # of the training state; 1 had no weights in it
+FORMAT = 2  # of the training state
 UNFINISHED = ".unfinished_save"  # in a folder whose exports may be older than its checkpoints
+KINDS = {  # entries of a training state that are relied upon
+    "run": str,
+    **dict.fromkeys(("format", "epoch", "epoch_iter", "total_iters", "seed"), int),
+    **dict.fromkeys(("random", "model", "options", "weights"), dict),
+    "suffixes": list,
+}
 
 
 # ------------------------------------------------------------------------------------ single files
 class DiskWriter:
-    """A file for `torch.save` that keeps an error of the disk until `finish`.
+    """A file for `torch.save` that keeps an error of the disk.
 
-    Raised inside `torch.save`, an error would end the process.
+    Raised inside `torch.save`, it would come out as another one, or end the process.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -51,40 +55,34 @@ class DiskWriter:
     def flush(self) -> None:
         pass
 
-    def finish(self) -> None:
-        """Raise the error of an earlier write, if there was one."""
-        if self.error is not None:
-            raise self.error
-        self.file.flush()
-
 
 def write_file(value: Any, path: Path) -> None:
     """`torch.save` that raises OSError where the disk fails."""
     with open(path, "wb") as file:
         writer = DiskWriter(file)
         torch.save(value, writer)
-        writer.finish()
+        if writer.error is not None:
+            raise writer.error
 
 
-def save_file(value: Any, path: str | os.PathLike) -> None:
+def save_file(value: Any, path: str | Path) -> None:
     """`torch.save` in one step: `path` is the old file or the whole new one, never a part."""
     with replacing(path) as temporary:
         write_file(value, temporary)
 
 
 def load_file(path: Path, device: torch.device | str = "cpu") -> Any:
-    """Read a file of tensors and plain values, and compare its checksums.
+    """Read a file of tensors and plain values, and verify its checksums.
 
     Raises UserError where that fails. Code in the file is never run (`weights_only`).
     """
     with _readable(path):
-        if zipfile.is_zipfile(path):
-            _compare_checksums(path)
+        if zipfile.is_zipfile(path):  # torch writes checksums, and does not read them
+            _verify_checksums(path)
         return torch.load(path, map_location=device, weights_only=True)
 
 
-def _compare_checksums(path: Path) -> None:
-    """Raise BadZipFile where content and checksums differ: torch writes them, and reads none."""
+def _verify_checksums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             # torch never compresses; a small file of this kind can unpack to terabytes
@@ -102,18 +100,18 @@ def _readable(path: Path) -> Iterator[None]:
             # damaged and very old files make torch warn; what counts is whether they can be read
             warnings.simplefilter("ignore")
             yield
-    except pickle.UnpicklingError as e:
-        reason = "it holds more than tensors and plain values, or is no PyTorch file"
-        raise UserError(f"can't read {path}: {reason}") from e
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror or first_line(e)}") from e
-    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        raise UserError(f"can't read {path}: {first_line(e)}") from e
     except Exception as e:  # damaged files make the unpickler raise nearly anything
-        raise UserError(f"can't read {path}: {type(e).__name__}: {first_line(e)}") from e
+        reason = first_line(e)
+        if isinstance(e, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain values, or is no PyTorch file"
+        elif isinstance(e, OSError):
+            reason = e.strerror or reason
+        elif not isinstance(e, (EOFError, RuntimeError, ValueError, zipfile.BadZipFile)):
+            reason = f"{type(e).__name__}: {reason}"
+        raise UserError(f"can't read {path}: {reason}") from e
 
 
-def load_weights(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_weights(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state dictionary in a file; raises UserError that says what is there if it is missing."""
     path = Path(path)
     if not path.exists():
@@ -167,7 +165,6 @@ class FoundCheckpoint:
     suffix: str
     state: dict[str, Any] | None = None
     skipped: list[str] = field(default_factory=list)  # newer ones that are damaged, and why
-    newest: tuple[str, int] | None = None  # `newest_save` at that moment
     unfinished: bool = False  # whether a crash came between the checkpoint and its exports
 
 
@@ -219,17 +216,14 @@ def saved_suffixes(folder: Path) -> list[str]:
 
 def _check_state(state: Any, path: Path) -> dict[str, Any]:
     """A training state whose entries have the types they should; raises UserError otherwise."""
-    if not isinstance(state, dict):
-        state = {}
-    if isinstance(state.get("format"), int) and state["format"] > FORMAT:
-        raise UserError(f"{path} was saved by a newer version of this program")
-    kinds: dict[str, type] = {"run": str}
-    kinds |= dict.fromkeys(("format", "epoch", "epoch_iter", "total_iters", "seed"), int)
-    kinds |= dict.fromkeys(("random", "model", "options"), dict)
-    kinds["files" if state.get("format") == 1 else "weights"] = dict
-    fits = all(isinstance(state.get(key), kind) for key, kind in kinds.items())
+    state = state if isinstance(state, dict) else {}
+    version = state.get("format")
+    if isinstance(version, int) and version != FORMAT:
+        age = "a newer" if version > FORMAT else "an older"
+        raise UserError(f"{path} was saved by {age} version of this program")
+    fits = all(isinstance(state.get(key), kind) for key, kind in KINDS.items())
     # these become parts of file names
-    if not fits or not all(Path(str(s)).name == s for s in state.get("suffixes", [])):
+    if not fits or not all(Path(str(s)).name == s for s in state["suffixes"]):
         raise UserError(f"{path} is not a training state of this program")
     return state
 
@@ -268,29 +262,12 @@ def read_checkpoint(folder: Path, suffix: str, names: Iterable[str]) -> dict[str
     """A whole training state with the weights of these networks; raises UserError otherwise."""
     path = state_path(folder, suffix)
     state = _check_state(load_file(path), path)
-    if state["format"] == 1:
-        state["weights"] = {
-            name: _weights_saved_with(weights_path(folder, suffix, name), state["files"][name])
-            for name in names
-            if name in state["files"]
-        }
     absent = set(names) - set(state["weights"])
     if absent:
         raise UserError(f"it was saved without {', '.join(sorted(absent))}: by another --model?")
     if not all(_are_weights(state["weights"][name]) for name in names):
         raise UserError(f"{path} is not a training state of this program")
     return state
-
-
-def _weights_saved_with(path: Path, expected: dict[str, int]) -> dict[str, Any]:
-    """Weights that belong to a state of format 1, which has the size and a checksum of the file."""
-    with _readable(path):
-        with zipfile.ZipFile(path) as archive:
-            start = archive.start_dir
-        directory = path.read_bytes()[start:]
-    if expected != {"size": start + len(directory), "directory": zlib.crc32(directory)}:
-        raise UserError(f"{path.name} is not what was saved with it")
-    return load_weights(path)
 
 
 def find_checkpoint(
@@ -302,28 +279,28 @@ def find_checkpoint(
     """
     names = list(names)
     headers, errors = _headers(folder)
-    skipped = [f"{s}: {error}" for s, error in errors.items() if suffix in (None, s)]
-    headless = not state_path(folder, "latest").exists() and any(folder.glob("latest_net_*.pth"))
-    if suffix is None and headers and headless:
-        skipped.append(f"latest: there is no latest_{STATE}.pth, only weights")
+    if suffix is not None:
+        headers, errors = ({s: d[s] for s in d if s == suffix} for d in (headers, errors))
+    elif headers and "latest" not in {**headers, **errors} and any(folder.glob("latest_net_*.pth")):
+        errors["latest"] = f"there is no latest_{STATE}.pth, only weights"
+    skipped = [f"{s}: {error}" for s, error in errors.items()]
     for candidate in headers:
-        if suffix in (None, candidate):
-            try:
-                state = read_checkpoint(folder, candidate, names)
-                unfinished = suffix is None and (folder / UNFINISHED).exists()
-                return FoundCheckpoint(candidate, state, skipped, _newest(headers), unfinished)
-            except UserError as e:
-                skipped.append(f"{candidate}: {e}")
+        try:
+            state = read_checkpoint(folder, candidate, names)
+        except UserError as e:
+            skipped.append(f"{candidate}: {e}")
+        else:
+            unfinished = suffix is None and (folder / UNFINISHED).exists()
+            return FoundCheckpoint(candidate, state, skipped, unfinished)
     if skipped:
         raise UserError(
             f"no whole save in {folder} ({'; '.join(skipped)}); restore the files, or delete the "
             f"*_{STATE}.pth to go on from weights alone"
         )
-    wanted = suffix or "latest"
+    wanted, saved = suffix or "latest", exported_files(folder)
     missing = [n for n in names if not weights_path(folder, wanted, n).exists()]
     if names and not missing:
-        return FoundCheckpoint(wanted, newest=_newest(headers))
-    saved = exported_files(folder)
+        return FoundCheckpoint(wanted)
     if suffix is None and saved:
         lacking = weights_path(folder, wanted, missing[0]).name if missing else "no network"
         raise UserError(
@@ -342,16 +319,13 @@ def new_run(folder: Path) -> str:
     for header in _headers(folder)[0].values():
         with contextlib.suppress(ValueError):
             start = max(start, int(header["run"].split("-")[0], 16) + 1)
-    return f"{start:x}-{os.urandom(3).hex()}"
+    return f"{start:x}"
 
 
 def newest_save(folder: Path) -> tuple[str, int] | None:
     """Run and number of images of the newest checkpoint in a folder; None where there is none."""
-    return _newest(_headers(folder)[0])
-
-
-def _newest(headers: dict[str, dict[str, Any]]) -> tuple[str, int] | None:
-    return next(((h["run"], h["total_iters"]) for h in headers.values()), None)
+    headers = _headers(folder)[0].values()
+    return next(((h["run"], h["total_iters"]) for h in headers), None)
 
 
 def prune_states(folder: Path, keep: int) -> None:

@@ -16,7 +16,7 @@ NETWORK_OPTIONS = (
 GENERATOR_OPTIONS = (*NETWORK_OPTIONS, "normG", "direction", "value_range")
 # of the other networks that training has
 DISCRIMINATOR_OPTIONS = (
-    *("netD", "ndf", "n_layers_D", "normD"),
+    *("netD", "ndf", "n_layers_D", "normD", "spectral_norm"),
     *("netF", "netF_nc", "nce_layers"),
 )
 

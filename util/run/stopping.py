@@ -17,6 +17,7 @@ from util.errors import UserError, warn
 # Slurm sends SIGUSR1 some time before a job's limit if asked to
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
 TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal it is the exit code
+SAME_SIGNAL = 5.0  # seconds within which torchrun may send a signal again
 LINGER = 60  # seconds that a loading process lives on after SIGTERM
 
 
@@ -49,7 +50,7 @@ class StopRequest:
         self.before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = distributed.SAME_SIGNAL if distributed.launched() else 0.0
+        again = SAME_SIGNAL if distributed.launched() else 0.0
         if self.reason is not None:
             if time.monotonic() - self.since >= again:
                 os.write(2, b"\nended at once: the save before this one counts\n")
@@ -69,12 +70,9 @@ class StopRequest:
         return self.reason is not None
 
     def on_any_rank(self) -> bool:
-        """Whether any rank should stop: the same answer on all ranks, which all call it.
-
-        With several ranks the answer comes one iteration late, so that none waits for it.
-        """
+        """Whether any rank should stop: the same answer on all ranks, which all have to call it."""
         own = (self.exit_code or TIME_IS_UP) if self else 0
-        code = distributed.async_max(own)
+        code = int(distributed.max_over_ranks(own))
         if not code:
             return False
         self.exit_code = 0 if code == TIME_IS_UP else code
@@ -107,50 +105,35 @@ class ExperimentLock:
             import fcntl
         except ImportError:  # Windows
             return
-        while self.descriptor is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # a folder of somebody else's may have a link here to a file that matters
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(self.path, flags, 0o666)
-            except OSError as e:
-                raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
-            try:
-                # not flock: the processes that load data would inherit that, and outlive us
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                owner = os.read(descriptor, 200).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise UserError(
-                    f"{self.path.parent} is being trained by {owner or 'another process'}: stop "
-                    "that one, or choose another --name"
-                ) from None
-            except OSError:
-                # some network file systems have no locks: train without
-                os.close(descriptor)
-                warn(f"{self.path} can't be locked on this file system")
-                return
-            if self._is_still_there(descriptor):
-                self.descriptor = descriptor
-            else:
-                # its owner let go, and removed it, after we had opened it
-                os.close(descriptor)
         try:
-            os.ftruncate(self.descriptor, 0)
-            os.write(self.descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
-        except OSError:
-            pass  # only a help for the one who is refused; the disk may be full
-
-    def _is_still_there(self, descriptor: int) -> bool:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # somebody else's folder may have a link here to a file that matters
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.path, flags, 0o666)
+        except OSError as e:
+            raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
         try:
-            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path))
+            # not flock: the processes that load data would inherit that, and outlive this one
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise UserError(
+                f"{self.path.parent} is being trained by {owner or 'another process'}: stop "
+                "that one, or choose another --name"
+            ) from None
         except OSError:
-            return False
+            # some network file systems have no locks: train without
+            os.close(descriptor)
+            warn(f"{self.path} can't be locked on this file system")
+            return
+        self.descriptor = descriptor
+        with contextlib.suppress(OSError):  # only helps who is refused; the disk may be full
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
-        """Let go, and remove the file."""
+        """Release the lock; the file stays, and holds nobody off."""
         if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import time
@@ -21,9 +22,9 @@ from .stopping import ExperimentLock, StopRequest
 
 # Options that decide what the ranks exchange, and when: they have to be the same on all ranks
 SAME_ON_ALL_RANKS = (
-    "batch_size accumulate model netG netD ngf ndf n_layers_D norm gan_mode lambda_gp "
-    "lambda_identity print_freq display_freq save_latest_freq save_epoch_freq val_freq max_hours "
-    "on_nan lr_policy"
+    "batch_size accumulate model netG netD ngf ndf n_layers_D norm normD spectral_norm "
+    "gan_mode lambda_gp lambda_identity print_freq display_freq save_latest_freq save_epoch_freq "
+    "val_freq max_hours on_nan lr_policy ema"
 ).split()
 
 
@@ -40,8 +41,12 @@ class TrainingRun:
         self.id = ""
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)
-        self.guard = FiniteGuard(model, opt.on_nan)
         self.failed: str | None = None  # why the last save failed
+
+    @functools.cached_property
+    def guard(self) -> FiniteGuard:
+        """The check for NaN, made when the model is set up."""
+        return FiniteGuard(self.model, self.opt.on_nan)
 
     def __enter__(self) -> TrainingRun:
         if distributed.is_main():
@@ -86,10 +91,9 @@ class TrainingRun:
                 f"resuming from '{name}': epoch {position.epoch}, {position.epoch_iter} images "
                 f"into it, {position.total_iters} in all"
             )
-        distributed.save_run_id(self.id)
         if unfinished and state is not None:
             print("the last save was interrupted: it is made again")
-            self.save(*state.get("suffixes", [name]), position=position)
+            self.save(*state["suffixes"], position=position)
         return position
 
     def _check_same_options(self) -> None:
@@ -113,10 +117,6 @@ class TrainingRun:
             _set_aside(self.folder)
             return None
         found: FoundCheckpoint | None = self.model.resumed
-        if checkpoint.newest_save(self.folder) != (found.newest if found else None):
-            # another training held the lock when the model was loaded, and saved as it stopped
-            self.model.load_saved(opt)
-            found = self.model.resumed
         if found is None:
             print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
             return None
@@ -133,26 +133,19 @@ class TrainingRun:
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """The training state with this rank's part of it, from the state that the source read."""
         size, source = distributed.world_size(), distributed.source_rank()
-        if size == 1 and (state is None or state.get("processes", 1) == 1):
-            return state
         parts: list[Any] = [None] * size
-        common = None
         if state is not None:
-            common = {k: v for k, v in state.items() if k not in ("ranks", "random")}
-            parts = [{"random": state["random"], "model": state["model"]}, *state.get("ranks", [])]
+            first = {"random": state.pop("random"), "model": state["model"]}
+            parts = [first, *state.pop("ranks", [])]
             if len(parts) != size:
                 models = self.model.reshard_state([part["model"] for part in parts], size)
                 parts = [{"model": model} for model in models]
-            keys = self.model.PER_RANK_STATE
-            parts = [
-                {**part, "model": {k: part["model"][k] for k in keys if k in part["model"]}}
-                for part in parts
-            ]
-        common = distributed.broadcast_object(common, src=source)
+            for part in parts:
+                own = part["model"]
+                part["model"] = {k: own[k] for k in self.model.PER_RANK_STATE if k in own}
+        state = distributed.broadcast_object(state, src=source)
         part = distributed.scatter_object(parts, src=source)
-        if common is None:
-            return None
-        return {**common, **part, "model": {**common["model"], **part["model"]}}
+        return None if state is None else {**state, **part, "model": state["model"] | part["model"]}
 
     def _seed_rank(self, images: int) -> None:
         """Seed the random sources of this rank, each rank with another number."""
@@ -258,7 +251,6 @@ class TrainingRun:
 
         A rank that ended while another still saves would make torchrun end that one too.
         """
-        distributed.async_max.wait()
         self.failed = distributed.broadcast_object(self.failed)
         distributed.barrier()
         if self.failed:

@@ -13,7 +13,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -341,11 +340,7 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
 # ------------------------------------------------------------------------------------------ reports
 def weight_files(model: Any, suffix: str) -> list[dict[str, str]]:
     """File and SHA-256 of a model's generators in the save of that suffix."""
-    paths = [
-        Path(model.save_dir) / f"{suffix}_net_{name}.pth"
-        for name in model.model_names
-        if name.startswith("G")
-    ]
+    paths = [model.weights_file(suffix, n) for n in model.model_names if n.startswith("G")]
     return [{"file": path.name, "sha256": sha256(path)} for path in paths if path.exists()]
 
 
