@@ -132,7 +132,8 @@ def no_part(root: str | os.PathLike, part: str) -> UserError:
 def _contents(folder: Path) -> str:
     """What is in a folder, in a few words."""
     if not folder.is_dir():
-        return f"{folder} is {'a file' if folder.is_file() else 'not there'}"
+        here = f"{folder} is {'a file' if folder.is_file() else 'not there'}"
+        return f"{here}; {_contents(folder.parent)}" if folder.parent.is_dir() else here
     there = [p for p in folder.iterdir() if not p.name.startswith(".")]
     folders = sorted(p.name for p in there if p.is_dir())
     pictures = sum(is_image_file(p) for p in there if p.is_file())

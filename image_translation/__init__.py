@@ -98,7 +98,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
     """
     from .data import create_dataset
     from .models import create_model
-    from .models.inference.translator import unchanged_process
+    from .models.inference.loading import unchanged_process
     from .options.evaluate_options import EvaluateOptions
     from .util.errors import RaisingParser
     from .util.scores.evaluation import evaluate as score

@@ -489,7 +489,8 @@ class BaseModel(ABC):
         if self.isTrain or not other:
             return ""
         flags = ", ".join("--" + name for name in other)
-        return f", or leave out {flags}: what is left out is as it was saved"
+        were = " ".join(f"--{name} {saved[name]}" for name in other)
+        return f", or leave out {flags}: it was trained with {were}"
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint holds besides the weights: plain values and tensors.

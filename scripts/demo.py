@@ -67,7 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def choices(folder: Path) -> tuple[list[str], list[str]]:
-    """Epochs that have a generator, newest first, and the directions there are generators for."""
+    """Epochs that have a generator, newest first, and the directions that have one."""
     found: dict[str, set[str]] = {}
     for path in folder.glob("[!.]*_net_G*.pth"):
         if match := _GENERATOR.fullmatch(path.name):
@@ -134,7 +134,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             seconds = time.perf_counter() - start
             before, after = shown(pixels, alpha), shown(result, alpha)
         except Exception as e:
-            # the folder of uploads on this machine is nobody's business
+            # do not show the folder of uploads on this machine
             said = str(e).replace(given, Path(given).name)
             raise gradio.Error(said if isinstance(e, UserError) else "this can't be done") from e
         size = f"{before.width}x{before.height}"
@@ -173,7 +173,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
                 height=HEIGHT,
                 elem_id="output",
             )
-        # gradio would make 8 bits of it, and name the folder of uploads where it can't
+        # gradio would convert it to 8 bits, and show the folder of uploads in its errors
         source.preprocess = lambda upload: upload and upload.path
         said = gradio.Markdown(elem_id="said")
         slider = gradio.ImageSlider(
@@ -186,9 +186,9 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
 
 
 def free_port(host: str, port: int) -> int:
-    """`port`, or for 0 any that nothing listens on now; raises UserError where that can't be."""
+    """`port`, or a free one for 0; raises UserError if it can't be used."""
     with socket.socket() as s:
-        # or the port of a page that has just ended would count as taken for a minute
+        # without this, the port of a page that has just ended counts as taken for a minute
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind((host, port))
@@ -201,7 +201,7 @@ def free_port(host: str, port: int) -> int:
 
 
 def go_where_gradio_is() -> None:
-    """Run this program anew with the Python of `scripts/setup.sh --demo`, if there is one."""
+    """Restart this program with the Python of `scripts/setup.sh --demo`, if there is one."""
     place = ROOT / ".venv" / "demo"
     python = place / "bin" / "python"
     if python.exists() and not Path(sys.prefix).samefile(place):
@@ -210,7 +210,7 @@ def go_where_gradio_is() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    # before the import, which looks at them
+    # before the import, which reads them
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_OFFLINE"] = "1"
     try:

@@ -21,7 +21,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line on stderr and exit code 2; the usage is in --help."""
+    """A parser that prints errors as one line on stderr, with exit code 2, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -62,7 +62,7 @@ def open_model(path: Path, device: str):
 
 
 def find_pictures(root: Path, translated: Path) -> list[Path]:
-    """`root`, or all pictures below it but for hidden ones and those in folders of results."""
+    """`root`, or all pictures below it, except hidden ones and those in folders of results."""
     source = root.parent if root.is_file() else root
     if source.resolve() == translated.resolve():
         stop(f"{translated} is the folder to read: what is written would replace its pictures")
@@ -122,7 +122,7 @@ def write_picture(values, alpha, path: Path, low: float, high: float) -> None:
     if alpha is not None:
         image.putalpha(alpha)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # moved into place when it is whole: Ctrl-C or a full disk leave no part of a picture
+    # moved into place when complete: Ctrl-C or a full disk leave no partial picture
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         image.save(temporary, "PNG")

@@ -128,7 +128,12 @@ def test_dataroot_is_missing_or_empty(model, folder, exists, place, tmp_path):
     result = train(
         place, dataroot, model, *(["--netG", "unet_128"] if model != "cycle_gan" else [])
     )
-    assert_one_line(result, 1, f"no folder {dataroot / folder}", *(["holiday"] if exists else []))
+    assert_one_line(
+        result,
+        1,
+        f"no folder {dataroot / folder}",
+        "holiday" if exists else "photos is not there; ",
+    )
     assert_nothing_written(place)
 
 
@@ -227,6 +232,13 @@ def test_pictures_of_two_sizes_make_no_batch(workers, place, tmp_path):
     words = ["--preprocess", "none", "--batch_size", 2, "--num_threads", workers]
     result = train(place, dataroot, "cycle_gan", *words)
     assert_one_line(result, 1, "40x40", "48x56", "--batch_size 1", "--preprocess resize_and_crop")
+
+
+def test_two_folders_for_a_model_of_pairs(place, tmp_path):
+    dataroot = unaligned(tmp_path / "photos")
+    picture(dataroot / "trainB" / "other.png")
+    result = train(place, dataroot, "pix2pix", "--netG", "unet_128")
+    assert_one_line(result, 1, "files of the same names: 1 have no", "say --model cycle_gan")
 
 
 def test_pairs_for_a_model_of_two_folders(place, tmp_path):

@@ -143,7 +143,7 @@ def test_pairs_of_two_folders(tmp_path, capsys):
     code, out = run(capsys, *argv)
     assert code == 1
     (line,) = sections(out)["the data set as a whole"]
-    assert line.endswith("1 have no partner, such as lonely")
+    assert "1 have no partner, such as lonely; for pictures that are no pairs say" in line
     assert out.splitlines()[-1] == "training would stop"
     # no pairs are asked for here
     assert run(capsys, "--dataroot", tmp_path)[0] == 0

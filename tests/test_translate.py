@@ -284,6 +284,17 @@ def test_page_keeps_sizes(cycle, tmp_path):
     assert fake.size == (44, 40)
 
 
+def test_page_of_a_single_file_in_tiles(cycle, tmp_path):
+    path = picture(tmp_path / "a b.png", 45, 38)
+    out = succeed("test.py", *test_program(cycle, path, "--tile", "24"))
+    assert "translating 1 of 1" in out.out
+    page = (results(cycle) / "index.html").read_text()
+    assert "images/a%20b_fake.png" in page
+    fake = np.asarray(Image.open(results(cycle) / "images" / "a b_fake.png"))
+    wanted = load_generator(cycle, device="cpu")(pixels(45, 38))
+    np.testing.assert_allclose(fake, wanted, atol=1)
+
+
 def images_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_below(folder)}
 

@@ -37,7 +37,7 @@ BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class RowSource(Protocol):
-    """A picture of which bands of rows can be read."""
+    """A picture that is read in bands of rows."""
 
     channels: int
     height: int
@@ -49,9 +49,9 @@ class RowSource(Protocol):
 
 
 def size_needed(net: nn.Module) -> tuple[int, int]:
-    """Of which number height and width must be multiples inside a generator, and the least size.
+    """The number of which height and width must be multiples in a generator, and the least size.
 
-    Raises UserError for a network that is none of this code's.
+    Raises UserError for a network that is not a ResNet or U-Net of this code.
     """
     if isinstance(net, ResnetGenerator):
         return 4, 8
@@ -61,7 +61,7 @@ def size_needed(net: nn.Module) -> tuple[int, int]:
 
 
 def uses_own_statistics(module: nn.Module) -> bool:
-    """Whether a norm computes mean and variance from what it is given, now."""
+    """Whether a norm computes mean and variance from its input, in its present mode."""
     if isinstance(module, INSTANCE):
         return module.training or not module.track_running_stats
     return isinstance(module, BATCH) and (module.training or module.running_mean is None)
@@ -158,7 +158,7 @@ def upconvolved(
 
 # ---------------------------------------------------------------------------------------- storage
 class Room:
-    """Where maps are stored: on the device up to `memory` bytes, beyond that in unnamed files."""
+    """Storage for maps: up to `memory` bytes on the device, beyond that in unnamed files."""
 
     def __init__(self, memory: int, scratch: str | os.PathLike | None = None):
         self.memory, self.scratch = memory, Path(scratch or tempfile.gettempdir())
@@ -166,12 +166,12 @@ class Room:
         self.files = 0
 
     def open_file(self) -> Any:
-        """A file without a name, which goes with the process whatever ends that."""
+        """A file without a name: it is deleted when the process ends, however that ends."""
         self.files += 1
         return tempfile.TemporaryFile(dir=self.scratch)
 
     def check(self, needed: int) -> None:
-        """Raise UserError where the disk has no room for what does not fit into memory."""
+        """Raise UserError if the disk has no room for what does not fit into memory."""
         try:
             free = shutil.disk_usage(self.scratch).free
         except OSError as e:
@@ -258,7 +258,7 @@ class Stream:
         return ((top, min(height, top + step)) for top in range(0, height, step))
 
     def layer(self, module: nn.Module, x: Rows) -> Rows:
-        """What a layer makes of rows. Raises UserError for one that is not in `LAYERS`."""
+        """The output of a layer. Raises UserError for a layer that is not in `LAYERS`."""
         for kind, function in LAYERS.items():
             if isinstance(module, kind):
                 return function(self, module, x)

@@ -79,14 +79,14 @@ def shard(items: Sequence[Any]) -> Any:
 
 
 def cores() -> int:
-    """The CPU cores for this process: those of the machine divided by its processes."""
+    """CPU cores for this process: those of the machine divided by its number of processes."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (there or 1) // local_world_size())
 
 
 @contextlib.contextmanager
 def no_sync() -> Iterator[None]:
-    """A context without synchronization of norms, for what one rank computes alone."""
+    """A context in which norms do not synchronize, for what one rank computes alone."""
     global _no_sync
     before, _no_sync = _no_sync, True
     try:
@@ -180,8 +180,8 @@ def signal_on_parent_death(number: int) -> None:
 class _RankStderr:
     """stderr of a rank above 0: each line begins with the rank.
 
-    Warnings are dropped, since rank 0 prints the same. An error is printed after some seconds: if
-    rank 0 has failed too, torchrun ends this process before that, and the error is printed once.
+    Warnings are dropped, since rank 0 prints them too. An error is printed some seconds late: if
+    rank 0 has the same error, torchrun ends this process before, and it is printed once.
     """
 
     def __init__(self, stream: Any):

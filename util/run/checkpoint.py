@@ -124,12 +124,11 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> dict[s
         if isinstance(state, Mapping):
             kind = f"a dictionary of {_some([str(k) for k in state]) or 'nothing'}"
         raise UserError(
-            f"{path} holds {kind}: wanted is a state_dict of the network alone, that is tensors by "
-            "name"
+            f"{path} holds {kind} in place of a state_dict of one network (tensors by name)"
         )
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{path} has no plain numbers for {key}")
+            raise UserError(f"{path}: {key} is not a dense tensor (sparse, quantized or meta)")
     return dict(state)
 
 
@@ -191,8 +190,8 @@ def save_checkpoint(
 ) -> None:
     """Save the state under each suffix, then the weights by `export(suffix)`.
 
-    Raises OSError where a write fails: then all of it is as before, or the first state is new and
-    `UNFINISHED` says that the rest is missing.
+    Raises OSError where a write fails. Then either all files are as before, or the first state is
+    new and the file `UNFINISHED` tells that the others may be old.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp.pth"):  # of a process that was killed in a save
@@ -221,53 +220,37 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
     if isinstance(version, int) and version != FORMAT:
         age = "a newer" if version > FORMAT else "an older"
         raise UserError(f"{path} was saved by {age} version of this program")
-    fits = all(isinstance(state.get(key), kind) for key, kind in KINDS.items())
-    # these become parts of file names
-    if not fits or not all(Path(str(s)).name == s for s in state["suffixes"]):
+    if not (
+        all(isinstance(state.get(key), kind) for key, kind in KINDS.items())
+        and all(map(_are_weights, state["weights"].values()))
+        # these become parts of file names
+        and all(Path(str(s)).name == s for s in state["suffixes"])
+    ):
         raise UserError(f"{path} is not a training state of this program")
     return state
 
 
-def read_header(folder: Path, suffix: str) -> dict[str, Any]:
-    """The plain values of a training state, such as `run` and `epoch`; quick.
+def _ages(
+    folder: Path, only: str | None = None
+) -> tuple[dict[str, tuple[str, int, bool]], dict[str, str]]:
+    """The age of each state by suffix, the newest first; the errors of those that can't be read.
 
-    Raises UserError where it can't be read. Its tensors are not looked at, and may be damaged.
+    This is quick: the tensors are not looked at, and may be damaged.
     """
-    path = state_path(folder, suffix)
-    with _readable(path):
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("it is cut off, or no file of this program")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = _check_state(state, path)
-    return {key: value for key, value in state.items() if isinstance(value, (str, int, float))}
-
-
-def _headers(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Headers by suffix, the newest first, and the errors of those that can't be read."""
-    headers, errors = {}, {}
-    for suffix in saved_suffixes(folder):
+    ages, errors = {}, {}
+    for suffix in [s for s in saved_suffixes(folder) if only in (None, s)]:
+        path = state_path(folder, suffix)
         try:
-            headers[suffix] = read_header(folder, suffix)
+            with _readable(path):
+                if not zipfile.is_zipfile(path):
+                    raise zipfile.BadZipFile("it is cut off, or no file of this program")
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = _check_state(state, path)
+            # of the newest run the farthest; "latest" rather than the epoch of the same step
+            ages[suffix] = state["run"], state["total_iters"], suffix == "latest"
         except UserError as e:
             errors[suffix] = str(e)
-
-    def age(suffix: str) -> tuple[str, int, bool]:
-        # of the newest run the farthest; "latest" rather than the epoch of the same step
-        return headers[suffix]["run"], headers[suffix]["total_iters"], suffix == "latest"
-
-    return {s: headers[s] for s in sorted(headers, key=age, reverse=True)}, errors
-
-
-def read_checkpoint(folder: Path, suffix: str, names: Iterable[str]) -> dict[str, Any]:
-    """A whole training state with the weights of these networks; raises UserError otherwise."""
-    path = state_path(folder, suffix)
-    state = _check_state(load_file(path), path)
-    absent = set(names) - set(state["weights"])
-    if absent:
-        raise UserError(f"it was saved without {', '.join(sorted(absent))}: by another --model?")
-    if not all(_are_weights(state["weights"][name]) for name in names):
-        raise UserError(f"{path} is not a training state of this program")
-    return state
+    return {s: ages[s] for s in sorted(ages, key=ages.__getitem__, reverse=True)}, errors
 
 
 def find_checkpoint(
@@ -275,18 +258,20 @@ def find_checkpoint(
 ) -> FoundCheckpoint | None:
     """The newest whole checkpoint, or that of `suffix`; weights alone if there is no state.
 
-    None where nothing was saved. Raises UserError where something is there and nothing is whole.
+    None where nothing was saved. Raises UserError where files are there, and none of them is whole.
     """
     names = list(names)
-    headers, errors = _headers(folder)
-    if suffix is not None:
-        headers, errors = ({s: d[s] for s in d if s == suffix} for d in (headers, errors))
-    elif headers and "latest" not in {**headers, **errors} and any(folder.glob("latest_net_*.pth")):
+    ages, errors = _ages(folder, suffix)
+    latest_lost = not state_path(folder, "latest").exists() and any(folder.glob("latest_net_*.pth"))
+    if suffix is None and ages and latest_lost:
         errors["latest"] = f"there is no latest_{STATE}.pth, only weights"
     skipped = [f"{s}: {error}" for s, error in errors.items()]
-    for candidate in headers:
+    for candidate in ages:
         try:
-            state = read_checkpoint(folder, candidate, names)
+            path = state_path(folder, candidate)
+            state = _check_state(load_file(path), path)
+            if absent := ", ".join(n for n in names if n not in state["weights"]):
+                raise UserError(f"it was saved without {absent}: by another --model?")
         except UserError as e:
             skipped.append(f"{candidate}: {e}")
         else:
@@ -311,32 +296,29 @@ def find_checkpoint(
 
 
 def new_run(folder: Path) -> str:
-    """A name for a run that sorts behind those of all runs saved in the folder.
+    """A name for a run, made from the time; it sorts after all runs saved in the folder.
 
-    Also where the clock went back, or an earlier run was on a machine whose clock was ahead.
+    It does so even if the clock went back, or an earlier machine's clock was ahead.
     """
     start = time.time_ns()
-    for header in _headers(folder)[0].values():
+    for run, *_ in _ages(folder)[0].values():
         with contextlib.suppress(ValueError):
-            start = max(start, int(header["run"].split("-")[0], 16) + 1)
+            start = max(start, int(run.split("-")[0], 16) + 1)
     return f"{start:x}"
 
 
 def newest_save(folder: Path) -> tuple[str, int] | None:
     """Run and number of images of the newest checkpoint in a folder; None where there is none."""
-    headers = _headers(folder)[0].values()
-    return next(((h["run"], h["total_iters"]) for h in headers), None)
+    return next(((run, images) for run, images, _ in _ages(folder)[0].values()), None)
 
 
 def prune_states(folder: Path, keep: int) -> None:
-    """Delete the states of all but the `keep` newest checkpoints besides latest; not weights.
+    """Delete old states, but not the exported weights: `keep` stay, besides latest.
 
-    The newest of all stays, also where `--save_by_iter` saves no latest. So do those that can't be
-    read.
+    The newest one always stays, also where `--save_by_iter` saves no latest. So do states that
+    can't be read.
     """
-    if len(saved_suffixes(folder)) > keep:
-        headers = list(_headers(folder)[0])
-        numbered = [suffix for suffix in headers if suffix != "latest"]
-        for suffix in numbered[keep:]:
-            if suffix != headers[0]:
-                state_path(folder, suffix).unlink(missing_ok=True)
+    suffixes = list(_ages(folder)[0])
+    numbered = [suffix for suffix in suffixes if suffix != "latest"]
+    for suffix in set(numbered[keep:]) - set(suffixes[:1]):
+        state_path(folder, suffix).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Stopping a run in good order: signals, a time limit, and one run an experiment."""
+"""Stopping a run after a signal or a time limit; a lock that allows one run an experiment."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 from util import distributed
 from util.errors import UserError, warn
 
-# Slurm sends SIGUSR1 some time before a job's limit if asked to
+# Slurm can send SIGUSR1 some time before the limit of a job
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
 TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal it is the exit code
 SAME_SIGNAL = 5.0  # seconds within which torchrun may send a signal again
-LINGER = 60  # seconds that a loading process lives on after SIGTERM
+LINGER = 60  # seconds after SIGTERM until a loading process ends
 
 
 class StopRequest:
     """Whether the run should stop: after a signal, or when `--max_hours` have gone by.
 
-    The loop asks after each iteration. A second signal ends the process at once; under torchrun,
-    which may deliver the same signal twice, only some seconds after the first one.
+    The loop asks after each iteration. A second signal ends the process at once. Under torchrun,
+    which may send the same signal twice, it is ignored for some seconds after the first.
     """
 
     def __init__(self, max_hours: float | None = None):
@@ -34,7 +34,7 @@ class StopRequest:
         self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
         self.max_hours = max_hours
         self.before: dict[int, Any] = {}
-        self.since = 0.0  # when the first signal came
+        self.since = 0.0  # time of the first signal
 
     def install(self) -> None:
         """Handle the signals; does nothing outside the main thread, where Python can't."""
@@ -88,12 +88,12 @@ def leave_signals_to_parent() -> None:
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
-        # a main process that dies without ending its workers must not wait for them for ever
+        # if the main process has died without ending its workers, they end by themselves
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LINGER))
 
 
 class ExperimentLock:
-    """Keeps a second training out of the same experiment; a dead process holds nothing."""
+    """Refuses a second training of the same experiment; the lock ends with its process."""
 
     def __init__(self, folder: Path):
         self.path = folder / ".lock"
@@ -113,7 +113,7 @@ class ExperimentLock:
         except OSError as e:
             raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
         try:
-            # not flock: the processes that load data would inherit that, and outlive this one
+            # not flock: loading processes would inherit that lock, and can outlive this process
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             owner = os.read(descriptor, 200).decode(errors="replace").strip()
@@ -128,12 +128,12 @@ class ExperimentLock:
             warn(f"{self.path} can't be locked on this file system")
             return
         self.descriptor = descriptor
-        with contextlib.suppress(OSError):  # only helps who is refused; the disk may be full
+        with contextlib.suppress(OSError):  # only for the message above; the disk may be full
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
-        """Release the lock; the file stays, and holds nobody off."""
+        """Release the lock. The file stays, which refuses nobody."""
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None

@@ -19,7 +19,8 @@ from util.errors import UserError, warn
 from util.files import write_whole
 from util.run.position import Position
 
-from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, report
+from .evaluation import PAIRED, SETS, Evaluation, Evaluator
+from .report import better, report
 
 BEST = "best_scores.json"
 
@@ -150,7 +151,7 @@ class Validation:
         }
         try:
             self.model.save_networks("best")
-            facts = report(self.opt, self.model, self.evaluator, result, "best")
+            facts = report(self.opt, self.model, result, "best")
             facts |= best
             # JSON of Python can hold an infinite PSNR
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
