@@ -7,7 +7,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import data
@@ -483,9 +483,20 @@ class BaseOptions:
             print(f"--cuda_graphs is off: {reason}")
             opt.cuda_graphs = False
 
-    def decide_compile(self, opt: argparse.Namespace, pictures: int) -> None:
-        """With `--fast`, turn `--compile` off for too few `pictures` in all to save time."""
-        self._compile_unless(opt, too_few_to_compile(opt, pictures, self.explicit_options()))
+    def decide_compile(
+        self,
+        opt: argparse.Namespace,
+        pictures: int,
+        trial: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """With `--fast`, turn `--compile` off where it does not save time.
+
+        That is for too few `pictures` in all, and where `trial()` says why not.
+        """
+        explicit = self.explicit_options()
+        self._compile_unless(opt, too_few_to_compile(opt, pictures, explicit))
+        if opt.fast and opt.compile and "compile" not in explicit:
+            self._compile_unless(opt, trial())
         if opt.compile:
             minutes = "a minute or more" if opt.device.type == "cuda" else "one to three minutes"
             print(f"compiling: the first iterations take {minutes}, the others are faster")
