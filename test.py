@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from data import create_dataset, equal_batches
-from data.base_dataset import reader, written_folders
+from data.base_dataset import reader
 from data.image_folder import folder_of, list_pictures
 from models import create_model
 from models.inference.folder import FolderTranslation
@@ -36,7 +36,7 @@ from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork
 from util.errors import UserError, one_line_errors, warn
-from util.files import make_writable
+from util.files import make_writable, mark_as_results
 from util.html import HTML, Rows
 from util.result_names import ResultNames
 from util.visualizer import save_images
@@ -47,7 +47,7 @@ def main() -> None:
     opt = options.parse(save=False)
     opt.serial_batches = True  # A and B in the order of their names
     opt.no_flip = True
-    paths = list_pictures(opt.dataroot, skip=written_folders(opt)) if opt.only_outputs else []
+    paths = list_pictures(opt.dataroot) if opt.only_outputs else []
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)
     options.decide_compile(opt, int(min(opt.num_test, count)))
@@ -134,9 +134,9 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
 
 def describe(opt, model, count: int, total: int) -> str:
     """The description on a page of results: direction, data, weights and date."""
-    names = [f"{model.load_suffix()}_net_{name}.pth" for name in model.networks()]
-    files = [path for path in (Path(model.save_dir, name) for name in names) if path.exists()]
-    saved = max((path.stat().st_mtime for path in files), default=None)
+    files = [model.weights_file(model.load_suffix(), name) for name in model.networks()]
+    names = [path.name for path in files]
+    saved = max((path.stat().st_mtime for path in files if path.exists()), default=None)
     date = "%Y-%m-%d %H:%M"
     age = time.strftime(f" (saved {date})", time.localtime(saved)) if saved else ""
     return (
@@ -159,7 +159,7 @@ def picture_of(visual: Any, i: int, batch: int) -> Any:
 
 def translate_files(opt, model, paths: list[str], out: Path) -> None:
     """Translate a folder to files of the same names; ends with exit code 1 if some failed."""
-    weights = model.save_dir / f"{model.load_suffix()}_net_{model.model_names[0]}.pth"
+    weights = model.weights_file(model.load_suffix(), model.model_names[0])
     value_range = tuple(opt.value_range) if opt.value_range else None
     options = vars(opt)
     work = FolderTranslation(
@@ -175,6 +175,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         jobs = [job for job in jobs if not job.target.exists()]
     existing = f" ({len(paths) - len(jobs)} already exist)" if opt.skip_existing else ""
     jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
+    mark_as_results(out)
     # the jobs of rank 0: another rank may already have written results when this one lists them
     jobs = distributed.broadcast_object(jobs)
     print(f"translating {len(jobs)} of {len(paths)} pictures{existing}")

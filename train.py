@@ -19,6 +19,7 @@ import time
 from data import CustomDatasetDataLoader, create_dataset
 from models import BaseModel, create_model
 from models.speed.layout import contiguous_gradients
+from models.speed.trial import compiling_costs
 from options.train_options import TrainOptions
 from util import distributed
 from util.distributed import launch
@@ -35,13 +36,14 @@ def main() -> None:
     opt = options.parse(save=False)
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
-    options.decide_compile(opt, len(dataset) * (opt.n_epochs + opt.n_epochs_decay))
+    images = len(dataset) * (opt.n_epochs + opt.n_epochs_decay)
+    options.decide_compile(opt, images, lambda: compiling_costs(opt, create_model, dataset.first))
     model = create_model(opt)
-    model.setup(opt)
-    contiguous_gradients(model.networks().values())
     validation = Validation(opt, model, create_dataset)
 
     with TrainingRun(opt, model, dataset) as run:
+        model.setup(opt)
+        contiguous_gradients(model.networks().values())
         at = run.resume()  # the position: epoch, images seen in it, images seen in all
         last_epoch = opt.n_epochs + opt.n_epochs_decay
         if at.epoch > last_epoch:

@@ -152,14 +152,18 @@ class CustomDatasetDataLoader:
         """Restrict epochs to these items, given by their positions in the order."""
         self.loader.order.only = items
 
+    def first(self) -> dict[str, Any]:
+        """A batch of the first items, loaded in this process."""
+        items = [self.dataset[i % len(self.dataset)] for i in range(self.batch_size)]
+        return torch.utils.data.default_collate(items)
+
     def close(self) -> None:
         """End the worker processes, and list the pictures that `--skip_broken` has skipped."""
         self.loader.close()
         broken, self.loader.broken = sorted(self.loader.broken), {}
         if broken:
-            distributed.print_on_all_ranks(
-                f"--skip_broken skipped {len(broken)}:", *broken, sep="\n  "
-            )
+            lines = [f"--skip_broken skipped {len(broken)}:", *broken]
+            distributed.print_on_all_ranks("\n  ".join(lines))
 
     @property
     def paired(self) -> bool:

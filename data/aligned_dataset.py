@@ -46,7 +46,8 @@ class AlignedDataset(BaseDataset):
         if unpaired:
             raise UserError(
                 f"{dir_A} and {dir_B} must hold files of the same names: {len(unpaired)} have no "
-                f"partner, such as {', '.join(unpaired[:3])}"
+                f"partner, such as {', '.join(unpaired[:3])}; for pictures that are no pairs say "
+                "--model cycle_gan"
             )
         return [(path, sides[1][name]) for name, path in sides[0].items()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 from abc import ABC, abstractmethod
@@ -16,7 +17,15 @@ from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .cache import Kept, PictureCache
-from .image_folder import folder_of, list_images, list_pictures, open_image
+from .image_folder import (
+    PARTS,
+    folder_of,
+    list_images,
+    list_pictures,
+    no_part,
+    open_image,
+    skip_broken_hint,
+)
 from .pictures.picture_io import naming, read_picture, to_unit
 from .transforms import (
     CenterCrop,
@@ -68,21 +77,26 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
         `columns` is the number of pictures side by side in a file.
         """
+        part = os.path.relpath(folder, self.root)
+        if part in PARTS and not os.path.isdir(folder):
+            raise no_part(self.root, part)
         self.folders.append(folder_of(folder))
-        most, skip = self.opt.max_dataset_size, written_folders(self.opt)
+        most = self.opt.max_dataset_size
         if getattr(self.opt, "value_range", None):
-            paths = list_pictures(folder, most, skip)
+            paths = list_pictures(folder, most)
         else:
             check = not getattr(self.opt, "skip_broken", False)
             # other values of --preprocess scale first
             crop = self.opt.crop_size if self.opt.preprocess == "crop" else 0
-            paths = list_images(folder, most, check, crop, columns, skip)
+            paths = list_images(folder, most, check, crop, columns)
         self.listed += len(paths) * columns
         return paths
 
     def open(self, path: str) -> Any:
         """A Pillow picture in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
-        return open_picture(self.opt, path)
+        skips = getattr(self.opt, "skip_broken", True)  # said only where there is such an option
+        with contextlib.nullcontext() if skips else skip_broken_hint():
+            return open_picture(self.opt, path)
 
     def load(self, path: str, transform: Callable | None = None) -> Any:
         """Open a picture as RGB and transform it; errors name the file.
@@ -142,13 +156,6 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
         return open_image(path, upright=upright)
     with naming(path):
         return to_unit(read_picture(path, upright).pixels, tuple(value_range))
-
-
-def written_folders(opt: argparse.Namespace) -> list[str]:
-    """Folders of results and checkpoints, which are skipped when pictures are listed."""
-    places = [getattr(opt, key, None) for key in ("results_dir", "checkpoints_dir")]
-    name = getattr(opt, "name", "")
-    return [path for place in places if place for path in (place, os.path.join(place, name))]
 
 
 def reader(opt: argparse.Namespace, grayscale: bool) -> Callable[[str], Any]:

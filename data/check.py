@@ -8,101 +8,151 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from util.errors import UserError
-from util.picture_files import frames, opened, orientation
+from util.picture_files import frames, is_image_file, opened, orientation
 
 from . import find_dataset_using_name
 from .base_dataset import open_picture
-from .loader import Draw, SeededItems, start_worker
+from .loader import EpochLoader
 
 PHASES = ("train", "val", "test")
 SHOWN = 10  # files of each kind, unless all are asked for
 NEARLY_ONE_COLOUR = 2.0 / 127.5  # of [-1, 1]: the largest standard deviation of a channel
 USUAL = 0.8  # share of a folder that makes the others exceptions
 
-
-class Look(NamedTuple):
-    """What was found in one item, or in the header of one file."""
-
-    problems: list[str] = []
-    remarks: list[tuple[str, str]] = []
-    sizes: list[tuple[str, tuple[int, ...]]] = []
-    file: tuple[str, str, str, str] | None = None  # path, size, mode, format
+Files = defaultdict[str, dict[str, None]]  # in order and once each, by what is wrong with them
 
 
 @dataclass
 class Findings:
-    """What was found: rows of the table of folders, and lists of files by what is wrong."""
+    """Rows of the table of folders; what training stops at, and what is unusual.
+
+    `skippable`: whether training goes on with `--skip_broken`.
+    """
 
     rows: list[list[str]] = field(default_factory=list)
-    problems: dict[str, dict[str, None]] = field(default_factory=dict)
-    remarks: dict[str, dict[str, None]] = field(default_factory=dict)
+    problems: Files = field(default_factory=lambda: defaultdict(dict))
+    remarks: Files = field(default_factory=lambda: defaultdict(dict))
     skippable: bool = True
 
-    def problem(self, what: str, which: str, skippable: bool = True) -> None:
-        """Note an error that stops training; `skippable` if `--skip_broken` avoids that."""
-        self.problems.setdefault(what, {})[which] = None
-        self.skippable &= skippable
 
-    def remark(self, what: str, which: str) -> None:
-        """Note something unusual that does not stop training."""
-        self.remarks.setdefault(what, {})[which] = None
-
-
-class Looks(Dataset):
-    """All items of a dataset, then the headers of its files; each as a `Look`."""
-
-    def __init__(self, dataset: Any, size: int, paths: Sequence[str]):
-        self.items, self.size, self.paths = SeededItems(dataset, "drop", size), size, paths
-
-    def __len__(self) -> int:
-        return self.size + len(self.paths)
-
-    def __getitem__(self, index: int) -> Look:
-        return self._item(index) if index < self.size else self._file(self.paths[index - self.size])
-
-    def _item(self, index: int) -> Look:
-        item, problems = self.items[Draw(index, 0)]
-        dataset: Any = self.items.dataset
-        if item is None:
-            # loading stops at the first broken file: look for others of this item
-            for path in listed(dataset, index):
-                try:
-                    open_picture(dataset.opt, path)
-                except UserError as e:
-                    problems.append(str(e))
-        remarks, sizes = [], []
-        item = item if isinstance(item, dict) else {}
-        for key, x in item.items():
-            if isinstance(x, torch.Tensor) and x.dim() == 3:
-                sizes.append((key, tuple(x.shape[1:])))
-                if float(x.float().std((1, 2)).max()) < NEARLY_ONE_COLOUR:
-                    path = item.get(f"{key}_paths", f"item {index}")
-                    remarks.append(("nearly one colour", str(path)))
-        return Look(problems, remarks, sizes)
-
-    def _file(self, path: str) -> Look:
-        if path.lower().endswith(".npy"):
-            return Look()
+def check(opt: argparse.Namespace) -> Findings:
+    """Load every item of `--dataroot`: of `--phase`, or else of all phases that exist."""
+    found, seen = Findings(), []
+    root = Path(opt.dataroot)
+    there = [p for p in PHASES if any((root / (p + side)).is_dir() for side in ("", "A", "B"))]
+    for phase in [opt.phase] if opt.phase else there or PHASES[:1]:
+        own = copy.copy(opt)
+        # in order, so that each file is loaded; and report all broken files, not the first only
+        own.phase, own.isTrain, own.serial_batches, own.skip_broken = phase, True, True, True
         try:
-            with opened(path, any_size=True) as image:
-                stored = getattr(self.items.dataset, "opt", None)
-                notes = list(_peculiarities(image, getattr(stored, "ignore_orientation", False)))
-                facts = path, f"{image.width}x{image.height}", image.mode, image.format or "?"
-        except UserError:
-            return Look()  # among the problems already
-        return Look([], [(note, path) for note in notes], [], facts)
+            dataset = find_dataset_using_name(opt.dataset_mode)(own)
+        except UserError as e:
+            found.problems["the data set as a whole"][str(e)] = None
+            found.skippable = False
+            continue
+        if not seen or listed(dataset) not in seen:  # some datasets ignore the phase
+            seen.append(listed(dataset))
+            _check_dataset(dataset, own, found)
+    return found
+
+
+def listed(dataset: Any) -> list[str]:
+    """The files in a dataset's lists (`A_paths`, `image_paths`, ...)."""
+    lists = [v for k, v in vars(dataset).items() if k.endswith("paths") and isinstance(v, list)]
+    flat = (p for v in lists for pair in v for p in (pair if isinstance(pair, tuple) else (pair,)))
+    return list(dict.fromkeys(p for p in map(str, flat) if os.path.exists(p)))
+
+
+def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> None:
+    loader = EpochLoader(
+        dataset, 1, False, opt.num_threads, opt.max_dataset_size, seed=0, broken="drop"
+    )
+    sizes: defaultdict[str, set[tuple[int, ...]]] = defaultdict(set)
+    loaded: dict[str, None] = {}  # files
+    count = len(loader.order)
+    for batch in tqdm(loader, total=count, unit="img", desc="reading", disable=None):
+        for key, x in batch.items() if isinstance(batch, dict) else ():
+            paths = batch.get(f"{key}_paths", [])
+            loaded.update(dict.fromkeys(map(str, paths)))
+            if torch.is_tensor(x) and x.dim() == 4:
+                sizes[key].add(tuple(x.shape[2:]))
+                if float(x[0].float().std((1, 2)).max()) < NEARLY_ONE_COLOUR:
+                    found.remarks["nearly one colour"][str([*paths, f"a picture {key}"][0])] = None
+    loader.close()
+    reasons = loader.broken
+    broken_items = len(reasons)
+    paths = list(dict.fromkeys([*listed(dataset), *filter(os.path.exists, loaded)]))
+    # loading an item stops at its first broken file: look for others
+    for path in (p for p in paths if reasons and p not in loaded and is_image_file(p)):
+        try:
+            open_picture(opt, path)
+        except UserError as e:
+            reasons[str(e)] = None
+    if reasons:
+        found.problems["what can't be used"] |= dict.fromkeys(sorted(reasons))
+    for key, different in sizes.items():
+        if opt.batch_size > 1 and len(different) > 1:
+            what = (
+                f"--batch_size {opt.batch_size} needs pictures of one size, and --preprocess "
+                f"{opt.preprocess} leaves them as they are"
+            )
+            found.problems[what][f"{key}: {len(different)} sizes"] = None
+            found.skippable = False
+    broken = {path for path in paths if any(f"{path}: " in reason for reason in reasons)}
+    folders = {
+        os.path.relpath(folder, opt.dataroot): [p for p in paths if Path(p).is_relative_to(folder)]
+        for folder in getattr(dataset, "folders", [])
+    }
+    for name, inside in (folders or ({".": paths} if paths else {})).items():
+        _check_folder(name, inside, broken, opt, found)
+    if not paths:  # a dataset of the user's that names no files
+        found.rows.append([f"items of {opt.dataset_mode}", str(count), str(broken_items)])
+
+
+def _check_folder(
+    name: str, paths: list[str], broken: set[str], opt: argparse.Namespace, found: Findings
+) -> None:
+    as_stored = getattr(opt, "ignore_orientation", False)
+    with ThreadPoolExecutor() as pool:
+        looks = pool.map(lambda path: _look(path, as_stored), [p for p in paths if p not in broken])
+        looks = [look for look in looks if look is not None]
+    for path, _, remarks in looks:
+        for remark in remarks:
+            found.remarks[remark][path] = None
+    columns = [[facts[i] for _, facts, _ in looks] for i in range(3)]
+    texts = [str(len(paths)), str(sum(path in broken for path in paths)), *map(_counts, columns)]
+    found.rows.append([name, *texts])
+    for i, what in enumerate(("size", "mode")):
+        usual, most = (Counter(columns[i]).most_common(1) or [("", 0)])[0]
+        for path, facts, _ in looks:
+            if facts[i] != usual and most >= USUAL * len(looks):
+                title = f"of another {what} than nearly all in {name}: {usual}"
+                found.remarks[title][f"{path}: {facts[i]}"] = None
+
+
+def _look(path: str, as_stored: bool) -> tuple[str, tuple[str, str, str], list[str]] | None:
+    """The path; size, mode and format by the header; what is unusual. None for no picture."""
+    if not is_image_file(path):
+        return None
+    try:
+        with opened(path, any_size=True) as image:
+            facts = f"{image.width}x{image.height}", image.mode, image.format or "?"
+            return path, facts, list(_peculiarities(image, as_stored))
+    except UserError:
+        return None
 
 
 def _peculiarities(image: Image.Image, as_stored: bool) -> Iterator[str]:
@@ -119,101 +169,6 @@ def _peculiarities(image: Image.Image, as_stored: bool) -> Iterator[str]:
         yield f"stored sideways by the camera (EXIF): {taken}"
 
 
-def listed(dataset: Any, index: int | None = None) -> list[str]:
-    """The paths in a dataset's lists (`A_paths`, `image_paths`, ...); those of one item, or all."""
-    lists = [v for k, v in vars(dataset).items() if k.endswith("paths") and isinstance(v, list)]
-    chosen = [v if index is None else [v[index % len(v)]] for v in lists if v]
-    flat = (p for v in chosen for pair in v for p in (pair if isinstance(pair, tuple) else (pair,)))
-    return list(dict.fromkeys(p for p in map(str, flat) if os.path.exists(p)))
-
-
-def check(opt: argparse.Namespace) -> Findings:
-    """Load every item of `--dataroot`: of `--phase`, or else of all phases that exist."""
-    found, seen = Findings(), []
-    for phase in [opt.phase] if opt.phase else _phases_there(Path(opt.dataroot)):
-        own = copy.copy(opt)
-        # in order, so that each file is loaded; and report all broken files, not the first only
-        own.phase, own.isTrain, own.serial_batches, own.skip_broken = phase, True, True, True
-        try:
-            dataset = find_dataset_using_name(opt.dataset_mode)(own)
-        except UserError as e:
-            found.problem("the data set as a whole", str(e), skippable=False)
-            continue
-        if listed(dataset) not in seen:  # some datasets ignore the phase
-            seen.append(listed(dataset))
-            _check_dataset(dataset, own, found)
-    return found
-
-
-def _phases_there(root: Path) -> Sequence[str]:
-    there = [p for p in PHASES if any((root / (p + side)).is_dir() for side in ("", "A", "B"))]
-    return there or PHASES[:1]
-
-
-def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> None:
-    paths = listed(dataset)
-    looks = Looks(dataset, int(min(len(dataset), opt.max_dataset_size)), paths)
-    reasons: dict[str, None] = {}
-    sizes: dict[str, set[tuple[int, ...]]] = {}
-    files: list[tuple[str, str, str, str]] = []
-    for look in _load(looks, opt.num_threads):
-        reasons.update(dict.fromkeys(look.problems))
-        for key, size in look.sizes:
-            sizes.setdefault(key, set()).add(size)
-        for what, which in look.remarks:
-            found.remark(what, which)
-        files += [look.file] if look.file else []
-    for reason in sorted(reasons):
-        found.problem("what can't be used", reason)
-    for key, different in sizes.items():
-        if opt.batch_size > 1 and len(different) > 1:
-            found.problem(
-                f"--batch_size {opt.batch_size} needs pictures of one size, and --preprocess "
-                f"{opt.preprocess} leaves them as they are",
-                f"{key}: {len(different)} sizes",
-                skippable=False,
-            )
-    for folder in getattr(dataset, "folders", [opt.dataroot]) or [opt.dataroot]:
-        inside = [path for path in paths if Path(path).is_relative_to(folder)]
-        broken = [path for path in inside if any(f"picture {path}: " in r for r in reasons)]
-        whole = [f for f in files if f[0] in {*inside} - {*broken}]
-        columns = [[f[i] for f in whole] for i in (1, 2, 3)]
-        name = os.path.relpath(folder, opt.dataroot)
-        counts = [str(len(inside)), str(len(broken))]
-        found.rows.append([name, *counts, *(_counts(column) for column in columns)])
-        for what, column in zip(("size", "mode"), columns, strict=False):
-            usual = _usual(Counter(column))
-            for (path, *_), value in zip(whole, column, strict=True):
-                if usual not in (None, value):
-                    title = f"of another {what} than nearly all in {name}: {usual}"
-                    found.remark(title, f"{path}: {value}")
-
-
-def _load(looks: Looks, workers: int) -> Iterator[Look]:
-    loader = DataLoader(
-        looks, batch_size=8, num_workers=workers, collate_fn=list, worker_init_fn=start_worker
-    )
-    bar = tqdm(total=len(looks), unit="img", desc="reading", disable=None)
-    try:
-        with bar:
-            for batch in loader:
-                yield from batch
-                bar.update(len(batch))
-    except RuntimeError as e:
-        if "DataLoader worker" not in str(e):
-            raise
-        raise UserError(
-            "a process that reads pictures was killed, perhaps for want of memory: try fewer "
-            "--num_threads"
-        ) from e
-
-
-def _usual(counts: Counter) -> Any:
-    """The value that nearly all have, so that others may be mistakes; None if there is none."""
-    value, count = counts.most_common(1)[0] if counts else (None, 0)
-    return value if count >= USUAL * counts.total() else None
-
-
 def _counts(values: Iterable[str], most: int = 3) -> str:
     counted = Counter(values)
     if len(counted) == 1:
@@ -225,8 +180,8 @@ def _counts(values: Iterable[str], most: int = 3) -> str:
 def report(found: Findings, everything: bool = False) -> str:
     """The findings as text; `everything` lists all files, not only the first of each kind."""
     rows = [["folder", "pictures", "broken", "size", "mode", "format"], *found.rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(t.ljust(w) for t, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines.insert(1, "-" * len(lines[0]))
     for title, group in [
         ("training would stop at", found.problems),

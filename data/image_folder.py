@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from util.errors import UserError
-from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened
+from util.files import NO_INPUT
+from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened, what_reads
 
 from .transforms import check_crop_size
 
@@ -21,13 +23,13 @@ _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
 # folders of a data set
-_PARTS = {phase + side for phase in ("train", "val", "test") for side in ("", "A", "B")}
+PARTS = {phase + side for phase in ("train", "val", "test") for side in ("", "A", "B")}
 
 
 def parts_of_dataset(root: str | os.PathLike) -> list[str]:
     """Folders such as trainA and testB in `root`, if it is a data set; else an empty list."""
     try:
-        parts = sorted(p.name for p in Path(root).iterdir() if p.name in _PARTS and p.is_dir())
+        parts = sorted(p.name for p in Path(root).iterdir() if p.name in PARTS and p.is_dir())
     except OSError:
         return []
     return parts if len(parts) > 1 else []
@@ -43,34 +45,36 @@ def make_dataset(
     dir: str | os.PathLike,
     max_dataset_size: float = float("inf"),
     extensions: Sequence[str] = IMG_EXTENSIONS,
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Paths of all pictures in a folder and the folders below it, in a fixed order.
 
-    Links to folders are followed, once each; hidden files and folders, and the folders in `skip`,
-    are not read. A picture instead of a folder is a list of one. Raises UserError for neither.
+    Links to folders are followed, once each; hidden files and folders, and folders of results below
+    `dir` (`mark_as_results`), are not read. A picture instead of a folder is a list of one. Raises
+    UserError for neither.
     """
-    return _walk(dir, max_dataset_size, extensions, skip)[0]
+    return _walk(dir, max_dataset_size, extensions)[0]
 
 
 def _walk(
     dir: str | os.PathLike,
     most: float,
     extensions: Sequence[str],
-    skip: Iterable[str | os.PathLike],
 ) -> tuple[list[str], Counter[str]]:
-    """The pictures, and the number of other files by extension."""
+    """The pictures, and the number of other files by extension, and of folders of results."""
     if os.path.isfile(dir) and is_image_file(dir, extensions):
         return [os.fspath(dir)], Counter()
     if not os.path.isdir(dir):
         raise _no_folder(Path(dir))
     images: list[str] = []
     others: Counter[str] = Counter()
-    top = os.path.realpath(dir)
-    seen = {os.path.realpath(folder) for folder in skip} - {top}
+    seen: set[str] = set()
     for folder, subfolders, names in os.walk(dir, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
+            subfolders.clear()
+            continue
+        if NO_INPUT in names and seen:
+            others[f"{os.path.basename(folder)}/ (results)"] += 1
             subfolders.clear()
             continue
         seen.add(real)
@@ -85,25 +89,58 @@ def _walk(
 
 
 def _no_folder(root: Path) -> UserError:
-    above = root.parent
-    what = "give --dataroot a folder of pictures"
     if root.is_file():
         return UserError(
-            f"{root} is no picture: {what}, such as {above}, or a file ({' '.join(IMG_EXTENSIONS)})"
+            f"{root} is no picture: give --dataroot a folder of pictures, such as {root.parent}, "
+            f"or a file ({' '.join(IMG_EXTENSIONS)}){what_reads(root.suffix.lower())}"
         )
-    there = sorted(p.name for p in above.iterdir() if p.is_dir()) if above.is_dir() else []
-    if there:
-        hint = f"{above} has {', '.join(there[:8])}"
+    return UserError(
+        f"no folder {root}: give --dataroot a folder of pictures ({_contents(root.parent)})"
+    )
+
+
+def no_part(root: str | os.PathLike, part: str) -> UserError:
+    """The error where a data set lacks the folder `part`: what is there, and what to do."""
+    root = Path(root)
+    phase = part.rstrip("AB")
+    both = part != phase
+    wanted = f"{phase}A and {phase}B" if both else part
+    inside = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    other = [p.name[:-1] for p in inside if both and p.name in PARTS and p.name.endswith("A")]
+    if not root.is_dir():
+        todo = f"give the folder that has {wanted}"
+    elif both and is_image_folder(root / phase):
+        todo = "for pairs side by side in one file say --model pix2pix"
+    elif nested := next((p for p in inside if (p / part).is_dir()), None):
+        todo = f"say --dataroot {nested}"
+    elif other and phase not in other:
+        todo = f"say --phase {other[0]}, or rename them"
+    elif is_image_folder(root):
+        todo = (
+            "move the pictures there; to take them where they are, say --model test to test.py, "
+            "--dataset_mode single to check_dataset.py"
+        )
     else:
-        hint = f"{above} has no folders" if above.is_dir() else f"there is no {above} either"
-    if root.name[-1:] in "AB" and is_image_folder(above / root.name[:-1]):
-        what = "for pairs side by side in one file say --model pix2pix"
-    elif root.name.rstrip("AB") in ("train", "val", "test") and is_image_folder(above):
-        what = (
-            "put the pictures of each kind into such a folder; to take those right in "
-            f"{above}, say --model test to test.py, --dataset_mode single to check_dataset.py"
-        )
-    return UserError(f"no folder {root}: {what} ({hint})")
+        todo = "put the pictures there, or give another --dataroot"
+    read = "pictures of A and B are" if both else "pictures are"
+    return UserError(
+        f"no folder {root / part}: {read} read from {wanted} in --dataroot ({_contents(root)}); "
+        f"{todo}"
+    )
+
+
+def _contents(folder: Path) -> str:
+    """What is in a folder, in a few words."""
+    if not folder.is_dir():
+        here = f"{folder} is {'a file' if folder.is_file() else 'not there'}"
+        return f"{here}; {_contents(folder.parent)}" if folder.parent.is_dir() else here
+    there = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    folders = sorted(p.name for p in there if p.is_dir())
+    pictures = sum(is_image_file(p) for p in there if p.is_file())
+    more = [f"{len(folders) - 8} more folders"] if len(folders) > 8 else []
+    count = [f"{pictures} picture{'s' if pictures > 1 else ''}"] if pictures else []
+    parts = [*folders[:8], *more, *count]
+    return f"{folder} has {', '.join(parts) or 'neither folders nor pictures'}"
 
 
 def is_image_folder(dir: str | os.PathLike) -> bool:
@@ -118,17 +155,15 @@ def find_images(
     dir: str | os.PathLike,
     max_dataset_size: float = float("inf"),
     extensions: Sequence[str] = IMG_EXTENSIONS,
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Like `make_dataset`, with a line that counts the files which are no pictures.
 
     Raises UserError where there are no pictures.
     """
-    paths, others = _walk(dir, max_dataset_size, extensions, skip)
+    paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
     # the others that only need a package more
-    heif = [kind for kind in (".heic", ".heif") if kind in others]
-    hint = f" ({heif[0]} needs the package pillow-heif: pip install pillow-heif)" if heif else ""
+    hint = next(filter(None, map(what_reads, others)), "")
     if not paths:
         raise UserError(
             f"no pictures in {dir}: looked for {' '.join(extensions)}, found "
@@ -142,10 +177,9 @@ def find_images(
 def list_pictures(
     folder: str | os.PathLike,
     max_dataset_size: float = float("inf"),
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Like `find_images`, for pictures of any depth: with `.npy`."""
-    return find_images(folder, max_dataset_size, [*IMG_EXTENSIONS, ".npy"], skip)
+    return find_images(folder, max_dataset_size, [*IMG_EXTENSIONS, ".npy"])
 
 
 def list_images(
@@ -154,14 +188,13 @@ def list_images(
     check: bool = True,
     crop_size: int = 0,
     columns: int = 1,
-    skip: Iterable[str | os.PathLike] = (),
 ) -> list[str]:
     """Like `find_images`, and looks for broken pictures as far as that can be done in a moment.
 
     `check` raises UserError for those, and for pictures of which a column, if there are several
     side by side, is below `crop_size`.
     """
-    paths = find_images(dir, max_dataset_size, skip=skip)
+    paths = find_images(dir, max_dataset_size)
     if check:
         quick_check(paths, crop_size, columns)
     return paths
@@ -190,7 +223,8 @@ def quick_check(
         except UserError:
             whole = False
         if not whole:
-            size = open_image(path).size  # an odd ending need not be a fault: decoding decides
+            with skip_broken_hint():
+                size = open_image(path).size  # an odd end need not be a fault: decoding decides
         try:
             check_crop_size(size[0] // columns, size[1], crop_size)
         except UserError as e:
@@ -198,6 +232,15 @@ def quick_check(
         if time.monotonic() > end:
             break
     note_frames(several)
+
+
+@contextlib.contextmanager
+def skip_broken_hint() -> Iterator[None]:
+    """Name the option that helps against pictures that can't be read."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{e} (--skip_broken skips such files)") from e
 
 
 def note_frames(paths: Sequence[str]) -> None:

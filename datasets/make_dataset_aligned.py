@@ -15,8 +15,8 @@ from pathlib import Path
 from combine_A_and_B import EXTENSIONS, Pair, combine_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser, UserError
-from util.get_data import must_be_free, run_tool, staged
+from util.errors import OneLineParser, UserError, run_tool
+from util.files import must_be_free, staged
 from util.picture_files import is_image_file
 
 

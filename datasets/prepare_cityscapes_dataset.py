@@ -20,8 +20,8 @@ from combine_A_and_B import beside
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser, UserError
-from util.get_data import must_be_free, run_tool, staged
+from util.errors import OneLineParser, UserError, run_tool
+from util.files import must_be_free, staged
 from util.picture_files import open_image
 
 SIZE = (256, 256)

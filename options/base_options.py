@@ -7,7 +7,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import data
@@ -25,6 +25,7 @@ from models.speed.acceleration import (
 from util import distributed
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
+from util.files import mark_as_results
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
@@ -93,12 +94,12 @@ def non_negative(text: str) -> float:
 
 
 def experiment_name(text: str) -> str:
-    """An argparse type: a relative path of a folder in `--checkpoints_dir`."""
-    path = os.path.normpath(text)
-    if path == os.curdir or os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+    """An argparse type: a relative path, without `..`, of a folder in `--checkpoints_dir`."""
+    outside = os.path.isabs(text) or os.pardir in text.split(os.sep)
+    if outside or os.path.normpath(text) == os.curdir:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is not a folder inside --checkpoints_dir: give a name such as maps or "
-            "maps/first, and --checkpoints_dir for another place"
+            f"'{text}' is not a folder inside --checkpoints_dir: give a name without "
+            "'..', such as maps or maps/first, and --checkpoints_dir for another place"
         )
     return text
 
@@ -482,9 +483,20 @@ class BaseOptions:
             print(f"--cuda_graphs is off: {reason}")
             opt.cuda_graphs = False
 
-    def decide_compile(self, opt: argparse.Namespace, pictures: int) -> None:
-        """With `--fast`, turn `--compile` off for too few `pictures` in all to save time."""
-        self._compile_unless(opt, too_few_to_compile(opt, pictures, self.explicit_options()))
+    def decide_compile(
+        self,
+        opt: argparse.Namespace,
+        pictures: int,
+        trial: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """With `--fast`, turn `--compile` off where it does not save time.
+
+        That is for too few `pictures` in all, and where `trial()` says why not.
+        """
+        explicit = self.explicit_options()
+        self._compile_unless(opt, too_few_to_compile(opt, pictures, explicit))
+        if opt.fast and opt.compile and "compile" not in explicit:
+            self._compile_unless(opt, trial())
         if opt.compile:
             minutes = "a minute or more" if opt.device.type == "cuda" else "one to three minutes"
             print(f"compiling: the first iterations take {minutes}, the others are faster")
@@ -519,5 +531,6 @@ class BaseOptions:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(self.message + "\n", encoding="utf-8")
+            mark_as_results(folder)
         except OSError as e:
             print(f"warning: the options were not saved to {path}: {e.strerror}", file=sys.stderr)

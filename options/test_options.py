@@ -9,6 +9,7 @@ import torch
 
 from data.image_folder import parts_of_dataset
 from data.pictures.picture_io import FORMATS
+from models.ema import WEIGHTS
 from models.inference.tiles import MODES
 from util import distributed
 from util.run.saved_options import read_saved_options
@@ -72,6 +73,12 @@ options of another model: python test.py --model pix2pix --help"""
             type=picture_count,
             default=50,
             help="how many pictures to translate, or all",
+        )
+        self.group(parser, self.SAVES).add_argument(
+            "--weights",
+            default="auto",
+            choices=WEIGHTS,
+            help="averaged (of a training with --ema) or raw; auto: averaged where there are any",
         )
         group = parser.add_argument_group("large pictures, other formats")
         add = group.add_argument
@@ -182,14 +189,15 @@ options of another model: python test.py --model pix2pix --help"""
             was = before.get("direction", opt.direction)
             place = ("results_dir", "only_outputs")
             there = all(before.get(n) == str(getattr(opt, n)) for n in place)
-            if there and was != opt.direction and any(page.parent.iterdir()):
+            if there and was != opt.direction and any(page.parent.glob("[!.]*")):
                 what = "left as they are" if opt.skip_existing else "replaced"
                 found.append(
                     f"{page.parent} has pictures made with --direction {was}: those of the same "
                     f"names are {what}; another --results_dir keeps both"
                 )
         elif again and page.exists():
-            now = {name: str(getattr(opt, name)) for name in ("model", "direction", "dataroot")}
+            names = ("model", "direction", "dataroot", "weights")
+            now = {name: str(getattr(opt, name)) for name in names}
             was = [f"--{k} {before[k]}" for k, v in now.items() if before.get(k, v) != v]
             if was:
                 found.append(

@@ -196,6 +196,13 @@ options of another model: python train.py --model pix2pix --help"""
             help="gradient accumulation: batches per optimizer step",
         )
         add(
+            "--ema",
+            type=fraction_below_one,
+            default=0.0,
+            metavar="DECAY",
+            help="also save averaged weights of generators, of this decay, as 0.999; 0: none",
+        )
+        add(
             "--grad_checkpoint",
             action="store_true",
             help="gradient checkpointing: less memory, a third more time",
@@ -217,7 +224,7 @@ options of another model: python train.py --model pix2pix --help"""
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:
         if not opt.continue_train:
             return ()
-        return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed")
+        return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed", "ema")
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         self.go_on_after_restart(opt)
@@ -233,13 +240,11 @@ options of another model: python train.py --model pix2pix --help"""
         distributed.choose_source(
             checkpoint.newest_save(folder) if distributed.is_local_main() else None
         )
-        newest = distributed.broadcast_object(
-            checkpoint.newest_save(folder), src=distributed.source_rank()
-        )
         if not restarted:
             return
-        # without a run id (the store may be lost) resume too, rather than overwrite the newest save
-        if newest is not None and newest[0] >= (distributed.saved_run_id() or ""):
+        found = checkpoint.newest_save(folder) if distributed.is_source() else None
+        # not of an earlier training, which was moved away when this one began
+        if distributed.any_rank(found is not None):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:

@@ -143,8 +143,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 # ------------------------------------------------------------------------------------- comparisons
 def compare(given: argparse.Namespace, kind: type, words: list[str], batch: int) -> dict[str, Any]:
-    """Measure all settings in turns; return what was found, and print it as a table."""
-    # fused kernels of a CPU tell a profile of themselves if compiled to do so
+    """Measure all settings in turns; print a table, and return the figures."""
+    # fused kernels on a CPU show in a profile only if compiled with this
     environment = {"TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE": "1"} if given.profile else {}
     subjects = []
     for name, flags in given.settings.items():
@@ -184,7 +184,7 @@ def compare(given: argparse.Namespace, kind: type, words: list[str], batch: int)
 def summary(
     subject: Subject, base: list[float], flops: float, peak: float | None, batch: int
 ) -> dict[str, Any]:
-    """The figures of one setting; `flops` are those of an image, `base` the rates to compare to."""
+    """The figures of one setting; `flops` per image; `base`: the rates to compare with."""
     result, rates = subject.result, subject.rates
     result["tflop_an_image"] = result.pop("flops", 0) / batch / 1e12
     result |= {"failed": subject.failed, "rates": rates}
@@ -264,7 +264,7 @@ def print_comparison(found: dict[str, Any], kind: type) -> None:
 
 
 def trace_file(folder: str, name: str, batch: int) -> str:
-    """Where the trace of a setting goes; empty if none was asked for."""
+    """The file for the trace of a setting; empty if none is wanted."""
     if not folder:
         return ""
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -272,14 +272,14 @@ def trace_file(folder: str, name: str, batch: int) -> str:
 
 
 def print_profile(subject: Subject, trace: str) -> None:
-    """What an iteration launches, and its heaviest operators."""
+    """The launches of an iteration, and its slowest operators."""
     counts = [f"{n} {what.replace('_', ' ')}" for what, n in subject.result["launched"].items()]
     print(f"\n{subject.name}, trace in {trace}; an iteration: {', '.join(counts)}")
     print(subject.result.pop("heaviest"))
 
 
 def machine() -> dict[str, Any]:
-    """What this was measured on."""
+    """The machine and versions of the measurement."""
     about = {
         "date": date.today().isoformat(),
         "python": platform.python_version(),
@@ -303,13 +303,13 @@ def machine() -> dict[str, Any]:
 
 # -------------------------------------------------------------------------------------------- main
 def folder_to_translate(given: argparse.Namespace, words: list[str], folder: Path) -> list[str]:
-    """Options for test.py, with a folder of pictures and a network that has learnt nothing."""
+    """Options for test.py, with a folder of pictures and an untrained network."""
     pictures = folder / "pictures"
     pictures.mkdir()
     random = np.random.default_rng(0)
     side = max(1, given.size // 4)
     for i in range(given.translate):
-        # smooth, so that they compress about as photographs do
+        # smooth, so that they compress about as well as photographs
         small = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
         small.resize((given.size, given.size)).save(pictures / f"{i:05d}.png")
     own = ["--dataroot", str(pictures), "--model", "test", "--num_test", "all"]

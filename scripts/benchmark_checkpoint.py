@@ -50,7 +50,7 @@ def default_model(folder: Path) -> BaseModel:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes, on a disk that has nothing left to do of what came before."""
+    """Seconds that a call takes, after the disk has finished earlier writes."""
     os.sync()
     start = time.perf_counter()
     function()

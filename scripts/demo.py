@@ -33,6 +33,7 @@ from PIL import Image
 
 from data.pictures.picture_io import change_depth, read_picture
 from models import load_generator
+from models.ema import WEIGHTS
 from models.inference.translator import to_pil
 from options.base_options import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
@@ -47,7 +48,7 @@ CSS = """
 #input img, #output img { width: 100%; height: 100%; object-fit: contain; }
 #output img { height: calc(100% - 40px); margin-bottom: 40px; }
 """
-_GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?\.pth")
+_GENERATOR = re.compile(r"(.+)_net_G(_A|_B)?(?:_ema)?\.pth")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,6 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--name", required=True, type=experiment_name, help="name of the experiment")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
+    add("--weights", default="auto", choices=WEIGHTS, help="averaged (--ema) or raw [auto]")
     add("--device", help="cpu, cuda, cuda:1, ... [the GPU if there is one]")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1]")
     port = whole_number(0, 65535)
@@ -65,7 +67,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def choices(folder: Path) -> tuple[list[str], list[str]]:
-    """Epochs that have a generator, newest first, and the directions there are generators for."""
+    """Epochs that have a generator, newest first, and the directions that have one."""
     found: dict[str, set[str]] = {}
     for path in folder.glob("[!.]*_net_G*.pth"):
         if match := _GENERATOR.fullmatch(path.name):
@@ -110,7 +112,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
 
     @functools.lru_cache(maxsize=4)
     def generator(direction: str, epoch: str) -> Any:
-        return load_generator(folder, direction=direction, epoch=epoch, device=args.device)
+        return load_generator(folder, direction, epoch, args.device, weights=args.weights)
 
     first = generator(directions[0], epochs[0])  # what is wrong with it is told before the page
     if not {first.input_nc, first.output_nc} <= {1, 3}:
@@ -132,7 +134,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             seconds = time.perf_counter() - start
             before, after = shown(pixels, alpha), shown(result, alpha)
         except Exception as e:
-            # the folder of uploads on this machine is nobody's business
+            # do not show the folder of uploads on this machine
             said = str(e).replace(given, Path(given).name)
             raise gradio.Error(said if isinstance(e, UserError) else "this can't be done") from e
         size = f"{before.width}x{before.height}"
@@ -171,7 +173,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
                 height=HEIGHT,
                 elem_id="output",
             )
-        # gradio would make 8 bits of it, and name the folder of uploads where it can't
+        # gradio would convert it to 8 bits, and show the folder of uploads in its errors
         source.preprocess = lambda upload: upload and upload.path
         said = gradio.Markdown(elem_id="said")
         slider = gradio.ImageSlider(
@@ -184,9 +186,9 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
 
 
 def free_port(host: str, port: int) -> int:
-    """`port`, or for 0 any that nothing listens on now; raises UserError where that can't be."""
+    """`port`, or a free one for 0; raises UserError if it can't be used."""
     with socket.socket() as s:
-        # or the port of a page that has just ended would count as taken for a minute
+        # without this, the port of a page that has just ended counts as taken for a minute
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             s.bind((host, port))
@@ -199,7 +201,7 @@ def free_port(host: str, port: int) -> int:
 
 
 def go_where_gradio_is() -> None:
-    """Run this program anew with the Python of `scripts/setup.sh --demo`, if there is one."""
+    """Restart this program with the Python of `scripts/setup.sh --demo`, if there is one."""
     place = ROOT / ".venv" / "demo"
     python = place / "bin" / "python"
     if python.exists() and not Path(sys.prefix).samefile(place):
@@ -208,7 +210,7 @@ def go_where_gradio_is() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    # before the import, which looks at them
+    # before the import, which reads them
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = os.environ["HF_HUB_OFFLINE"] = "1"
     try:

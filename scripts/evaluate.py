@@ -26,7 +26,8 @@ from models import create_model
 from options.evaluate_options import EvaluateOptions
 from util.errors import one_line_errors
 from util.files import make_writable, write_whole
-from util.scores.evaluation import evaluate, table
+from util.scores.evaluation import evaluate
+from util.scores.report import table
 
 
 def main() -> None:

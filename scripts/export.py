@@ -20,6 +20,7 @@ from util.errors import end_quietly_on_interrupt
 
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
+from models.ema import WEIGHTS
 from models.inference.export import ENDINGS, export_generator
 from options.base_options import experiment_name
 from util.errors import OneLineParser, one_line_errors
@@ -33,6 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--format", default="onnx", choices=ENDINGS, help="kind of file [onnx]")
     add("--direction", choices=("AtoB", "BtoA"), help="which way [as it was trained]")
     add("--epoch", default="latest", help="which epoch: a number, latest, best [latest]")
+    add("--weights", default="auto", choices=WEIGHTS, help="averaged (--ema) or raw [auto]")
     add("--output", type=Path, help="file to write [<experiment>/<epoch>_<direction>.<ending>]")
     add(
         "--eval",
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     folder = Path(args.checkpoints_dir) / args.name
     exported = export_generator(
-        folder, args.format, args.output, args.direction, args.epoch, args.eval
+        folder, args.format, args.output, args.direction, args.epoch, args.eval, args.weights
     )
     each = ", ".join(f"{size}: {value:.2g}" for size, value in exported.differences.items())
     worst = max(exported.differences.values())

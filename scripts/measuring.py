@@ -1,4 +1,4 @@
-"""What `benchmark.py` times: training, loading, translating a folder; each in a process of its own.
+"""The measurements of `benchmark.py`, each in its own process: training, loading, translating.
 
 The setting `plain` is the loop of the original: plain modules with ReLUs in place, torch's Adam as
 it comes, no guard, no cache, an ordinary loader, one picture after the other.
@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ LEAST_STEPS = 3  # in a turn, however long they take
 
 # ------------------------------------------------------------------------------- as the original
 def relus_in_place(model: BaseModel) -> None:
-    """Let all ReLUs of a model's networks overwrite their inputs."""
+    """Make all ReLUs of a model's networks work in place."""
     for net in model.networks().values():
         for module in net.modules():
             if isinstance(module, (torch.nn.ReLU, torch.nn.LeakyReLU)):
@@ -65,7 +66,7 @@ def torchs_adam(model: BaseModel, lr: float, beta1: float) -> None:
 
 
 def ordinary_loader(dataset: Any, opt: argparse.Namespace) -> DataLoader:
-    """Processes that start anew in each epoch, and no pinned memory."""
+    """Start the loading processes again in each epoch, and do not pin memory."""
     workers = int(opt.num_threads)
     return DataLoader(dataset.dataset, opt.batch_size, shuffle=True, num_workers=workers)
 
@@ -87,7 +88,7 @@ class Training:
         if plain:
             relus_in_place(self.model)
             torchs_adam(self.model, opt.lr, opt.beta1)
-            # convolutions only, which is what PyTorch does if not told otherwise
+            # convolutions only, PyTorch's default
             torch.backends.cuda.matmul.allow_tf32 = False
         else:
             contiguous_gradients(self.model.networks().values())
@@ -134,14 +135,14 @@ class Training:
             model.track_metric()
 
     def wait(self) -> None:
-        """Until the device has done what it was told."""
+        """Wait until the device has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def warm_up(self, steps: int) -> dict[str, Any]:
-        """The first steps, with compiling: seconds, and FLOPs of one iteration of a batch."""
+        """The first steps, which compile: their seconds, and the FLOPs of one iteration."""
         start = time.perf_counter()
         for _ in range(steps):
             self.step()
@@ -157,7 +158,7 @@ class Training:
         return {"warm_up_s": seconds, "flops": flops}
 
     def rate(self, seconds: float) -> float:
-        """Images/s, over so many seconds and at least `LEAST_STEPS` iterations."""
+        """Images/s, over that many seconds and at least `LEAST_STEPS` iterations."""
         self.step()  # after others have had their turn
         self.wait()
         start, steps = time.perf_counter(), 0
@@ -173,14 +174,14 @@ class Training:
         return rate
 
     def details(self, trace: str = "") -> dict[str, Any]:
-        """What is found beside the rates: where the time goes, memory, and with a file a trace."""
+        """Figures beside the rates: time by part, memory and, if a file is given, a trace."""
         found: dict[str, Any] = {"split_s": self.split(4), "peak_bytes": self.memory()}
         if trace:
             found |= self.profile(trace)
         return found
 
     def split(self, steps: int) -> dict[str, float]:
-        """Seconds an iteration by part. Waits for the device after each, so the sum is larger."""
+        """Seconds per iteration by part. Waits for the device after each: the sum is too large."""
         times: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
         def timed(part: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -204,7 +205,7 @@ class Training:
         return {part: seconds / steps for part, seconds in times.items()}
 
     def memory(self) -> int:
-        """Peak bytes: on a GPU what tensors took, else all that the process did."""
+        """Peak bytes: of tensors on a GPU, else of the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated()
         import resource
@@ -213,7 +214,7 @@ class Training:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
     def profile(self, trace: str) -> dict[str, Any]:
-        """Write a Chrome trace of one iteration; the heaviest operators, and what was launched."""
+        """Write a Chrome trace of one iteration; return its slowest operators and its launches."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         on_gpu = self.device.type == "cuda"
         if on_gpu:
@@ -248,7 +249,7 @@ class Training:
 
 
 class Loading:
-    """Batches of a data set, with no model behind them."""
+    """Batches of a data set, without a model."""
 
     unit = "samples/s"
 
@@ -282,7 +283,7 @@ class Loading:
 
 
 class Translating:
-    """test.py on a folder, from the parsing of the command line to the finished page."""
+    """test.py on a folder, from parsing the command line to the finished page."""
 
     unit = "pictures/s"
 
@@ -291,7 +292,7 @@ class Translating:
         self.count = len(list(Path(words[words.index("--dataroot") + 1]).iterdir()))
 
     def warm_up(self, steps: int) -> dict[str, Any]:
-        """Nothing: starting, loading and compiling are part of the time."""
+        """Does nothing: starting, loading and compiling are part of the time."""
         return {"warm_up_s": 0.0}
 
     def rate(self, seconds: float) -> float:
@@ -325,19 +326,19 @@ class Translating:
         page.save()
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Nothing to close."""
 
 
 def train_as_rank(
     words: list[str], real: bool, warm_up: int, seconds: float
 ) -> dict[str, float] | None:
-    """Train in one of several processes; the first returns the rate, and what was exchanged."""
+    """Train in one of several processes; the first returns the rate and the bytes exchanged."""
     with distributed.process_group(), contextlib.redirect_stdout(io.StringIO()):
         training = Training(words, False, real)
         took = training.warm_up(warm_up)["warm_up_s"] / warm_up
-        # as many for all of them: they wait for each other in each iteration
+        # the same number in all processes: they wait for each other in each iteration
         steps = distributed.broadcast_object(max(LEAST_STEPS, int(seconds / took)))
-        distributed.traffic.reset()
+        before = replace(distributed.traffic)
         distributed.barrier()
         start = time.perf_counter()
         for _ in range(steps):
@@ -347,22 +348,22 @@ def train_as_rank(
         images = steps * training.opt.batch_size * distributed.world_size()
         found = {
             "rate": images / (time.perf_counter() - start),
-            "reductions": distributed.traffic.reductions / steps,
-            "bytes": distributed.traffic.bytes / steps,
+            "reductions": (distributed.traffic.reductions - before.reductions) / steps,
+            "bytes": (distributed.traffic.bytes - before.bytes) / steps,
         }
         training.close()
         return found if distributed.is_main() else None
 
 
 # ----------------------------------------------------------------------------- counting launches
-# They make a tensor, or another view of one, and compute nothing.
+# Operators that make a tensor or a view of one, and compute nothing.
 NOTHING_COMPUTED = {"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::resize_"}
 # calls of the CUDA runtime in which the processor waits for the GPU
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 def launched(events: Any) -> dict[str, int]:
-    """What the operators of a profile started.
+    """Launches of the operators in a profile.
 
     - `operators`: innermost operators that compute something, which is about what a GPU is asked
       to launch; fused ones of compiled networks count once
@@ -382,7 +383,7 @@ def launched(events: Any) -> dict[str, int]:
         elif name in WAITS:
             found["synchronizations"] += 1
         elif name == "aten::_local_scalar_dense":
-            # an optimizer reads its count of steps, which it keeps on the CPU
+            # an optimizer reads its step count, which is on the CPU
             found["synchronizations"] += not _is_within(event, "Optimizer.step")
         elif not any("::" in child.name for child in event.cpu_children):
             found["operators"] += "cpp_fused" in name or "triton_" in name or _computes(name)
@@ -402,7 +403,7 @@ def _is_within(event: Any, name: str) -> bool:
 
 
 def _computes(name: str) -> bool:
-    """Whether an operator of this name works on numbers: is no view, and not only memory."""
+    """Whether an operator of this name computes: it is no view, and more than memory."""
     namespace, _, operator = name.partition("::")
     if not operator or name in NOTHING_COMPUTED:
         return False

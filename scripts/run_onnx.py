@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Translate a folder of pictures with a file of scripts/export.py, without PyTorch.
+"""Translate a picture, or a folder of them, with a file of scripts/export.py, without PyTorch.
 
     python run_onnx.py MODEL.onnx PICTURES TRANSLATED
 
@@ -15,21 +15,22 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+NO_INPUT = ".no_input"  # a file of this name marks a folder of results
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line on stderr and exit code 2; the usage is in --help."""
+    """A parser that prints errors as one line on stderr, with exit code 2, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(description="Translate a folder with ONNX Runtime.")
+    parser = OneLineParser(description="Translate pictures with ONNX Runtime.")
     parser.add_argument("model", type=Path, help="file of scripts/export.py --format onnx")
-    parser.add_argument("pictures", type=Path, help="folder to read, with the folders below it")
+    parser.add_argument("pictures", type=Path, help="picture or folder of pictures to read")
     parser.add_argument("translated", type=Path, help="folder to write")
     parser.add_argument("--device", default="cpu", choices=PROVIDERS, help="where to run [cpu]")
     return parser.parse_args(argv)
@@ -58,6 +59,29 @@ def open_model(path: Path, device: str):
         stop(f"can't read the model {path}: {' '.join(str(e).split())[:200]}")
         raise
     return session, session.get_modelmeta().custom_metadata_map
+
+
+def find_pictures(root: Path, translated: Path) -> list[Path]:
+    """`root`, or all pictures below it, except hidden ones and those in folders of results."""
+    source = root.parent if root.is_file() else root
+    if source.resolve() == translated.resolve():
+        stop(f"{translated} is the folder to read: what is written would replace its pictures")
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        stop(f"no folder or picture {root}")
+    paths: list[Path] = []
+    for folder, below, names in os.walk(root):
+        here = Path(folder)
+        if here != root and (NO_INPUT in names or here.resolve() == translated.resolve()):
+            below.clear()
+            continue
+        below[:] = [name for name in below if not name.startswith(".")]
+        paths += [here / name for name in names if not name.startswith(".")]
+    paths = sorted(path for path in paths if path.suffix.lower() in ENDINGS)
+    if not paths:
+        stop(f"no pictures in {root}: looked for {' '.join(ENDINGS)}")
+    return paths
 
 
 def read_picture(path: Path, channels: int, low: float, high: float):
@@ -98,7 +122,7 @@ def write_picture(values, alpha, path: Path, low: float, high: float) -> None:
     if alpha is not None:
         image.putalpha(alpha)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # moved into place when it is whole: Ctrl-C or a full disk leave no part of a picture
+    # moved into place when complete: Ctrl-C or a full disk leave no partial picture
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         image.save(temporary, "PNG")
@@ -117,27 +141,17 @@ def main(argv: list[str] | None = None) -> None:
     low, high = map(float, metadata.get("value_range", "-1 1").split())
     print(", ".join(f"{key}: {value}" for key, value in sorted(metadata.items())))
 
-    if not args.pictures.is_dir():
-        stop(f"no folder {args.pictures}")
-    source, target = args.pictures.resolve(), args.translated.resolve()
-    if source == target:
-        stop(f"{args.translated} is the folder to read: what is written would replace its pictures")
-    paths = sorted(p for p in args.pictures.rglob("*") if p.suffix.lower() in ENDINGS)
-    paths = [p for p in paths if not p.name.startswith(".")]  # hidden, or a Mac's notes on a file
-    # what an earlier run wrote below the folder to read is not to be translated again
-    inside = target.is_relative_to(source)
-    paths = [p for p in paths if not (inside and p.resolve().is_relative_to(target))]
-    paths = [p for p in paths if not p.is_dir()]
-    if not paths:
-        stop(f"no pictures in {args.pictures}: looked for {' '.join(ENDINGS)}")
+    paths = find_pictures(args.pictures, args.translated)
     try:
         args.translated.mkdir(parents=True, exist_ok=True)
+        (args.translated / NO_INPUT).touch()
     except OSError as e:
         stop(f"can't write to {args.translated}: {e.strerror}")
+    source = args.pictures.parent if args.pictures.is_file() else args.pictures
     failed: list[str] = []
     taken: set[Path] = set()
     for path in paths:
-        relative = path.relative_to(args.pictures)
+        relative = path.relative_to(source)
         name = relative.with_suffix(".png")
         if name in taken:  # a.png and a.jpg become a.png and a.jpg.png
             name = relative.with_name(relative.name + ".png")

@@ -6,7 +6,8 @@
 
 Each case is a small training with random options. One run of it is left alone. Another one is
 killed, filled up, damaged and misled, goes on with --continue_train after each fault, and must
-end with the same weights, optimizers, schedules and random state to the bit, and the same losses.
+end with the same weights, optimizers, schedules and random state to the bit, and the same losses;
+after a change of the number of processes, with the same number of epochs and images.
 The first difference, hang or traceback ends the program with the seed that repeats the case; its
 folder is kept. Full and read-only disks need root, for a file system of their own; they are left
 out otherwise. Linux only.
@@ -37,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from PIL import Image
-from soak_faults import FAULTS, NEED_DISK, Difference
+from soak_faults import FAULTS, NEED_DISK, RESHARD, Difference
 
 from util.errors import OneLineParser, one_line_errors
 
@@ -68,6 +69,7 @@ ANY = [
     ["--dropout"],
     ["--on_nan", "skip"],
     ["--save_by_iter"],
+    ["--ema", "0.9"],
 ]
 ADVERSARIAL = [  # for models with a discriminator
     ["--diffaug", "color,translation,cutout"],
@@ -90,7 +92,8 @@ def random_setup(rng: random.Random) -> tuple[list[str], int]:
     words += rng.choice(MODELS[model])
     fitting = ANY if model == "template" else ANY + ADVERSARIAL
     for more in rng.sample(fitting, rng.randint(0, 4)):
-        words += more
+        of_two_names = model in ("cut", "dcl") and "--norm" in more
+        words += ["--normG", "batch"] if of_two_names else more
     if "unet_128" in words:
         words += ["--load_size", "128", "--crop_size", "128"]
     return words, rng.choice([1, 1, 1, 1, 1, 1, 2, 3])
@@ -191,6 +194,8 @@ class Case:
         self.words, self.ranks = random_setup(self.rng)
         self.damaged = False  # whether files of saves were, so that some of them are passed over
         self.record_counts = True  # until losses could not be written, or were damaged
+        self.may_reshard = self.rng.random() < 0.15
+        self.resharded = False  # then random numbers are others than in the undisturbed run
         self.runs = 0
         self.faults = self.rng.randint(6, 12) if self.ranks == 1 else 3
         self.pictures = self.folder / "pictures"
@@ -253,7 +258,12 @@ class Case:
             for _ in range(100):
                 done = False
                 if left:
-                    names = [name for name in FAULTS if has_disk or name not in NEED_DISK]
+                    names = [
+                        name
+                        for name in FAULTS
+                        if (has_disk or name not in NEED_DISK)
+                        and (self.may_reshard or name != RESHARD)
+                    ]
                     weights = [FAULTS[name][1] for name in names]
                     name = self.rng.choices(names, weights)[0]
                     print(f"  {name}", flush=True)
@@ -277,20 +287,28 @@ class Case:
         self.table.resume = max(self.table.resume, time.monotonic() - run.begin)
 
     def compare(self) -> None:
+        """Hold what is on the disk against the undisturbed run; raises Difference."""
         wanted, ours = self.folder / "wanted" / "x", self.experiment
         a, b = (torch.load(f / "latest_train_state.pth", weights_only=True) for f in (wanted, ours))
-        for key in ("run", "options", "suffixes"):
-            del a[key], b[key]
-        for path in different(a, b):
+        keys = a.keys() - {"run", "options", "suffixes"}
+        if self.resharded:
+            keys = {"epoch", "epoch_iter", "total_iters", "seed", "format"}
+        for path in different({k: a[k] for k in keys}, {k: b[k] for k in keys}):
             raise Difference(f"{path} is not that of the undisturbed run")
         for name, weights in b["weights"].items():
             exported = torch.load(ours / f"latest_net_{name}.pth", weights_only=True)
             for path in different(weights, exported):
                 raise Difference(f"latest_net_{name}.pth: {path} is not that of the state")
+            if not all(torch.isfinite(w).all() for w in weights.values()):
+                raise Difference(f"{name} is not finite")
+        for path in wanted.glob("latest_net_*_ema.pth"):
+            a, b = (torch.load(f / path.name, weights_only=True) for f in (wanted, ours))
+            for key in different(a, b) if not self.resharded else ():
+                raise Difference(f"{path.name}: {key} is not that of the undisturbed run")
         missing = {p.name for p in wanted.glob("[0-9]*_net_*")} - {p.name for p in ours.iterdir()}
         if missing and not self.damaged:
             raise Difference("weights of an epoch are missing")
-        if self.record_counts and record(wanted) != record(ours):
+        if self.record_counts and not self.resharded and record(wanted) != record(ours):
             raise Difference("losses.jsonl is not that of the undisturbed run")
 
 

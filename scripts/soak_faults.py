@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from soak import Case, Running
 
 DAMAGED = "file of a save that is damaged, missing or swapped"
+RESHARD = "another number of processes"  # in some cases only
 
 
 class Difference(Exception):
@@ -66,13 +67,24 @@ def sent(number: int, whom: str) -> Callable[[Case], bool]:
             elif whom == "main":
                 os.kill(run.process.pid, number)
             run.wait()
-            if case.ranks > 1:
+            if run.ranks > 1:
+                wait_for(children, begin)
                 case.table.others = max(case.table.others, time.monotonic() - begin)
-                run.end()
         run.wait()
         return case.judge(run)
 
     return fault
+
+
+def wait_for(ranks: list[int], begin: float) -> None:
+    """Wait for ranks to end, whose launcher has; Difference where they take a minute."""
+    for pid in ranks:
+        status = Path(f"/proc/{pid}/status")
+        with contextlib.suppress(OSError):  # there is none when it has ended
+            while "State:\tZ" not in status.read_text():
+                if time.monotonic() - begin > 60:
+                    raise Difference("a rank goes on without its launcher")
+                time.sleep(0.01)
 
 
 def second_training(case: Case) -> bool:
@@ -238,6 +250,17 @@ def other_order(case: Case) -> bool:
     return False
 
 
+def other_number(case: Case) -> bool:
+    """Go on with another number of processes: not the same to the bit, but nothing is lost."""
+    case.ranks = case.rng.choice([n for n in (1, 2, 3) if n != case.ranks])
+    case.resharded = True
+    run = case.start()
+    if moment(case, run):
+        run.end()
+    run.wait()
+    return case.judge(run)
+
+
 # how often each is drawn is the second number
 FAULTS: dict[str, tuple[Callable[[Case], bool], int]] = {
     "SIGKILL": (sent(signal.SIGKILL, "main"), 4),
@@ -252,5 +275,6 @@ FAULTS: dict[str, tuple[Callable[[Case], bool], int]] = {
     DAMAGED: (damaged_files, 6),
     "damaged picture": (damaged_picture, 1),
     "other order of pictures, other dates": (other_order, 1),
+    RESHARD: (other_number, 4),
 }
 NEED_DISK = ("full disk", "read-only disk")  # one of their own

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from util.files import NO_INPUT
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # the smallest networks and pictures that go through everything
@@ -164,8 +166,12 @@ def copy_of_code(folder: Path) -> Path:
 
 
 def files_below(folder: Path) -> list[str]:
-    """All files below a folder, as paths relative to it; empty where there is no such folder."""
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    """All files below a folder, but for the mark of results, as paths relative to it.
+
+    Empty where there is no such folder.
+    """
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != NO_INPUT]
+    return sorted(str(p.relative_to(folder)) for p in files)
 
 
 def seed_all(seed: int) -> None:

@@ -72,6 +72,8 @@ COMMAND_LINES = {
     "load_size": (["--load_size", "30", "--crop_size", "64"], ["--load_size 30", "--crop_size 64"]),
     "gpu": (["--gpu_ids", "3"], ["--gpu_ids 3", "no GPU 3"]),
     "direction": (["--direction", "both"], ["--direction", "both", "AtoB"]),
+    # without w1 the system would look for another place than results are written to
+    "dots in a name": (["--name", "w1/../x"], ["--name", "'w1/../x'", "without '..'"]),
     "preprocess": (["--preprocess", "resize"], ["--preprocess", "resize_and_crop"]),
 }
 TRAINING_ONLY = {
@@ -126,7 +128,12 @@ def test_dataroot_is_missing_or_empty(model, folder, exists, place, tmp_path):
     result = train(
         place, dataroot, model, *(["--netG", "unet_128"] if model != "cycle_gan" else [])
     )
-    assert_one_line(result, 1, f"no folder {dataroot / folder}", *(["holiday"] if exists else []))
+    assert_one_line(
+        result,
+        1,
+        f"no folder {dataroot / folder}",
+        "holiday" if exists else "photos is not there; ",
+    )
     assert_nothing_written(place)
 
 
@@ -152,6 +159,34 @@ def test_dataroot_is_a_file(place, tmp_path):
     assert_nothing_written(place)
 
 
+FOLDERS = {  # what a user has, and what is said of it
+    "names of one's own": (["cats/1.png", "dogs/1.png"], "has cats, dogs); put the pictures there"),
+    "one kind": (["trainB/1.png"], "has trainB); put the pictures there"),
+    "no folders": (["1.png", "2.png"], "has 2 pictures); move the pictures there"),
+    "nothing": ([], "has neither folders nor pictures)"),
+    "a level too high": (["photos/trainA/1.png"], "has photos); say --dataroot"),
+    "only those for testing": (
+        ["testA/1.png", "testB/1.png"],
+        "has testA, testB); say --phase test, or rename them",
+    ),
+    "pairs": (
+        ["train/1.png"],
+        "has train); for pairs side by side in one file say --model pix2pix",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_folders_of_other_names(kind, place, tmp_path):
+    files, said = FOLDERS[kind]
+    dataroot = tmp_path / "data"
+    dataroot.mkdir()
+    for name in files:
+        picture(dataroot / name)
+    what = f"no folder {dataroot / 'trainA'}: pictures of A and B are read from trainA and trainB"
+    assert_one_line(train(place, dataroot), 1, what, f"({dataroot} {said}")
+
+
 @pytest.mark.parametrize("kind", ["cut off", "text", "empty"])
 def test_a_corrupt_picture(kind, place, tmp_path):
     dataroot = unaligned(tmp_path / "photos")
@@ -159,7 +194,7 @@ def test_a_corrupt_picture(kind, place, tmp_path):
     truncated(path)
     if kind != "cut off":
         path.write_text("this is no picture" if kind == "text" else "")
-    assert_one_line(train(place, dataroot), 1, "can't read the picture", path)
+    assert_one_line(train(place, dataroot), 1, "can't read the picture", path, "--skip_broken")
     assert_nothing_written(place)
 
 
@@ -167,7 +202,7 @@ def test_a_picture_damaged_inside(place, tmp_path):
     # nothing short of decoding all pictures finds it before the training has begun
     dataroot = unaligned(tmp_path / "photos")
     path = damaged_inside(dataroot / "trainA" / "1.png")
-    assert_one_line(train(place, dataroot), 1, "can't read the picture", path)
+    assert_one_line(train(place, dataroot), 1, "can't read the picture", path, "--skip_broken")
     assert not list(place.checkpoints.rglob("*.pth"))
 
 
@@ -197,6 +232,13 @@ def test_pictures_of_two_sizes_make_no_batch(workers, place, tmp_path):
     words = ["--preprocess", "none", "--batch_size", 2, "--num_threads", workers]
     result = train(place, dataroot, "cycle_gan", *words)
     assert_one_line(result, 1, "40x40", "48x56", "--batch_size 1", "--preprocess resize_and_crop")
+
+
+def test_two_folders_for_a_model_of_pairs(place, tmp_path):
+    dataroot = unaligned(tmp_path / "photos")
+    picture(dataroot / "trainB" / "other.png")
+    result = train(place, dataroot, "pix2pix", "--netG", "unet_128")
+    assert_one_line(result, 1, "files of the same names: 1 have no", "say --model cycle_gan")
 
 
 def test_pairs_for_a_model_of_two_folders(place, tmp_path):

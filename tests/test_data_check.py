@@ -143,7 +143,7 @@ def test_pairs_of_two_folders(tmp_path, capsys):
     code, out = run(capsys, *argv)
     assert code == 1
     (line,) = sections(out)["the data set as a whole"]
-    assert line.endswith("1 have no partner, such as lonely")
+    assert "1 have no partner, such as lonely; for pictures that are no pairs say" in line
     assert out.splitlines()[-1] == "training would stop"
     # no pairs are asked for here
     assert run(capsys, "--dataroot", tmp_path)[0] == 0
@@ -236,6 +236,30 @@ def test_datasets_of_ones_own_are_checked_as_they_are(tmp_path, capsys, monkeypa
     assert f"{tmp_path}/x.png: no x, please" in lines
     assert any("1.png: " in line for line in lines)
     assert not any("0.png" in line for line in lines)
+    # x.png is a whole file, but this dataset refuses it
+    assert out.splitlines()[2].split() == [".", "3", "2", "40x40", "RGB", "PNG"]
+
+
+def test_datasets_that_name_no_files(tmp_path, capsys, monkeypatch):
+    """Their items are counted: no row of a folder that seems to be empty."""
+    unnamed = OWN.replace("image_paths", "files").replace(', "A_paths": path', "")
+    helpers.picture(tmp_path / "0.png", 40, 40)
+    helpers.picture(tmp_path / "1.png", 40, 40)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "unnamed_dataset.py").write_text(unnamed.replace("Checked", "Unnamed"))
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path / "own")])
+    code, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", "unnamed")
+    assert code == 1
+    assert out.splitlines()[2].split() == ["items", "of", "unnamed", "3", "1"]
+    assert sections(out)["what can't be used"] == ["item 2: no x, please"]
+
+
+def test_both_files_of_an_item_may_be_broken(tmp_path, capsys):
+    helpers.unaligned(tmp_path, count=3)
+    broken = [helpers.truncated(tmp_path / f"train{side}" / "1.png") for side in "AB"]
+    _, out = run(capsys, "--dataroot", tmp_path, "--phase", "train")
+    listed = sections(out)["what can't be used"]
+    assert all(f"picture {p}: " in line for p, line in zip(broken, listed, strict=True))
 
 
 @pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--num_threads", "-1"], ["--what"]])

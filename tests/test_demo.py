@@ -37,6 +37,7 @@ from tests.helpers import (
     truncated,
     unaligned,
 )
+from util.picture_files import is_image_file, open_image
 
 DEMO = ROOT / ".venv" / "demo" / "bin" / "python"
 PYTHON = str(DEMO) if DEMO.exists() else sys.executable
@@ -203,6 +204,9 @@ def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
     rgba.save(tmp_path / "alpha.png")
     grey = pixels(56, 40, 4)[..., 0].astype(np.uint16) * 257
     Image.fromarray(grey).save(tmp_path / "grey.png")
+    newer = [name for name in ("a.avif", "b.heic") if is_image_file(name)]
+    for name in newer:
+        Image.fromarray(pixels(64, 40, 4)).save(tmp_path / name, quality=100)
     page.goto(url)
     page.wait_for_selector("#input input[type=file]", state="attached")
 
@@ -223,6 +227,12 @@ def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
     give("grey.png")
     wanted = np.asarray(G(Image.fromarray(pixels(56, 40, 4)[..., 0])), int)
     assert np.abs(np.asarray(result(56).convert("RGB"), int) - wanted).max() <= 2
+    for name in newer:
+        give(name)
+        wanted = np.asarray(G(open_image(tmp_path / name)), int)
+        assert np.abs(np.asarray(result(64).convert("RGB"), int) - wanted).max() <= 2
+        give("grey.png")
+        result(56)
     truncated(tmp_path / "torn.png")
     give("torn.png")
     page.wait_for_selector("text=can't read the picture torn.png")

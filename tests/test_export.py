@@ -16,7 +16,18 @@ from PIL import Image
 from models import load_generator
 from models.inference.export import METADATA, export, frozen, largest_difference, reader
 from models.networks import GENERATORS, NORMS, define_G
-from tests.helpers import ROOT, SHORT, TINY, picture, pixels, run, run_process, succeed, unaligned
+from tests.helpers import (
+    ROOT,
+    SHORT,
+    TINY,
+    files_below,
+    picture,
+    pixels,
+    run,
+    run_process,
+    succeed,
+    unaligned,
+)
 
 NETWORKS = [(netG, norm) for netG in GENERATORS for norm in NORMS]
 QUICK = {("resnet_6blocks", "instance"), ("unet_128", "batch")}
@@ -291,7 +302,24 @@ def test_the_folder_to_read_is_never_written_to(negative, tmp_path):
     for _ in range(2):
         result = succeed("scripts/run_onnx.py", negative, folder, folder / "out")
         assert "translated 1 of 1 pictures" in result.out
-    assert sorted(p.name for p in folder.rglob("*")) == ["a.png", "a.png", "out"]
+    # nor is one of an earlier run
+    result = succeed("scripts/run_onnx.py", negative, folder, tmp_path / "other")
+    assert "translated 1 of 1 pictures" in result.out
+    assert files_below(folder) == ["a.png", "out/a.png"]
+
+
+def test_one_picture(negative, tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.full((5, 7, 3), 200, np.uint8)).save(path)
+    result = succeed("scripts/run_onnx.py", negative, path, tmp_path / "out")
+    assert f"translated 1 of 1 pictures to {tmp_path / 'out'}" in result.out
+    assert files_below(tmp_path) == ["a.jpg", "out/a.png"]
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.full((5, 7, 3), 55, np.uint8))
+    result = run("scripts/run_onnx.py", negative, path, tmp_path)
+    assert (result.code, "is the folder to read" in result.err) == (1, True)
+    result = run("scripts/run_onnx.py", negative, tmp_path / "no.png", tmp_path / "out")
+    assert (result.code, result.err) == (1, f"error: no folder or picture {tmp_path / 'no.png'}\n")
 
 
 def test_pictures_are_written_whole_or_not_at_all(negative, tmp_path, monkeypatch):
@@ -309,7 +337,7 @@ def test_pictures_are_written_whole_or_not_at_all(negative, tmp_path, monkeypatc
     monkeypatch.setattr(Image.Image, "save", full_disk)
     result = run("scripts/run_onnx.py", negative, tmp_path / "in", tmp_path / "out")
     assert (result.code, "No space left" in result.err) == (1, True)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert files_below(tmp_path / "out") == ["a.png"]
     assert (tmp_path / "out" / "a.png").read_bytes() == whole
 
 

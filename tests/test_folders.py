@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +15,13 @@ from data.base_dataset import open_picture
 from data.image_folder import list_images, list_pictures, make_dataset
 from data.pictures.picture_io import Picture, read_picture, write_picture
 from data.single_dataset import SingleDataset
+from data.unaligned_dataset import UnalignedDataset
 from models.inference.folder import FolderTranslation
 from models.inference.translator import Translator
 from tests.helpers import picture
 from util.errors import UserError
+from util.files import mark_as_results
+from util.html import HTML
 from util.picture_files import IMG_EXTENSIONS, open_image
 
 ORIENTATION, MAKE, ARTIST, EXIF_PART, TAKEN = 0x0112, 0x010F, 0x013B, 0x8769, 0x9003
@@ -75,19 +77,18 @@ def test_what_is_passed_over_is_counted(listing, tmp_path, capsys, monkeypatch):
         assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
 
 
-def test_results_below_the_folder_are_not_read_again(tmp_path):
+def test_results_below_the_folder_are_not_read_again(tmp_path, capsys):
     picture(tmp_path / "a.png")
-    picture(tmp_path / "results" / "x" / "test_latest" / "a.png")
-    picture(tmp_path / "checkpoints" / "x" / "web" / "b.png")
-    where = {"results_dir": f"{tmp_path}/results", "checkpoints_dir": f"{tmp_path}/checkpoints"}
-    assert len(SingleDataset(options(tmp_path, **where, name="x"))) == 1
+    picture(HTML(tmp_path / "results" / "x" / "test_latest", "a page").get_image_dir() / "a.png")
+    mark_as_results(picture(tmp_path / "out" / "y" / "b.png").parent)
+    assert len(SingleDataset(options(tmp_path))) == 1
+    line = capsys.readouterr().out
+    assert f"skipped in {tmp_path}: 1 " in line
+    assert "1 test_latest/ (results)" in line
+    assert "1 y/ (results)" in line
     # asked for by its name it is a folder like others
-    assert len(SingleDataset(options(tmp_path / "results", **where, name="y"))) == 1
-    # results right in the folder of pictures
-    where["results_dir"] = str(tmp_path)
-    shutil.rmtree(tmp_path / "results")
-    picture(tmp_path / "x" / "test_latest" / "a.png")
-    assert len(SingleDataset(options(tmp_path, **where, name="x"))) == 1
+    for folder in ("results/x/test_latest", "results/x/test_latest/images", "out/y"):
+        assert len(SingleDataset(options(tmp_path / folder))) == 1
 
 
 def test_a_single_file(tmp_path):
@@ -125,6 +126,17 @@ def test_newer_kinds(ending, tmp_path):
     for pixels in (np.asarray(open_image(path)), read_picture(path).pixels):
         assert pixels.shape == (24, 32, 3)
         assert np.abs(pixels.astype(int) - (200, 30, 40)).max() < 12
+
+
+def test_what_a_newer_kind_needs_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "a.heic"
+    path.write_bytes(b"x")
+    for place in ("data.image_folder", "util.picture_files"):
+        monkeypatch.setattr(f"{place}.IMG_EXTENSIONS", IMG_EXTENSIONS[:8])
+    needs = r" \(\.heic needs the package pillow-heif: pip install pillow-heif\)$"
+    for said, read in (("is no picture.*", list_pictures), ("can't read.*", read_picture)):
+        with pytest.raises(UserError, match=said + needs):
+            read(path)
 
 
 # ------------------------------------------------------------------------------------- photographs
@@ -194,5 +206,6 @@ def test_a_profile_of_grey_is_not_written_into_colour(tmp_path):
 
 def test_pictures_where_folders_are_expected(tmp_path):
     picture(tmp_path / "photo.jpg", 40, 30, 1)
-    with pytest.raises(UserError, match=r"trainA: put .*--model test .*--dataset_mode single"):
-        list_images(tmp_path / "trainA")
+    said = r"trainA: .*has 1 picture\); move .*--model test .*--dataset_mode single"
+    with pytest.raises(UserError, match=said):
+        UnalignedDataset(options(tmp_path, phase="train"))

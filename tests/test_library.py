@@ -114,19 +114,19 @@ def test_dependencies_are_those_of_the_requirements():
         assert re.search(rf"^{re.escape(line)}\b", wanted, re.MULTILINE), line
 
 
-def test_what_is_exported(trained, tmp_path):
+def test_what_is_exported(trained, tmp_path, capfd):
     with undisturbed():
         facts = evaluate(
             dataroot=trained / "data",
             checkpoints_dir=trained,
             name="x",
-            gpu_ids=-1,
             crop_size=32,
             scores="L1",
             netG="resnet_6blocks",
         )
     assert 0 < facts["scores"]["fake_B"]["L1"]["value"] < 1
     written = export(trained / "x", "torchscript", tmp_path / "a.pt")
+    assert capfd.readouterr().out == ""
     assert written.path == tmp_path / "a.pt"
     assert max(written.differences.values()) < 1e-4
     with pytest.raises(UserError, match=r"unknown option '--metric=L1'"):

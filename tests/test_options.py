@@ -47,6 +47,7 @@ ADDED = {
         "--diffaug": [None, "value"],
         "--cache_images": ["auto", "value"],
         "--accumulate": [1, "value"],
+        "--ema": [0.0, "value"],
         "--grad_checkpoint": [False, "flag"],
         "--val_freq": [0, "value"],
         "--val_phase": ["val", "value"],
@@ -57,6 +58,7 @@ ADDED = {
     },
     "test": BOTH
     | {
+        "--weights": ["auto", "value"],
         "--keep_size": [False, "flag"],
         "--tile": [None, "value"],
         "--tile_overlap": [None, "value"],

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from tests.helpers import aligned, files_below, run_process, succeed, unaligned
+from tests.helpers import ROOT, aligned, files_below, run_process, succeed, unaligned
+from tests.ranks import Group, free_port
+from util import distributed
 
 # As of 2024: the number of images is known to the loop alone, and is told as a share of the epoch.
 TRAIN_2024 = """
@@ -181,3 +186,53 @@ def test_the_loops_of_the_original(tmp_path: Path, text, model, make, count):
     results = tmp_path / "r" / "x" / "test_latest"
     assert len(files_below(results / "images")) == 2 * (6 if model == "cycle_gan" else 3)
     assert "images/1_fake_B.png" in (results / "index.html").read_text()
+
+
+# notes which of several processes write weights
+WHO_SAVES = """
+import os, torch
+ordinary = torch.save
+def save(*args, **more):
+    open("saved_by_" + os.environ["RANK"], "w").close()
+    ordinary(*args, **more)
+torch.save = save
+"""
+
+
+@pytest.mark.slow
+def test_one_of_several_processes_saves(tmp_path):
+    data = aligned(tmp_path / "data", 4)
+    program = tmp_path / "loop.py"
+    program.write_text(WHO_SAVES + TRAIN_2025)
+    words = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--model", "pix2pix", *WORDS]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port", free_port()]
+    more = {"PYTHONPATH": str(ROOT)}
+    result = run_process(*launch, program, *words, *TRAINING, cwd=tmp_path, more=more)
+    assert result.code == 0, result.err
+    assert [path.name for path in tmp_path.glob("saved_by_*")] == ["saved_by_0"]
+    assert (tmp_path / "x" / "3_net_G.pth").exists()
+
+
+def loop_of_a_rank(argv: list[str], out: str) -> None:
+    sys.argv = ["train.py", *argv]
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(TRAIN_2025, names)
+    torch.save(names["model"].network_states(), f"{out}.{distributed.rank()}")
+
+
+def test_a_resumed_loop_has_the_same_weights_on_all_ranks(tmp_path: Path):
+    """Only rank 0 reads the files, and such a loop does nothing to give them to the others."""
+    data = aligned(tmp_path / "data", 4)
+    argv = [*map(str, ("--dataroot", data, "--checkpoints_dir", tmp_path)), "--model", "pix2pix"]
+    argv += [*WORDS, *TRAINING, "--no_html", "--n_epochs", "1", "--n_epochs_decay", "0"]
+    first = Group(tmp_path / "log1", 1, loop_of_a_rank, argv, str(tmp_path / "one"))
+    assert first.wait() == 0, first.text()
+    argv.append("--continue_train")
+    group = Group(tmp_path / "log2", 2, loop_of_a_rank, argv, str(tmp_path / "two"))
+    assert group.wait() == 0, group.text()
+    assert f"loading the model from {tmp_path / 'x' / 'latest_net_G.pth'}" in group.text()
+    here, there = (torch.load(tmp_path / f"two.{rank}", weights_only=True) for rank in (0, 1))
+    for name in ("G", "D"):
+        assert here[name].keys() == there[name].keys()
+        for key, value in here[name].items():
+            assert torch.equal(value, there[name][key]), f"{name}.{key}"

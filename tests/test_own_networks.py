@@ -118,6 +118,18 @@ def test_one_picture_that_the_network_refuses_is_its_own_matter(octo, tmp_path, 
     assert (tmp_path / "r" / "x" / "test_latest" / "b.png").exists()
 
 
+def test_a_network_that_was_removed_is_named(octo, tmp_path, monkeypatch):
+    monkeypatch.delitem(networks.GENERATORS, "octo")
+    where = ["--checkpoints_dir", octo, "--name", "x", "--results_dir", tmp_path / "r"]
+    picture(tmp_path / "in" / "a.png", 32, 32)
+    result = run("test.py", *where, "--dataroot", tmp_path / "in", "--gpu_ids", -1)
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "do not fit" in result.err
+    assert ": it was trained with --netG octo" in result.err
+    with pytest.raises(UserError, match="octo"):
+        load_generator(octo / "x", device="cpu")
+
+
 def test_as_a_function(octo):
     G = load_generator(octo / "x", device="cpu")
     assert isinstance(G.net, Octo)

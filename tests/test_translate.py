@@ -284,6 +284,17 @@ def test_page_keeps_sizes(cycle, tmp_path):
     assert fake.size == (44, 40)
 
 
+def test_page_of_a_single_file_in_tiles(cycle, tmp_path):
+    path = picture(tmp_path / "a b.png", 45, 38)
+    out = succeed("test.py", *test_program(cycle, path, "--tile", "24"))
+    assert "translating 1 of 1" in out.out
+    page = (results(cycle) / "index.html").read_text()
+    assert "images/a%20b_fake.png" in page
+    fake = np.asarray(Image.open(results(cycle) / "images" / "a b_fake.png"))
+    wanted = load_generator(cycle, device="cpu")(pixels(45, 38))
+    np.testing.assert_allclose(fake, wanted, atol=1)
+
+
 def images_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_below(folder)}
 
@@ -374,6 +385,15 @@ def test_existing_outputs_are_skipped(cycle, tmp_path):
     second = images_of(results(cycle))
     assert second["1.png"] == first["1.png"]
     assert second["2.png"] == b"touched"
+
+
+def test_results_of_other_runs_are_not_translated(cycle, tmp_path):
+    picture(tmp_path / "a.png", 40, 40)
+    for more in ([], ["--only_outputs"], ["--only_outputs"]):
+        where = ["--results_dir", tmp_path / f"{len(list(tmp_path.iterdir()))}"]
+        out = succeed("test.py", *test_program(cycle, tmp_path, *where, *more)).out
+        assert "translating 1 of 1" in out
+    assert f"skipped in {tmp_path}: 2 test_latest/ (results)" in out
 
 
 def test_inputs_of_one_name_are_not_taken_for_each_other(cycle, tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from util.display import visdom_assets
-from util.display.visdom_assets import ASSETS, AssetError, install, missing_assets, up_to_date
+from util.display.visdom_assets import ASSETS, install, missing_assets, up_to_date
+from util.errors import UserError
 
 # Stands for npm: writes an archive for each package asked for, with every file of the table.
 FALSE_NPM = """#!{python}
@@ -44,7 +45,7 @@ def static(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setattr(visdom_assets.shutil, "which", lambda name: str(npm))
 
     def no_net(*args):
-        raise AssetError("no route to unpkg")
+        raise UserError("no route to unpkg")
 
     monkeypatch.setattr(visdom_assets, "download_with_visdom", no_net)
     return static
@@ -107,13 +108,13 @@ def test_commands_that_hang(static, monkeypatch):
         raise subprocess.TimeoutExpired("npm", timeout)
 
     monkeypatch.setattr(visdom_assets.subprocess, "run", hang)
-    with pytest.raises(AssetError, match="npm: it took longer than 120 s"):
+    with pytest.raises(UserError, match="npm: it took longer than 120 s"):
         install()
 
 
 def test_no_visdom(monkeypatch):
     monkeypatch.setattr(visdom_assets, "static_dir", lambda: None)
-    with pytest.raises(AssetError, match="visdom is not installed"):
+    with pytest.raises(UserError, match="visdom is not installed"):
         install()
 
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -95,6 +95,20 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(1)
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a command line tool: what goes wrong is one line on stderr and exit code 1.
+
+    A terminated tool unwinds as an interrupted one does, so that its temporary folder goes too.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with one_line_errors():
+        try:
+            main()
+        except OSError as e:
+            # a file name may hold a line break
+            raise UserError(" ".join(str(e).split())) from e
 
 
 def leave_out_warnings() -> None:

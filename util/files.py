@@ -1,4 +1,4 @@
-"""Checksums of files, and replacing a file in one step."""
+"""Checksums of files, and files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError
+
+NO_INPUT = ".no_input"  # a file of this name marks a folder of results
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -49,6 +52,41 @@ def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
         flush_folder(path.parent)
 
 
+@contextlib.contextmanager
+def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder inside `parent` whose children move into `parent` once all went well.
+
+    After an error nothing is left, not even a `parent` that was made here. A child never replaces
+    a file or a folder with something in it: that raises UserError.
+    """
+    parent = Path(parent)
+    missing = [p for p in (parent, *parent.parents) if not p.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix=".unfinished-", dir=parent, ignore_cleanup_errors=True
+        ) as temporary:
+            yield Path(temporary)
+            children = sorted(Path(temporary).iterdir())
+            for child in children:
+                must_be_free(parent / child.name)
+            for child in children:
+                os.replace(child, parent / child.name)
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it holds the result
+                folder.rmdir()
+
+
+def must_be_free(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if `path` is a file or a folder that is not empty."""
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        raise UserError(f"'{path}' is already there: move it away, or choose another place")
+
+
 def flush_to_disk(path: Path) -> None:
     """Wait until the disk has the content of a file. Raises OSError where that fails."""
     with open(path, "r+b") as file:
@@ -80,3 +118,8 @@ def make_writable(folder: str | os.PathLike, option: str) -> None:
         reason = e.strerror
     if reason:
         raise UserError(f"can't write to {folder}: {reason}; choose another {option}")
+
+
+def mark_as_results(folder: str | os.PathLike) -> None:
+    """Have a folder, and those below it, left out where the pictures of one above it are listed."""
+    Path(folder, NO_INPUT).touch()

@@ -6,18 +6,15 @@ Needs only the standard library, so that it works before anything is installed. 
     python util/get_data.py model pix2pix facades_label2photo
 
 From Python: `GetData("cyclegan").get("./datasets", "horse2zebra")`.
-
-The tools in `datasets/` share `staged` and `run_tool` from here.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import gzip
 import http.client
 import os
 import shutil
-import signal
 import sys
 import tarfile
 import tempfile
@@ -25,12 +22,12 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
 
 if not __package__:  # started by its path: Python then looks in util/, and not in the folder above
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from util.errors import OneLineParser, UserError, one_line_errors
+from util.errors import OneLineParser, UserError, run_tool
+from util.files import must_be_free, staged
 
 BASE_URL = "http://efrosgans.eecs.berkeley.edu"
 MIRROR_VARIABLE = "IMAGE_TRANSLATION_MIRROR"
@@ -53,18 +50,19 @@ MODELS = {
     ),
     "pix2pix": ("edges2shoes", "sat2map", "map2sat", "facades_label2photo", "day2night"),
 }
-# Where each technique's files lie below the base address.
-DATASET_PATHS = {"cyclegan": "cyclegan/datasets/{}.zip", "pix2pix": "pix2pix/datasets/{}.tar.gz"}
-MODEL_PATHS = {
-    "cyclegan": "cyclegan/pretrained_models/{}.pth",
-    "pix2pix": "pix2pix/models-pytorch/{}.pth",
+# where the files of each kind and technique lie below the base address
+PATHS = {
+    ("data set", "cyclegan"): "cyclegan/datasets/{}.zip",
+    ("data set", "pix2pix"): "pix2pix/datasets/{}.tar.gz",
+    ("model", "cyclegan"): "cyclegan/pretrained_models/{}.pth",
+    ("model", "pix2pix"): "pix2pix/models-pytorch/{}.pth",
 }
 CITYSCAPES = (
     "the licence of Cityscapes does not allow handing it on: get gtFine_trainvaltest.zip and "
     "leftImg8bit_trainvaltest.zip from https://cityscapes-dataset.com and run "
     "datasets/prepare_cityscapes_dataset.py"
 )
-TIMEOUT = 60.0  # seconds without a byte before a download counts as dead
+TIMEOUT = 60.0  # seconds without a byte until a download is given up
 OFFLINE = "; datasets/worldmaps_mini needs no download (bash scripts/quickstart.sh)"
 # what the archive modules raise for a file that they can't make sense of
 DAMAGED = (
@@ -73,59 +71,11 @@ DAMAGED = (
 )
 
 
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a command line tool: what goes wrong is one line on stderr and exit code 1.
-
-    A terminated tool unwinds as an interrupted one does, so that its temporary folder goes too.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with one_line_errors():
-        try:
-            main()
-        except OSError as e:
-            # a file name may hold a line break
-            raise UserError(" ".join(str(e).split())) from e
-
-
-@contextlib.contextmanager
-def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder inside `parent` whose children move into `parent` once all went well.
-
-    After an error nothing is left, not even a `parent` that was made here. A child never replaces
-    a file or a folder with something in it: that raises UserError.
-    """
-    parent = Path(parent)
-    missing = [p for p in (parent, *parent.parents) if not p.exists()]
-    parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
-    try:
-        yield temporary
-        children = sorted(temporary.iterdir())
-        for child in children:
-            must_be_free(parent / child.name)
-        for child in children:
-            os.replace(child, parent / child.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for folder in missing:
-            with contextlib.suppress(OSError):  # it holds the result
-                folder.rmdir()
-
-
-def must_be_free(path: str | os.PathLike[str]) -> None:
-    """Raise UserError if `path` is a file or a folder that is not empty."""
-    path = Path(path)
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() or path.is_symlink():
-        raise UserError(f"'{path}' is already there: move it away, or choose another place")
-
-
 class GetData:
-    """Fetch the data sets of CycleGAN or pix2pix (`technique`, in any case).
+    """Fetch the data sets and weights of CycleGAN or pix2pix (`technique`, in any case).
 
-    `mirror` is another base address than the environment's IMAGE_TRANSLATION_MIRROR or Berkeley's.
-    All methods raise UserError where a name is unknown or a file can't be had whole and sound.
+    `mirror` replaces the address in the environment's IMAGE_TRANSLATION_MIRROR, or Berkeley's.
+    All methods raise UserError where a name is unknown or a file does not arrive whole.
     """
 
     def __init__(
@@ -134,76 +84,65 @@ class GetData:
         self.technique = technique.lower()
         if self.technique not in DATASETS:
             raise UserError(f"unknown technique '{technique}': it is cyclegan or pix2pix")
+        self.datasets = DATASETS[self.technique]
         self.verbose = verbose
         self.base = (mirror or os.environ.get(MIRROR_VARIABLE) or BASE_URL).rstrip("/")
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """The names of this technique's data sets."""
-        return DATASETS[self.technique]
 
     def get(self, save_path: str | os.PathLike[str], dataset: str | None = None) -> str:
         """Download a data set to `<save_path>/<dataset>` and return that folder's absolute path.
 
         One that is there already is left as it is. None asks for a name at the terminal.
         """
-        name = self._ask() if dataset is None else known(dataset, self.datasets, "data set")
+        name = _ask(self.datasets) if dataset is None else dataset
+        url = self._address("data set", name, self.datasets)
         if name == "cityscapes":
             raise UserError(CITYSCAPES)
         target = Path(save_path).absolute() / name
-        if target.is_dir() and any(target.iterdir()):
-            self._say(f"{target} is there already; remove it to download it again")
-            return str(target)
-        must_be_free(target)
-        url = f"{self.base}/{DATASET_PATHS[self.technique].format(name)}"
-        with staged(target.parent) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
-            archive = Path(scratch) / url.rsplit("/", 1)[1]
-            download(url, archive, self.verbose)
-            unpacked = Path(scratch) / "unpacked"
-            count = unpack(archive, unpacked)
-            # the archives hold a folder of the data set's name; a mirror's may do without
-            inner = unpacked / name
-            os.replace(inner if inner.is_dir() else unpacked, folder / name)
-        self._say(f"{count} files in {target}")
+        if not self._there(target, target.is_dir() and any(target.iterdir())):
+            must_be_free(target)
+            with staged(target.parent) as folder, tempfile.TemporaryDirectory(dir=folder) as other:
+                archive, unpacked = Path(other, Path(url).name), Path(other, "unpacked")
+                download(url, archive, self.verbose)
+                count = unpack(archive, unpacked)
+                # the archives hold a folder of the data set's name; a mirror's may do without
+                inner = unpacked / name
+                os.replace(inner if inner.is_dir() else unpacked, folder / name)
+            self._say(f"{count} files in {target}")
         return str(target)
 
     def get_model(self, save_path: str | os.PathLike[str], model: str) -> str:
         """Download weights to `<save_path>/<model>_pretrained/latest_net_G.pth`: its path."""
-        name = known(model, MODELS[self.technique], "model")
-        target = Path(save_path).absolute() / f"{name}_pretrained" / "latest_net_G.pth"
-        if target.is_file():
-            self._say(f"{target} is there already; remove it to download it again")
-            return str(target)
-        url = f"{self.base}/{MODEL_PATHS[self.technique].format(name)}"
-        with staged(target.parent) as folder:
-            file = folder / target.name
-            download(url, file, self.verbose)
-            with open(file, "rb") as f:
-                start = f.read(2)
-            # torch.save writes a zip file, or before 1.6 a pickle
-            if start[:1] != b"\x80" and start != b"PK":
-                raise UserError(f"{url} does not hold weights but something else: try later")
-        self._say(f"weights in {target}")
+        url = self._address("model", model, MODELS[self.technique])
+        target = Path(save_path).absolute() / f"{model}_pretrained" / "latest_net_G.pth"
+        if not self._there(target, target.is_file()):
+            with staged(target.parent) as folder:
+                download(url, folder / target.name, self.verbose)
+                # torch.save writes a zip file, or before 1.6 a pickle
+                if not (folder / target.name).read_bytes().startswith((b"PK", b"\x80")):
+                    raise UserError(f"{url} does not hold weights but something else: try later")
+            self._say(f"weights in {target}")
         return str(target)
 
-    def _ask(self) -> str:
-        for i, name in enumerate(self.datasets):
-            print(f"{i:3}: {name}")
-        answer = input("number or name of the data set: ").strip()
-        if answer.isdigit() and int(answer) < len(self.datasets):
-            answer = self.datasets[int(answer)]
-        return known(answer, self.datasets, "data set")
+    def _address(self, what: str, name: str, names: tuple[str, ...]) -> str:
+        if name not in names:
+            raise UserError(f"unknown {what} '{name}': choose one of {', '.join(names)}")
+        return f"{self.base}/{PATHS[what, self.technique].format(name)}"
+
+    def _there(self, target: Path, there: bool) -> bool:
+        if there:
+            self._say(f"{target} is there already; remove it to download it again")
+        return there
 
     def _say(self, line: str) -> None:
         if self.verbose:
             print(line, flush=True)
 
 
-def known(name: str, names: tuple[str, ...], what: str) -> str:
-    """Return `name`, or raise UserError with the list of names it is not in."""
-    if name not in names:
-        raise UserError(f"unknown {what} '{name}': choose one of {', '.join(names)}")
-    return name
+def _ask(names: tuple[str, ...]) -> str:
+    for i, name in enumerate(names):
+        print(f"{i:3}: {name}")
+    answer = input("number or name of the data set: ").strip()
+    return names[int(answer)] if answer.isdigit() and int(answer) < len(names) else answer
 
 
 def download(url: str, path: Path, verbose: bool = False) -> None:
@@ -212,7 +151,7 @@ def download(url: str, path: Path, verbose: bool = False) -> None:
     The length is compared with what the server announced. The publisher gives no checksums.
     """
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"'{url}' is no address of a web server: give http:// or https://")
+        raise UserError(f"'{url}' is not the address of a web server: give http:// or https://")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(path, "wb") as file:
             expected = int(response.headers.get("Content-Length") or 0)
@@ -231,12 +170,10 @@ def download(url: str, path: Path, verbose: bool = False) -> None:
     except http.client.HTTPException as e:
         raise UserError(f"{url}: the connection broke off ({e!r}): try again{OFFLINE}") from e
     except OSError as e:
-        if getattr(e, "filename", None) or e.errno in (28, 122):  # the disk, not the network
+        if e.filename or e.errno in (errno.ENOSPC, errno.EDQUOT):  # the disk, not the network
             raise
-        reason = getattr(e, "reason", e)
-        raise UserError(
-            f"{url}: no connection ({reason}): check the network, try again{OFFLINE}"
-        ) from e
+        reason = f"no connection ({getattr(e, 'reason', e)})"
+        raise UserError(f"{url}: {reason}: check the network, try again{OFFLINE}") from e
     if received < max(1, expected):
         raise UserError(f"{url}: {received} of {expected} bytes came: try again")
 
@@ -250,24 +187,16 @@ def unpack(archive: Path, folder: Path) -> int:
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as file:
-                # `filename` is already tidied: judge what was written
-                _stay_inside(archive, [member.orig_filename for member in file.infolist()])
+                for member in file.infolist():
+                    _stays_inside(member.orig_filename)  # `filename` is already tidied
                 file.extractall(folder)
         else:
-            if not hasattr(tarfile, "data_filter"):
-                raise UserError("this Python unpacks without checks: use 3.10.12, 3.11.4 or newer")
             with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as file:
-                for member in file:
-                    _stay_inside(archive, [member.name])
-                    file.extract(member, folder, filter="data")
+                file.extractall(folder, filter=_checked)
                 while stream.read(1 << 20):  # the checksum is compared at the very end
                     pass
-    except tarfile.SpecialFileError as e:
-        raise UserError(
-            f"{archive.name}: '{e.tarinfo.name}' is neither a file, a folder nor a link"
-        ) from e
-    except tarfile.FilterError as e:
-        raise _leads_out(archive, e.tarinfo.name) from e
+    except UserError as e:
+        raise UserError(f"{archive.name}: {e}") from e
     except DAMAGED as e:
         raise UserError(f"{archive.name} is damaged ({e}): download it again") from e
     shutil.rmtree(folder / "__MACOSX", ignore_errors=True)
@@ -277,15 +206,20 @@ def unpack(archive: Path, folder: Path) -> int:
     return count
 
 
-def _stay_inside(archive: Path, names: list[str]) -> None:
-    for name in names:
-        path = PureWindowsPath(name)  # knows both kinds of slashes, and drives
-        if path.anchor or ".." in path.parts:
-            raise _leads_out(archive, name)
+def _stays_inside(name: str) -> None:
+    path = PureWindowsPath(name)  # knows both kinds of slashes, and drives
+    if path.anchor or ".." in path.parts:
+        raise UserError(f"the member '{name}' leads out of the folder; refused")
 
 
-def _leads_out(archive: Path, name: str) -> UserError:
-    return UserError(f"{archive.name}: the member '{name}' leads out of the folder; refused")
+def _checked(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    _stays_inside(member.name)
+    try:
+        return tarfile.data_filter(member, folder)
+    except tarfile.SpecialFileError as e:
+        raise UserError(f"'{member.name}' is neither a file, a folder nor a link") from e
+    except tarfile.FilterError as e:  # where a link leads
+        raise UserError(f"the member '{member.name}' leads out of the folder; refused") from e
 
 
 def main() -> None:
@@ -299,11 +233,9 @@ def main() -> None:
     args = parser.parse_args()
 
     names = (DATASETS if args.kind == "dataset" else MODELS)[args.technique]
-    what = "data set" if args.kind == "dataset" else "model"
-    if args.name is None:
-        parser.error(f"no {what} given: choose one of {', '.join(names)}")
     if args.name not in names:
-        parser.error(f"unknown {what} '{args.name}': choose one of {', '.join(names)}")
+        given = f"unknown {args.kind} '{args.name}'" if args.name else f"no {args.kind} given"
+        parser.error(f"{given}: choose one of {', '.join(names)}")
     fetch = GetData(args.technique, mirror=args.mirror)
     if args.kind == "dataset":
         fetch.get(args.save_path or "./datasets", args.name)

@@ -26,7 +26,7 @@ from dominate.tags import (
 )
 from dominate.util import raw
 
-from .files import replacing
+from .files import mark_as_results, replacing
 
 
 class picture(html_tag):  # its name is that of the tag
@@ -85,6 +85,7 @@ class HTML:
         self.web_dir = Path(web_dir)
         self.img_dir = self.web_dir / "images"
         self.img_dir.mkdir(parents=True, exist_ok=True)
+        mark_as_results(self.web_dir)
         self.shapes: set[tuple[int, int]] = set()  # pictures in a row, and their width
         self.doc = dominate.document(title=title)
         with self.doc.head:

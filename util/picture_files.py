@@ -39,6 +39,14 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 _opening = threading.Lock()
 
 
+def what_reads(ending: str) -> str:
+    """A hint for files of this ending where they are not read; empty where nothing would help."""
+    if ending not in _OPTIONAL:
+        return ""
+    heif = "the package pillow-heif: pip install pillow-heif"
+    return f" ({ending} needs {'Pillow 11.3 or newer' if ending == '.avif' else heif})"
+
+
 def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_EXTENSIONS) -> bool:
     """Whether the name ends as a picture's does, in any case, and is not hidden (`._a.jpg`)."""
     name = os.path.basename(os.fspath(filename))
@@ -57,6 +65,9 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
     # decoders raise nearly anything on damaged files: struct.error, SyntaxError, ...
     except Exception as e:
         reason = " ".join(str(e).split()) or type(e).__name__
+        ending = os.path.splitext(path)[1].lower()
+        if ending not in IMG_EXTENSIONS:
+            reason += what_reads(ending)
         raise UserError(f"can't read the picture {path}: {reason}") from e
 
 

@@ -1,15 +1,16 @@
-"""Pictures of any depth and any number of channels: reading, writing, and their values in [-1, 1].
+"""Read and write pictures of any depth and any number of channels; map their values to [-1, 1].
 
-A picture is an array (H, W, C) of its own type: uint8, uint16, or floats. Transparency is kept
-aside. Pillow does what it can do; PNG of 16 bits goes through `imagecodecs`, TIFF of more than 8
-bits through `tifffile`, and `.npy` takes any number of channels. Large pictures are written in
-bands of rows, as they are made.
+A picture is an array (H, W, C) of uint8, uint16 or floats; its transparency is an array of its own.
+Pillow reads and writes 8 bits, `imagecodecs` PNG of 16 bits, `tifffile` TIFF of more than 8 bits.
+`.npy` files hold any number of channels. Large pictures are written in bands of rows: all their
+pixels need never be in memory at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import struct
 import tempfile
@@ -34,8 +35,8 @@ TIFF = (".tif", ".tiff")
 Range = tuple[float, float]
 HOW = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
-# of EXIF: description, maker, model, software, date, artist, computer, copyright; how the picture
-# was taken, and where. What is left out says how the pixels lie in the file.
+# EXIF tags that are kept: description, maker, model, software, date, artist, computer, copyright;
+# and the parts about the camera's settings and the place. Others describe the layout of the file.
 _EXIF_TEXTS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298)
 _EXIF_PARTS = (0x8769, 0x8825)
 
@@ -44,8 +45,8 @@ _EXIF_PARTS = (0x8769, 0x8825)
 class Picture:
     """`pixels` (H, W, C) and, where there is any, `alpha` (H, W) of the same type.
 
-    `info` is what the file says about itself, as Pillow's `save` takes it: `icc_profile`, `exif`
-    and `dpi`, each if it is there. `frames` is the number of pictures in the file.
+    `info` is the file's metadata in the form that Pillow's `save` takes: `icc_profile`, `exif` and
+    `dpi`, each if the file has it. `frames` is the number of pictures in the file.
     """
 
     pixels: np.ndarray
@@ -75,18 +76,18 @@ def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
         except UserError as e:
             if ending not in TIFF or not isinstance(e.__cause__, Image.UnidentifiedImageError):
                 raise
-        return _read_tiff(path)  # of a kind that Pillow does not know
+        return _read_tiff(path)  # a kind of TIFF that Pillow does not know
 
 
 def from_pil(image: Image.Image, upright: bool = False) -> Picture:
-    """The pixels of a picture of Pillow; of one that was just opened, at the file's full depth.
+    """Convert a Pillow picture. One that was opened but not decoded yet is read at full depth.
 
-    `upright` turns what a camera has stored sideways (EXIF) as viewers show it.
+    `upright` applies the EXIF orientation, as viewers do.
     """
     decode = _deep_decoder(image)
     picture = _from_pil(image) if decode is None else decode(image.filename)  # type: ignore
     picture.info, picture.frames = _info(image), frames(image)
-    # asked after the pixels are there: Pillow turns TIFF itself while it reads them
+    # asked after decoding: Pillow itself turns TIFF then
     turn = TURNS.get(orientation(image)) if upright else None
     if turn is not None:
         picture.pixels = np.ascontiguousarray(turn(picture.pixels))
@@ -95,7 +96,7 @@ def from_pil(image: Image.Image, upright: bool = False) -> Picture:
 
 
 def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
-    """What reads a file, not yet decoded, of which Pillow would keep 8 bits of 16."""
+    """The function that reads a file of which Pillow would keep 8 bits of 16; else None."""
     path = getattr(image, "filename", "")
     if not path or not getattr(image, "tile", None):
         return None
@@ -110,26 +111,26 @@ def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
 
 def _from_pil(image: Image.Image) -> Picture:
     if image.mode.startswith("I;16"):
-        return Picture(_strips(image, np.uint16))
+        return Picture(_values(image, np.uint16))
     if image.mode == "I":
-        levels = _strips(image, np.int32)
+        levels = _values(image, np.int32)
         depth = np.uint16 if levels.max(initial=0) > 255 else np.uint8
         return Picture(levels.clip(0, np.iinfo(depth).max).astype(depth))
     if image.mode == "F":
-        return Picture(_strips(image, np.float32))
+        return Picture(_values(image, np.float32))
     transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or (
         image.mode == "P" and "transparency" in image.info
     )
     grey = image.mode in ("1", "L", "LA", "La")
     wanted = ("LA" if transparent else "L") if grey else "RGBA" if transparent else "RGB"
-    return _split_alpha(_strips(image, np.uint8, wanted), transparent)
+    return _split_alpha(_values(image, np.uint8, wanted), transparent)
 
 
 def _info(image: Image.Image) -> dict[str, Any]:
     info: dict[str, Any] = {}
     if image.info.get("icc_profile"):
         info["icc_profile"] = image.info["icc_profile"]
-    with contextlib.suppress(Exception):  # damaged notes about a picture are no damage to it
+    with contextlib.suppress(Exception):  # damaged metadata must not stop the reading of pixels
         info["dpi"] = tuple(float(n) for n in image.info["dpi"])
     with contextlib.suppress(Exception):
         given, exif = image.getexif(), Image.Exif()
@@ -142,25 +143,19 @@ def _info(image: Image.Image) -> dict[str, Any]:
     return info
 
 
-def _strips(image: Image.Image, dtype: type, mode: str | None = None) -> np.ndarray:
-    width, height = image.size
+def _values(image: Image.Image, dtype: type, mode: str | None = None) -> np.ndarray:
+    """The pixels (H, W, C) of a picture, converted to `mode`."""
     image.load()
-    pixels: np.ndarray | None = None
-    step = max(1, 2**24 // max(1, width))
+    width, height = image.size
+    pixels = np.empty(0)
+    step = max(1, 2**24 // max(1, width))  # in strips, or Pillow would hold all pixels three times
     for top in range(0, height, step):
-        bottom = min(height, top + step)
-        strip = image if step >= height else image.crop((0, top, width, bottom))
-        if mode and strip.mode != mode:
-            strip = strip.convert(mode)
-        values = np.asarray(strip).astype(dtype, copy=False)
-        values = values.reshape(*values.shape[:2], -1)
-        if step >= height:
-            return np.array(values)
-        if pixels is None:
-            pixels = np.empty((height, width, values.shape[2]), dtype)
+        strip = image.crop((0, top, width, min(height, top + step)))
+        values = np.asarray(strip if mode in (None, strip.mode) else strip.convert(mode))
+        if top == 0:
+            pixels = np.empty((height, *values.shape[1:]), dtype)
         pixels[top : top + step] = values
-    assert pixels is not None
-    return pixels
+    return pixels.reshape(height, width, -1)
 
 
 def _split_alpha(pixels: np.ndarray, transparent: bool) -> Picture:
@@ -213,9 +208,9 @@ def _from_array(array: np.ndarray) -> Picture:
 
 # ------------------------------------------------------------------------------------------ values
 def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
-    """Which values become -1 and 1: as given, or 0 and the most of the type, or [0, 1] of floats.
+    """The values that become -1 and 1: as given; else 0 and the type's maximum, for floats 1.
 
-    Raises UserError for signed integers, which have no such convention.
+    Raises UserError for signed integers without a range.
     """
     if value_range is not None:
         return value_range
@@ -227,8 +222,8 @@ def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
 def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tensor:
     """Pixels (H, W, C) as a tensor (C, H, W) of float32, the range mapped to [-1, 1].
 
-    8-bit pixels without a range give the bits that the training transforms give. Raises UserError
-    for floats out of [0, 1] that come without a range, and for those that are not finite.
+    8-bit pixels without a range give exactly what the training transforms give. Raises UserError
+    for floats outside [0, 1] without a range, and for NaN and infinity.
     """
     low, high = range_of(pixels.dtype, value_range)
     if pixels.dtype == np.uint8 and value_range is None:
@@ -236,7 +231,7 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
         return tensor.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
     if pixels.dtype.kind == "f":
         least, most = float(pixels.min()), float(pixels.max())
-        # a single one makes all of the result so, through the norms, which is then written as black
+        # a single NaN spreads through the norms and turns the whole result black
         if not (np.isfinite(least) and np.isfinite(most)):
             raise UserError("the picture has values that are NaN or infinite: replace them first")
         if value_range is None and (least < 0 or most > 1):
@@ -250,12 +245,12 @@ def from_unit(
 ) -> np.ndarray:
     """The inverse of `to_unit`: (C, H, W) in [-1, 1] to pixels (H, W, C) of `dtype`.
 
-    Integers are rounded to the nearest and cut off at the ends of their type.
+    Integers are rounded and clipped to their type.
     """
     dtype = np.dtype(dtype)
     values = tensor.detach().float().cpu().numpy().transpose(1, 2, 0)
     if dtype == np.uint8 and value_range is None:
-        # as `tensor2im` computes it, to the bit
+        # exactly as `tensor2im` computes it
         values = (values + 1) / 2 * 255.0
     else:
         low, high = range_of(dtype, value_range)
@@ -286,7 +281,7 @@ def fit_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def change_depth(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-    """Full scale of one type to full scale of another: 255 to 65535 or to 1.0."""
+    """Scale from the full range of one type to that of another: 255 to 65535 or to 1.0."""
     dtype = np.dtype(dtype)
     if values.dtype == dtype:
         return values
@@ -297,7 +292,7 @@ def change_depth(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------- writing
 def check_writable(ending: str, channels: int, dtype: np.dtype | type, alpha: bool = False) -> None:
-    """Raise UserError where a kind of file can't hold such a picture."""
+    """Raise UserError where files of this ending can't hold such a picture."""
     dtype = np.dtype(dtype)
     able = {
         ".npy": True,
@@ -338,8 +333,9 @@ def write_bands(
 ) -> None:
     """Write a picture of `shape` (H, W, C) that comes in bands of rows (h, W, C), top to bottom.
 
-    `path` is the old file or the whole new one, never a part. Transparency, and what of `info` (see
-    `Picture`) the format can't hold, is left out. Raises UserError where it can't hold the rest.
+    `path` is the old file or the whole new one, never a part. Transparency and metadata (`info` of
+    `Picture`) that the format can't hold are left out. Raises UserError where it can't hold the
+    pixels.
     """
     ending = Path(path).suffix.lower()
     height, width, channels = shape
@@ -347,7 +343,7 @@ def write_bands(
         alpha = None
     check_writable(ending, channels, dtype, alpha is not None)
     info = dict(info or {})
-    # a profile of grey, or of ink, says nothing about RGB
+    # a profile for grey or CMYK does not fit RGB
     if info.get("icc_profile", b"")[16:20] != (b"GRAY" if channels == 1 else b"RGB "):
         info.pop("icc_profile", None)
     if alpha is not None:
@@ -355,15 +351,35 @@ def write_bands(
         channels += 1
     full = (height, width, channels)
     simple = _pillow_can(full, dtype, alpha is not None)
-    with replacing(path, flush=False) as unfinished:
+    with replacing(path, flush=False) as unfinished, _whole(path, bands, full, dtype) as array:
         if ending == ".npy":
-            _write_npy(unfinished, bands, full, dtype)
+            np.save(unfinished, array)
         elif ending in TIFF and not simple:
-            _write_tiff(unfinished, bands, full, dtype, alpha is not None, info)
+            _write_tiff(unfinished, array, alpha is not None, info)
         elif ending == ".png" and not simple:
-            _write_png(unfinished, bands, full, dtype, info)
+            _write_png(unfinished, array, info)
         else:
-            _write_pillow(unfinished, bands, full, info)
+            _write_pillow(unfinished, array, info)
+
+
+@contextlib.contextmanager
+def _whole(
+    path: str | os.PathLike,
+    bands: Iterable[np.ndarray],
+    shape: tuple[int, ...],
+    dtype: np.dtype | type,
+) -> Iterator[np.ndarray]:
+    """All bands as one array; of several it is mapped from a temporary file beside `path`."""
+    bands = iter(bands)
+    first = next(bands)
+    if len(first) == shape[0]:
+        yield np.ascontiguousarray(first)
+        return
+    with tempfile.TemporaryFile(dir=Path(path).parent) as file:
+        for band in itertools.chain([first], bands):
+            file.write(np.ascontiguousarray(band).data)
+        file.flush()
+        yield np.memmap(file, dtype, "r", shape=shape)
 
 
 def _with_alpha(bands: Iterable[np.ndarray], alpha: np.ndarray) -> Iterator[np.ndarray]:
@@ -379,21 +395,12 @@ def _pillow_can(shape: tuple[int, ...], dtype: np.dtype | type, alpha: bool) -> 
     return small and np.dtype(dtype) == np.uint8 and shape[2] - alpha in (1, 3)
 
 
-def _write_pillow(
-    path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...], info: dict[str, Any]
-) -> None:
-    height, width, channels = shape
-    whole, top = None, 0
-    for band in bands:
-        strip = Image.fromarray(band[..., 0] if channels == 1 else np.ascontiguousarray(band))
-        if len(band) == height:
-            whole = strip
-            break
-        if whole is None:
-            whole = Image.new(strip.mode, (width, height))
-        whole.paste(strip, (0, top))
-        top += len(band)
-    assert whole is not None
+def _plane(array: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C), without the axis of channels if there is one channel."""
+    return array[..., 0] if array.shape[2] == 1 else array
+
+
+def _write_pillow(path: Path, array: np.ndarray, info: dict[str, Any]) -> None:
     settings = dict(info)
     if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".avif", ".heic", ".heif"):
         settings["quality"] = 95
@@ -401,55 +408,35 @@ def _write_pillow(
         settings["compression"] = "tiff_adobe_deflate"
         settings["exif"] = _exif_texts(info).tobytes()
     try:
-        whole.save(path, **settings)
+        Image.fromarray(_plane(array)).save(path, **settings)
     except OSError as e:
         if e.errno is not None:  # the disk, not the picture
             raise
-        raise UserError(f"{path.suffix[1:]} can't hold {width}x{height} pixels: {e}") from e
-
-
-def _write_npy(
-    path: Path, bands: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype | type
-) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": shape})
-        for band in bands:
-            file.write(np.ascontiguousarray(band).data)
+        size = f"{array.shape[1]}x{array.shape[0]}"
+        raise UserError(f"{path.suffix[1:]} can't hold {size} pixels: {e}") from e
 
 
 def _exif_texts(info: dict[str, Any]) -> Image.Exif:
-    """What TIFF can hold of EXIF: neither libtiff nor tifffile writes the parts below it."""
+    """The EXIF that TIFF can hold: neither libtiff nor tifffile writes its nested parts."""
     given, texts = Image.Exif(), Image.Exif()
     given.load(info.get("exif", b""))
     texts.update({tag: given[tag] for tag in _EXIF_TEXTS if tag in given})
     return texts
 
 
-def _write_tiff(
-    path: Path,
-    bands: Iterable[np.ndarray],
-    shape: tuple[int, ...],
-    dtype: np.dtype | type,
-    alpha: bool,
-    info: dict[str, Any],
-) -> None:
-    rows = max(1, min(shape[0], 2**21 // shape[1]))
-    colours = shape[2] - alpha
-    single = shape[2] == 1
+def _write_tiff(path: Path, array: np.ndarray, alpha: bool, info: dict[str, Any]) -> None:
+    height, width, channels = array.shape
     _package("tifffile", "TIFF of more than 8 bits").imwrite(
         path,
-        (band[..., 0] if single else band for band in _rebanded(bands, rows)),
-        shape=shape[:2] if single else shape,
-        dtype=dtype,
-        rowsperstrip=rows,
-        photometric="rgb" if colours == 3 else "minisblack",
-        planarconfig=None if single else "contig",
+        _plane(array),
+        rowsperstrip=max(1, min(height, 2**21 // width)),
+        photometric="rgb" if channels - alpha == 3 else "minisblack",
+        planarconfig=None if channels == 1 else "contig",
         extrasamples=["unassalpha"] if alpha else None,
         compression="adobe_deflate",
         metadata=None,
         software=False,
-        bigtiff=int(np.prod(shape)) * np.dtype(dtype).itemsize > 2**31,
+        bigtiff=array.nbytes > 2**31,
         iccprofile=info.get("icc_profile"),
         resolution=info.get("dpi"),
         resolutionunit="INCH" if "dpi" in info else None,
@@ -457,38 +444,10 @@ def _write_tiff(
     )
 
 
-def _rebanded(bands: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
-    """The same rows in bands of equal height, but for the last."""
-    held: list[np.ndarray] = []
-    count = 0
-    for band in bands:
-        held.append(band)
-        count += len(band)
-        while count >= rows:
-            joined = held[0] if len(held) == 1 else np.concatenate(held)
-            yield np.ascontiguousarray(joined[:rows])
-            held, count = [joined[rows:]], count - rows
-    if count:
-        yield np.ascontiguousarray(np.concatenate(held))
-
-
-def _write_png(
-    path: Path,
-    bands: Iterable[np.ndarray],
-    shape: tuple[int, ...],
-    dtype: np.dtype | type,
-    info: dict[str, Any],
-) -> None:
+def _write_png(path: Path, array: np.ndarray, info: dict[str, Any]) -> None:
     codecs = _package("imagecodecs", "PNG of 16 bits, or of more than 16 million pixels,")
-    # libpng wants all rows at once: those of a large picture wait in a file
-    with tempfile.TemporaryFile(dir=path.parent) as waiting:
-        pixels, top = np.memmap(waiting, dtype, "w+", shape=shape), 0
-        for band in bands:
-            pixels[top : top + len(band)] = band
-            top += len(band)
-        data = memoryview(codecs.png_encode(pixels[..., 0] if shape[2] == 1 else pixels))
-        del pixels
-    header = 33  # bytes; what is said about the picture comes behind it
+    data = memoryview(codecs.png_encode(_plane(array)))
+    header = 33  # bytes; metadata comes behind it
     with open(path, "wb") as file:
         file.write(data[:header])
         if "icc_profile" in info:

@@ -1,7 +1,7 @@
-"""A generator as a file that needs none of this code: ONNX, TorchScript, or PyTorch's own pt2.
+"""Export a generator to a file that needs none of this code: ONNX, TorchScript or PyTorch's pt2.
 
-All three take pictures (N, C, H, W) of float32 with values in [-1, 1], of any N, H and W, and
-return the same sizes: the padding of `padding.apply_padded` is part of the file.
+Such a file takes pictures (N, C, H, W) of float32 with values in [-1, 1], of any N, H and W, and
+keeps their size: it contains the padding of `padding.apply_padded`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from torch import nn
 from util.errors import UserError
 from util.files import make_writable, replacing, sha256
 
+from .loading import load_generator
 from .sizes import OWN, KeepsSize, size_rule
 from .streaming import size_needed
-from .translator import load_generator
 
 INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 TOLERANCE = 1e-3  # of values in [-1, 1]
 
-# batch, height, width: a usual size, one that fits no network, and one smaller than a U-Net's step
+# batch, height, width to compare with: a usual size, one that has to be padded for each network,
+# and one smaller than a U-Net can take
 SIZES = ((1, 256, 256), (2, 75, 109), (1, 90, 300))
 
-_LARGEST = 2**20  # pixels a side, over the step: what the exporter may assume
+_LARGEST = 2**20  # the exporter may assume that a side is at most so many multiples
 
 
 class Exported(NamedTuple):
-    """A file that was written, and by picture size how far its results are from PyTorch's."""
+    """A file that was written, and its largest difference from PyTorch by picture size."""
 
     path: Path
     differences: dict[str, float]
@@ -51,21 +52,22 @@ def export_generator(
     direction: str | None = None,
     epoch: str | int = "latest",
     eval: bool = False,
+    weights: str = "auto",
 ) -> Exported:
     """Write the generator of an experiment to one file, and compare it with PyTorch on the CPU.
 
     Args:
-        folder, direction, epoch, eval: as `load_generator` takes them.
+        folder, direction, epoch, eval, weights: as `load_generator` takes them.
         form: `onnx`, `torchscript` or `pt2`.
         path: file to write; None: `<epoch>_<direction>` in the experiment's folder.
 
-    Raises UserError where a package is missing, or the file differs: then it is not kept.
+    Raises UserError if a package is missing, or if the results differ; the file is then deleted.
     """
     if form not in ENDINGS:
         raise UserError(f"format '{form}': choose from {', '.join(ENDINGS)}")
     if form == "onnx":
         need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
-    G = load_generator(folder, direction=direction, epoch=epoch, device="cpu")
+    G = load_generator(folder, direction, epoch, device="cpu", weights=weights)
     net = frozen(G.net, eval)
     direction = str(G.options["direction"])
     path = Path(path or Path(folder) / f"{epoch}_{direction}{ENDINGS[form]}")
@@ -103,7 +105,7 @@ def export_generator(
 
 
 def channels(options: dict[str, Any]) -> str:
-    """What the channels of input and output are, for the metadata."""
+    """The meaning of the channels of input and output, for the metadata."""
     if options.get("model") == "colorization":
         return "CIE Lab: from L / 50 - 1 to a / 110 and b / 110"
     kinds = {1: "grey", 3: "channels RGB"}
@@ -113,10 +115,10 @@ def channels(options: dict[str, Any]) -> str:
 
 
 def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
-    """A copy of a generator on the CPU that draws nothing and learns nothing.
+    """A copy of a generator on the CPU, without dropout and without gradients.
 
-    Batch norms use the statistics of the picture itself, each picture of a batch by itself, as
-    `test.py` does; with `eval` those that training has stored. Dropout is off either way.
+    Batch norms use the statistics of each picture by itself, as `test.py` does; with `eval` the
+    stored ones of training.
     """
     net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     for parent in list(net.modules()):
@@ -127,7 +129,7 @@ def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
 
 
 def _plain_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm, eval: bool) -> nn.Module:
-    # with the statistics of one picture the two norms are the same
+    # a batch norm over a batch of one picture is an instance norm
     kind = nn.BatchNorm2d if eval else nn.InstanceNorm2d
     plain = kind(norm.num_features, eps=norm.eps, affine=norm.affine)
     plain.load_state_dict(norm.state_dict(), strict=eval)
@@ -137,8 +139,8 @@ def _plain_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm, eval: bool) -> nn.Modul
 class AnySize(nn.Module):
     """`padding.apply_padded` for the exporters: one graph for all sizes, without a branch.
 
-    Rows and columns are picked by number, which pads by reflection, or by repeating the last one
-    where the picture is too small for that.
+    Pads by indexing rows and columns: by reflection, or by repeating the last one where the picture
+    is too small for that.
     """
 
     def __init__(self, net: nn.Module, multiple: int, least: int):
@@ -148,8 +150,8 @@ class AnySize(nn.Module):
     def _padded(self, size: int):
         """The size to pad to.
 
-        It goes through a tensor, so that the exporter takes it for a number that it knows nothing
-        of; else it would ask for each layer whether padded and unpadded sizes are the same.
+        It goes through a tensor, so that the exporter treats it as an unknown number. Otherwise it
+        would guard in each layer whether padded and unpadded sizes are equal.
         """
         steps = (torch.full((), size, dtype=torch.int64) + (self.multiple - 1)) // self.multiple
         count = steps.clamp(min=self.fewest).item()  # no int(): that would fix it
@@ -171,7 +173,7 @@ class AnySize(nn.Module):
 
 
 class AnySizeScript(nn.Module):
-    """The same in the part of Python that TorchScript has."""
+    """The same in the subset of Python that TorchScript supports."""
 
     def __init__(self, net: nn.Module, multiple: int, least: int):
         super().__init__()
@@ -245,7 +247,7 @@ def _onnx(
 def _torchscript(
     inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
 ) -> None:
-    # no layer looks at the size of what it gets, so a trace of the layers holds for all sizes
+    # no layer depends on the size of its input, so a trace of the layers is right for all sizes
     fitting = torch.zeros(2, example.shape[1], 2 * least, 3 * least)
     traced = torch.jit.trace(inner, fitting, check_trace=False)
     script = torch.jit.script(AnySizeScript(traced, multiple, least).eval())
@@ -281,7 +283,7 @@ def largest_difference(
     input_nc: int,
     sizes: Iterable[tuple[int, int, int]] = SIZES,
 ) -> dict[str, float]:
-    """By size `NxHxW`, the largest difference between a network and what was made of it.
+    """The largest difference between a network and its exported file, by size `NxHxW`.
 
     The pictures are uniform noise in [-1, 1], the same in each call.
     """
@@ -298,7 +300,7 @@ def largest_difference(
 
 
 def need_packages(what: str, names: Iterable[str]) -> None:
-    """Raise UserError that names the packages which are not installed."""
+    """Raise UserError with the names of packages that are not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{what} needs {', '.join(missing)}: pip install {' '.join(missing)}")

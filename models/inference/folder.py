@@ -35,14 +35,14 @@ from .translator import Translator
 
 
 class Job(NamedTuple):
-    """A picture to translate, and the file that is to come of it."""
+    """A picture to translate, and the file to write."""
 
     source: str
     target: Path
 
 
 class Ready(NamedTuple):
-    """A picture that was read: `x` (C, H, W) in [-1, 1], None where tiles take `picture`."""
+    """A picture that was read. `x` is (C, H, W) in [-1, 1], or None if it is computed in tiles."""
 
     job: Job
     picture: Picture
@@ -57,10 +57,11 @@ class FolderTranslation:
         translator: the generator.
         format: `png`, `jpg` or `webp` (8 bits), `tiff` (the input's depth), or `same` (the input's
             format and depth).
-        batch_size: pictures of equal size computed together, where that gives the same results.
-        threads: that read, and as many that write; 0 does all in turn.
+        batch_size: the most pictures in a batch: neighbours of equal size. 1 is used where results
+            would depend on the batch.
+        threads: number of threads that read, and of those that write; 0 reads and writes in turn.
         tiles: how large pictures are cut up; None computes each in one piece.
-        prepare: reads a file as (C, H, W) in [-1, 1] at another size; None keeps the size.
+        prepare: reads a file as (C, H, W) in [-1, 1], resized; None keeps the size.
     """
 
     translator: Translator
@@ -81,7 +82,7 @@ class FolderTranslation:
 
     # -------------------------------------------------------------------------------------- naming
     def jobs(self, paths: Sequence[str], root: str | os.PathLike, out: Path) -> list[Job]:
-        """What is to come of each path: its path below `root`, now below `out`."""
+        """A job for each path: the result keeps its path below `root`, now below `out`."""
         names = [os.path.relpath(path, root) for path in paths]
         if self.format != "same":
             names = [name + FORMATS[self.format] for name in output_names(names)]
@@ -89,7 +90,7 @@ class FolderTranslation:
 
     # ------------------------------------------------------------------------------------- running
     def run(self, jobs: Sequence[Job]) -> list[tuple[str, str]]:
-        """Translate; returns the paths that failed with the reasons, in order."""
+        """Translate; returns the paths that failed, with the reasons, in order."""
         failed: dict[str, str] = {}
 
         def fail(job: Job, error: Exception) -> None:
@@ -107,7 +108,7 @@ class FolderTranslation:
                         self._write_tiled(batch[0])
                     else:
                         self._translate(batch, encoders, fail)
-                except Exception as e:  # whatever it is, the others are translated
+                except Exception as e:  # go on with the others, whatever it is
                     for ready in batch:
                         fail(ready.job, e)
                 bar.update(len(batch))
@@ -147,14 +148,14 @@ class FolderTranslation:
             write_bands(ready.job.target, bands, shape, dtype, picture.alpha, info)
         finally:
             bands.close()  # removes scratch files
-            # let go of: the next one is read before this one would be
+            # free the memory now, before the next picture is read
             picture.pixels, picture.alpha = picture.pixels[:0].copy(), None
 
     def _dtype(self, picture: Picture) -> np.dtype:
         return picture.pixels.dtype if self.format in ("tiff", "same") else np.dtype(np.uint8)
 
     def _info(self, picture: Picture) -> dict[str, Any]:
-        """What the result's file says about itself: all that the input's says, or its profile."""
+        """Metadata of the result: all that of the input, or its colour profile only."""
         if self.format == "same":
             return picture.info
         return {key: value for key, value in picture.info.items() if key == "icc_profile"}
@@ -164,7 +165,7 @@ class FolderTranslation:
         with naming(job.source):
             if self.prepare is not None:
                 x = self.prepare(job.source)
-                # its type is that of 8-bit pixels: what was read at another size has no alpha
+                # stands for 8-bit pixels; a resized picture has no alpha
                 return Ready(job, Picture(np.empty((0, 0, 1), np.uint8)), x)
             picture = read_picture(job.source, upright=True)
             if self.tiles is not None and max(picture.size) > self.tiles.size:
@@ -174,25 +175,11 @@ class FolderTranslation:
     def _read_all(
         self, jobs: Sequence[Job], fail: Callable[[Job, Exception], None]
     ) -> Iterator[Ready]:
-        """Pictures in order, read ahead by threads."""
-
-        def result(job: Job, get: Callable[[], Ready]) -> Ready | None:
-            try:
-                return get()
-            except Exception as e:
-                fail(job, e)
-                return None
-
-        if self.threads == 0:
-            for job in jobs:
-                ready = result(job, lambda job=job: self._read(job))
-                if ready is not None:
-                    yield ready
-            return
-        ahead = 2 * self.threads + self.batch_size
-        with ThreadPoolExecutor(self.threads, "decode") as pool:
-            coming: deque[tuple[Job, Any]] = deque()
-            left = iter(jobs)
+        """Pictures in order; with `threads` they are read ahead."""
+        ahead = 2 * self.threads + self.batch_size if self.threads else 1
+        coming: deque[tuple[Job, Any]] = deque()
+        left = iter(jobs)
+        with ThreadPoolExecutor(max(1, self.threads), "decode") as pool:
             try:
                 while True:
                     while len(coming) < ahead and (job := next(left, None)) is not None:
@@ -200,9 +187,10 @@ class FolderTranslation:
                     if not coming:
                         return
                     job, future = coming.popleft()
-                    ready = result(job, future.result)
-                    if ready is not None:
-                        yield ready
+                    if (error := future.exception()) is not None:
+                        fail(job, error)
+                    else:
+                        yield future.result()
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -226,7 +214,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        # the folder is made here as well, so it may be that which fails
+        # the file, or the folder that is made for it
         raise UserError(f"can't write {path}: {e.strerror or e}") from e
 
 

@@ -1,4 +1,4 @@
-"""Pictures of any size through any generator: padded to what it takes, and the result cut back."""
+"""Run any generator on pictures of any size: pad them to a size it takes, and crop the result."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ OWN = (ResnetGenerator, UnetGenerator)  # these pad by themselves
 
 
 def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int, int] | None:
-    """Of which number height and width must be multiples, and the least size, found by trying.
+    """The number of which height and width must be multiples, and the least size; found by trying.
 
-    The first power of two for which pictures keep their size, up to 256; None if there is none, as
-    for a network that enlarges pictures. The network runs in evaluation mode, which draws nothing.
+    It is the smallest power of two, up to 256, for which pictures keep their size. None if there is
+    none, for example where a network enlarges pictures. The network runs in evaluation mode, which
+    uses no random numbers.
     """
     if isinstance(net, OWN):
         return 1, 1
@@ -25,7 +26,7 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
         x = torch.zeros(1, input_nc, height, width, device=device)
         try:
             return net(x).shape[-2:] == x.shape[-2:]
-        except Exception:  # whatever a layer says to a size that it can't take
+        except Exception:  # layers raise anything for sizes that they can't take
             return False
 
     modes = [(module, module.training) for module in net.modules()]

@@ -1,24 +1,25 @@
-"""A generator run over a picture in bands of rows, in bounded memory, with the exact result.
+"""Run a generator over a picture in bands of rows: the exact result, in bounded memory.
 
-Tiles that are translated by themselves differ where they meet: an instance norm takes mean and
-variance of its tile, and the borders of a tile are padded. Here the network runs layer by layer.
+Tiles that are translated one by one differ where they meet: an instance norm takes mean and
+variance of its tile, and the borders of each tile are padded. Here the network runs layer by layer.
 The result of each convolution is computed in bands of rows and stored whole, in memory up to a
-limit and in a file beyond it, so that the next layer sees its true neighbours, and a norm the
-statistics of the whole picture. The result is that of the network on the whole picture but for
-rounding.
+limit and in files beyond it. So the next layer sees the true neighbours of each pixel, and a norm
+the statistics of the whole picture. The result equals that of the network on the whole picture up
+to rounding.
 
-Between two stored maps everything is lazy: pads, norms, activations and sums are computed when rows
-of them are read. A new layer is one function in `LAYERS` that makes new rows of those it is given.
+Pads, norms, activations and sums are not stored: they are computed each time that their rows are
+read. To add a kind of layer, write a function that makes new `Rows` of given ones, and enter it in
+`LAYERS`.
 """
 
 from __future__ import annotations
 
-import functools
+import copy
 import math
 import os
 import shutil
+import sys
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,7 +37,7 @@ BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class RowSource(Protocol):
-    """A picture of which bands of rows can be read."""
+    """A picture that is read in bands of rows."""
 
     channels: int
     height: int
@@ -48,9 +49,9 @@ class RowSource(Protocol):
 
 
 def size_needed(net: nn.Module) -> tuple[int, int]:
-    """Of which number height and width must be multiples inside a generator, and the least size.
+    """The number of which height and width must be multiples in a generator, and the least size.
 
-    Raises UserError for a network that is none of this code's.
+    Raises UserError for a network that is not a ResNet or U-Net of this code.
     """
     if isinstance(net, ResnetGenerator):
         return 4, 8
@@ -60,152 +61,104 @@ def size_needed(net: nn.Module) -> tuple[int, int]:
 
 
 def uses_own_statistics(module: nn.Module) -> bool:
-    """Whether a norm computes mean and variance from what it is given, now."""
+    """Whether a norm computes mean and variance from its input, in its present mode."""
     if isinstance(module, INSTANCE):
         return module.training or not module.track_running_stats
     return isinstance(module, BATCH) and (module.training or module.running_mean is None)
 
 
 # ------------------------------------------------------------------------------------------- rows
-class Rows(ABC):
-    """A feature map (1, channels, height, width) of which rows can be read.
+class Rows:
+    """A feature map (1, channels, height, width) whose rows are computed when they are asked for.
 
-    They are computed from `inputs` each time, or read where all of them have been `stored`. Without
-    a shape of its own it has that of its first input.
+    `rows(top, bottom)` gives rows [top, bottom) as (1, C, h, W), made of rows of the `inputs`.
+    What is `costly` is stored before it is read twice.
     """
-
-    def __init__(self, *inputs: Rows, shape: tuple[int, int, int] | None = None):
-        self.inputs = inputs
-        self.shape = shape or inputs[0].shape
-        self.channels, self.height, self.width = self.shape
-        self.stored: Storage | None = None
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        """Rows [top, bottom) as (1, C, h, W)."""
-        return (self.stored or self).compute(top, bottom)
-
-    @abstractmethod
-    def compute(self, top: int, bottom: int) -> torch.Tensor:
-        """The same, from the inputs."""
-
-
-class Picture(Rows):
-    """A source on the device of the network."""
-
-    def __init__(self, source: RowSource, device: torch.device):
-        super().__init__(shape=(source.channels, source.height, source.width))
-        self.source, self.device = source, device
-
-    def compute(self, top: int, bottom: int) -> torch.Tensor:
-        return self.source.rows(top, bottom)[None].to(self.device)
-
-
-class Each(Rows):
-    """A function of values at the same place of all inputs; it must not change what it is given."""
-
-    def __init__(self, function: Callable[..., torch.Tensor], *inputs: Rows, channels: int = 0):
-        _, height, width = inputs[0].shape
-        super().__init__(*inputs, shape=(channels or inputs[0].channels, height, width))
-        self.function = function
-
-    def compute(self, top: int, bottom: int) -> torch.Tensor:
-        return self.function(*(x.rows(top, bottom) for x in self.inputs))
-
-
-class Padded(Rows):
-    """Rows with a border: `sides` are left, right, top and bottom, as for `F.pad`."""
-
-    def __init__(self, source: Rows, sides: Sequence[int], mode: str):
-        left, right, above, below = sides
-        c, h, w = source.shape
-        super().__init__(source, shape=(c, h + above + below, w + left + right))
-        self.left, self.right, self.above, self.mode = left, right, above, mode
-
-    def compute(self, top: int, bottom: int) -> torch.Tensor:
-        (source,) = self.inputs
-        top, bottom, last = top - self.above, bottom - self.above, source.height - 1
-        wanted = torch.arange(top, bottom)
-        inside = wanted.clamp(0, last)
-        if self.mode == "reflect":
-            inside = last - (last - wanted.abs()).abs()
-        low, high = int(inside.min()), int(inside.max()) + 1
-        x = source.rows(low, high)
-        if self.mode == "constant":
-            return F.pad(x, (self.left, self.right, low - top, bottom - high))
-        if (low, high) != (top, bottom):
-            x = x[:, :, (inside - low).to(x.device)]
-        return F.pad(x, (self.left, self.right, 0, 0), self.mode) if self.left + self.right else x
-
-
-class Convolved(Rows):
-    """A convolution by `weight` (out, in / groups, kh, kw), without padding."""
 
     def __init__(
         self,
-        source: Rows,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        stride: int = 1,
-        groups: int = 1,
+        shape: tuple[int, int, int],
+        rows: Callable[[int, int], torch.Tensor],
+        *inputs: Rows,
+        costly: bool = False,
     ):
-        self.weight, self.bias, self.stride, self.groups = weight, bias, stride, groups
-        _, height, width = source.shape
-        out, _, self.kernel, across = weight.shape
-        height, width = ((n - k) // stride + 1 for n, k in ((height, self.kernel), (width, across)))
-        super().__init__(source, shape=(out, height, width))
-
-    def compute(self, top: int, bottom: int) -> torch.Tensor:
-        (source,) = self.inputs
-        x = source.rows(top * self.stride, (bottom - 1) * self.stride + self.kernel)
-        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        self.channels, self.height, self.width = self.shape = shape
+        self.rows, self.inputs, self.costly = rows, inputs, costly
 
 
-class Upconvolved(Rows):
+def each(function: Callable[[torch.Tensor], torch.Tensor], x: Rows) -> Rows:
+    """A function of each value; it must not change what it is given."""
+    return Rows(x.shape, lambda top, bottom: function(x.rows(top, bottom)), x)
+
+
+def padded(x: Rows, sides: Sequence[int], mode: str) -> Rows:
+    """Rows with a border: `sides` are left, right, top and bottom, as for `F.pad`."""
+    left, right, above, below = sides
+    last = x.height - 1
+
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        top, bottom = top - above, bottom - above
+        wanted = torch.arange(top, bottom)
+        inside = wanted.clamp(0, last)
+        if mode == "reflect":
+            inside = last - (last - wanted.abs()).abs()
+        low, high = int(inside.min()), int(inside.max()) + 1
+        y = x.rows(low, high)
+        if mode == "constant":
+            return F.pad(y, (left, right, low - top, bottom - high))
+        if (low, high) != (top, bottom):
+            y = y[:, :, (inside - low).to(y.device)]
+        return F.pad(y, (left, right, 0, 0), mode) if left + right else y
+
+    return Rows((x.channels, x.height + above + below, x.width + left + right), rows, x)
+
+
+def convolved(
+    x: Rows, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, groups: int
+) -> Rows:
+    """A convolution by `weight` (out, in / groups, kh, kw), without padding."""
+    kernel, across = weight.shape[2:]
+
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        y = x.rows(top * stride, (bottom - 1) * stride + kernel)
+        return F.conv2d(y, weight, bias, stride, groups=groups)
+
+    height, width = (x.height - kernel) // stride + 1, (x.width - across) // stride + 1
+    return Rows((len(weight), height, width), rows, x, costly=True)
+
+
+def upconvolved(
+    x: Rows,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: int,
+    groups: int,
+    crop: int,
+    more: int = 0,
+) -> Rows:
     """A transposed convolution by `weight` (in, out / groups, kh, kw).
 
     `crop` rows and columns are cut off on each side, then `more` added at the bottom and right:
     `padding` and `output_padding` of PyTorch.
     """
+    _, out, kernel, across = weight.shape
 
-    def __init__(
-        self,
-        source: Rows,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        stride: int = 1,
-        groups: int = 1,
-        crop: int = 0,
-        more: int = 0,
-    ):
-        self.weight, self.bias, self.stride, self.groups = weight, bias, stride, groups
-        self.crop, self.more = crop, more
-        _, out, self.kernel, across = weight.shape
-        height, width = (
-            (n - 1) * stride + k - 2 * crop + more
-            for n, k in ((source.height, self.kernel), (source.width, across))
-        )
-        super().__init__(source, shape=(out * groups, height, width))
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        top, bottom = top + crop, bottom + crop
+        low = max(0, -((kernel - 1 - top) // stride))
+        y = x.rows(low, min(x.height, (bottom - 1) // stride + 1))
+        pads = (0, crop), (more, more)
+        y = F.conv_transpose2d(y, weight, bias, stride, *pads, groups)
+        return y[:, :, top - low * stride : bottom - low * stride]
 
-    def compute(self, top: int, bottom: int) -> torch.Tensor:
-        (source,) = self.inputs
-        top, bottom = top + self.crop, bottom + self.crop
-        low = max(0, -((self.kernel - 1 - top) // self.stride))
-        high = min(source.height, (bottom - 1) // self.stride + 1)
-        y = F.conv_transpose2d(
-            source.rows(low, high),
-            self.weight,
-            self.bias,
-            self.stride,
-            (0, self.crop),
-            (self.more, self.more),
-            self.groups,
-        )
-        return y[:, :, top - low * self.stride : bottom - low * self.stride]
+    sizes = (x.height, kernel), (x.width, across)
+    height, width = ((n - 1) * stride + k - 2 * crop + more for n, k in sizes)
+    return Rows((out * groups, height, width), rows, x, costly=True)
 
 
 # ---------------------------------------------------------------------------------------- storage
 class Room:
-    """Where maps are stored: on the device up to `memory` bytes, beyond that in unnamed files."""
+    """Storage for maps: up to `memory` bytes on the device, beyond that in unnamed files."""
 
     def __init__(self, memory: int, scratch: str | os.PathLike | None = None):
         self.memory, self.scratch = memory, Path(scratch or tempfile.gettempdir())
@@ -213,12 +166,12 @@ class Room:
         self.files = 0
 
     def open_file(self) -> Any:
-        """A file without a name, which goes with the process whatever ends that."""
+        """A file without a name: it is deleted when the process ends, however that ends."""
         self.files += 1
-        return tempfile.TemporaryFile(dir=self.scratch, buffering=0)
+        return tempfile.TemporaryFile(dir=self.scratch)
 
     def check(self, needed: int) -> None:
-        """Raise UserError where the disk has no room for what does not fit into memory."""
+        """Raise UserError if the disk has no room for what does not fit into memory."""
         try:
             free = shutil.disk_usage(self.scratch).free
         except OSError as e:
@@ -235,24 +188,17 @@ class Room:
 class Storage:
     """All rows of a map, until nothing refers to it any more.
 
-    Rows come from top to bottom; the first ones decide the type and the device. A file has rows
-    first, (H, C, W), so that a band is in one piece.
+    They are written from top to bottom. A file has rows first, (H, C, W), so that a band is in one
+    piece.
     """
 
-    data: torch.Tensor | None = None
-    file: Any = None
-
-    def __init__(self, room: Room, shape: tuple[int, int, int], first: torch.Tensor | None):
-        """`first` has the first rows, or is None for a plan, which counts 4 bytes a value."""
-        self.room, self.shape = room, shape
-        value = first.element_size() if first is not None else 4
-        self.size = math.prod(shape) * value
-        if first is not None:
-            self.like = first.new_empty(0)
-            if room.used + self.size <= room.memory:
-                self.data = first.new_empty(1, *shape)
-            else:
-                self.file = room.open_file()
+    def __init__(self, room: Room, shape: tuple[int, int, int], like: torch.Tensor):
+        """`like` has the type and the device of the map."""
+        self.room, self.shape, self.like = room, shape, like.new_empty(0)
+        self.size = math.prod(shape) * like.element_size()
+        fits = room.used + self.size <= room.memory
+        self.data = like.new_empty(1, *shape) if fits else None
+        self.file: Any = None if fits else room.open_file()
         room.used += self.size
         room.peak = max(room.peak, room.used)
 
@@ -261,26 +207,22 @@ class Storage:
         if self.file is not None:
             self.file.close()
 
-    def fill(self, top: int, rows: torch.Tensor) -> None:
+    def write(self, top: int, rows: torch.Tensor) -> None:
         """Take over rows (1, C, h, W) from `top` on."""
         if self.data is not None:
             self.data[:, :, top : top + rows.shape[2]] = rows
-            return
-        raw = rows[0].transpose(0, 1).contiguous().cpu()
-        view = memoryview(raw.view(torch.uint8).numpy()).cast("B")
-        while view:
-            view = view[self.file.write(view) :]
+        else:
+            raw = rows[0].transpose(0, 1).contiguous().cpu()
+            self.file.write(raw.view(torch.uint8).numpy())
 
-    def compute(self, top: int, bottom: int) -> torch.Tensor:
+    def rows(self, top: int, bottom: int) -> torch.Tensor:
         """Rows [top, bottom) as (1, C, h, W)."""
         if self.data is not None:
             return self.data[:, :, top:bottom]
         c, h, w = self.shape
         raw = bytearray((bottom - top) * (self.size // h))
         self.file.seek(top * (self.size // h))
-        view = memoryview(raw)
-        while view:
-            view = view[self.file.readinto(view) :]
+        self.file.readinto(raw)
         rows = torch.frombuffer(raw, dtype=self.like.dtype).view(bottom - top, c, w)
         return rows.transpose(0, 1).contiguous()[None].to(self.like.device)
 
@@ -289,8 +231,7 @@ class Storage:
 class Stream:
     """Runs a network over a picture, layer by layer.
 
-    `band_pixels` bounds what is computed at once, in pixels of the picture. A `plan` computes
-    nothing, and finds how much room is needed.
+    `band_pixels` bounds what is computed at once, in pixels of the picture.
     """
 
     def __init__(
@@ -300,9 +241,8 @@ class Stream:
         device: torch.device,
         room: Room,
         band_pixels: int = 2**18,
-        plan: bool = False,
     ):
-        self.net, self.source, self.room, self.plan = net, source, room, plan
+        self.net, self.source, self.room = net, source, room
         self.picture = extended(source, *size_needed(net), device)
         self.band_rows = max(8, band_pixels // self.picture.width)
 
@@ -318,7 +258,7 @@ class Stream:
         return ((top, min(height, top + step)) for top in range(0, height, step))
 
     def layer(self, module: nn.Module, x: Rows) -> Rows:
-        """What a layer makes of rows. Raises UserError for one that is not in `LAYERS`."""
+        """The output of a layer. Raises UserError for a layer that is not in `LAYERS`."""
         for kind, function in LAYERS.items():
             if isinstance(module, kind):
                 return function(self, module, x)
@@ -329,21 +269,19 @@ class Stream:
 
     def store(self, x: Rows) -> Rows:
         """Compute all rows, and keep them instead of what they were computed from."""
-        if x.stored is None and self.plan:
-            x.stored = Storage(self.room, x.shape, None)
-        elif x.stored is None:
+        if x.inputs:
             storage = None
             for top, bottom in self.bands(x, x.height):
-                rows = x.compute(top, bottom)
+                rows = x.rows(top, bottom)
                 storage = storage or Storage(self.room, x.shape, rows)
-                storage.fill(top, rows)
-            x.stored = storage
-        x.inputs = ()
+                storage.write(top, rows)
+            assert storage is not None
+            x.rows, x.inputs, x.costly = storage.rows, (), False
         return x
 
     def settle(self, x: Rows) -> Rows:
         """Make rows cheap to read again: store the convolutions that they are computed from."""
-        if isinstance(x, (Convolved, Upconvolved)):
+        if x.costly:
             return self.store(x)
         for source in x.inputs:
             self.settle(source)
@@ -351,8 +289,6 @@ class Stream:
 
     def statistics(self, x: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and biased variance (C,) of all rows, in float64 (Chan et al. 1979)."""
-        if self.plan:
-            return torch.zeros(x.channels), torch.ones(x.channels)
         count, mean, squares = 0, torch.zeros(()), torch.zeros(())
         for top, bottom in self.bands(x, x.height):
             rows = x.rows(top, bottom)[0].float()
@@ -366,22 +302,26 @@ class Stream:
 
 
 def scratch_needed(net: nn.Module, source: RowSource) -> int:
-    """Bytes of the maps that are stored at a time, at most."""
-    room = Room(0)
-    stream = Stream(net, source, torch.device("cpu"), room, plan=True)
-    stream.layer(net.model, stream.picture)  # type: ignore[arg-type]
+    """Bytes of the maps that are stored at a time, at most, with 4 bytes a value."""
+    # on this device only shapes are computed
+    room, meta = Room(sys.maxsize), torch.device("meta")
+    stream = Stream(copy.deepcopy(net).to(meta), source, meta, room, sys.maxsize)
+    stream.layer(stream.net.model, stream.picture)  # type: ignore[arg-type]
     return room.peak
 
 
 def extended(source: RowSource, multiple: int, least: int, device: torch.device) -> Rows:
     """A picture made larger at the right and at the bottom, as `apply_padded` does."""
-    height, width = (
-        max(least, -(-n // multiple) * multiple) for n in (source.height, source.width)
-    )
-    below, right = height - source.height, width - source.width
-    reflects = below < source.height and right < source.width
-    mode = "reflect" if reflects else "replicate"
-    return Padded(Picture(source, device), (0, right, 0, below), mode)
+    c, h, w = source.channels, source.height, source.width
+    height, width = (max(least, -(-n // multiple) * multiple) for n in (h, w))
+    mode = "reflect" if height < 2 * h and width < 2 * w else "replicate"
+
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        if device.type == "meta":
+            return torch.empty(1, c, bottom - top, w, device=device)
+        return source.rows(top, bottom)[None].to(device)
+
+    return padded(Rows((c, h, w), rows), (0, width - w, 0, height - h), mode)
 
 
 # ----------------------------------------------------------------------------------------- layers
@@ -395,24 +335,23 @@ def _convolution(stream: Stream, module: Any, x: Rows) -> Rows:
     x = stream.settle(x)
     if any(module.padding):
         vertical, horizontal = module.padding
-        x = Padded(x, (horizontal, horizontal, vertical, vertical), "constant")
-    return Convolved(x, module.weight, module.bias, module.stride[0], module.groups)
+        x = padded(x, (horizontal, horizontal, vertical, vertical), "constant")
+    return convolved(x, module.weight, module.bias, module.stride[0], module.groups)
 
 
 def _transposed(stream: Stream, module: Any, x: Rows) -> Rows:
-    crop, more = module.padding[0], module.output_padding[0]
-    shape = module.stride[0], module.groups, crop, more
-    return Upconvolved(stream.settle(x), module.weight, module.bias, *shape)
+    shape = module.stride[0], module.groups, module.padding[0], module.output_padding[0]
+    return upconvolved(stream.settle(x), module.weight, module.bias, *shape)
 
 
 def _downsample(stream: Stream, module: Downsample, x: Rows) -> Rows:
-    x = Padded(stream.settle(x), (1, 1, 1, 1), "reflect")
-    return Convolved(x, module.filt, stride=2, groups=len(module.filt))
+    x = padded(stream.settle(x), (1, 1, 1, 1), "reflect")
+    return convolved(x, module.filt, None, 2, len(module.filt))
 
 
 def _upsample(stream: Stream, module: Upsample, x: Rows) -> Rows:
-    x = Padded(stream.settle(x), (1, 1, 1, 1), "replicate")
-    return Upconvolved(x, module.filt, stride=2, groups=len(module.filt), crop=3)
+    x = padded(stream.settle(x), (1, 1, 1, 1), "replicate")
+    return upconvolved(x, module.filt, None, 2, len(module.filt), crop=3)
 
 
 def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
@@ -429,17 +368,18 @@ def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
         y = (rows.float() - mean).mul_(scale)
         return y if module.bias is None else y.add_(module.bias[:, None, None])
 
-    return Each(normalize, x)
+    return each(normalize, x)
 
 
 def _dropout(stream: Stream, module: nn.Dropout, x: Rows) -> Rows:
     # stored, or the rows would be drawn anew each time that they are read
-    return stream.store(Each(module, stream.settle(x))) if module.training else x
+    return stream.store(each(module, stream.settle(x))) if module.training else x
 
 
 def _resnet_block(stream: Stream, module: ResnetBlock, x: Rows) -> Rows:
     x = stream.store(stream.settle(x))  # or the next block would hold all maps of this one
-    return Each(torch.add, x, stream.layer(module.conv_block, x))
+    y = stream.layer(module.conv_block, x)
+    return Rows(x.shape, lambda top, bottom: x.rows(top, bottom) + y.rows(top, bottom), x, y)
 
 
 def _unet_level(stream: Stream, module: UnetSkipConnectionBlock, x: Rows) -> Rows:
@@ -449,16 +389,13 @@ def _unet_level(stream: Stream, module: UnetSkipConnectionBlock, x: Rows) -> Row
     skip = inner = stream.settle(stream.layer(first, x))
     for layer in others:
         inner = stream.layer(layer, inner)
-    channels = skip.channels + inner.channels
-    return Each(lambda a, b: torch.cat([a, b.to(a.dtype)], 1), skip, inner, channels=channels)
 
+    def rows(top: int, bottom: int) -> torch.Tensor:
+        a, b = skip.rows(top, bottom), inner.rows(top, bottom)
+        return torch.cat([a, b.to(a.dtype)], 1)
 
-def _each(function: Callable[[Any, torch.Tensor], torch.Tensor]) -> Callable[..., Rows]:
-    return lambda stream, module, x: Each(functools.partial(function, module), x)
-
-
-def _pad(mode: str) -> Callable[..., Rows]:
-    return lambda stream, module, x: Padded(x, module.padding, mode)
+    shape = skip.channels + inner.channels, skip.height, skip.width
+    return Rows(shape, rows, skip, inner)
 
 
 LAYERS: dict[Any, Callable[[Stream, Any, Rows], Rows]] = {
@@ -470,11 +407,13 @@ LAYERS: dict[Any, Callable[[Stream, Any, Rows], Rows]] = {
     Downsample: _downsample,
     Upsample: _upsample,
     (INSTANCE, *BATCH): _norm,
-    nn.ReflectionPad2d: _pad("reflect"),
-    nn.ReplicationPad2d: _pad("replicate"),
-    nn.ReLU: _each(lambda module, x: F.relu(x)),
-    nn.LeakyReLU: _each(lambda module, x: F.leaky_relu(x, module.negative_slope)),
-    nn.Tanh: _each(lambda module, x: x.tanh()),
+    nn.ReflectionPad2d: lambda stream, module, x: padded(x, module.padding, "reflect"),
+    nn.ReplicationPad2d: lambda stream, module, x: padded(x, module.padding, "replicate"),
+    nn.ReLU: lambda stream, module, x: each(F.relu, x),
+    nn.LeakyReLU: lambda stream, module, x: each(
+        lambda rows: F.leaky_relu(rows, module.negative_slope), x
+    ),
+    nn.Tanh: lambda stream, module, x: each(torch.tanh, x),
     nn.Dropout: _dropout,
     nn.Identity: lambda stream, module, x: x,
 }

@@ -1,13 +1,14 @@
 """Large pictures in bounded memory: `exact`, see `streaming.py`, or `quick`, in tiles that overlap.
 
-Quick tiles are run one by one. Neighbours share a strip of `overlap` pixels; of that the outer
-parts, which see the padding at the border of their tile, are thrown away, and over the middle (at
-most 64 pixels wide) one tile fades into the other. Norms that take their statistics from the
-picture get the same ones in all tiles: those of 16 sample tiles of 256x256 pixels, spread evenly
-over the picture and run as one batch. With norms that need none (batch norm in eval mode) quick
-tiles are exact where the overlap covers the field of view on both sides and the fade: 184 pixels
-for resnet_6blocks, 232 for resnet_9blocks, 832 for unet_128 and 1600 for unet_256, whose outputs
-depend on inputs up to 60, 84, 381 and 765 pixels away.
+Quick tiles are run one by one. Neighbours share a strip of `overlap` pixels. Its outer parts, which
+the padding of a tile influences, are thrown away; over its middle, at most 64 pixels wide, one tile
+fades into the other. Norms that compute statistics of the picture use the same ones in all tiles:
+those of 16 sample tiles of 256x256 pixels, spread evenly over the picture and run as one batch.
+
+With stored statistics (batch norm in eval mode) quick tiles are exact if the overlap is as wide as
+the fade and the receptive field on both sides. The receptive field reaches 60 pixels for
+resnet_6blocks, 84 for resnet_9blocks, 381 for unet_128 and 765 for unet_256: an overlap of 184,
+232, 832 and 1600 pixels is enough.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class TileOptions:
         size: side of a tile; exact bands have as many pixels as a tile of this size.
         overlap: pixels that neighbours share (`quick` only); None: 64, of small tiles a quarter.
         mode: `exact`, `quick`, or None: exact if the disk has room for it, else quick.
-        memory: GiB for what exact tiles keep between passes; the rest goes to files.
-        scratch: folder for those files; the system's folder for temporary files if None.
+        memory: GiB of stored feature maps (`exact` only); further ones are stored in files.
+        scratch: folder for those files; None: the system's folder for temporary files.
     """
 
     size: int = 512
@@ -65,7 +66,7 @@ class TileOptions:
 
     @classmethod
     def of(cls, opt: argparse.Namespace) -> TileOptions | None:
-        """What the command line says; None without `--tile`."""
+        """The options of the command line; None without `--tile`."""
         if not opt.tile:
             return None
         return cls(opt.tile, opt.tile_overlap, opt.tile_mode, opt.tile_memory, opt.tile_scratch)
@@ -85,7 +86,7 @@ class TileOptions:
 
 
 def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """Makes the context in which a network computes with `--precision`."""
+    """A function that makes the context in which a network computes with `--precision`."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if dtype is None:
         return contextlib.nullcontext
@@ -93,16 +94,16 @@ def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractCo
 
 
 def tile_generators(model: object, options: TileOptions, precision: str = "tf32") -> None:
-    """Make the generators of a model cut up what they are given."""
+    """Replace the generators of a model by ones that compute in tiles."""
     for name, net in list(vars(model).items()):
         if isinstance(net, (ResnetGenerator, UnetGenerator)):
             setattr(model, name, TiledNet(net, options, precision))
 
 
 class TiledNet(nn.Module):
-    """A generator that cuts up what it is given: (N, C, H, W) in [-1, 1], any N, H and W.
+    """A generator that computes in tiles: (N, C, H, W) in [-1, 1], any N, H and W.
 
-    Bounds what the network takes; the pictures themselves are there in whole.
+    This bounds the memory of the network, not that of the pictures, which are tensors.
     """
 
     def __init__(self, net: nn.Module, options: TileOptions, precision: str = "tf32"):
@@ -169,7 +170,7 @@ def translate_in_tiles(
     if bands is None:
         bands = quick_tiles(net, source, options, device)
     while True:
-        # not around the loop: a generator would leave its contexts on for its caller
+        # not around the loop: while a generator waits, its contexts would hold for the caller
         with torch.no_grad(), autocast():
             band = next(bands, None)
         if band is None:
@@ -192,7 +193,7 @@ def quick_tiles(
     across = _weights(lefts, picture.width, tile, overlap)
     down = _weights(tops, picture.height, tile, overlap)
     with common_statistics(net, picture, device, len(tops) * len(lefts) > 1):
-        held = torch.zeros(0, 0, 0)  # the rows that the next tiles add to
+        held = torch.zeros(0, 0, 0)  # sums of the rows that the next row of tiles shares
         for row, top in enumerate(tops):
             bottom = min(picture.height, top + tile)
             strip = picture.rows(top, bottom)
@@ -216,7 +217,7 @@ def _starts(length: int, tile: int, step: int) -> list[int]:
 
 
 def _weights(starts: list[int], length: int, tile: int, overlap: int) -> list[torch.Tensor]:
-    """How much each tile counts at each of its pixels along one axis; together 1 everywhere."""
+    """The weight of each tile at each of its pixels along one axis; they add up to 1."""
     fade = min(overlap // 2, WIDEST_FADE)
     margin = (overlap - fade) / 2
     total = torch.zeros(length, dtype=torch.float64)
@@ -240,7 +241,7 @@ def _weights(starts: list[int], length: int, tile: int, overlap: int) -> list[to
 def common_statistics(
     net: nn.Module, picture: Rows, device: torch.device, several: bool
 ) -> Iterator[None]:
-    """Within, norms that would take the statistics of each tile use those of sample tiles."""
+    """A context in which norms use the statistics of sample tiles, not those of each tile."""
     norms = [m for m in net.modules() if uses_own_statistics(m)]
     if not norms or not several:
         yield

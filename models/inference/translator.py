@@ -8,13 +8,9 @@ out = G(Image.open("photo.jpg"))
 
 from __future__ import annotations
 
-import argparse
-import ast
 import contextlib
-import io
 import os
 import threading
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-import models
 from data.pictures.picture_io import (
     Picture,
     Range,
@@ -36,28 +31,24 @@ from data.pictures.picture_io import (
     read_picture,
     to_unit,
 )
-from models.networks import GENERATORS
-from models.norms import NORMS, get_norm_layer
 from models.padding import apply_padded
-from models.speed.acceleration import PRECISIONS, independent_of_batch, prepare
-from models.weights import State, describe, explain_mismatch, fit_state_dict
-from util import randomness
+from models.speed.acceleration import independent_of_batch
 from util.errors import UserError, first_line, warn
-from util.find_class import names
-from util.run import checkpoint
-from util.run.saved_options import parse_range, read_saved_options
 
 from .sizes import size_rule
 from .tiles import ArrayRows, TileOptions, autocast_of, translate_in_tiles
 
-FARTHEST = 2.0  # magnitude up to which values of a tensor pass for some in [-1, 1]
+FARTHEST = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
 _reading = threading.Lock()
 _computing = threading.Lock()
 
 
 @contextlib.contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Within, `fp32` is exact on a GPU too: by a flag of the process, so one thread at a time."""
+    """A context in which `fp32` is exact on a GPU too.
+
+    The flag for it is one for the whole process, so threads take turns.
+    """
     if precision != "fp32" or not torch.backends.cudnn.allow_tf32:
         yield
         return
@@ -69,204 +60,6 @@ def arithmetic(precision: str) -> Iterator[None]:
             torch.backends.cudnn.allow_tf32 = True
 
 
-def load_generator(
-    folder: str | os.PathLike,
-    direction: str | None = None,
-    epoch: str | int = "latest",
-    device: str | torch.device | None = None,
-    precision: str = "tf32",
-    eval: bool = False,
-    value_range: Range | None = None,
-) -> Translator:
-    """The generator of an experiment, ready to be called with pictures.
-
-    Args:
-        folder: the experiment's folder, such as `checkpoints/maps_cyclegan`.
-        direction: `AtoB` or `BtoA`; None is the way that was trained.
-        epoch: which save: `latest`, a number, or `iter_5000`.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`; None takes a GPU if there is one.
-        precision: `tf32`, `fp32`, `bf16` or `fp16`, as `--precision`.
-        eval: as `--eval`: batch norms use the statistics of training and dropout is off. Without
-            it they are as in training, which is what the papers and `test.py` do: each picture has
-            its own statistics, and dropout draws from torch's random source. For the usual CycleGAN
-            (instance norm, no dropout) this makes no difference.
-        value_range: which values of pictures and arrays become -1 and 1, as `--value_range`; None
-            is as it was trained, without which integers map from all of their type and floats
-            from [0, 1].
-
-    The architecture comes from `train_opt.txt` in the folder, or without that file from the weights
-    themselves. Raises UserError (a ValueError) that says what is missing or does not fit.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-        raise UserError(f"no folder {folder}: {folder.parent} has {', '.join(there[:8]) or 'none'}")
-    if direction not in ("AtoB", "BtoA", None):
-        raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
-    if precision not in PRECISIONS:
-        raise UserError(f"precision '{precision}': choose from {', '.join(PRECISIONS)}")
-    if value_range is not None:
-        try:
-            low, high = map(float, value_range)
-        except (TypeError, ValueError):
-            raise UserError(f"value_range {value_range}: give two numbers, (LOW, HIGH)") from None
-        if not low < high:
-            raise UserError(f"value_range {value_range}: the first must be the lower one")
-    chosen = _device(device)
-    saved = read_saved_options(folder)
-    trained = saved.get("direction")
-    path = folder / f"{epoch}_net_G.pth"
-    if path.exists():
-        if direction and trained and direction != trained:
-            raise UserError(
-                f"{folder} was trained {trained} and has one generator: it can't go {direction}"
-            )
-    elif any(folder.glob("[!.]*_net_G_[AB].pth")):
-        side = "A" if direction in (trained or "AtoB", None) else "B"
-        path = folder / f"{epoch}_net_G_{side}.pth"
-    state = checkpoint.load_weights(path, "cpu")
-    with unchanged_process():
-        net, built = _rebuild(state, saved, path)
-    options = {**saved, **built}
-    options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
-    net.to(chosen).train(not eval)
-    prepare(net, chosen, precision)
-    value_range = value_range or parse_range(saved.get("value_range"))
-    return Translator(net, chosen, options, path, value_range, precision)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as e:
-        raise UserError(f"device '{device}' can't be used: {str(e).splitlines()[0]}") from e
-    return chosen
-
-
-def _rebuild(state: State, saved: dict[str, str], path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that these weights belong to, with them, and the options that it was built with.
-
-    It is what the saved options say, else what the weights look like, else the generator that the
-    saved model makes for itself.
-    """
-    problems: list[str] = []
-    looks = _as_it_looks(state, saved)
-    sampling = looks.pop("antialias", ())  # weights tell
-    for built in (_as_saved(state, saved), looks):
-        if built.get("netG") not in GENERATORS:
-            continue
-        down, up = (*sampling, False, False)[:2]
-        net = GENERATORS[built["netG"]](
-            built["input_nc"],
-            built["output_nc"],
-            built["ngf"],
-            norm_layer=get_norm_layer(built["norm"]),
-            use_dropout=not built["no_dropout"],
-            **({"antialias": down, "antialias_up": up} if down or up else {}),
-        )
-        problem = _load(net, state)
-        if problem is None:
-            return net, built
-        problems.append(problem)
-    named, unknown = saved.get("model"), ""
-    if named in names(models.__name__, "model") and named != "test":
-        try:
-            net, built = _of_model(path, saved)
-        except Exception as e:  # of other options than were saved, or a file that has changed
-            unknown = f"; --model {named} can't be made from the saved options: {first_line(e)}"
-        else:
-            problem = _load(net, state)
-            if problem is None:
-                return net, built
-            problems.append(problem)
-    looks = describe({key.removeprefix("module."): value for key, value in state.items()})
-    if problems and looks:
-        raise UserError(f"the weights in {path} do not fit: {problems[-1]}")
-    what = looks.get("netG") or looks.get("netD") or "no network of this code"
-    raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{unknown}")
-
-
-def _load(net: nn.Module, state: State) -> str | None:
-    """Load weights into a network; returns why they do not fit, or None."""
-    fitting = fit_state_dict(state, net)
-    problem = explain_mismatch("G", fitting, net)
-    if problem is None:
-        net.load_state_dict(fitting)
-    return problem
-
-
-def _as_saved(state: State, saved: dict[str, str]) -> dict[str, Any]:
-    """What `train_opt.txt` says of the generator; empty if it says too little."""
-    try:
-        counts = {name: int(saved[name]) for name in ("ngf", "input_nc", "output_nc")}
-    except (KeyError, ValueError):
-        return {}
-    if not {"netG", "norm"} <= saved.keys() or saved["norm"] not in NORMS:
-        return {}
-    # the second generator of a CycleGAN takes what the first one gives
-    first = next((w for w in state.values() if w.dim() == 4), None)
-    if first is not None and first.shape[1] == counts["output_nc"] != counts["input_nc"]:
-        counts["input_nc"], counts["output_nc"] = counts["output_nc"], counts["input_nc"]
-    no_dropout = saved.get("no_dropout") == "True"
-    return {"netG": saved["netG"], "norm": saved["norm"], "no_dropout": no_dropout, **counts}
-
-
-def _as_it_looks(state: State, saved: dict[str, str]) -> dict[str, Any]:
-    """What weights say of a generator of this code, and where they can't tell what was saved."""
-    found = describe({key.removeprefix("module."): value for key, value in state.items()})
-    if saved.get("norm") in NORMS:
-        found["norm"] = saved["norm"]
-    if "no_dropout" not in found:
-        # without the file: as test.py, which has dropout unless told otherwise
-        found["no_dropout"] = saved.get("no_dropout") == "True"
-    return found
-
-
-def _of_model(path: Path, saved: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator that a model builds by its own code from its saved options.
-
-    `path`, `<folder>/<epoch>_net_<name>.pth`, says which.
-    """
-    kind = models.find_model_using_name(saved["model"])
-    parser = kind.modify_commandline_options(argparse.ArgumentParser(), False)
-    types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
-    values = vars(parser.parse_args([]))
-    for name, text in saved.items():
-        try:
-            values[name] = types[name](text) if types.get(name) else ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError):
-            values[name] = text
-    folder = path.parent
-    values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
-    values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
-    opt = argparse.Namespace(**values)
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = kind(opt)
-    name = path.stem.split("_net_", 1)[1]
-    if name not in model.networks():
-        raise UserError(f"{path}: --model {opt.model} has no network '{name}' to load it into")
-    return model.networks()[name], values
-
-
-@contextlib.contextmanager
-def unchanged_process() -> Iterator[None]:
-    """Within, a model may be made; random sources, warnings and backends are then as before."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
-    sources = randomness.get_state()
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = flags
-        randomness.set_state(sources)
-
-
 class Translator:
     """A generator that takes pictures and gives pictures of the same kind.
 
@@ -276,7 +69,8 @@ class Translator:
         options: what it was trained and built with, by the names of the options.
         weights: the file that was loaded.
         input_nc, output_nc: channels of input and output pictures.
-        value_range: which values become -1 and 1; None: all of an integer type, [0, 1] of floats.
+        value_range: the values that become -1 and 1; None: the ends of an integer type, 0 and 1 of
+            floats.
     """
 
     def __init__(
@@ -313,18 +107,18 @@ class Translator:
 
         Args:
             picture: one of
-                - a picture of Pillow: gives one, with its transparency put back;
-                - a path: gives a picture of Pillow, or an array where Pillow has no such kind
+                - a Pillow picture: returns one, with the same transparency;
+                - a path: returns a Pillow picture, or an array where Pillow has no such mode
                   (`.npy`, colour of more than 8 bits);
                 - an array (H, W) or (H, W, C) of uint8, uint16 or floats (in [0, 1], or in
-                  `value_range`): gives an array of its type;
-                - a tensor (C, H, W) or (N, C, H, W) in [-1, 1]: gives a tensor on `device`;
-                - a list of these: gives a list; those of equal size are computed together.
-            batch_size: how many are computed together at most; one at a time where the results
-                depend on each other (batch norm or dropout without `eval`).
+                  `value_range`): returns an array of its type;
+                - a tensor (C, H, W) or (N, C, H, W) in [-1, 1]: returns a tensor on `device`;
+                - a list of these: returns a list; neighbours of equal size make a batch.
+            batch_size: the most pictures in a batch. It is 1 where results would depend on the
+                others in the batch (batch norm or dropout without `eval`).
             tile: for large pictures: computes in tiles of this many pixels; see `TileOptions`.
 
-        Sizes are kept. Raises UserError where a picture can't be read, or its channels do not fit.
+        Keeps sizes. Raises UserError where a picture can't be read, or its channels do not fit.
         """
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} is too small: at least 1")
@@ -382,7 +176,7 @@ class Translator:
     def finish(
         self, output: torch.Tensor, picture: Picture, dtype: np.dtype | type | None = None
     ) -> Picture:
-        """What came of a picture: `output` (C', H, W) with its type (or `dtype`) and its alpha."""
+        """`output` (C', H, W) as pixels of `picture`'s type (or `dtype`), with its alpha."""
         alpha = picture.alpha
         if alpha is not None and alpha.shape != output.shape[1:]:
             alpha = None
@@ -432,7 +226,7 @@ class Translator:
             if 0 in given.size:
                 raise UserError(f"a picture of {given.width}x{given.height} pixels is empty")
             try:
-                with _reading:  # Pillow decodes when the pixels are asked for, by one thread
+                with _reading:  # Pillow decodes only now, and only one thread may
                     return from_pil(given, upright=True)
             except UserError:
                 raise
@@ -456,19 +250,19 @@ class Translator:
         )
 
     def _without_alpha(self, picture: Picture) -> Picture:
-        """Set aside a channel more than the network takes, of arrays (H, W, 2) or (H, W, 4)."""
+        """Take the last of 2 or 4 channels as alpha if the network takes one less."""
         channels = picture.pixels.shape[2]
         if picture.alpha is None and channels in (2, 4) and channels == self.input_nc + 1:
             return Picture(picture.pixels[..., :-1], picture.pixels[..., -1])
         return picture
 
     def _like(self, given: Any, read: Picture, result: Picture) -> Any:
-        """The result as the same kind of thing that was given."""
+        """The result as the same kind of object that was given."""
         pixels, alpha = result.pixels, result.alpha
         array = isinstance(given, np.ndarray) or str(given).lower().endswith(".npy")
         if not array and pixels.dtype != np.uint8 and pixels.shape[2] == 3:
             array = not isinstance(given, Image.Image)
-            if not array:  # from 16-bit grey, and Pillow knows no such colour
+            if not array:  # 16-bit grey became colour, for which Pillow has 8 bits only
                 pixels = change_depth(pixels, np.uint8)
         if alpha is not None and (array or pixels.shape[2] in (1, 3)):
             part = change_depth(alpha, pixels.dtype)[..., None]
@@ -480,15 +274,12 @@ class Translator:
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:
-    """Pixels (H, W, C) as a picture of Pillow; raises UserError where it has no such kind."""
+    """Pixels (H, W, C) as a Pillow picture; raises UserError where it has no such mode."""
     channels = pixels.shape[2]
-    if pixels.dtype == np.uint8 and channels in (1, 2, 3, 4):
-        mode = ("L", "LA", "RGB", "RGBA")[channels - 1]
-        if channels == 2:
-            return Image.merge("LA", [Image.fromarray(pixels[..., i]) for i in range(2)])
-        image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-        assert image.mode == mode
-        return image
+    if pixels.dtype == np.uint8 and channels == 2:
+        return Image.merge("LA", [Image.fromarray(pixels[..., i]) for i in range(2)])
+    if pixels.dtype == np.uint8 and channels in (1, 3, 4):
+        return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     if channels == 1 and pixels.dtype in (np.uint16, np.float32):
         return Image.fromarray(pixels[..., 0])
     raise UserError(

@@ -1,6 +1,6 @@
-"""Draws a run's losses and scores as curves; run as a program, it draws those of a training page.
+"""Draw the losses and scores of a run as curves; run as a program, those of its training page.
 
-Nothing here imports torch, and matplotlib is imported when something is drawn.
+Nothing here imports torch. matplotlib is imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -53,24 +53,31 @@ def collect(records: Sequence[dict[str, Any]], key: str = "losses") -> Curves:
 
 
 def smooth(y: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the `window` points around each point, NaN left out; shorter at the ends."""
-    known = np.isfinite(y)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, y, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    at = np.arange(len(y))
-    low, high = np.maximum(at - window // 2, 0), np.minimum(at + window // 2 + 1, len(y))
-    n = counts[high] - counts[low]
-    mean = np.where(n > 0, (sums[high] - sums[low]) / np.maximum(n, 1), np.nan)
+    """The mean of the `window` points around each point, NaN left out; fewer points at the ends."""
+    known, ones = np.isfinite(y), np.ones(window // 2 * 2 + 1)
+    sums = np.convolve(np.where(known, y, 0.0), ones, "same")
+    mean = sums / np.maximum(np.convolve(known, ones, "same"), 1)
     return np.where(known, mean, np.nan)  # a gap stays a gap
+
+
+def range_without_spikes(values: np.ndarray) -> tuple[float, float] | None:
+    """The range of nearly all values, if a few are so far off that they would flatten the rest."""
+    values = values[np.isfinite(values)]
+    if len(values) < 20:
+        return None
+    low, high = np.percentile(values, [0.2, 99.5])
+    if not np.ptp(values) > 2 * (high - low) > 0:
+        return None
+    pad = 0.05 * (high - low)
+    return float(low - pad), float(high + pad)
 
 
 def panels_of_losses(records: Sequence[dict[str, Any]]) -> dict[str, Curves]:
     """The losses by panel."""
-    panels: dict[str, Curves] = {}
-    curves = collect(records)
-    for name in sorted(curves, key=lambda name: "GDR".index(panel_of(name)[0])):
-        panels.setdefault(panel_of(name), {})[name] = curves[name]
-    return panels
+    panels: dict[str, Curves] = {"Generators": {}, "Discriminators": {}, "Reconstruction": {}}
+    for name, curve in collect(records).items():
+        panels[panel_of(name)][name] = curve
+    return {title: curves for title, curves in panels.items() if curves}
 
 
 def panels_of_scores(records: Sequence[dict[str, Any]]) -> dict[str, Curves]:
@@ -96,40 +103,28 @@ def draw(
         from matplotlib.figure import Figure  # not pyplot, which looks for a display
     except ImportError:
         raise UserError(
-            "drawing the losses needs the package matplotlib, which is not installed: "
+            "drawing losses needs the package matplotlib, which is not installed: "
             "pip install matplotlib"
         ) from None
     narrow = width <= NARROW
     height = {1: 4.6, 2: 3.3, 3: 2.7}.get(len(panels), 2.0)  # inches of a panel
     size = (width / 100, 0.8 + height * len(panels))
     figure = Figure(size, dpi=200 if narrow else 100, layout="constrained")
-    averaged = False
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for ax, (name, curves) in zip(axes, panels.items(), strict=True):
-        averaged |= _draw_panel(ax, curves)
-        legend: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1.2}
-        if narrow:  # a title of its own would lie beneath
-            legend |= {"title": name, "alignment": "left", "title_fontsize": 11, "ncols": 2}
-        else:
-            ax.set_title(name, loc="left", fontsize=11)
-            legend |= {"ncols": len(curves), "columnspacing": 1.2}
-        side, x = ("left", 0) if narrow else ("right", 1)
-        drawn = ax.legend(loc=f"lower {side}", bbox_to_anchor=(x, 1), borderaxespad=0, **legend)
-        for text in drawn.get_texts():
-            text.set_parse_math(False)
-    axes[-1].set_xlabel("epoch (bold lines: moving average)" if averaged else "epoch")
+    pairs = zip(axes, panels.items(), strict=True)
+    averaged = [_draw_panel(ax, name, curves, narrow) for ax, (name, curves) in pairs]
+    axes[-1].set_xlabel("epoch (bold lines: moving average)" if any(averaged) else "epoch")
     figure.suptitle(title, fontsize=13 if narrow else 16, x=0.01, ha="left", parse_math=False)
     with files.replacing(path, flush=False) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font lacks
         figure.savefig(temporary)
 
 
-def _draw_panel(ax: Any, curves: Curves) -> bool:
+def _draw_panel(ax: Any, title: str, curves: Curves, narrow: bool) -> bool:
     """Draw the curves of a panel; returns whether moving averages are among them."""
     averaged = False
     for (name, (x, y)), colour in zip(curves.items(), itertools.cycle(COLOURS), strict=False):
         window = len(y) // 60
-        marker = "." if len(y) < 60 else ""  # also shows a point between two gaps
         if window >= 2:
             averaged = True
             ax.plot(x, y, color=colour, alpha=0.28, linewidth=0.8)
@@ -137,22 +132,29 @@ def _draw_panel(ax: Any, curves: Curves) -> bool:
         known = y[np.isfinite(y)]
         last = f"{known[-1]:.4g}" if len(known) else "NaN"
         label = f"{name}  {last}".lstrip("_")  # matplotlib leaves out names that begin with it
+        marker = "." if len(y) < 60 else ""  # also shows a point between two gaps
         ax.plot(x, y, color=colour, linewidth=1.8, marker=marker, label=label)
     ax.grid(color="gainsboro")
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.01)
     values = np.concatenate([y for _, y in curves.values()])
-    values = values[np.isfinite(values)]
-    if len(values) >= 20:  # a spike must not flatten the rest
-        low, high = np.percentile(values, [0.2, 99.5])
-        if values.max() - values.min() > 2 * (high - low) > 0:
-            pad = 0.05 * (high - low)
-            ax.set_ylim(low - pad, high + pad)
-            note = f"values up to {values.max():.4g} are cut off"
-            behind = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
-            place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
-            ax.text(0.99, 0.98, note, fontsize=8, bbox=behind, **place)
+    if (limits := range_without_spikes(values)) is not None:
+        ax.set_ylim(limits)
+        note = f"values up to {np.nanmax(values):.4g} are cut off"
+        behind = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+        place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
+        ax.text(0.99, 0.98, note, fontsize=8, bbox=behind, **place)
+    legend: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1.2}
+    if narrow:  # a title of its own would lie beneath
+        legend |= {"title": title, "alignment": "left", "title_fontsize": 11, "ncols": 2}
+    else:
+        ax.set_title(title, loc="left", fontsize=11)
+        legend |= {"ncols": len(curves), "columnspacing": 1.2}
+    side, x = ("left", 0) if narrow else ("right", 1)
+    drawn = ax.legend(loc=f"lower {side}", bbox_to_anchor=(x, 1), borderaxespad=0, **legend)
+    for text in drawn.get_texts():
+        text.set_parse_math(False)
     return averaged
 
 

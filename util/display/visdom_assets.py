@@ -1,8 +1,8 @@
-"""The scripts and styles that visdom's page needs, and how they get into the installed package.
+"""Install the scripts and styles that visdom's page needs.
 
-visdom ships without them and fetches them from the net at the first start of its server, with no
-time limit; without them its page is plain blue. `python -m util.display.visdom_assets` puts them
-in place beforehand: through visdom's own download, else out of npm packages where npm is installed.
+The package visdom does not contain them. Its server downloads them at its first start, without a
+time limit; without them its page is plain blue. `python -m util.display.visdom_assets` installs
+them beforehand: by visdom's own download or, if that fails and there is npm, from npm packages.
 """
 
 from __future__ import annotations
@@ -15,37 +15,27 @@ import sys
 import tempfile
 from pathlib import Path
 
+from util.errors import UserError
 from util.files import write_whole
 
 SECONDS = 120  # for each of the two ways
 
 _GLYPHS = "glyphicons-halflings-regular"
 _MATHJAX = (
-    "MathJax.js",
-    "config/Safe.js",
-    "config/TeX-AMS-MML_HTMLorMML.js",
-    "extensions/Safe.js",
-    "jax/output/SVG/jax.js",
-    "jax/output/SVG/config.js",
+    *("MathJax.js", "config/Safe.js", "config/TeX-AMS-MML_HTMLorMML.js", "extensions/Safe.js"),
+    *("jax/output/SVG/jax.js", "jax/output/SVG/config.js"),
     "jax/output/SVG/fonts/TeX/fontdata.js",
     "jax/output/SVG/fonts/TeX/Size1/Regular/Main.js",
 )
-
-# npm package: {path in the package: path or paths under visdom/static}
-ASSETS: dict[str, dict[str, str | tuple[str, ...]]] = {
+# npm package: {path in the package: path under visdom/static}
+ASSETS: dict[str, dict[str, str]] = {
     "jquery@3.1.1": {"dist/jquery.min.js": "js/jquery.min.js"},
     "bootstrap@3.3.7": {
         "dist/js/bootstrap.min.js": "js/bootstrap.min.js",
         "dist/css/bootstrap.min.css": "css/bootstrap.min.css",
-        **{
-            f"dist/fonts/{_GLYPHS}.{kind}": f"fonts/{_GLYPHS}.{kind}"
-            for kind in ("eot", "woff2", "woff", "ttf")
-        },
-        # visdom looks for the name with the fragment, the style sheet for the one without.
-        f"dist/fonts/{_GLYPHS}.svg": (
-            f"fonts/{_GLYPHS}.svg",
-            f"fonts/{_GLYPHS}.svg#glyphicons_halflingsregular",
-        ),
+        **{f"dist/fonts/{_GLYPHS}.{end}": f"fonts/{_GLYPHS}.{end}" for end in ("eot", "ttf")},
+        **{f"dist/fonts/{_GLYPHS}.{end}": f"fonts/{_GLYPHS}.{end}" for end in ("woff2", "woff")},
+        f"dist/fonts/{_GLYPHS}.svg": f"fonts/{_GLYPHS}.svg#glyphicons_halflingsregular",
     },
     "react@16.2.0": {"umd/react.production.min.js": "js/react-react.min.js"},
     "react-dom@16.2.0": {"umd/react-dom.production.min.js": "js/react-dom.min.js"},
@@ -65,33 +55,16 @@ ASSETS: dict[str, dict[str, str | tuple[str, ...]]] = {
     "mathjax@2.7.5": {path: f"js/mathjax/2.7.5/{path}" for path in _MATHJAX},
 }
 
-# visdom's own download leaves out this name, and the page works without it.
-_OPTIONAL = {f"fonts/{_GLYPHS}.svg"}
-
-
-class AssetError(Exception):
-    """The assets could not be had; the text is one line for the user."""
-
-
-def _targets(target: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (target,) if isinstance(target, str) else target
-
 
 def static_dir() -> Path | None:
     """The folder `visdom/static` of this interpreter, None where visdom is not installed."""
-    try:
-        spec = importlib.util.find_spec("visdom")
-    except (ImportError, ValueError):
-        return None
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))) / "static"
+    spec = importlib.util.find_spec("visdom")
+    return Path(spec.origin).parent / "static" if spec is not None and spec.origin else None
 
 
 def missing_assets(static: Path) -> list[str]:
     """The files under `static` that the page needs and that are absent or empty."""
-    wanted = [t for files in ASSETS.values() for one in files.values() for t in _targets(one)]
-    paths = {name: static / name for name in wanted if name not in _OPTIONAL}
+    paths = {name: static / name for files in ASSETS.values() for name in files.values()}
     return [name for name, p in paths.items() if not p.is_file() or p.stat().st_size == 0]
 
 
@@ -100,7 +73,7 @@ def _version(static: Path) -> str:
 
 
 def up_to_date(static: Path) -> bool:
-    """Whether every file is there and visdom will not try to download any at its start."""
+    """Whether every file is there and visdom will not download any at its start."""
     built = static / "version.built"
     there = built.is_file() and built.read_text().strip() == _version(static)
     return there and not missing_assets(static)
@@ -118,40 +91,38 @@ def download_with_npm(static: Path) -> None:
     """Fetch the packages with `npm pack` (nothing of them is run) and copy out what is needed."""
     npm = shutil.which("npm")
     if npm is None:
-        raise AssetError("npm is not installed")
+        raise UserError("npm is not installed")
     with tempfile.TemporaryDirectory(prefix="visdom-assets-") as folder:
         _run([npm, "pack", "--ignore-scripts", "--silent", *ASSETS], folder)
         for package, files in ASSETS.items():
             shutil.unpack_archive(Path(folder, f"{package.replace('@', '-')}.tgz"), folder)
             for source, target in files.items():
-                for path in (static / name for name in _targets(target)):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(Path(folder, "package", source), path)
+                (static / target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(Path(folder, "package", source), static / target)
             shutil.rmtree(Path(folder, "package"))
 
 
 def _run(command: list[str], folder: str | os.PathLike) -> None:
-    """Run a command; raises AssetError if it fails or takes too long."""
+    """Run a command; raises UserError with its last line if it fails or takes too long."""
     try:
         subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=True
         )
     except subprocess.TimeoutExpired:
-        raise AssetError(f"it took longer than {SECONDS} s") from None
+        raise UserError(f"it took longer than {SECONDS} s") from None
     except subprocess.CalledProcessError as e:
         lines = (e.stderr or e.stdout).strip().splitlines() or ["no message"]
-        raise AssetError(lines[-1][:200]) from None
+        raise UserError(lines[-1][:200]) from None
 
 
 def install() -> str:
-    """Put the files in place unless they are; returns one line that says what was done.
+    """Install missing files; returns one line that says what was done.
 
-    Raises:
-        AssetError: visdom is missing, or the files could not be had.
+    Raises UserError if visdom is not installed, or if files are still missing afterwards.
     """
     static = static_dir()
     if static is None:
-        raise AssetError(f"visdom is not installed for {sys.executable}")
+        raise UserError(f"visdom is not installed for {sys.executable}")
     if up_to_date(static):
         return "visdom: the page's files are in place"
     tried = []
@@ -160,11 +131,11 @@ def install() -> str:
             break
         try:
             download(static)
-        except (AssetError, OSError) as e:
+        except (UserError, OSError) as e:
             tried.append(f"{name}: {e}")
     if missing := missing_assets(static):
         (static / "version.built").unlink(missing_ok=True)
-        raise AssetError(
+        raise UserError(
             f"visdom's page lacks {len(missing)} file(s), {missing[0]} for one "
             f"({'; '.join(tried)}). Training works without the live page; run "
             "scripts/setup_visdom.sh again with a network"
@@ -177,7 +148,7 @@ def main() -> int:
     """Entry point: one line on stdout or stderr, exit code 1 where the page would not work."""
     try:
         print(install())
-    except AssetError as e:
+    except UserError as e:
         print(f"setup_visdom: {e}", file=sys.stderr)
         return 1
     return 0

@@ -1,7 +1,7 @@
 """Live loss curves, scores and pictures on visdom's web page.
 
 Only the logger's thread talks to the server, with a time limit on each request. It keeps all curves
-and the newest pictures, so a server that was away, stuck or restarted gets everything again.
+and the newest pictures, and sends them again when a server that was away or stuck is back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from .base import BackgroundLogger
-from .loss_plot import COLOURS
+from .loss_plot import COLOURS, range_without_spikes
 from .loss_record import thin
 from .visdom_assets import missing_assets, static_dir
 
@@ -50,11 +50,11 @@ Curve = tuple[Any, Any]  # epochs and values, of the same length
 
 
 class _Away(Exception):
-    """The server did not answer as visdom in good health does: try again later."""
+    """The server does not answer, or not as visdom does: try again later."""
 
 
 class _TurnOff(Exception):
-    """Nothing more can come of this; the text says why."""
+    """The dashboard can't work; the text says why."""
 
 
 class VisdomLogger(BackgroundLogger):
@@ -93,7 +93,7 @@ class VisdomLogger(BackgroundLogger):
         self._curves: dict[str, Curve] = {}
         self._score_curves: dict[str, Curve] = {}
         self._scores: list[dict[str, Any]] = []
-        self._newest: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None
+        self._newest: tuple[dict[str, np.ndarray], dict[str, Any]] = ({}, {})
         self._stale: set[str] = set()  # of "losses", "scores", "pictures": what the server lacks
         self._shown: set[str] = set()  # ids of windows that the server has taken
         self._process: subprocess.Popen | None = None
@@ -151,19 +151,12 @@ class VisdomLogger(BackgroundLogger):
             self._start_server(port, base)
 
     def _post(self, url: str, data: str | None = None) -> str:
-        """How the client sends its requests.
-
-        Raises:
-            _Away: no answer, not in time, or a bad one.
-            _TurnOff: whatever answers is not visdom.
-        """
+        """Send a request of the client; raises _Away, or _TurnOff where visdom does not answer."""
         try:
             answer = self._session.post(url, data=data, timeout=TIMEOUT)
         except requests.Timeout:
             raise _Away("no answer in time") from None
         except requests.RequestException as e:
-            if "BadStatusLine" in str(e) and not self._answered:
-                raise self._stranger() from None
             raise _Away("no server" if "refused" in str(e) else type(e).__name__) from None
         if answer.status_code == 400 and not self._answered and "visdom" in answer.text.lower():
             raise _TurnOff(f"the server at {self._server} wants a login, which can't be given")
@@ -209,40 +202,37 @@ class VisdomLogger(BackgroundLogger):
     # What the thread does.
 
     def _run(self) -> None:
-        sent_at = checked_at = cost = 0.0
+        checked_at = 0.0
         while True:
             last = self._stop.is_set()
             self._take_news()
-            pause = 0.0
+            began = time.monotonic()
+            rest, lost = 0.0, False
             try:
                 if not self._connected:
                     self._connect()
-                elif time.monotonic() - checked_at > CHECK_SECONDS:
-                    checked_at = time.monotonic()
+                elif began - checked_at > CHECK_SECONDS:
+                    checked_at = began
                     if not all(self._client.win_exists(window) for window in self._shown):
                         self._everything_is_stale()  # a new server, or wiped by hand
                 if self._stale:
-                    began = time.monotonic()
                     self._send()
-                    sent_at = time.monotonic()
-                    cost = sent_at - began
+                    # Many points at once make one update; a slow server is kept busy a tenth of
+                    # the time.
+                    cost = time.monotonic() - began
+                    rest = min(max(UPDATE_SECONDS, 10 * cost), LONGEST_PAUSE)
             except _Away as e:
-                pause = self._lost(str(e))
+                rest, lost = self._lost(str(e)), True
             except _TurnOff as e:
                 self._turn_off(str(e))
                 return
-            if last and not (self._starting if pause else self._stale):
+            if last and not (lost and self._starting):
                 return
-            if pause:
-                # While closing, a server that is just coming up is still worth a short wait.
-                time.sleep(pause) if last else self._stop.wait(pause)
-                continue
-            if not self._stale:
+            # While closing, a server that is just coming up is still worth a short wait.
+            time.sleep(rest) if last else self._stop.wait(rest)
+            if not lost:
                 self._wake.wait(CHECK_SECONDS)
                 self._wake.clear()
-            # Many points at once make one update; a slow server is kept busy a tenth of the time.
-            rest = min(max(UPDATE_SECONDS, 10 * cost), LONGEST_PAUSE)
-            self._stop.wait(max(0.0, sent_at + rest - time.monotonic()))
 
     def _take_news(self) -> None:
         while self._records:
@@ -259,7 +249,7 @@ class VisdomLogger(BackgroundLogger):
 
     def _everything_is_stale(self) -> None:
         self._shown.clear()
-        parts = {"losses": self._curves, "scores": self._scores, "pictures": self._newest}
+        parts = {"losses": self._curves, "scores": self._scores, "pictures": self._newest[0]}
         self._stale |= {part for part, content in parts.items() if content}
 
     def _connect(self) -> None:
@@ -269,8 +259,7 @@ class VisdomLogger(BackgroundLogger):
         except ValueError:  # not JSON
             well = False
         except _Away:
-            if self._process is not None and not self._answered:
-                self._check_start(self._process)
+            self._check_start()
             raise
         if not well:
             raise _Away("no sensible answer") if self._answered else self._stranger()
@@ -285,9 +274,11 @@ class VisdomLogger(BackgroundLogger):
         """Whether a server started here has not answered yet."""
         return self._process is not None and not self._answered
 
-    def _check_start(self, process: subprocess.Popen) -> None:
-        """Raise if the server that was started here has ended or takes too long."""
-        ended = process.poll() is not None
+    def _check_start(self) -> None:
+        """Raise _TurnOff if a server that is starting here has ended or takes too long."""
+        if not self._starting:
+            return
+        ended = self._process is not None and self._process.poll() is not None
         if ended or time.monotonic() - self._started > START_SECONDS:
             lines = Path(self._log).read_text(errors="replace").strip().splitlines()
             said = lines[-1] if lines else "it said nothing"
@@ -312,13 +303,9 @@ class VisdomLogger(BackgroundLogger):
         return min(LONGEST_PAUSE, 0.25 * 2 ** min(self._failures, 10))
 
     def _send(self) -> None:
-        for part, show in (
-            ("losses", self._show_losses),
-            ("scores", self._show_scores),
-            ("pictures", self._show_newest_pictures),
-        ):
+        for part in ("losses", "scores", "pictures"):
             if part in self._stale:
-                show()
+                getattr(self, f"_show_{part}")()
                 self._stale.discard(part)
         self._failures = 0
         if self._told:
@@ -375,7 +362,8 @@ class VisdomLogger(BackgroundLogger):
             for name, (xs, ys) in self._curves.items()
         }
         y_axis: dict[str, Any] = {"title": "loss"}
-        if (most := without_spikes([ys for _, ys in thinned.values()])) is not None:
+        values = np.concatenate([ys for _, ys in thinned.values()])
+        if (most := range_without_spikes(values)) is not None:
             y_axis = {"title": "loss (double click: with spikes)", "range": most}
         layout = {
             "xaxis": {"title": "epoch"},
@@ -418,8 +406,7 @@ class VisdomLogger(BackgroundLogger):
         title = f"{self.title}: scores on {phase}"
         self._show("text", "scores", title, (f"<table>{table}</table>",), **size)
 
-    def _show_newest_pictures(self) -> None:
-        assert self._newest is not None
+    def _show_pictures(self) -> None:
         pictures, step = self._newest
         shrunk = {label: self._shrunk(array) for label, array in pictures.items()}
         if self.ncols <= 0:
@@ -430,24 +417,22 @@ class VisdomLogger(BackgroundLogger):
             return
         at = f": epoch {step['epoch']}, image {step['iters']}" if "epoch" in step else ""
         least = min(LEAST_SIZE, self.winsize)
-        cells, sizes = [], []
+        cells = []  # width, height and HTML of each
         for label, image in shrunk.items():
             width, height = enlarged(image.width, image.height, least)
-            sizes.append((width, height))
-            cells.append(
-                f'<td style="padding: 2px 4px; text-align: center; vertical-align: bottom; '
-                f'color: #333">'
-                f'<img src="{_data_url(image)}" width="{width}" height="{height}" '
-                f'style="image-rendering: pixelated" alt="{html.escape(label)}">'
-                f"<br>{html.escape(label)}</td>"
+            name, size = html.escape(label), f'width="{width}" height="{height}"'
+            cell = (
+                '<td style="padding: 2px 4px; text-align: center; vertical-align: bottom; '
+                f'color: #333"><img src="{_data_url(image)}" {size} '
+                f'style="image-rendering: pixelated" alt="{name}"><br>{name}</td>'
             )
-        starts = range(0, len(cells), self.ncols)
-        table = "".join(f"<tr>{''.join(cells[i : i + self.ncols])}</tr>" for i in starts)
-        rows = [sizes[i : i + self.ncols] for i in starts]
+            cells.append((width, height, cell))
+        rows = [cells[i : i + self.ncols] for i in range(0, len(cells), self.ncols)]
         size = {
-            "width": max(sum(width + 8 for width, _ in row) for row in rows) + 24,
-            "height": sum(max(height for _, height in row) + 28 for row in rows) + 40,
+            "width": max(sum(width + 8 for width, *_ in row) for row in rows) + 24,
+            "height": sum(max(height for _, height, _ in row) + 28 for row in rows) + 40,
         }
+        table = "".join(f"<tr>{''.join(cell for *_, cell in row)}</tr>" for row in rows)
         content = f"<table>{table}</table>"
         self._show("text", "pictures", f"{self.title}{at}", (content,), **size)
 
@@ -487,18 +472,3 @@ def enlarged(width: int, height: int, least: int) -> tuple[int, int]:
     """A size times the smallest whole number that makes the longer side at least nearly `least`."""
     times = max(1, least // max(width, height))
     return width * times, height * times
-
-
-def without_spikes(curves: list[list[float]]) -> list[float] | None:
-    """The range of values that shows the curves where a few points are far above all others.
-
-    Losses start high, and one such point would make flat lines of the rest. None where the usual
-    range does.
-    """
-    finite = [np.array(values)[np.isfinite(values)] for values in curves]
-    finite = [values for values in finite if len(values) >= 20]
-    if not finite:
-        return None
-    low, top = min(v.min() for v in finite), max(v.max() for v in finite)
-    span = max(np.percentile(v, 97) for v in finite) - low
-    return None if top - low <= 3 * span or span <= 0 else [low - 0.05 * span, low + 1.2 * span]

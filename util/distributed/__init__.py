@@ -1,8 +1,7 @@
 """Ranks, collectives and devices: the only package that knows how many processes there are.
 
 A program that torchrun starts runs within `process_group()`. In any other program the world size
-is 1, and collectives return at once. Gradients on GPUs are reduced by NCCL. All else uses gloo,
-which never waits for a GPU and fails at once when another process has ended.
+is 1, and collectives return at once.
 """
 
 # ruff: noqa: F401  (the names that other files use)
@@ -10,15 +9,14 @@ from .collectives import (
     all_gather_object,
     all_reduce,
     any_rank,
-    async_max,
     average_gradients,
     barrier,
     broadcast_object,
     broadcast_tensors,
     choose_source,
-    device_group,
     gather_object,
     is_source,
+    max_over_ranks,
     same_on_all_ranks,
     scatter_object,
     source_rank,
@@ -27,7 +25,6 @@ from .collectives import (
 )
 from .devices import device, select_device
 from .ranks import (
-    SAME_SIGNAL,
     cores,
     destroy_process_group,
     init_process_group,
@@ -40,8 +37,6 @@ from .ranks import (
     process_group,
     rank,
     restart_count,
-    save_run_id,
-    saved_run_id,
     shard,
     signal_on_parent_death,
     sync_disabled,

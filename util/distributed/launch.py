@@ -32,24 +32,19 @@ def one_process_per_gpu(options: Any) -> None:
         devices.check_gpus(opt.gpu_ids, ids)
         if len(set(ids)) < len(ids):
             raise UserError(f"--gpu_ids {opt.gpu_ids} names a GPU twice: name each once")
-        size = batch_per_process(opt.batch_size, len(ids))
+        if opt.batch_size % len(ids):
+            raise UserError(
+                f"--batch_size {opt.batch_size} can't be divided evenly among {len(ids)} GPUs: "
+                "without torchrun it is the total batch size, so choose a multiple of "
+                f"{len(ids)}"
+            )
     except UserError as e:
         options.parser.error(str(e))
     # these override the same options in argv
-    more = [f"--batch_size={size}"]
+    more = [f"--batch_size={opt.batch_size // len(ids)}"]
     if opt.suffix:  # filled in here, where {batch_size} is still the total
         more += [f"--name={options.name_with_suffix(opt)}", "--suffix="]
     sys.exit(launch(len(ids), [*sys.argv, *more]))
-
-
-def batch_per_process(batch_size: int, processes: int) -> int:
-    """The batch size of each process; raises UserError if it can't be divided evenly."""
-    if batch_size % processes:
-        raise UserError(
-            f"--batch_size {batch_size} can't be shared evenly by {processes} GPUs: without "
-            f"torchrun it is that of all together, so choose a multiple of {processes}"
-        )
-    return batch_size // processes
 
 
 def launch(processes: int, argv: Sequence[str]) -> int:

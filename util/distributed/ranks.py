@@ -1,4 +1,4 @@
-"""Rank and world size; starting, printing and ending of a process group.
+"""Rank and world size; the start, the output and the end of the process group.
 
 A process that fails exits, and torchrun ends or restarts the others.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
@@ -24,23 +25,22 @@ from util.errors import first_line
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to connect
-TIMEOUT = timedelta(hours=12)  # of a collective: rank 0 may score pictures while the others wait
-AGENT_SECONDS = 3.0  # enough for torchrun, which polls its processes ten times a second
-SAME_SIGNAL = 5.0  # seconds within which a repeated signal counts once
+TIMEOUT = timedelta(hours=2)  # of a collective: the other ranks wait while rank 0 validates
+AGENT_SECONDS = 3.0  # torchrun, which polls its processes, ends this one within that time
 
 _no_sync = False
-_store: Any = None
 _until_the_end = contextlib.ExitStack()
-
-
-class PeerLost(RuntimeError):
-    """A collective failed because another process has ended."""
 
 
 # ------------------------------------------------------------------------------------------ ranks
 def launched() -> bool:
     """Whether torchrun, or something that sets the same variables, has started this process."""
     return all(name in os.environ for name in NEEDED)
+
+
+def restart_count() -> int:
+    """How often torchrun on this machine has restarted its processes."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def rank() -> int:
@@ -74,19 +74,19 @@ def is_local_main() -> bool:
 
 
 def shard(items: Sequence[Any]) -> Any:
-    """The items of this rank: each N-th one, N being the world size."""
+    """The items of this rank: every N-th one, where N is the world size."""
     return items[rank() :: world_size()]
 
 
 def cores() -> int:
-    """The CPU cores for this process: those of the machine divided by its processes."""
+    """CPU cores for this process: those of the machine divided by its number of processes."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (there or 1) // local_world_size())
 
 
 @contextlib.contextmanager
 def no_sync() -> Iterator[None]:
-    """A context without synchronization of norms, for what one rank computes alone."""
+    """A context in which norms do not synchronize, for what one rank computes alone."""
     global _no_sync
     before, _no_sync = _no_sync, True
     try:
@@ -105,19 +105,24 @@ def sync_disabled() -> bool:
 def process_group() -> Iterator[None]:
     """A context in which the processes of torchrun are connected; does nothing without torchrun.
 
-    Only rank 0 prints to stdout; lines of other ranks on stderr begin with the rank. A process
-    that fails exits at once with its exit code. Exits with code 1 and one line if the processes
-    can't connect.
+    Only rank 0 prints to stdout; lines of other ranks on stderr begin with the rank. An exception
+    ends the process at once. Exits with code 1 and one line if the processes can't connect.
     """
     if not launched() or dist.is_initialized():
         yield
         return
+    # tensors on a GPU are reduced by NCCL, all others and objects by gloo
+    nccl = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     try:
-        _connect()
+        store, number, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # it survives a restart, and still has the addresses of the ended processes
+            store = dist.PrefixStore(f"restart_{restart_count()}", store)
+        place = {"store": store, "rank": number, "world_size": size}
+        dist.init_process_group(backend, timeout=TIMEOUT, **place)
     except (ValueError, RuntimeError) as e:
-        print(
-            f"error: the processes could not connect: {first_line(e)}", file=sys.stderr, flush=True
-        )
+        print(f"error: the processes could not connect: {first_line(e)}", file=sys.stderr)
         sys.exit(1)
     # if the launcher is killed, this process saves and stops
     signal_on_parent_death(signal.SIGTERM)
@@ -125,7 +130,7 @@ def process_group() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if world_size() > 1 and (code := _exit_code(error)):
+            if world_size() > 1 and (code := _report(error)):
                 sys.stdout.flush()
                 sys.stderr.flush()
                 # a normal exit would wait for collectives that never complete
@@ -147,26 +152,15 @@ def destroy_process_group() -> None:
     _until_the_end.close()
 
 
-def _connect() -> None:
-    global _store
-    store, rank, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
-    _store = getattr(store, "underlying_store", store)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # it survives a restart, and still has the addresses of the ended processes
-        store = dist.PrefixStore(f"restart_{restart_count()}", store)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-
-
-def _exit_code(error: BaseException) -> int:
-    """The exit code for an exception; prints the exception if that has not been done."""
+def _report(error: BaseException) -> int:
+    """Print an exception, unless it is the end of a program; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, PeerLost):
-        time.sleep(AGENT_SECONDS)  # torchrun ends this process meanwhile, and names the other one
+    if isinstance(error, dist.DistError) or "gloo" in first_line(error):
+        time.sleep(AGENT_SECONDS)  # under torchrun only the process that failed is reported
         print(
-            f"error: another process of this training has ended, so this one ends too\n  ({error})",
+            "error: another process of this training has ended, so this one ends too\n"
+            f"  ({first_line(error)[:200]})",
             file=sys.stderr,
         )
     else:
@@ -182,31 +176,12 @@ def signal_on_parent_death(number: int) -> None:
             ctypes.CDLL(None).prctl(set_signal, number)
 
 
-# --------------------------------------------------------------------------------------- restarts
-def restart_count() -> int:
-    """How often torchrun on this machine has restarted its processes."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def save_run_id(run_id: str) -> None:
-    """Keep the id of this run in torchrun's store, which survives a restart."""
-    if _store is not None:
-        _store.set("run_id", run_id)
-
-
-def saved_run_id() -> str | None:
-    """The id that was kept before the restart, or None."""
-    if _store is None or not _store.check(["run_id"]):
-        return None
-    return _store.get("run_id").decode()
-
-
 # ----------------------------------------------------------------------------------------- output
 class _RankStderr:
     """stderr of a rank above 0: each line begins with the rank.
 
-    Rank 0 reports what happens on all ranks. So warnings are dropped here, and an error is delayed,
-    so that torchrun ends this process before it if rank 0 has failed as well.
+    Warnings are dropped, since rank 0 prints them too. An error is printed some seconds late: if
+    rank 0 has the same error, torchrun ends this process before, and it is printed once.
     """
 
     def __init__(self, stream: Any):
@@ -223,12 +198,6 @@ class _RankStderr:
             self.stream.flush()
         return len(text)
 
-    def flush(self) -> None:
-        self.stream.flush()
-
-    def isatty(self) -> bool:
-        return False
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
@@ -241,11 +210,11 @@ def _output() -> Iterator[None]:
     with (
         open(os.devnull, "w") as silence,
         contextlib.redirect_stdout(silence),
-        contextlib.redirect_stderr(_RankStderr(sys.stderr)),
+        contextlib.redirect_stderr(_RankStderr(sys.stderr)),  # type: ignore[type-var]
     ):
         yield
 
 
-def print_on_all_ranks(*lines: object, sep: str = "\n") -> None:
+def print_on_all_ranks(text: str) -> None:
     """Print on every rank; ranks above 0 use stderr."""
-    print(*lines, sep=sep, file=sys.stdout if is_main() else sys.stderr, flush=True)
+    print(text, file=sys.stdout if is_main() else sys.stderr, flush=True)

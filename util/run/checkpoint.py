@@ -1,19 +1,17 @@
-"""Checkpoints: the training state with the weights in one file, and exports of the weights.
+"""Checkpoints: one file with the whole training state, and exports of its weights.
 
-`<suffix>_train_state.pth` is the checkpoint: all that training needs to go on exactly. It alone is
-read to resume. `<suffix>_net_<name>.pth` are exports of it for testing and other programs, a plain
-state_dict each, written after it. A save that a crash ends in between is completed on resuming.
+`<suffix>_train_state.pth` is the checkpoint: the weights and all else that training needs to go on
+exactly. Only this file is read to resume. `<suffix>_net_<name>.pth` are exports of it for testing
+and other programs, a plain state_dict each, written after it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import time
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +23,21 @@ from util.errors import UserError, first_line
 from util.files import replacing
 
 STATE = "train_state"
-FORMAT = 2  # of the training state; 1 had no weights in it
+FORMAT = 2  # of the training state
 UNFINISHED = ".unfinished_save"  # in a folder whose exports may be older than its checkpoints
+KINDS = {  # entries of a training state that are relied upon
+    "run": str,
+    **dict.fromkeys(("format", "epoch", "epoch_iter", "total_iters", "seed"), int),
+    **dict.fromkeys(("random", "model", "options", "weights"), dict),
+    "suffixes": list,
+}
 
 
 # ------------------------------------------------------------------------------------ single files
 class DiskWriter:
-    """A file for `torch.save` that keeps an error of the disk until `finish`.
+    """A file for `torch.save` that keeps an error of the disk.
 
-    Raised inside `torch.save`, an error would end the process.
+    Raised inside `torch.save`, it would come out as another one, or end the process.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -51,40 +55,34 @@ class DiskWriter:
     def flush(self) -> None:
         pass
 
-    def finish(self) -> None:
-        """Raise the error of an earlier write, if there was one."""
-        if self.error is not None:
-            raise self.error
-        self.file.flush()
-
 
 def write_file(value: Any, path: Path) -> None:
     """`torch.save` that raises OSError where the disk fails."""
     with open(path, "wb") as file:
         writer = DiskWriter(file)
         torch.save(value, writer)
-        writer.finish()
+        if writer.error is not None:
+            raise writer.error
 
 
-def save_file(value: Any, path: str | os.PathLike) -> None:
+def save_file(value: Any, path: str | Path) -> None:
     """`torch.save` in one step: `path` is the old file or the whole new one, never a part."""
     with replacing(path) as temporary:
         write_file(value, temporary)
 
 
 def load_file(path: Path, device: torch.device | str = "cpu") -> Any:
-    """Read a file of tensors and plain values, and compare its checksums.
+    """Read a file of tensors and plain values, and verify its checksums.
 
     Raises UserError where that fails. Code in the file is never run (`weights_only`).
     """
     with _readable(path):
-        if zipfile.is_zipfile(path):
-            _compare_checksums(path)
+        if zipfile.is_zipfile(path):  # torch writes checksums, and does not read them
+            _verify_checksums(path)
         return torch.load(path, map_location=device, weights_only=True)
 
 
-def _compare_checksums(path: Path) -> None:
-    """Raise BadZipFile where content and checksums differ: torch writes them, and reads none."""
+def _verify_checksums(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             # torch never compresses; a small file of this kind can unpack to terabytes
@@ -102,18 +100,18 @@ def _readable(path: Path) -> Iterator[None]:
             # damaged and very old files make torch warn; what counts is whether they can be read
             warnings.simplefilter("ignore")
             yield
-    except pickle.UnpicklingError as e:
-        reason = "it holds more than tensors and plain values, or is no PyTorch file"
-        raise UserError(f"can't read {path}: {reason}") from e
-    except OSError as e:
-        raise UserError(f"can't read {path}: {e.strerror or first_line(e)}") from e
-    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        raise UserError(f"can't read {path}: {first_line(e)}") from e
     except Exception as e:  # damaged files make the unpickler raise nearly anything
-        raise UserError(f"can't read {path}: {type(e).__name__}: {first_line(e)}") from e
+        reason = first_line(e)
+        if isinstance(e, pickle.UnpicklingError):
+            reason = "it holds more than tensors and plain values, or is no PyTorch file"
+        elif isinstance(e, OSError):
+            reason = e.strerror or reason
+        elif not isinstance(e, (EOFError, RuntimeError, ValueError, zipfile.BadZipFile)):
+            reason = f"{type(e).__name__}: {reason}"
+        raise UserError(f"can't read {path}: {reason}") from e
 
 
-def load_weights(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_weights(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The state dictionary in a file; raises UserError that says what is there if it is missing."""
     path = Path(path)
     if not path.exists():
@@ -126,12 +124,11 @@ def load_weights(path: str | os.PathLike, device: torch.device | str = "cpu") ->
         if isinstance(state, Mapping):
             kind = f"a dictionary of {_some([str(k) for k in state]) or 'nothing'}"
         raise UserError(
-            f"{path} holds {kind}: wanted is a state_dict of the network alone, that is tensors by "
-            "name"
+            f"{path} holds {kind} in place of a state_dict of one network (tensors by name)"
         )
     for key, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{path} has no plain numbers for {key}")
+            raise UserError(f"{path}: {key} is not a dense tensor (sparse, quantized or meta)")
     return dict(state)
 
 
@@ -150,7 +147,7 @@ def _what_is_there(path: Path) -> str:
     saved = exported_files(folder)
     if saved:
         return f"{folder} has {_some(saved)}"
-    if folder.is_dir():
+    if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
         return f"{folder} has no weights at all"
     above = folder.parent
     experiments = sorted({p.parent.name for p in above.glob("*/[!.]*_net_*.pth")})
@@ -167,7 +164,6 @@ class FoundCheckpoint:
     suffix: str
     state: dict[str, Any] | None = None
     skipped: list[str] = field(default_factory=list)  # newer ones that are damaged, and why
-    newest: tuple[str, int] | None = None  # `newest_save` at that moment
     unfinished: bool = False  # whether a crash came between the checkpoint and its exports
 
 
@@ -194,8 +190,8 @@ def save_checkpoint(
 ) -> None:
     """Save the state under each suffix, then the weights by `export(suffix)`.
 
-    Raises OSError where a write fails: then all of it is as before, or the first state is new and
-    `UNFINISHED` says that the rest is missing.
+    Raises OSError where a write fails. Then either all files are as before, or the first state is
+    new and the file `UNFINISHED` tells that the others may be old.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp.pth"):  # of a process that was killed in a save
@@ -219,78 +215,42 @@ def saved_suffixes(folder: Path) -> list[str]:
 
 def _check_state(state: Any, path: Path) -> dict[str, Any]:
     """A training state whose entries have the types they should; raises UserError otherwise."""
-    if not isinstance(state, dict):
-        state = {}
-    if isinstance(state.get("format"), int) and state["format"] > FORMAT:
-        raise UserError(f"{path} was saved by a newer version of this program")
-    kinds: dict[str, type] = {"run": str}
-    kinds |= dict.fromkeys(("format", "epoch", "epoch_iter", "total_iters", "seed"), int)
-    kinds |= dict.fromkeys(("random", "model", "options"), dict)
-    kinds["files" if state.get("format") == 1 else "weights"] = dict
-    fits = all(isinstance(state.get(key), kind) for key, kind in kinds.items())
-    # these become parts of file names
-    if not fits or not all(Path(str(s)).name == s for s in state.get("suffixes", [])):
+    state = state if isinstance(state, dict) else {}
+    version = state.get("format")
+    if isinstance(version, int) and version != FORMAT:
+        age = "a newer" if version > FORMAT else "an older"
+        raise UserError(f"{path} was saved by {age} version of this program")
+    if not (
+        all(isinstance(state.get(key), kind) for key, kind in KINDS.items())
+        and all(map(_are_weights, state["weights"].values()))
+        # these become parts of file names
+        and all(Path(str(s)).name == s for s in state["suffixes"])
+    ):
         raise UserError(f"{path} is not a training state of this program")
     return state
 
 
-def read_header(folder: Path, suffix: str) -> dict[str, Any]:
-    """The plain values of a training state, such as `run` and `epoch`; quick.
+def _ages(
+    folder: Path, only: str | None = None
+) -> tuple[dict[str, tuple[str, int, bool]], dict[str, str]]:
+    """The age of each state by suffix, the newest first; the errors of those that can't be read.
 
-    Raises UserError where it can't be read. Its tensors are not looked at, and may be damaged.
+    This is quick: the tensors are not looked at, and may be damaged.
     """
-    path = state_path(folder, suffix)
-    with _readable(path):
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile("it is cut off, or no file of this program")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    state = _check_state(state, path)
-    return {key: value for key, value in state.items() if isinstance(value, (str, int, float))}
-
-
-def _headers(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Headers by suffix, the newest first, and the errors of those that can't be read."""
-    headers, errors = {}, {}
-    for suffix in saved_suffixes(folder):
+    ages, errors = {}, {}
+    for suffix in [s for s in saved_suffixes(folder) if only in (None, s)]:
+        path = state_path(folder, suffix)
         try:
-            headers[suffix] = read_header(folder, suffix)
+            with _readable(path):
+                if not zipfile.is_zipfile(path):
+                    raise zipfile.BadZipFile("it is cut off, or no file of this program")
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = _check_state(state, path)
+            # of the newest run the farthest; "latest" rather than the epoch of the same step
+            ages[suffix] = state["run"], state["total_iters"], suffix == "latest"
         except UserError as e:
             errors[suffix] = str(e)
-
-    def age(suffix: str) -> tuple[str, int, bool]:
-        # of the newest run the farthest; "latest" rather than the epoch of the same step
-        return headers[suffix]["run"], headers[suffix]["total_iters"], suffix == "latest"
-
-    return {s: headers[s] for s in sorted(headers, key=age, reverse=True)}, errors
-
-
-def read_checkpoint(folder: Path, suffix: str, names: Iterable[str]) -> dict[str, Any]:
-    """A whole training state with the weights of these networks; raises UserError otherwise."""
-    path = state_path(folder, suffix)
-    state = _check_state(load_file(path), path)
-    if state["format"] == 1:
-        state["weights"] = {
-            name: _weights_saved_with(weights_path(folder, suffix, name), state["files"][name])
-            for name in names
-            if name in state["files"]
-        }
-    absent = set(names) - set(state["weights"])
-    if absent:
-        raise UserError(f"it was saved without {', '.join(sorted(absent))}: by another --model?")
-    if not all(_are_weights(state["weights"][name]) for name in names):
-        raise UserError(f"{path} is not a training state of this program")
-    return state
-
-
-def _weights_saved_with(path: Path, expected: dict[str, int]) -> dict[str, Any]:
-    """Weights that belong to a state of format 1, which has the size and a checksum of the file."""
-    with _readable(path):
-        with zipfile.ZipFile(path) as archive:
-            start = archive.start_dir
-        directory = path.read_bytes()[start:]
-    if expected != {"size": start + len(directory), "directory": zlib.crc32(directory)}:
-        raise UserError(f"{path.name} is not what was saved with it")
-    return load_weights(path)
+    return {s: ages[s] for s in sorted(ages, key=ages.__getitem__, reverse=True)}, errors
 
 
 def find_checkpoint(
@@ -298,32 +258,34 @@ def find_checkpoint(
 ) -> FoundCheckpoint | None:
     """The newest whole checkpoint, or that of `suffix`; weights alone if there is no state.
 
-    None where nothing was saved. Raises UserError where something is there and nothing is whole.
+    None where nothing was saved. Raises UserError where files are there, and none of them is whole.
     """
     names = list(names)
-    headers, errors = _headers(folder)
-    skipped = [f"{s}: {error}" for s, error in errors.items() if suffix in (None, s)]
-    headless = not state_path(folder, "latest").exists() and any(folder.glob("latest_net_*.pth"))
-    if suffix is None and headers and headless:
-        skipped.append(f"latest: there is no latest_{STATE}.pth, only weights")
-    for candidate in headers:
-        if suffix in (None, candidate):
-            try:
-                state = read_checkpoint(folder, candidate, names)
-                unfinished = suffix is None and (folder / UNFINISHED).exists()
-                return FoundCheckpoint(candidate, state, skipped, _newest(headers), unfinished)
-            except UserError as e:
-                skipped.append(f"{candidate}: {e}")
+    ages, errors = _ages(folder, suffix)
+    latest_lost = not state_path(folder, "latest").exists() and any(folder.glob("latest_net_*.pth"))
+    if suffix is None and ages and latest_lost:
+        errors["latest"] = f"there is no latest_{STATE}.pth, only weights"
+    skipped = [f"{s}: {error}" for s, error in errors.items()]
+    for candidate in ages:
+        try:
+            path = state_path(folder, candidate)
+            state = _check_state(load_file(path), path)
+            if absent := ", ".join(n for n in names if n not in state["weights"]):
+                raise UserError(f"it was saved without {absent}: by another --model?")
+        except UserError as e:
+            skipped.append(f"{candidate}: {e}")
+        else:
+            unfinished = suffix is None and (folder / UNFINISHED).exists()
+            return FoundCheckpoint(candidate, state, skipped, unfinished)
     if skipped:
         raise UserError(
             f"no whole save in {folder} ({'; '.join(skipped)}); restore the files, or delete the "
             f"*_{STATE}.pth to go on from weights alone"
         )
-    wanted = suffix or "latest"
+    wanted, saved = suffix or "latest", exported_files(folder)
     missing = [n for n in names if not weights_path(folder, wanted, n).exists()]
     if names and not missing:
-        return FoundCheckpoint(wanted, newest=_newest(headers))
-    saved = exported_files(folder)
+        return FoundCheckpoint(wanted)
     if suffix is None and saved:
         lacking = weights_path(folder, wanted, missing[0]).name if missing else "no network"
         raise UserError(
@@ -334,35 +296,29 @@ def find_checkpoint(
 
 
 def new_run(folder: Path) -> str:
-    """A name for a run that sorts behind those of all runs saved in the folder.
+    """A name for a run, made from the time; it sorts after all runs saved in the folder.
 
-    Also where the clock went back, or an earlier run was on a machine whose clock was ahead.
+    It does so even if the clock went back, or an earlier machine's clock was ahead.
     """
     start = time.time_ns()
-    for header in _headers(folder)[0].values():
+    for run, *_ in _ages(folder)[0].values():
         with contextlib.suppress(ValueError):
-            start = max(start, int(header["run"].split("-")[0], 16) + 1)
-    return f"{start:x}-{os.urandom(3).hex()}"
+            start = max(start, int(run.split("-")[0], 16) + 1)
+    return f"{start:x}"
 
 
 def newest_save(folder: Path) -> tuple[str, int] | None:
     """Run and number of images of the newest checkpoint in a folder; None where there is none."""
-    return _newest(_headers(folder)[0])
-
-
-def _newest(headers: dict[str, dict[str, Any]]) -> tuple[str, int] | None:
-    return next(((h["run"], h["total_iters"]) for h in headers.values()), None)
+    return next(((run, images) for run, images, _ in _ages(folder)[0].values()), None)
 
 
 def prune_states(folder: Path, keep: int) -> None:
-    """Delete the states of all but the `keep` newest checkpoints besides latest; not weights.
+    """Delete old states, but not the exported weights: `keep` stay, besides latest.
 
-    The newest of all stays, also where `--save_by_iter` saves no latest. So do those that can't be
-    read.
+    The newest one always stays, also where `--save_by_iter` saves no latest. So do states that
+    can't be read.
     """
-    if len(saved_suffixes(folder)) > keep:
-        headers = list(_headers(folder)[0])
-        numbered = [suffix for suffix in headers if suffix != "latest"]
-        for suffix in numbered[keep:]:
-            if suffix != headers[0]:
-                state_path(folder, suffix).unlink(missing_ok=True)
+    suffixes = list(_ages(folder)[0])
+    numbered = [suffix for suffix in suffixes if suffix != "latest"]
+    for suffix in set(numbered[keep:]) - set(suffixes[:1]):
+        state_path(folder, suffix).unlink(missing_ok=True)

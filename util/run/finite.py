@@ -1,9 +1,8 @@
-"""Watching for numbers that are not finite, without waiting for the GPU."""
+"""Detecting NaN and infinite numbers in training, without waiting for the GPU."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from util.errors import UserError, warn
 from util.image_pool import ImagePool
 
 MOST_IN_A_ROW = 10
-CHECK_EVERY = 100  # iterations, where nothing else makes the loop wait for the GPU
+CHECK_EVERY = 100  # iterations, if losses are printed and saved less often
 
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -37,23 +36,24 @@ class Iteration(NamedTuple):
 
 
 class FiniteGuard:
-    """Notices when training has come to numbers that are NaN or infinite.
+    """Stops training, or skips a step, when a number is NaN or infinite.
 
-    What counts is what was backpropagated: a loss that is only shown may be infinite. With `stop`
-    the weights tell. `check`, called when losses are shown and before anything is saved, looks at
-    them and raises UserError; the losses of the iterations since tell where it began. With `skip`
-    the gradients are looked at before each step (this waits for the GPU), and an iteration with bad
-    ones leaves the model as it was; ten in a row raise. For this the weights and the optimizers are
-    kept twice.
+    Only numbers that were backpropagated count: a loss that is only shown may be infinite.
 
-    Of several processes all do the same: weights are equal, gradients are looked at when they are
-    everybody's mean, and `check` asks the others.
+    `stop`: `check` raises UserError if a weight is not finite. It is called when losses are
+    printed and before each save. The losses since the last check tell in which iteration it began.
+
+    `skip`: gradients are checked before each step, which waits for the GPU. An iteration with bad
+    gradients leaves the model as it was; ten in a row raise UserError. For this, weights and
+    optimizer states are kept twice.
+
+    All ranks decide alike: their weights are equal, gradients are checked after averaging, and
+    `check` asks all ranks.
     """
 
     def __init__(self, model: Any, mode: str = "stop"):
         self.model, self.mode = model, mode
         self.pending: list[Iteration] = []
-        self.harmless: Counter[str] = Counter()  # losses that were not finite with good weights
         self.gradients: list[torch.Tensor] = []
         self.skipped: list[str] = []
         self.in_a_row = 0
@@ -62,7 +62,7 @@ class FiniteGuard:
             model.inspect_steps(self._before_step)
 
     def close(self) -> None:
-        """Let go of the optimizers."""
+        """Stop checking the optimizers."""
         if self.mode == "skip":
             self.model.inspect_steps(None)
 
@@ -81,7 +81,7 @@ class FiniteGuard:
                 parameter.grad = None  # the optimizer passes over these
 
     def start(self) -> None:
-        """Before an iteration: with `skip`, remember what is changed by more than steps."""
+        """Before an iteration: with `skip`, remember what the optimizers do not change."""
         if self.mode == "stop":
             return
         stepped = set(self.model.stepped_tensors())
@@ -100,11 +100,11 @@ class FiniteGuard:
         self.undo = [undo]
 
     def finish(self, where: str, data: Mapping[str, Any] | Sequence[str]) -> None:
-        """After an iteration of this description, on this batch (or the files it came from)."""
+        """After an iteration: `where` is its name in messages, `data` its batch or its files."""
         names = self.model.present_losses()
         losses = self.model.loss_values(names)
         self.pending.append(Iteration(where, _files(data), names, losses))
-        # on a CPU, and alone, nobody has to be waited for
+        # one process on a CPU does not have to wait for a GPU or for other ranks
         at_once = self.model.device.type == "cpu" and distributed.world_size() == 1
         suspicious = at_once and bool(self._bad_losses(self.pending[-1]))
         if at_once and not suspicious:
@@ -113,7 +113,7 @@ class FiniteGuard:
             self.check()
 
     def check(self) -> None:
-        """Look at the iterations since the last time. Raises UserError, see the class."""
+        """Check the iterations since the last call; raises UserError as the class says."""
         pending, self.pending = self.pending, []
         if not pending:
             return
@@ -125,10 +125,8 @@ class FiniteGuard:
         self.gradients.clear()
         if not distributed.any_rank(harmed):
             self.in_a_row = 0
-            for iteration in pending if bad else ():
-                self.harmless.update(self._bad_losses(iteration))
             return
-        # the losses of one process can be finite, and those of another not
+        # the losses of one rank can be finite, and those of another not
         told = self._what_is_bad(bad or pending[-1])
         found = distributed.all_gather_object((bad is None, told))
         message = min(found, key=lambda one: one[0])[1]
@@ -154,8 +152,7 @@ class FiniteGuard:
 
     def _bad_losses(self, iteration: Iteration) -> list[str]:
         pairs = zip(iteration.names, iteration.losses.tolist(), strict=True)
-        # one that is not finite again and again is so by nature
-        return [n for n, v in pairs if not math.isfinite(v) and self.harmless[n] < CHECK_EVERY]
+        return [name for name, value in pairs if not math.isfinite(value)]
 
     def _what_is_bad(self, iteration: Iteration) -> str:
         names = self._bad_losses(iteration)
@@ -168,7 +165,7 @@ class FiniteGuard:
 
 
 def _undo_of(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """A function that puts the weights and the state of an optimizer back to what they are now."""
+    """A function that restores the weights and the state of an optimizer as they are now."""
     weights = [(p, p.detach().clone()) for g in optimizer.param_groups for p in g["params"]]
     state = {
         p: {k: v.clone() if torch.is_tensor(v) else v for k, v in slots.items()}
@@ -185,7 +182,7 @@ def _undo_of(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
 
 
 def _files(data: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """The files that a batch came from: all its entries whose names end in `paths`."""
+    """The files of a batch: its entries whose names end in `paths`."""
     if isinstance(data, Mapping):
         groups = [v for k, v in data.items() if str(k).endswith("paths")]
     else:

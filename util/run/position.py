@@ -31,7 +31,7 @@ class Position:
     def due(self, frequency: int, before: int, epoch_size: int) -> bool:
         """Whether to show something: a multiple of `frequency` was crossed since `before` images.
 
-        An epoch in which that never happens shows it once, at its end.
+        If an epoch crosses none, its end counts.
         """
         over = self.epoch_iter >= epoch_size
         silent = not crossed(frequency, self.total_iters - self.epoch_iter, self.total_iters)

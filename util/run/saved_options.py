@@ -8,13 +8,13 @@ from pathlib import Path
 
 DEFAULT_NAME = "experiment_name"  # of an experiment, where --name is not given
 
-# what has to agree for weights to fit and for pictures to go the way that was learned
+# have to be as in training, for weights to fit and for the direction of translation
 NETWORK_OPTIONS = (
     *("netG", "norm", "ngf", "no_dropout", "no_antialias", "no_antialias_up"),
     *("input_nc", "output_nc"),
 )
 GENERATOR_OPTIONS = (*NETWORK_OPTIONS, "normG", "direction", "value_range")
-# of the other networks that training has
+# of the networks that only training has
 DISCRIMINATOR_OPTIONS = (
     *("netD", "ndf", "n_layers_D", "num_D", "normD", "spectral_norm"),
     *("netF", "netF_nc", "nce_layers"),
@@ -24,9 +24,9 @@ _LINE = re.compile(r"^\s*(\w+): (.*?)\s*(?:\t?\[default: .*\])?\s*$")
 
 
 def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, str]:
-    """Names and values, as text, of `<folder>/<phase>_opt.txt`; empty where there is no such file.
+    """Names and values, as text, in `<folder>/<phase>_opt.txt`; empty if there is no such file.
 
-    Reads the files of the original too. Where G has a norm of its own (`normG`), `norm` is that.
+    Reads files of the original code too. `normG`, the norm of the generator, replaces `norm`.
     """
     path = Path(folder) / f"{phase}_opt.txt"
     try:
@@ -39,7 +39,7 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:
-    """Two numbers from `[0.0, 4095.0]` as it is saved; None from anything else."""
+    """The two numbers of a saved `[0.0, 4095.0]`; None for any other text."""
     try:
         low, high = ast.literal_eval(text or "")
         return float(low), float(high)

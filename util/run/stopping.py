@@ -1,4 +1,4 @@
-"""Stopping a run in good order: signals, a time limit, and one run an experiment."""
+"""Stopping a run after a signal or a time limit; a lock that allows one run an experiment."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from typing import Any
 from util import distributed
 from util.errors import UserError, warn
 
-# Slurm sends SIGUSR1 some time before a job's limit if asked to
+# Slurm can send SIGUSR1 some time before the limit of a job
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
 TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal it is the exit code
-LINGER = 60  # seconds that a loading process lives on after SIGTERM
+SAME_SIGNAL = 5.0  # seconds within which torchrun may send a signal again
+LINGER = 60  # seconds after SIGTERM until a loading process ends
 
 
 class StopRequest:
     """Whether the run should stop: after a signal, or when `--max_hours` have gone by.
 
-    The loop asks after each iteration. A second signal ends the process at once; under torchrun,
-    which may deliver the same signal twice, only some seconds after the first one.
+    The loop asks after each iteration. A second signal ends the process at once. Under torchrun,
+    which may send the same signal twice, it is ignored for some seconds after the first.
     """
 
     def __init__(self, max_hours: float | None = None):
@@ -33,7 +34,7 @@ class StopRequest:
         self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
         self.max_hours = max_hours
         self.before: dict[int, Any] = {}
-        self.since = 0.0  # when the first signal came
+        self.since = 0.0  # time of the first signal
 
     def install(self) -> None:
         """Handle the signals; does nothing outside the main thread, where Python can't."""
@@ -49,7 +50,7 @@ class StopRequest:
         self.before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = distributed.SAME_SIGNAL if distributed.launched() else 0.0
+        again = SAME_SIGNAL if distributed.launched() else 0.0
         if self.reason is not None:
             if time.monotonic() - self.since >= again:
                 os.write(2, b"\nended at once: the save before this one counts\n")
@@ -69,12 +70,9 @@ class StopRequest:
         return self.reason is not None
 
     def on_any_rank(self) -> bool:
-        """Whether any rank should stop: the same answer on all ranks, which all call it.
-
-        With several ranks the answer comes one iteration late, so that none waits for it.
-        """
+        """Whether any rank should stop: the same answer on all ranks, which all have to call it."""
         own = (self.exit_code or TIME_IS_UP) if self else 0
-        code = distributed.async_max(own)
+        code = int(distributed.max_over_ranks(own))
         if not code:
             return False
         self.exit_code = 0 if code == TIME_IS_UP else code
@@ -90,12 +88,12 @@ def leave_signals_to_parent() -> None:
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
-        # a main process that dies without ending its workers must not wait for them for ever
+        # if the main process has died without ending its workers, they end by themselves
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(LINGER))
 
 
 class ExperimentLock:
-    """Keeps a second training out of the same experiment; a dead process holds nothing."""
+    """Refuses a second training of the same experiment; the lock ends with its process."""
 
     def __init__(self, folder: Path):
         self.path = folder / ".lock"
@@ -107,50 +105,35 @@ class ExperimentLock:
             import fcntl
         except ImportError:  # Windows
             return
-        while self.descriptor is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # a folder of somebody else's may have a link here to a file that matters
-                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-                descriptor = os.open(self.path, flags, 0o666)
-            except OSError as e:
-                raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
-            try:
-                # not flock: the processes that load data would inherit that, and outlive us
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                owner = os.read(descriptor, 200).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise UserError(
-                    f"{self.path.parent} is being trained by {owner or 'another process'}: stop "
-                    "that one, or choose another --name"
-                ) from None
-            except OSError:
-                # some network file systems have no locks: train without
-                os.close(descriptor)
-                warn(f"{self.path} can't be locked on this file system")
-                return
-            if self._is_still_there(descriptor):
-                self.descriptor = descriptor
-            else:
-                # its owner let go, and removed it, after we had opened it
-                os.close(descriptor)
         try:
-            os.ftruncate(self.descriptor, 0)
-            os.write(self.descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
-        except OSError:
-            pass  # only a help for the one who is refused; the disk may be full
-
-    def _is_still_there(self, descriptor: int) -> bool:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # somebody else's folder may have a link here to a file that matters
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.path, flags, 0o666)
+        except OSError as e:
+            raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
         try:
-            return os.path.samestat(os.fstat(descriptor), os.lstat(self.path))
+            # not flock: loading processes would inherit that lock, and can outlive this process
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise UserError(
+                f"{self.path.parent} is being trained by {owner or 'another process'}: stop "
+                "that one, or choose another --name"
+            ) from None
         except OSError:
-            return False
+            # some network file systems have no locks: train without
+            os.close(descriptor)
+            warn(f"{self.path} can't be locked on this file system")
+            return
+        self.descriptor = descriptor
+        with contextlib.suppress(OSError):  # only for the message above; the disk may be full
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
-        """Let go, and remove the file."""
+        """Release the lock. The file stays, which refuses nobody."""
         if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
             os.close(self.descriptor)
             self.descriptor = None

@@ -1,8 +1,9 @@
-"""One training run: resuming, saving, and its lock, stop request and check for NaN."""
+"""One training run: resuming and saving, with its lock, stop request and check for NaN."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import time
@@ -19,19 +20,19 @@ from .finite import FiniteGuard
 from .position import Position
 from .stopping import ExperimentLock, StopRequest
 
-# Options that decide what the ranks exchange, and when: they have to be the same on all ranks
+# options that decide what the ranks exchange, and when
 SAME_ON_ALL_RANKS = (
     "batch_size accumulate model netG netD ngf ndf n_layers_D num_D norm normD "
     "spectral_norm gan_mode gp gp_every lambda_gp lambda_feat lambda_identity print_freq "
-    "display_freq save_latest_freq save_epoch_freq val_freq max_hours on_nan lr_policy"
+    "display_freq save_latest_freq save_epoch_freq val_freq max_hours on_nan lr_policy ema"
 ).split()
 
 
 class TrainingRun:
     """Resumes and saves a run, holds its lock, and knows whether it should stop.
 
-    A context manager around the training loop. Of several ranks the first one writes the files.
-    The others send it their own part of the state, and get that back from the rank that reads.
+    A context manager around the setup of the model and the training loop. Rank 0 writes the files.
+    The other ranks send it their part of the state, and get it back when a run is resumed.
     """
 
     def __init__(self, opt: argparse.Namespace, model: Any, dataset: Any):
@@ -40,8 +41,12 @@ class TrainingRun:
         self.id = ""
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)
-        self.guard = FiniteGuard(model, opt.on_nan)
         self.failed: str | None = None  # why the last save failed
+
+    @functools.cached_property
+    def guard(self) -> FiniteGuard:
+        """The check for NaN, made when the model is set up."""
+        return FiniteGuard(self.model, self.opt.on_nan)
 
     def __enter__(self) -> TrainingRun:
         if distributed.is_main():
@@ -62,21 +67,21 @@ class TrainingRun:
 
     # ------------------------------------------------------------------------------------- resuming
     def resume(self) -> Position:
-        """Restore what `--continue_train` asks for; returns where training goes on, and prints it.
+        """Restore a checkpoint with `--continue_train`; returns and prints the position.
 
-        Raises UserError where the ranks have different options, or the state does not fit.
+        Raises UserError if the ranks have different options, or the state does not fit.
         """
         self._check_same_options()
         source = distributed.source_rank()
         found = self._found() if distributed.is_source() else None
         self.model.share_weights()
         if not distributed.is_main():
-            # all ranks have initialized their networks alike; from here on they draw differently
+            # the initial weights are the same on all ranks; from here on random numbers differ
             self._seed_rank(0)
         facts = (self.id, found.suffix if found else "", found is not None and found.unfinished)
         self.id, name, unfinished = distributed.broadcast_object(facts, src=source)
         state = self._state_of_rank(found.state if found else None)
-        self.model.resumed = found = None  # gives the memory back
+        self.model.resumed = found = None  # frees the memory
         if state is None:
             position = Position(epoch=self.opt.epoch_count)
             self.model.fast_forward_schedules()
@@ -86,14 +91,13 @@ class TrainingRun:
                 f"resuming from '{name}': epoch {position.epoch}, {position.epoch_iter} images "
                 f"into it, {position.total_iters} in all"
             )
-        distributed.save_run_id(self.id)
         if unfinished and state is not None:
             print("the last save was interrupted: it is made again")
-            self.save(*state.get("suffixes", [name]), position=position)
+            self.save(*state["suffixes"], position=position)
         return position
 
     def _check_same_options(self) -> None:
-        """Raise UserError where this rank has other options or pictures than the first one."""
+        """Raise UserError if this rank has other options or another data set than rank 0."""
         opt = self.opt
         own = {"pictures": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
         own |= {f"--{name}": getattr(opt, name, None) for name in SAME_ON_ALL_RANKS}
@@ -106,17 +110,13 @@ class TrainingRun:
                 )
 
     def _found(self) -> FoundCheckpoint | None:
-        """The checkpoint that the model has loaded; warns where something is lost."""
+        """The checkpoint that the model has loaded; prints what could not be restored."""
         opt = self.opt
         self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
             _set_aside(self.folder)
             return None
         found: FoundCheckpoint | None = self.model.resumed
-        if checkpoint.newest_save(self.folder) != (found.newest if found else None):
-            # another training held the lock when the model was loaded, and saved as it stopped
-            self.model.load_saved(opt)
-            found = self.model.resumed
         if found is None:
             print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
             return None
@@ -131,38 +131,31 @@ class TrainingRun:
         return found
 
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The training state with this rank's part of it, from the state that the source read."""
+        """The training state for this rank, from the state that the source rank has read."""
         size, source = distributed.world_size(), distributed.source_rank()
-        if size == 1 and (state is None or state.get("processes", 1) == 1):
-            return state
         parts: list[Any] = [None] * size
-        common = None
         if state is not None:
-            common = {k: v for k, v in state.items() if k not in ("ranks", "random")}
-            parts = [{"random": state["random"], "model": state["model"]}, *state.get("ranks", [])]
+            first = {"random": state.pop("random"), "model": state["model"]}
+            parts = [first, *state.pop("ranks", [])]
             if len(parts) != size:
                 models = self.model.reshard_state([part["model"] for part in parts], size)
                 parts = [{"model": model} for model in models]
-            keys = self.model.PER_RANK_STATE
-            parts = [
-                {**part, "model": {k: part["model"][k] for k in keys if k in part["model"]}}
-                for part in parts
-            ]
-        common = distributed.broadcast_object(common, src=source)
+            for part in parts:
+                own = part["model"]
+                part["model"] = {k: own[k] for k in self.model.PER_RANK_STATE if k in own}
+        state = distributed.broadcast_object(state, src=source)
         part = distributed.scatter_object(parts, src=source)
-        if common is None:
-            return None
-        return {**common, **part, "model": {**common["model"], **part["model"]}}
+        return None if state is None else {**state, **part, "model": state["model"] | part["model"]}
 
     def _seed_rank(self, images: int) -> None:
-        """Seed the random sources of this rank, each rank with another number."""
+        """Seed the random sources of this rank; each rank gets another seed."""
         seed = randomness.derived_seed(self.opt.seed, distributed.rank(), images)
         randomness.seed_everything(seed, self.opt.deterministic)
 
     def _restore(self, state: dict[str, Any], name: str) -> Position:
         try:
             return self._restore_state(state)
-        except Exception as e:  # a whole file, but with something else than this program writes
+        except Exception as e:  # the file is whole, but its content does not fit
             path = checkpoint.state_path(self.folder, name)
             raise UserError(
                 f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
@@ -182,7 +175,7 @@ class TrainingRun:
                 f"there are {size} pictures in an epoch now, {saved_size} when this was saved: the "
                 "order is another one from here on"
             )
-        # the schedule was made with it
+        # schedules count from it
         opt.epoch_count = saved["epoch_count"]
         opt.seed = self.dataset.seed = state["seed"]
         self.model.load_training_state(state["model"], saved)
@@ -195,24 +188,24 @@ class TrainingRun:
                 "drawn at random is different from here on"
             )
             self._seed_rank(state["total_iters"])
-        # going back to an earlier checkpoint begins a new run, which later resumes prefer
+        # going back to an earlier checkpoint begins a new run, which is then the newest
         if opt.load_iter == 0 and opt.epoch == "latest":
             self.id = state["run"]
         return Position.of(state)
 
     # --------------------------------------------------------------------------------------- saving
     def save(self, *suffixes: str, position: Position) -> None:
-        """Save a checkpoint under each suffix; all ranks take part.
+        """Save a checkpoint under each suffix; all ranks have to call this.
 
-        A write that fails is a warning: the older checkpoint stays, and the next save tries again.
-        Raises UserError where weights are not finite, or not the same on all ranks.
+        If writing fails, a warning says so, the older checkpoint stays, and the next save tries
+        again. Raises UserError if weights are not finite, or not the same on all ranks.
         """
         self.guard.check()
         if not distributed.same_on_all_ranks(self.model.stepped_tensors()):
             raise UserError(
-                "the weights of the processes have become different, so nothing is saved: in "
-                "several processes a model has to change weights by steps of torch.optim "
-                "optimizers, the same ones in all of them"
+                "the weights of the processes have become different, so nothing is saved: with "
+                "several processes a model may change weights only by steps of torch.optim "
+                "optimizers, the same steps in all processes"
             )
         state = self._state(position)
         if not distributed.is_main():
@@ -254,11 +247,10 @@ class TrainingRun:
         return state
 
     def finish(self) -> None:
-        """Wait for all ranks at the very end; raises UserError where the last save failed.
+        """Wait for all ranks at the end of training; raises UserError if the last save failed.
 
-        A rank that ended while another still saves would make torchrun end that one too.
+        If a rank ended while another still saves, torchrun would end that one too.
         """
-        distributed.async_max.wait()
         self.failed = distributed.broadcast_object(self.failed)
         distributed.barrier()
         if self.failed:
@@ -269,9 +261,9 @@ class TrainingRun:
 
 
 def _set_aside(folder: Path) -> None:
-    """Move the weights and states of an earlier training under this name to a folder of their own.
+    """Move weights and states of an earlier training under this name to another folder.
 
-    Beside those of the new one, `10_net_G.pth` of the old would pass for its tenth epoch.
+    Otherwise an old `10_net_G.pth` would look like the tenth epoch of the new training.
     """
     files = [*folder.glob("*_net_*.pth"), *folder.glob(f"*_{checkpoint.STATE}.pth")]
     if not files:

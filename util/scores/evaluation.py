@@ -11,9 +11,8 @@ import argparse
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,39 +20,14 @@ import torch
 from tqdm import tqdm
 
 from util.errors import UserError
-from util.files import sha256
 
 from . import metrics
 from .extractors import Inception, Lpips, Unavailable
+from .report import report
 
 PAIRED = ("L1", "PSNR", "SSIM", "MS-SSIM", "LPIPS")
 SETS = ("FID", "KID")
 SCORES = (*PAIRED, *SETS, "cycle", "grid")
-HIGHER_IS_BETTER = frozenset(
-    ("PSNR", "SSIM", "MS-SSIM", "pixel accuracy", "class accuracy", "class IoU")
-)
-VARIANTS = {
-    "L1": "mean absolute difference, as a fraction of the range (0 to 1)",
-    "PSNR": "dB, peak 255, mean over pictures",
-    "SSIM": "Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over places and RGB channels",
-    "MS-SSIM": "SSIM over 5 scales, weights 0.0448 0.2856 0.3001 0.2363 0.1333",
-    "LPIPS": Lpips.variant,
-    "FID": Inception.variant,
-    "KID": f"{Inception.variant}; cubic kernel, mean and deviation over 100 subsets",
-    "cycle": "L1 of the cycle reconstruction",
-    **{
-        f"grid {period}": f"energy at a period of {period} pixels over its neighbours', 1: no grid"
-        for period in metrics.GRID_PERIODS
-    },
-    "pixel accuracy": "19 Cityscapes classes by nearest colour, void left out",
-    "class accuracy": "mean over the classes in the real pictures",
-    "class IoU": "mean over the classes in real or translated pictures",
-}
-
-
-def better(name: str, value: float, than: float) -> bool:
-    """Whether a value of this score is better than another; NaN never is."""
-    return value > than if name in HIGHER_IS_BETTER else value < than
 
 
 def direction_sides(opt: argparse.Namespace) -> tuple[str, str]:
@@ -72,11 +46,15 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """Scores by picture (`fake_B`) and name (`PSNR`), and reasons for those left out."""
+    """Scores by picture (`fake_B`) and name (`PSNR`), and why others are left out.
+
+    `extractors` describes the networks that some scores use.
+    """
 
     pictures: int = 0
     scores: dict[str, dict[str, Score]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    extractors: dict[str, Any] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """Values by name; where several pictures have a score, `FID fake_B`, `FID fake_A`."""
@@ -119,32 +97,23 @@ class Evaluator:
         self.inception: Inception | None = None
         self.lpips: Lpips | None = None
         if not self.paired:
-            for name in PAIRED:
-                self._leave_out(name, "the data are no pairs")
+            self._leave_out(PAIRED, "the data are no pairs")
         if opt.dataset_mode == "single":
-            for name in SETS:
-                self._leave_out(name, "there are no pictures to compare with")
+            self._leave_out(SETS, "there are no pictures to compare with")
         try:
             if self.wanted & set(SETS):
                 self.inception = Inception(opt.inception_weights, opt.device)
         except Unavailable as e:
-            for name in SETS:
-                self._leave_out(name, str(e))
+            self._leave_out(SETS, str(e))
         try:
             if "LPIPS" in self.wanted:
                 self.lpips = Lpips(opt.lpips_weights, opt.device)
         except Unavailable as e:
-            self._leave_out("LPIPS", str(e))
+            self._leave_out(["LPIPS"], str(e))
 
-    def _leave_out(self, name: str, why: str) -> None:
-        if name in self.wanted:
-            self.wanted.discard(name)
-            self.left_out[name] = why
-
-    def extractors(self) -> dict[str, Any]:
-        """A description of the networks that scores use, for the report."""
-        found = {"inception": self.inception, "lpips": self.lpips}
-        return {name: net.weights.report() for name, net in found.items() if net is not None}
+    def _leave_out(self, names: Iterable[str], why: str) -> None:
+        self.left_out |= dict.fromkeys(self.wanted & set(names), why)
+        self.wanted -= set(names)
 
     def run(self, model: Any, dataset: Iterable[dict[str, Any]], count: int) -> Evaluation:
         """Translate the first `count` items of a data set of batches of one, and score them."""
@@ -176,68 +145,60 @@ class _Collected:
 
     def __init__(self, evaluator: Evaluator):
         self.evaluator = evaluator
+        self.wanted, self.left_out = set(evaluator.wanted), dict(evaluator.left_out)
         self.values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.features: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # by name and path
         self.labels: dict[str, metrics.LabelCounts] = defaultdict(metrics.LabelCounts)
-        self.left_out = dict(evaluator.left_out)
         self.pictures = 0
 
     def add(self, visuals: dict[str, torch.Tensor], paths: dict[str, str]) -> None:
+        """Score the pictures of one item, each (1, C, H, W) of uint8."""
         self.pictures += 1
         for name, picture in visuals.items():
             kind, _, rest = name.partition("_")
             if kind != "rec":
-                self._add_grid(name, picture)
+                for period in metrics.GRID_PERIODS:
+                    self._score(name, f"grid {period}", metrics.grid, picture, period)
             real = visuals.get(f"real_{rest}")
-            if real is None or kind not in ("fake", "rec"):
-                continue
-            if kind == "rec":
-                if "cycle" in self.evaluator.wanted:
-                    self.values[name]["cycle"].append(float(metrics.l1(picture, real)))
-                continue
-            if self.evaluator.paired:
+            if real is not None and kind == "rec":
+                self._score(name, "cycle", metrics.l1, picture, real)
+            elif real is not None and kind == "fake":
                 self._add_pair(name, real, picture)
-            # without pairs, pictures of the smaller side come more than once
-            side = rest[:1]
-            self._add_to_set(f"real_{rest}", real, paths.get(side, paths["A"]))
-            other = {"A": "B", "B": "A"}.get(side, "A")
-            self._add_to_set(name, picture, paths.get(other, paths["A"]))
+                # without pairs, pictures of the smaller side come more than once
+                side = rest[:1]
+                self._add_to_set(f"real_{rest}", real, paths.get(side, paths["A"]))
+                other = {"A": "B", "B": "A"}.get(side, "A")
+                self._add_to_set(name, picture, paths.get(other, paths["A"]))
 
-    def _add_grid(self, name: str, picture: torch.Tensor) -> None:
-        if "grid" not in self.evaluator.wanted or "grid" in self.left_out:
-            return
-        try:
-            for period in metrics.GRID_PERIODS:
-                self.values[name][f"grid {period}"].append(float(metrics.grid(picture, period)))
-        except ValueError as e:  # too small for it
-            self.left_out["grid"] = str(e)
+    def _score(self, name: str, score: str, formula: Callable[..., Any], *given: Any) -> None:
+        """Add a value to a score that is wanted; a ValueError says why it can't be computed."""
+        group = score.split()[0]  # "grid 2" is part of "grid"
+        if group in self.wanted:
+            try:
+                self.values[name][score].append(float(formula(*given)))
+            except ValueError as e:  # the pictures are too small for it
+                self._leave_out(group, str(e))
+
+    def _leave_out(self, name: str, why: str) -> None:
+        self.wanted.discard(name)
+        self.left_out[name] = why
 
     def _add_pair(self, name: str, real: torch.Tensor, fake: torch.Tensor) -> None:
-        formulas = {
-            "L1": metrics.l1,
-            "PSNR": metrics.psnr,
-            "SSIM": metrics.ssim,
-            "MS-SSIM": metrics.ms_ssim,
-        }
-        wanted = self.evaluator.wanted
-        for score, formula in formulas.items():
-            if score not in wanted or score in self.left_out:
-                continue
-            try:
-                self.values[name][score].append(float(formula(fake, real)))
-            except ValueError as e:  # too small for it
-                self.left_out[score] = str(e)
-        lpips = self.evaluator.lpips
-        if lpips is not None and "LPIPS" not in self.left_out:
-            pair = as_rgb(fake), as_rgb(real)
-            if pair[0] is None or pair[1] is None or min(fake.shape[-2:]) < 32:
-                self.left_out["LPIPS"] = "it needs pictures in colour or grey of at least 32x32"
-            else:
-                self.values[name]["LPIPS"].append(lpips(pair[0], pair[1]))
-        if self.evaluator.cityscapes:
+        if self.evaluator.paired:
+            self._score(name, "L1", metrics.l1, fake, real)
+            self._score(name, "PSNR", metrics.psnr, fake, real)
+            self._score(name, "SSIM", metrics.ssim, fake, real)
+            self._score(name, "MS-SSIM", metrics.ms_ssim, fake, real)
+            self._score(name, "LPIPS", self._lpips, as_rgb(fake), as_rgb(real))
             a, b = as_rgb(real), as_rgb(fake)
-            if a is not None and b is not None:
+            if self.evaluator.cityscapes and a is not None and b is not None:
                 self.labels[name].add(*(x[0].permute(1, 2, 0).numpy() for x in (a, b)))
+
+    def _lpips(self, fake: torch.Tensor | None, real: torch.Tensor | None) -> float:
+        if fake is None or real is None or min(fake.shape[-2:]) < 32:
+            raise ValueError("it needs pictures in colour or grey of at least 32x32")
+        assert self.evaluator.lpips is not None
+        return self.evaluator.lpips(fake, real)
 
     def _add_to_set(self, name: str, picture: torch.Tensor, path: str) -> None:
         inception = self.evaluator.inception
@@ -246,56 +207,43 @@ class _Collected:
         rgb = as_rgb(picture)
         if rgb is None:
             for score in SETS:
-                self.left_out[score] = "it needs pictures in colour or grey"
+                self._leave_out(score, "it needs pictures in colour or grey")
             return
         self.features[name][path] = inception(rgb)[0]
 
     def result(self) -> Evaluation:
+        """All scores, and why some are left out."""
         scores: dict[str, dict[str, Score]] = defaultdict(dict)
         for visual, by_name in self.values.items():
             for name, values in by_name.items():
-                if name.split()[0] not in self.left_out:  # "grid 2" goes with "grid"
+                if name.split()[0] not in self.left_out:
                     array = np.array(values, np.float64)
-                    scores[visual][name] = Score(_mean(array), _deviation(array), len(array))
+                    # equal pictures have an infinite PSNR, whose mean has no deviation
+                    spread = float(array.std()) if np.isfinite(array).all() else None
+                    scores[visual][name] = Score(float(array.mean()), spread, len(array))
         for visual, counts in self.labels.items():
             found = counts.scores()
-            for name, value in (
-                ("pixel accuracy", found.pixel_accuracy),
-                ("class accuracy", found.class_accuracy),
-                ("class IoU", found.class_iou),
-            ):
+            for name in ("pixel accuracy", "class accuracy", "class IoU"):
+                value = getattr(found, name.lower().replace(" ", "_"))
                 scores[visual][name] = Score(value, None, self.pictures)
         for visual in list(self.features):
             if visual.startswith("fake"):
                 self._score_set(visual, scores[visual])
-        return Evaluation(
-            self.pictures, {k: v for k, v in sorted(scores.items()) if v}, self.left_out
-        )
+        by_visual = {visual: found for visual, found in sorted(scores.items()) if found}
+        networks = {"inception": self.evaluator.inception, "lpips": self.evaluator.lpips}
+        extractors = {k: net.weights.report() for k, net in networks.items() if net is not None}
+        return Evaluation(self.pictures, by_visual, self.left_out, extractors)
 
     def _score_set(self, visual: str, scores: dict[str, Score]) -> None:
-        real, fake = (
-            list(self.features[name].values())
-            for name in (visual.replace("fake", "real", 1), visual)
-        )
+        names = visual.replace("fake", "real", 1), visual
+        real, fake = (np.array(list(self.features[name].values())) for name in names)
         if min(len(real), len(fake)) < 2:
             for name in SETS:
-                self.left_out[name] = "it needs at least two pictures on each side"
-            return
-        wanted = self.evaluator.wanted
-        if "FID" in wanted and "FID" not in self.left_out:
-            scores["FID"] = Score(metrics.fid(np.array(real), np.array(fake)), None, len(fake))
-        if "KID" in wanted and "KID" not in self.left_out:
-            mean, deviation = metrics.kid(np.array(real), np.array(fake))
-            scores["KID"] = Score(mean, deviation, len(fake))
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean())
-
-
-def _deviation(values: np.ndarray) -> float | None:
-    # equal pictures have an infinite PSNR, whose mean has no deviation
-    return float(values.std()) if np.isfinite(values).all() else None
+                self._leave_out(name, "it needs at least two pictures on each side")
+        if "FID" in self.wanted:
+            scores["FID"] = Score(metrics.fid(real, fake), None, len(fake))
+        if "KID" in self.wanted:
+            scores["KID"] = Score(*metrics.kid(real, fake), len(fake))
 
 
 def levels(picture: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -335,103 +283,7 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
             + "; pairs need --dataset_mode aligned, or a dataset with paired = True; sets need "
             "--model cycle_gan"
         )
-    return report(opt, model, evaluator, result)
-
-
-# ------------------------------------------------------------------------------------------ reports
-def weight_files(model: Any, suffix: str) -> list[dict[str, str]]:
-    """File and SHA-256 of a model's generators in the save of that suffix."""
-    paths = [
-        Path(model.save_dir) / f"{suffix}_net_{name}.pth"
-        for name in model.model_names
-        if name.startswith("G")
-    ]
-    return [{"file": path.name, "sha256": sha256(path)} for path in paths if path.exists()]
-
-
-def report(
-    opt: argparse.Namespace,
-    model: Any,
-    evaluator: Evaluator,
-    result: Evaluation,
-    suffix: str | None = None,
-) -> dict[str, Any]:
-    """All that a reader needs to know about a set of scores, as plain values for JSON.
-
-    `suffix` says which save of the networks was scored, if it is not that of the options. Numbers
-    that JSON does not have, an infinite PSNR for one, become text.
-    """
-    saved = suffix if suffix is not None else str(model.load_suffix())
-    names = {name for scores in result.scores.values() for name in scores}
-    return {
-        "name": opt.name,
-        "model": opt.model,
-        "direction": opt.direction,
-        "epoch": saved,
-        "phase": opt.phase,
-        "pictures": result.pictures,
-        "variant": {
-            "network": {k: getattr(opt, k) for k in ("netG", "norm", "ngf", "no_dropout")},
-            "mode": "eval" if opt.eval else "train (batch statistics, dropout if there is any)",
-            "pictures": "8-bit levels, as saved by test.py",
-            "scores": {name: VARIANTS[name] for name in VARIANTS if name in names},
-        },
-        "resize": {
-            "preprocess": opt.preprocess,
-            "load_size": opt.load_size,
-            "crop_size": opt.crop_size,
-        },
-        "weights": weight_files(model, saved),
-        "extractors": evaluator.extractors(),
-        "scores": {
-            visual: {
-                name: {
-                    "value": _json_number(score.value),
-                    "spread": _json_number(score.spread),
-                    "pictures": score.pictures,
-                }
-                for name, score in scores.items()
-            }
-            for visual, scores in result.scores.items()
-        },
-        "left_out": result.left_out,
-        "torch": torch.__version__,
-    }
-
-
-def _json_number(value: float | None) -> float | str | None:
-    return value if value is None or math.isfinite(value) else str(value)
-
-
-def table(facts: dict[str, Any]) -> str:
-    """The scores of a report as text, a line each, under a heading with what they hold for."""
-    resize = facts["resize"]
-    sizes = f"{resize['preprocess']}, {resize['load_size']} to {resize['crop_size']}"
-    heading = [
-        f"{facts['name']}: {facts['model']} {facts['direction']}, epoch {facts['epoch']}, "
-        f"{facts['pictures']} pictures of {facts['phase']}, {sizes}",
-        f"network in {facts['variant']['mode']} mode",
-        *(f"{w['file']}  sha256 {w['sha256']}" for w in facts["weights"]),
-        *(
-            f"{w['file']}  sha256 {w['sha256']} ({'' if w['released'] else 'not '}as released)"
-            for w in facts["extractors"].values()
-        ),
-    ]
-    lines = [f"{'picture':<12}{'score':<16}{'value':>10}{'spread':>10}{'pictures':>10}  better"]
-    for visual, scores in facts["scores"].items():
-        for name, score in scores.items():
-            which = "higher" if name in HIGHER_IS_BETTER else "lower"
-            value, spread = _digits(score["value"]), _digits(score["spread"])
-            count = score["pictures"]
-            lines.append(f"{visual:<12}{name:<16}{value:>10}{spread:>10}{count:>10}  {which}")
-    gone = [f"{name} is left out: {why}" for name, why in facts["left_out"].items()]
-    return "\n".join([*heading, "", *lines, *([""] if gone else []), *gone])
-
-
-def _digits(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else f"{value:.5g}"
+    return report(opt, model, result)
 
 
 def parse_scores(text: str) -> tuple[str, ...]:

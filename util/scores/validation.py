@@ -19,7 +19,8 @@ from util.errors import UserError, warn
 from util.files import write_whole
 from util.run.position import Position
 
-from .evaluation import PAIRED, SETS, Evaluation, Evaluator, better, report
+from .evaluation import PAIRED, SETS, Evaluation, Evaluator
+from .report import better, report
 
 BEST = "best_scores.json"
 
@@ -106,8 +107,13 @@ class Validation:
     def _score(self, position: Position) -> dict[str, Any]:
         """Compute the scores of the model, as a record for loggers."""
         start = time.perf_counter()
-        with undisturbed(self.model):
-            result = self.evaluator.run(self.model, self.dataset, self.count)
+        result = self._run()
+        scores = result.flat()
+        with self.model.averaged_weights() as averaged:
+            if averaged:  # what test.py takes, so they decide
+                raw, result = result, self._run()
+                scores = result.flat() | {f"{name} raw": x for name, x in scores.items()}
+                self._compare(result.mean(self.by), raw.mean(self.by))
         value = result.mean(self.by)
         if math.isnan(value):
             why = result.left_out.get(self.by, "the model makes no pictures that have it")
@@ -121,9 +127,19 @@ class Validation:
             "phase": self.opt.phase,
             "pictures": result.pictures,
             "seconds": time.perf_counter() - start,
-            "scores": result.flat(),
+            "scores": scores,
             "best": {k: self.best[k] for k in ("by", "value", "epoch")} if self.best else {},
         }
+
+    def _run(self) -> Evaluation:
+        with undisturbed(self.model):
+            return self.evaluator.run(self.model, self.dataset, self.count)
+
+    def _compare(self, averaged: float, raw: float) -> None:
+        """Print which weights are better."""
+        which = "averaged" if better(self.by, averaged, raw) else "raw"
+        which = "neither" if averaged == raw else which
+        print(f"better weights: {which} ({self.by} {averaged:.4g} averaged, {raw:.4g} raw)")
 
     def _keep(self, position: Position, value: float, result: Evaluation) -> None:
         """Write the weights, then their scores; if killed in between, the epoch is repeated."""
@@ -135,7 +151,7 @@ class Validation:
         }
         try:
             self.model.save_networks("best")
-            facts = report(self.opt, self.model, self.evaluator, result, "best")
+            facts = report(self.opt, self.model, result, "best")
             facts |= best
             # JSON of Python can hold an infinite PSNR
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")

@@ -1,0 +1,233 @@
+"""Find the weights of an experiment's generator, and rebuild the network that they belong to."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import models
+from data.pictures.picture_io import Range
+from models.ema import WEIGHTS, choose_weights
+from models.networks import GENERATORS
+from models.norms import NORMS, get_norm_layer
+from models.speed.acceleration import PRECISIONS, prepare
+from models.weights import State, describe, explain_mismatch, fit_state_dict
+from util import randomness
+from util.errors import UserError, first_line
+from util.find_class import names
+from util.run import checkpoint
+from util.run.saved_options import parse_range, read_saved_options
+
+from .translator import Translator
+
+
+def load_generator(
+    folder: str | os.PathLike,
+    direction: str | None = None,
+    epoch: str | int = "latest",
+    device: str | torch.device | None = None,
+    precision: str = "tf32",
+    eval: bool = False,
+    value_range: Range | None = None,
+    weights: str = "auto",
+) -> Translator:
+    """The generator of an experiment, ready to be called with pictures.
+
+    Args:
+        folder: the experiment's folder, such as `checkpoints/maps_cyclegan`.
+        direction: `AtoB` or `BtoA`; None takes that of the training.
+        epoch: which save: `latest`, a number, or `iter_5000`.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; None takes a GPU if there is one.
+        precision: `tf32`, `fp32`, `bf16` or `fp16`, as `--precision`.
+        eval: as `--eval`: batch norms use the statistics of the training, and dropout is off.
+            Without it both behave as in training, as in the papers and in `test.py`: batch norms
+            use the statistics of each picture, and dropout draws from torch's random source. For
+            the usual CycleGAN (instance norm, no dropout) there is no difference.
+        value_range: the values of pictures and arrays that become -1 and 1, as `--value_range`.
+            None takes that of the training. If that had none, integers map from the range of their
+            type and floats from [0, 1].
+        weights: `ema` (of a training with `--ema`), `raw`, or `auto`: averaged if there are any.
+
+    The architecture comes from `train_opt.txt` in the folder; without that file it is inferred from
+    the weights. Raises UserError (a ValueError) that says what is missing or does not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+        raise UserError(f"no folder {folder}: {folder.parent} has {', '.join(there[:8]) or 'none'}")
+    if direction not in ("AtoB", "BtoA", None):
+        raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision '{precision}': choose from {', '.join(PRECISIONS)}")
+    if weights not in WEIGHTS:
+        raise UserError(f"weights '{weights}': choose from {', '.join(WEIGHTS)}")
+    if value_range is not None:
+        try:
+            low, high = map(float, value_range)
+        except (TypeError, ValueError):
+            raise UserError(f"value_range {value_range}: give two numbers, (LOW, HIGH)") from None
+        if not low < high:
+            raise UserError(f"value_range {value_range}: the first must be the lower one")
+    chosen = _device(device)
+    saved = read_saved_options(folder)
+    trained = saved.get("direction")
+    name = "G"
+    path = choose_weights(folder, str(epoch), name, weights)
+    if path.exists():
+        if direction and trained and direction != trained:
+            raise UserError(
+                f"{folder} was trained {trained} and has one generator: it can't go {direction}"
+            )
+    elif any(folder.glob("[!.]*_net_G_[AB]*.pth")):
+        side = "A" if direction in (trained or "AtoB", None) else "B"
+        name = f"G_{side}"
+        path = choose_weights(folder, str(epoch), name, weights)
+    state = checkpoint.load_weights(path, "cpu")
+    with unchanged_process():
+        net, built = _rebuild(state, saved, path, name)
+    options = {**saved, **built}
+    options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
+    net.to(chosen).train(not eval)
+    prepare(net, chosen, precision)
+    value_range = value_range or parse_range(saved.get("value_range"))
+    return Translator(net, chosen, options, path, value_range, precision)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device '{device}' can't be used: {str(e).splitlines()[0]}") from e
+    return chosen
+
+
+def _rebuild(
+    state: State, saved: dict[str, str], path: Path, name: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with these weights loaded, and the options that it was built with.
+
+    Tries in turn: the architecture in the saved options, that which the shapes of the weights
+    suggest, and the generator that the saved model builds by its own code.
+    """
+    problems: list[str] = []
+    looks = _as_it_looks(state, saved)
+    sampling = looks.pop("antialias", ())  # known from the weights alone
+    for built in (_as_saved(state, saved), looks):
+        if built.get("netG") not in GENERATORS:
+            continue
+        down, up = (*sampling, False, False)[:2]
+        net = GENERATORS[built["netG"]](
+            built["input_nc"],
+            built["output_nc"],
+            built["ngf"],
+            norm_layer=get_norm_layer(built["norm"]),
+            use_dropout=not built["no_dropout"],
+            **({"antialias": down, "antialias_up": up} if down or up else {}),
+        )
+        problem = _load(net, state)
+        if problem is None:
+            return net, built
+        problems.append(problem)
+    named, unknown = saved.get("model"), ""
+    if named in names(models.__name__, "model") and named != "test":
+        try:
+            net, built = _of_model(path, saved, name)
+        except Exception as e:  # the user's code may have changed, or need other options
+            unknown = f"; --model {named} can't be made from the saved options: {first_line(e)}"
+        else:
+            problem = _load(net, state)
+            if problem is None:
+                return net, built
+            problems.append(problem)
+    looks = describe({key.removeprefix("module."): value for key, value in state.items()})
+    if problems and looks:
+        raise UserError(f"the weights in {path} do not fit: {problems[-1]}")
+    what = looks.get("netG") or looks.get("netD") or "no network of this code"
+    raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{unknown}")
+
+
+def _load(net: nn.Module, state: State) -> str | None:
+    """Load weights into a network; returns why they do not fit, or None."""
+    fitting = fit_state_dict(state, net)
+    problem = explain_mismatch("G", fitting, net)
+    if problem is None:
+        net.load_state_dict(fitting)
+    return problem
+
+
+def _as_saved(state: State, saved: dict[str, str]) -> dict[str, Any]:
+    """The generator's options in `train_opt.txt`; empty if some are missing."""
+    try:
+        counts = {name: int(saved[name]) for name in ("ngf", "input_nc", "output_nc")}
+    except (KeyError, ValueError):
+        return {}
+    if not {"netG", "norm"} <= saved.keys() or saved["norm"] not in NORMS:
+        return {}
+    # the second generator of a CycleGAN takes the channels that the first one returns
+    first = next((w for w in state.values() if w.dim() == 4), None)
+    if first is not None and first.shape[1] == counts["output_nc"] != counts["input_nc"]:
+        counts["input_nc"], counts["output_nc"] = counts["output_nc"], counts["input_nc"]
+    no_dropout = saved.get("no_dropout") == "True"
+    return {"netG": saved["netG"], "norm": saved["norm"], "no_dropout": no_dropout, **counts}
+
+
+def _as_it_looks(state: State, saved: dict[str, str]) -> dict[str, Any]:
+    """The generator's options as far as the weights show them, the others as they were saved."""
+    found = describe({key.removeprefix("module."): value for key, value in state.items()})
+    if saved.get("norm") in NORMS:
+        found["norm"] = saved["norm"]
+    if "no_dropout" not in found:
+        # without saved options as test.py: with dropout
+        found["no_dropout"] = saved.get("no_dropout") == "True"
+    return found
+
+
+def _of_model(path: Path, saved: dict[str, str], name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator `name` that a model builds by its own code from its saved options."""
+    kind = models.find_model_using_name(saved["model"])
+    parser = kind.modify_commandline_options(argparse.ArgumentParser(), False)
+    types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
+    values = vars(parser.parse_args([]))
+    for option, text in saved.items():
+        try:
+            values[option] = types[option](text) if types.get(option) else ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError):
+            values[option] = text
+    folder = path.parent
+    values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
+    values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
+    opt = argparse.Namespace(**values)
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = kind(opt)
+    if name not in model.networks():
+        raise UserError(f"{path}: --model {opt.model} has no network '{name}' to load it into")
+    return model.networks()[name], values
+
+
+@contextlib.contextmanager
+def unchanged_process() -> Iterator[None]:
+    """Restore random sources, warnings and backends at the end, which making a model changes."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
+    sources = randomness.get_state()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = flags
+        randomness.set_state(sources)

@@ -1,0 +1,133 @@
+"""What a set of scores holds for, as plain values for JSON and as a table."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from util.files import sha256
+
+from . import metrics
+from .extractors import Inception, Lpips
+
+if TYPE_CHECKING:
+    from .evaluation import Evaluation
+
+HIGHER_IS_BETTER = frozenset(
+    ("PSNR", "SSIM", "MS-SSIM", "pixel accuracy", "class accuracy", "class IoU")
+)
+VARIANTS = {
+    "L1": "mean absolute difference, as a fraction of the range (0 to 1)",
+    "PSNR": "dB, peak 255, mean over pictures",
+    "SSIM": "Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over places and RGB channels",
+    "MS-SSIM": "SSIM over 5 scales, weights 0.0448 0.2856 0.3001 0.2363 0.1333",
+    "LPIPS": Lpips.variant,
+    "FID": Inception.variant,
+    "KID": f"{Inception.variant}; cubic kernel, mean and deviation over 100 subsets",
+    "cycle": "L1 of the cycle reconstruction",
+    **{
+        f"grid {period}": f"energy at a period of {period} pixels over its neighbours', 1: no grid"
+        for period in metrics.GRID_PERIODS
+    },
+    "pixel accuracy": "19 Cityscapes classes by nearest colour, void left out",
+    "class accuracy": "mean over the classes in the real pictures",
+    "class IoU": "mean over the classes in real or translated pictures",
+}
+
+
+def better(name: str, value: float, than: float) -> bool:
+    """Whether a value of this score is better than another; NaN never is."""
+    return value > than if name in HIGHER_IS_BETTER else value < than
+
+
+def weight_files(model: Any, suffix: str) -> list[dict[str, str]]:
+    """File and SHA-256 of a model's generators in the save of that suffix."""
+    paths = [model.weights_file(suffix, n) for n in model.model_names if n.startswith("G")]
+    return [{"file": path.name, "sha256": sha256(path)} for path in paths if path.exists()]
+
+
+def report(
+    opt: argparse.Namespace,
+    model: Any,
+    result: Evaluation,
+    suffix: str | None = None,
+) -> dict[str, Any]:
+    """All that a reader needs to know about a set of scores, as plain values for JSON.
+
+    `suffix` says which save of the networks was scored, if it is not that of the options. Numbers
+    that JSON does not have, an infinite PSNR for one, become text.
+    """
+    saved = suffix if suffix is not None else str(model.load_suffix())
+    names = {name for scores in result.scores.values() for name in scores}
+    return {
+        "name": opt.name,
+        "model": opt.model,
+        "direction": opt.direction,
+        "epoch": saved,
+        "phase": opt.phase,
+        "pictures": result.pictures,
+        "variant": {
+            "network": {k: getattr(opt, k) for k in ("netG", "norm", "ngf", "no_dropout")},
+            "mode": "eval" if opt.eval else "train (batch statistics, dropout if there is any)",
+            "pictures": "8-bit levels, as saved by test.py",
+            "scores": {name: VARIANTS[name] for name in VARIANTS if name in names},
+        },
+        "resize": {
+            "preprocess": opt.preprocess,
+            "load_size": opt.load_size,
+            "crop_size": opt.crop_size,
+        },
+        "weights": weight_files(model, saved),
+        "extractors": result.extractors,
+        "scores": {
+            visual: {
+                name: {
+                    "value": _json_number(score.value),
+                    "spread": _json_number(score.spread),
+                    "pictures": score.pictures,
+                }
+                for name, score in scores.items()
+            }
+            for visual, scores in result.scores.items()
+        },
+        "left_out": result.left_out,
+        "torch": torch.__version__,
+    }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The scores of a report as text, a line each, under a heading with what they hold for."""
+    resize = facts["resize"]
+    sizes = f"{resize['preprocess']}, {resize['load_size']} to {resize['crop_size']}"
+    heading = [
+        f"{facts['name']}: {facts['model']} {facts['direction']}, epoch {facts['epoch']}, "
+        f"{facts['pictures']} pictures of {facts['phase']}, {sizes}",
+        f"network in {facts['variant']['mode']} mode",
+        *(f"{w['file']}  sha256 {w['sha256']}" for w in facts["weights"]),
+        *(
+            f"{w['file']}  sha256 {w['sha256']} ({'' if w['released'] else 'not '}as released)"
+            for w in facts["extractors"].values()
+        ),
+    ]
+    lines = [f"{'picture':<12}{'score':<16}{'value':>10}{'spread':>10}{'pictures':>10}  better"]
+    for visual, scores in facts["scores"].items():
+        for name, score in scores.items():
+            which = "higher" if name in HIGHER_IS_BETTER else "lower"
+            value, spread = _digits(score["value"]), _digits(score["spread"])
+            count = score["pictures"]
+            lines.append(f"{visual:<12}{name:<16}{value:>10}{spread:>10}{count:>10}  {which}")
+    gone = [f"{name} is left out: {why}" for name, why in facts["left_out"].items()]
+    return "\n".join([*heading, "", *lines, *([""] if gone else []), *gone])
+
+
+def _digits(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else f"{value:.5g}"
