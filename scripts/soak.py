@@ -254,6 +254,12 @@ class Case:
         if reference.code():
             raise Difference(f"the undisturbed run failed: {reference.text()[-500:]}")
         with own_disk(self.disk) as has_disk:
+            if self.rng.random() < 0.7:  # else faults may come before the first save
+                first = self.start()
+                first.wait(lambda: any(self.experiment.glob("[!.]*_train_state.pth")))
+                first.end()
+                first.wait()
+                self.judge(first)
             left = self.faults
             for _ in range(100):
                 done = False

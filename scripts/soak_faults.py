@@ -38,11 +38,11 @@ def moment(case: Case, run: Running) -> bool:
     if kind == "start":
         time.sleep(case.rng.random())
     elif kind == "iteration":
-        lines = case.rng.randint(1, 6)
+        lines = case.rng.randint(1, 8)
         run.wait(lambda: run.text().count("(epoch") >= lines)
     else:
         folder = case.experiment
-        saves, skip = ("*.tmp.pth", UNFINISHED), case.rng.randint(0, 2)
+        saves, skip = ("*.tmp.pth", UNFINISHED), case.rng.randint(0, 3)
         run.wait(lambda: run.text().count("saving the") > skip)
         run.wait(lambda: any(next(folder.glob(f"{s}"), None) for s in saves))
     time.sleep(case.rng.choice([0, 0.01, 0.05]) * case.rng.random())
