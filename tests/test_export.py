@@ -14,7 +14,14 @@ import torch
 from PIL import Image
 
 from models import load_generator
-from models.inference.export import METADATA, export, frozen, largest_difference, reader
+from models.inference.export import (
+    METADATA,
+    export,
+    frozen,
+    has_free_sizes,
+    largest_difference,
+    reader,
+)
 from models.networks import GENERATORS, NORMS, define_G
 from tests.helpers import (
     ROOT,
@@ -31,6 +38,7 @@ from tests.helpers import (
 
 NETWORKS = [(netG, norm) for netG in GENERATORS for norm in NORMS]
 QUICK = {("resnet_6blocks", "instance"), ("unet_128", "batch")}
+needs_free_sizes = pytest.mark.skipif(not has_free_sizes(), reason="needs a newer PyTorch")
 
 
 def networks_of(quick: set[tuple[str, str]]) -> list:
@@ -78,6 +86,7 @@ def check(form: str, netG: str, norm: str, tmp_path: Path, eval: bool = False) -
     assert max(differences.values()) < 1e-3, differences
 
 
+@needs_free_sizes
 @pytest.mark.parametrize(("netG", "norm"), networks_of(QUICK))
 def test_onnx(netG, norm, tmp_path):
     pytest.importorskip("onnx")
@@ -91,17 +100,19 @@ def test_torchscript(netG, norm, tmp_path):
     check("torchscript", netG, norm, tmp_path)
 
 
+@needs_free_sizes
 @pytest.mark.parametrize(("netG", "norm"), networks_of(QUICK))
 def test_pt2(netG, norm, tmp_path):
     check("pt2", netG, norm, tmp_path)
 
 
-@pytest.mark.parametrize("form", ["torchscript", "pt2"])
+@pytest.mark.parametrize("form", ["torchscript", pytest.param("pt2", marks=needs_free_sizes)])
 def test_stored_statistics(form, tmp_path):
     check(form, "unet_128", "batch", tmp_path, eval=True)
 
 
 @pytest.mark.slow
+@needs_free_sizes
 def test_stored_statistics_in_onnx(tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -119,7 +130,10 @@ def trained(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("form", "ending"), [("torchscript", "pt"), ("pt2", "pt2")])
+@pytest.mark.parametrize(
+    ("form", "ending"),
+    [("torchscript", "pt"), pytest.param("pt2", "pt2", marks=needs_free_sizes)],
+)
 def test_metadata_in_the_file(trained, form, ending):
     words = ["--checkpoints_dir", trained, "--name", "x", "--format", form]
     said = succeed("scripts/export.py", *words, "--direction", "BtoA").out
@@ -137,6 +151,7 @@ def test_metadata_in_the_file(trained, form, ending):
     assert (facts["netG"], facts["ngf"]) == ("resnet_6blocks", "4")
 
 
+@needs_free_sizes
 def test_onnx_without_torch(trained, tmp_path):
     """The folder program in a process in which torch can't be imported, from another folder."""
     pytest.importorskip("onnxscript")
@@ -203,6 +218,7 @@ def test_onnx_without_torch(trained, tmp_path):
         assert np.abs(np.asarray(got, int) - wanted).max() <= 1
 
 
+@needs_free_sizes
 def test_onnx_metadata(trained):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -247,18 +263,28 @@ def test_metadata_names_the_channels(model, channels, said, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--name", "x", "--output", f"{__file__}/f.onnx"], "can't write to"),
+        (["--name", "x", "--output", f"{__file__}/f.pt"], "can't write to"),
         (["--name", "y"], "y"),
         (["--name", "x", "--epoch", "77"], "77_net_G_A.pth"),
-        (["--name", "x", "--format", "pt2", "--output", "f.onnx"], "must end in .pt2"),
+        (["--name", "x", "--output", "f.onnx"], "must end in .pt for torchscript"),
     ],
 )
 def test_mistakes_are_one_line(trained, words, said):
-    result = run("scripts/export.py", "--checkpoints_dir", trained, *words)
+    words = ["--checkpoints_dir", trained, "--format", "torchscript", *words]
+    result = run("scripts/export.py", *words)
     assert result.code == 1
     assert result.err.startswith("error: ")
     assert result.err.count("\n") == 1
     assert said in result.err
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_pytorch_that_is_too_old_is_named(trained, form, monkeypatch):
+    monkeypatch.delattr(torch.export.Dim, "DYNAMIC", raising=False)
+    words = ["--checkpoints_dir", trained, "--name", "x", "--format", form]
+    result = run("scripts/export.py", *words)
+    assert (result.code, result.err.count("\n")) == (1, 1), result.err
+    assert f"--format {form} needs a newer PyTorch than {torch.__version__}" in result.err
 
 
 def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch):

@@ -61,10 +61,16 @@ def export_generator(
         form: `onnx`, `torchscript` or `pt2`.
         path: file to write; None: `<epoch>_<direction>` in the experiment's folder.
 
-    Raises UserError if a package is missing, or if the results differ; the file is then deleted.
+    Raises UserError if a package is missing, if PyTorch is too old for the format, or if the
+    results differ; the file is then deleted.
     """
     if form not in ENDINGS:
         raise UserError(f"format '{form}': choose from {', '.join(ENDINGS)}")
+    if form != "torchscript" and not has_free_sizes():
+        raise UserError(
+            f"--format {form} needs a newer PyTorch than {torch.__version__}: update it, or take "
+            "--format torchscript"
+        )
     if form == "onnx":
         need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
     G = load_generator(folder, direction, epoch, device="cpu", weights=weights)
@@ -102,6 +108,11 @@ def export_generator(
                 f"{TOLERANCE:g}, and was not kept"
             )
     return Exported(path, differences)
+
+
+def has_free_sizes() -> bool:
+    """Whether `torch.export` can leave the sizes of pictures open; that of 2.4 can't."""
+    return hasattr(torch.export.Dim, "DYNAMIC")
 
 
 def channels(options: dict[str, Any]) -> str:

@@ -137,7 +137,19 @@ def process_group() -> Iterator[None]:
                 os._exit(code)
             raise
         finally:
-            dist.destroy_process_group()
+            _disconnect()
+
+
+def _disconnect() -> None:
+    """Destroy the process group, so that it can't hang.
+
+    Before PyTorch 2.8 a group that goes waits for gloo's threads without letting go of Python's
+    lock, which a thread needs that still has the tensor of the last collective. Gloo's own part
+    does let go, so it has to be the last one to go.
+    """
+    gloo = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    dist.destroy_process_group()
+    del gloo
 
 
 def init_process_group() -> None:
