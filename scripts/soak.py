@@ -343,7 +343,7 @@ def record(folder: Path) -> list[Any]:
 @contextlib.contextmanager
 def own_disk(folder: Path) -> Iterator[bool]:
     """Mount a small file system of its own, where this process may."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
     try:
         yield mounted
