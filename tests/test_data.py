@@ -265,6 +265,19 @@ def test_sixteen_bits_are_read_by_value(ending, tmp_path):
     np.testing.assert_array_equal(open_image(path, "L"), [[0, 0, 1, 4, 156, 255]])
 
 
+def test_floats_are_read_by_value_or_refused(tmp_path):
+    path = tmp_path / "x.tif"
+    grey = np.array([[0, 0.25, 0.5, 1 / 255, 1]], np.float32)
+    Image.fromarray(grey).save(path)
+    np.testing.assert_array_equal(open_image(path, "L"), [[0, 64, 128, 1, 255]])
+    np.testing.assert_array_equal(np.asarray(open_image(path))[..., 2], [[0, 64, 128, 1, 255]])
+    for wrong, message in [(7, "floats from 0 to 7 need their range"), (np.nan, "NaN")]:
+        Image.fromarray(np.array([[0, wrong]], np.float32)).save(path)
+        with pytest.raises(UserError, match=message) as error:
+            open_image(path)
+        assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_other_kinds_of_pictures_become_rgb(mode, tmp_path):
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
