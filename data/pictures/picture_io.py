@@ -138,7 +138,9 @@ def _info(image: Image.Image) -> dict[str, Any]:
     if image.info.get("icc_profile"):
         info["icc_profile"] = image.info["icc_profile"]
     with contextlib.suppress(Exception):  # damaged metadata must not stop the reading of pixels
-        info["dpi"] = tuple(float(n) for n in image.info["dpi"])
+        # Pillow says 1 dpi where a TIFF has no XResolution (tag 282)
+        if image.format != "TIFF" or 282 in image.tag_v2:  # type: ignore[attr-defined]
+            info["dpi"] = tuple(float(n) for n in image.info["dpi"])
     with contextlib.suppress(Exception):
         given, exif = image.getexif(), Image.Exif()
         exif.update({tag: given[tag] for tag in _EXIF_TEXTS if tag in given})
