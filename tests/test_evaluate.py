@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -497,3 +498,20 @@ def test_what_can_not_be_validated_is_said_before_training(unpaired, tmp_path, w
     assert result.code == 1
     assert said in result.err
     assert "End of epoch" not in result.out
+
+
+@pytest.mark.parametrize("layout", [aligned, unaligned])
+@pytest.mark.parametrize("phases", [["train"], ["train", "test"]])
+def test_a_missing_folder_for_validation_is_that_of_the_layout(tmp_path, layout, phases):
+    root = layout(tmp_path / "data")
+    for folder in root.iterdir():
+        if folder.name.rstrip("AB") not in phases:
+            shutil.rmtree(folder)
+    where = ["--dataroot", root, "--checkpoints_dir", tmp_path, "--name", "x"]
+    result = run("train.py", *where, *TINY, *SHORT, *PIX2PIX, "--val_freq", 1)
+    ends = ["A", "B"] if layout is unaligned else [""]
+    assert f"no folder {root / ('val' + ends[0])}: " in result.err
+    assert f"are read from {' and '.join('val' + end for end in ends)} in --dataroot" in result.err
+    what = "say --val_phase test, or rename them" if "test" in phases else "put the pictures there"
+    assert f"); {what}" in result.err
+    assert result.code == 1
