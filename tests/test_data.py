@@ -102,6 +102,8 @@ def test_grey_is_the_luma_of_the_colours(tmp_path):
         ("--preprocess crop --crop_size 20", (50, 40), (20, 20)),
         ("--preprocess scale_width --load_size 100 --crop_size 20", (50, 40), (100, 80)),
         ("--preprocess scale_width --load_size 25 --crop_size 22", (50, 40), (25, 22)),
+        ("--preprocess scale_width --load_size 512", (100, 40), (512, 256)),  # stretched
+        ("--preprocess scale_width --load_size 512 --crop_size 64", (100, 40), (512, 204)),
         ("--preprocess scale_width_and_crop --load_size 100 --crop_size 20", (50, 40), (20, 20)),
         ("--preprocess none", (51, 40), (52, 40)),  # to the nearest multiple of 4
         ("--preprocess none", (49, 2), (48, 4)),
