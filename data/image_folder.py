@@ -166,8 +166,8 @@ def find_images(
     """
     paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
-    # the others that only need a package more
-    hint = next(filter(None, map(what_reads, others)), "")
+    # the others that only need a package more, or to be converted
+    hint = "".join(map(what_reads, others))
     if not paths:
         raise UserError(
             f"no pictures in {dir}: looked for {' '.join(extensions)}, found "

@@ -366,7 +366,7 @@ def test_an_empty_folder_is_named(tmp_path):
         dataset(tmp_path, "unaligned")
     message = str(error.value)
     assert message.startswith(f"no pictures in {tmp_path / 'trainB'}: looked for .jpg")
-    assert message.endswith("found 3 .gif")
+    assert message.endswith("found 3 .gif (convert .gif, for example to .png)")
 
 
 # --------------------------------------------------------------------------------------- unaligned

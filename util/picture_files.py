@@ -44,7 +44,8 @@ _opening = threading.Lock()
 def what_reads(ending: str) -> str:
     """A hint for files of this ending where they are not read; empty where nothing would help."""
     if ending not in _OPTIONAL:
-        return ""
+        known = ending in Image.registered_extensions() and ending not in IMG_EXTENSIONS
+        return f" (convert {ending}, for example to .png)" if known else ""
     heif = "the package pillow-heif: pip install pillow-heif"
     return f" ({ending} needs {'Pillow 11.3 or newer' if ending == '.avif' else heif})"
 
