@@ -125,23 +125,26 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
                 )
                 done += 1
             bar.update(len(paths))
-    webpage.add_text(describe(opt, model, count, len(dataset)))
-    webpage.add_rows(row for part in distributed.gather_object(rows.rows) for row in part)
+    shown = [row for part in distributed.gather_object(rows.rows) for row in part]
+    webpage.add_text(describe(opt, model, len(shown), len(dataset), count - len(shown)))
+    webpage.add_rows(shown)
     if distributed.is_main():
         webpage.save()
     print(f"results: {os.path.join(web_dir, 'index.html')}")
 
 
-def describe(opt, model, count: int, total: int) -> str:
+def describe(opt, model, shown: int, total: int, unread: int) -> str:
     """The description on a page of results: direction, data, weights and date."""
     files = [model.weights_file(model.load_suffix(), name) for name in model.networks()]
     names = [path.name for path in files]
     saved = max((path.stat().st_mtime for path in files if path.exists()), default=None)
     date = "%Y-%m-%d %H:%M"
     age = time.strftime(f" (saved {date})", time.localtime(saved)) if saved else ""
+    skipped = f"; {unread} could not be read (--skip_broken)" if unread else ""
     return (
-        f"Direction {opt.direction}. {count} of {total} pictures ({opt.phase}) of {opt.dataroot}. "
-        f"Weights {', '.join(names)} in {model.save_dir}{age}. Made {time.strftime(date)}."
+        f"Direction {opt.direction}. {shown} of {total} pictures ({opt.phase}) of {opt.dataroot}"
+        f"{skipped}. Weights {', '.join(names)} in {model.save_dir}{age}. "
+        f"Made {time.strftime(date)}."
     )
 
 

@@ -10,6 +10,7 @@ from util.light_torchvision import transforms
 
 from .base_dataset import BaseDataset, get_params, get_transform
 from .cache import Kept
+from .image_folder import parts_of_dataset
 from .transforms import size_of, split_deterministic
 
 
@@ -17,7 +18,7 @@ class AlignedDataset(BaseDataset):
     """Takes A|B from the files in `<dataroot>/<phase>`.
 
     Where that folder is missing, A and B come from the files of the same names in
-    `<dataroot>/<phase>A` and `<dataroot>/<phase>B`.
+    `<dataroot>/<phase>A` and `<dataroot>/<phase>B`, if there are such folders of any phase.
     """
 
     paired = True
@@ -25,7 +26,11 @@ class AlignedDataset(BaseDataset):
     def __init__(self, opt):
         super().__init__(opt)
         self.dir_AB = os.path.join(opt.dataroot, opt.phase)
-        if not os.path.isdir(self.dir_AB) and os.path.isdir(self.dir_AB + "A"):
+        parts = parts_of_dataset(opt.dataroot)
+        # of other phases: then errors are about this layout
+        two_folders = bool(parts) and all(part.endswith(("A", "B")) for part in parts)
+        two_folders = two_folders or os.path.isdir(self.dir_AB + "A")
+        if two_folders and not os.path.isdir(self.dir_AB):
             self.AB_paths = self._pairs(self.dir_AB + "A", self.dir_AB + "B")
         else:
             self.AB_paths = [(path, path) for path in self.list_images(self.dir_AB, 2)]

@@ -79,7 +79,8 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         """
         part = os.path.relpath(folder, self.root)
         if part in PARTS and not os.path.isdir(folder):
-            raise no_part(self.root, part)
+            validation = hasattr(self.opt, "val_phase") and not self.opt.isTrain
+            raise no_part(self.root, part, validation)
         self.folders.append(folder_of(folder))
         most = self.opt.max_dataset_size
         if getattr(self.opt, "value_range", None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import mmap
 import multiprocessing
 from typing import NamedTuple
@@ -139,7 +140,8 @@ def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureC
         except (OSError, ValueError) as e:
             reason = f"no memory for it ({e})"
         else:
-            print(f"decoded pictures are cached: up to {limit / 1e6:.0f} MB (--cache_images)")
+            room = math.ceil(limit / 1e6)
+            print(f"decoded pictures are cached: up to {room} MB (--cache_images)")
             return cache
     if opt.cache_images == "ram":
         print(f"--cache_images is off: {reason}")

@@ -158,6 +158,8 @@ def _look(path: str, as_stored: bool) -> tuple[str, tuple[str, str, str], list[s
 def _peculiarities(image: Image.Image, as_stored: bool) -> Iterator[str]:
     if image.mode.startswith("I"):
         yield "16 bits a channel: scaled to 8 by value, unless --value_range is given"
+    elif image.mode == "F":
+        yield "floats: scaled from [0, 1] to 8 bits by value, unless --value_range is given"
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         yield "transparency: left out"
     elif image.mode not in ("RGB", "L", "P", "1"):

@@ -99,14 +99,18 @@ def _no_folder(root: Path) -> UserError:
     )
 
 
-def no_part(root: str | os.PathLike, part: str) -> UserError:
+def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> UserError:
     """The error where a data set lacks the folder `part`: what is there, and what to do."""
     root = Path(root)
     phase = part.rstrip("AB")
     both = part != phase
     wanted = f"{phase}A and {phase}B" if both else part
     inside = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    other = [p.name[:-1] for p in inside if both and p.name in PARTS and p.name.endswith("A")]
+    # training scores itself on other pictures than its own
+    phases, option = ("test", "val"), "--val_phase"
+    if not validation:
+        phases, option = ("test", "train", "val"), "--phase"
+    other = [p for p in phases if (root / (p + "A" * both)).is_dir()]
     if not root.is_dir():
         todo = f"give the folder that has {wanted}"
     elif both and is_image_folder(root / phase):
@@ -114,7 +118,7 @@ def no_part(root: str | os.PathLike, part: str) -> UserError:
     elif nested := next((p for p in inside if (p / part).is_dir()), None):
         todo = f"say --dataroot {nested}"
     elif other and phase not in other:
-        todo = f"say --phase {other[0]}, or rename them"
+        todo = f"say {option} {other[0]}, or rename them"
     elif is_image_folder(root):
         todo = (
             "move the pictures there; to take them where they are, say --model test to test.py, "
@@ -162,8 +166,8 @@ def find_images(
     """
     paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
-    # the others that only need a package more
-    hint = next(filter(None, map(what_reads, others)), "")
+    # the others that only need a package more, or to be converted
+    hint = "".join(map(what_reads, others))
     if not paths:
         raise UserError(
             f"no pictures in {dir}: looked for {' '.join(extensions)}, found "

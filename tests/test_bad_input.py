@@ -288,13 +288,16 @@ def test_an_experiment_that_does_not_exist(model, pictures, place):
     assert not (place.checkpoints / "horse2zebra").exists()
 
 
-@pytest.mark.parametrize("words", [["--epoch", "7"], ["--load_iter", "7"]])
+@pytest.mark.parametrize("words", [["--epoch", "7"], ["--load_iter", "7"], ["--epoch", "best"]])
 def test_an_epoch_that_does_not_exist(words, pictures, place):
     save(place, "x", "latest_net_G.pth", norm="instance")
-    save(place, "x", "5_net_G.pth", norm="instance")
+    for epoch in (5, 10):
+        save(place, "x", f"{epoch}_net_G.pth", norm="instance")
+        save(place, "x", f"{epoch}_net_D.pth", norm="instance")
     before = files_below(place.folder)
     result = translate(place, pictures / "testA", "--name", "x", *words)
-    assert_one_line(result, 1, "7_net_G", "5_net_G.pth, latest_net_G.pth")
+    hint = "; best needs training with --val_freq" if "best" in words else ""
+    assert_one_line(result, 1, f"{words[1]}_net_G.pth: there are 5, 10, latest{hint}")
     assert files_below(place.folder) == before
 
 

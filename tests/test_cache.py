@@ -103,6 +103,13 @@ def test_what_does_not_fit_is_read_each_time(pictures, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(cached, plain, strict=True))
 
 
+@pytest.mark.parametrize(("load_size", "room"), [("36", 1), ("576", 10)])
+def test_the_room_is_said_in_whole_megabytes(pictures, load_size, room, capsys):
+    """Ten pictures of 36 x 36 take 0.04 MB, of 576 x 576 9.95 MB."""
+    epochs(pictures, "--load_size", load_size, "--num_threads", "0", count=0)
+    assert f"cached: up to {room} MB (--cache_images)" in capsys.readouterr().out
+
+
 def test_modes_sizes_and_names():
     cache = PictureCache(10_000, 3)
     first = Kept(noise(7, 5), (70, 50))

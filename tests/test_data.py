@@ -102,6 +102,8 @@ def test_grey_is_the_luma_of_the_colours(tmp_path):
         ("--preprocess crop --crop_size 20", (50, 40), (20, 20)),
         ("--preprocess scale_width --load_size 100 --crop_size 20", (50, 40), (100, 80)),
         ("--preprocess scale_width --load_size 25 --crop_size 22", (50, 40), (25, 22)),
+        ("--preprocess scale_width --load_size 512", (100, 40), (512, 256)),  # stretched
+        ("--preprocess scale_width --load_size 512 --crop_size 64", (100, 40), (512, 204)),
         ("--preprocess scale_width_and_crop --load_size 100 --crop_size 20", (50, 40), (20, 20)),
         ("--preprocess none", (51, 40), (52, 40)),  # to the nearest multiple of 4
         ("--preprocess none", (49, 2), (48, 4)),
@@ -265,6 +267,19 @@ def test_sixteen_bits_are_read_by_value(ending, tmp_path):
     np.testing.assert_array_equal(open_image(path, "L"), [[0, 0, 1, 4, 156, 255]])
 
 
+def test_floats_are_read_by_value_or_refused(tmp_path):
+    path = tmp_path / "x.tif"
+    grey = np.array([[0, 0.25, 0.5, 1 / 255, 1]], np.float32)
+    Image.fromarray(grey).save(path)
+    np.testing.assert_array_equal(open_image(path, "L"), [[0, 64, 128, 1, 255]])
+    np.testing.assert_array_equal(np.asarray(open_image(path))[..., 2], [[0, 64, 128, 1, 255]])
+    for wrong, message in [(7, "floats from 0 to 7 need their range"), (np.nan, "NaN")]:
+        Image.fromarray(np.array([[0, wrong]], np.float32)).save(path)
+        with pytest.raises(UserError, match=message) as error:
+            open_image(path)
+        assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
 def test_other_kinds_of_pictures_become_rgb(mode, tmp_path):
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
@@ -351,7 +366,7 @@ def test_an_empty_folder_is_named(tmp_path):
         dataset(tmp_path, "unaligned")
     message = str(error.value)
     assert message.startswith(f"no pictures in {tmp_path / 'trainB'}: looked for .jpg")
-    assert message.endswith("found 3 .gif")
+    assert message.endswith("found 3 .gif (convert .gif, for example to .png)")
 
 
 # --------------------------------------------------------------------------------------- unaligned

@@ -83,6 +83,7 @@ def test_peculiar_pictures(tmp_path, capsys):
     Image.new("RGB", (40, 40), (200, 10, 10)).save(tmp_path / "red.png")
     levels = np.linspace(0, 65535, 1600).reshape(40, 40).astype(np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png")
+    Image.fromarray((levels / 65535).astype(np.float32)).save(tmp_path / "floats.tif")
     image = Image.open(noise(tmp_path / "rotated.jpg", 40, 40))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -98,13 +99,15 @@ def test_peculiar_pictures(tmp_path, capsys):
     found = {what: [Path(f.split(": ")[0]).name for f in v] for what, v in sections(out).items()}
     assert found.pop("of another size than nearly all in .: 40x40") == ["wide.png"]
     assert set(found.pop("of another mode than nearly all in .: RGB")) == {
-        "grey.png", "alpha.png", "cmyk.jpg", "deep.png"
+        "grey.png", "alpha.png", "cmyk.jpg", "deep.png", "floats.tif"
     }  # fmt: skip
     assert found.pop("nearly one colour") == ["red.png"]
     assert found.pop("transparency: left out") == ["alpha.png"]
     assert found.pop("mode CMYK: converted to RGB") == ["cmyk.jpg"]
     deep = "16 bits a channel: scaled to 8 by value, unless --value_range is given"
     assert found.pop(deep) == ["deep.png"]
+    floats = "floats: scaled from [0, 1] to 8 bits by value, unless --value_range is given"
+    assert found.pop(floats) == ["floats.tif"]
     sideways = "stored sideways by the camera (EXIF): "
     assert found.pop(f"{sideways}turned upright") == ["rotated.jpg"]
     assert found.pop("several pictures in one file: the first is taken") == ["frames.tif"]

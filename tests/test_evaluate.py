@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +24,7 @@ from util.display.loss_record import read_records
 from util.errors import UserError
 from util.scores import metrics
 from util.scores.evaluation import Evaluator, levels, parse_scores
+from util.scores.report import table
 from util.util import tensor2im
 
 PIX2PIX = "--model pix2pix --netG resnet_6blocks".split()
@@ -104,6 +107,19 @@ def test_report_says_what_it_holds_for(paired):
     assert "161x161" in facts["left_out"]["MS-SSIM"]
     assert facts["variant"]["mode"].startswith("train")
     assert set(facts["variant"]["scores"]) == {"L1", "PSNR", "SSIM"}
+
+
+def test_columns_of_the_table_do_not_touch(paired):
+    facts = evaluate(paired, "p", "--epoch", 1)
+    long = {"value": 0.25171, "spread": 0.000662134, "pictures": 1234567890}
+    facts["scores"] = {"a_picture_of_ones_own": {"class accuracy": long, "L1": long}}
+    facts["left_out"] = {}
+    *_, heading, first, second = table(facts).splitlines()
+    row = ["a_picture_of_ones_own", "class accuracy", "0.25171", "0.00066213", "1234567890"]
+    assert re.split("  +", first) == [*row, "higher"]
+    assert re.split("  +", second) == [row[0], "L1", *row[2:], "lower"]
+    ends = [line.index(w) + len(w) for line, w in [(heading, "spread"), (first, "0.00066213")]]
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.filterwarnings("error")  # such as NumPy's about the mean of nothing
@@ -482,3 +498,20 @@ def test_what_can_not_be_validated_is_said_before_training(unpaired, tmp_path, w
     assert result.code == 1
     assert said in result.err
     assert "End of epoch" not in result.out
+
+
+@pytest.mark.parametrize("layout", [aligned, unaligned])
+@pytest.mark.parametrize("phases", [["train"], ["train", "test"]])
+def test_a_missing_folder_for_validation_is_that_of_the_layout(tmp_path, layout, phases):
+    root = layout(tmp_path / "data")
+    for folder in root.iterdir():
+        if folder.name.rstrip("AB") not in phases:
+            shutil.rmtree(folder)
+    where = ["--dataroot", root, "--checkpoints_dir", tmp_path, "--name", "x"]
+    result = run("train.py", *where, *TINY, *SHORT, *PIX2PIX, "--val_freq", 1)
+    ends = ["A", "B"] if layout is unaligned else [""]
+    assert f"no folder {root / ('val' + ends[0])}: " in result.err
+    assert f"are read from {' and '.join('val' + end for end in ends)} in --dataroot" in result.err
+    what = "say --val_phase test, or rename them" if "test" in phases else "put the pictures there"
+    assert f"); {what}" in result.err
+    assert result.code == 1

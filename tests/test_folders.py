@@ -73,6 +73,7 @@ def test_what_is_passed_over_is_counted(listing, tmp_path, capsys, monkeypatch):
     assert len(listing(tmp_path)) == 1
     line = capsys.readouterr().out.strip()
     assert line.startswith(f"skipped in {tmp_path}: 2 .gif, 1 .")
+    assert " (convert .gif, for example to .png)" in line
     if listing is list_pictures:
         assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
 

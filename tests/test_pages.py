@@ -64,6 +64,8 @@ def test_a_new_run_puts_the_old_page_aside(tmp_path):
     (old,) = tmp_path.glob("web.*")
     assert len(list((old / "images").iterdir())) == 10
     assert "epoch 5" in (old / "index.html").read_text()
+    run(tmp_path, range(1, 2))  # by the same program, which has begun once
+    assert [p.name for p in sorted(tmp_path.glob("web.*"))] == [old.name, f"{old.name}-2"]
 
 
 def test_writing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):

@@ -197,6 +197,18 @@ def test_round_trip(tmp_path, ending, dtype, channels, alpha):
         np.testing.assert_array_equal(got.alpha, given.alpha)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("dpi", [None, 1, 72])
+def test_a_tiff_gets_the_resolution_that_it_had(tmp_path, dtype, dpi):
+    path, unit = tmp_path / "a.tif", {"dpi": (dpi, dpi)} if dpi else {}
+    Image.fromarray(values(dtype, 1)[..., 0]).save(path, **unit)
+    picture = read_picture(path)
+    write_picture(path, picture.pixels, None, picture.info)
+    with Image.open(path) as image:  # tags: XResolution, ResolutionUnit (2: inch)
+        inches = image.tag_v2.get(296, 1) == 2  # type: ignore[attr-defined]
+        assert (image.tag_v2[282] if inches else None) == dpi  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
 def test_round_trip_of_a_range(tmp_path, dtype):
     pixels = RNG.integers(100, 4000, (20, 24, 5)).astype(dtype)

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import re
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -568,6 +569,10 @@ def test_a_new_training_sets_the_weights_of_the_old_one_aside(pictures, tmp_path
     assert "2_net_G.pth" in old
     out = train(pictures, tmp_path, "pix2pix", "--seed", "4", "--save_epoch_freq", "1").out
     (aside,) = folder.glob("earlier.*")
+    time = datetime.strptime(aside.suffix, ".%Y%m%d-%H%M%S")
+    assert time <= datetime.now()
+    assert (folder / f"web{aside.suffix}" / "index.html").exists()
+    assert (folder / f"losses{aside.suffix}.jsonl").exists()
     assert f"were moved to {aside}" in out
     assert {p.name: p.read_bytes() for p in aside.glob("*.pth")} == old
     assert "n_epochs: 2" in (aside / "train_opt.txt").read_text()

@@ -75,6 +75,9 @@ def test_results_of_broken_pictures_are_left_out(pictures, tmp_path):
     names = {os.path.basename(f) for f in helpers.files_below(tmp_path / "results")}
     assert {n for n in names if "fake_B" in n} == {f"{i}_fake_B.png" for i in (0, 2, 3)}
     assert f"  can't read the picture {pictures}/test/{BROKEN_A}: " in result.out
+    page = (tmp_path / "results" / "x" / "test_latest" / "index.html").read_text()
+    assert page.count("<h3>") == 3
+    assert f" 3 of 4 pictures (test) of {pictures}; 1 could not be read (--skip_broken). " in page
 
 
 # --------------------------------------------------------------------------------------- the loader

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import UserError
 
 NO_INPUT = ".no_input"  # a file of this name marks a folder of results
+STARTED = time.strftime("%Y%m%d-%H%M%S")  # this program, so that all it sets aside has one time
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -101,6 +104,17 @@ def flush_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def aside(path: str | os.PathLike) -> Path:
+    """A free name for a file or a folder of an earlier run: `losses.20261126-051800.jsonl`.
+
+    The time is that at which this program began; a second run of it has `-2` behind it.
+    """
+    path = Path(path)
+    times = itertools.chain([STARTED], (f"{STARTED}-{n}" for n in itertools.count(2)))
+    names = (path.with_name(f"{path.stem}.{start}{path.suffix}") for start in times)
+    return next(name for name in names if not name.exists())
 
 
 def write_whole(path: str | os.PathLike, text: str) -> None:

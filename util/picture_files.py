@@ -36,13 +36,16 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: np.rot90,
 }
 
+HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
+
 _opening = threading.Lock()
 
 
 def what_reads(ending: str) -> str:
     """A hint for files of this ending where they are not read; empty where nothing would help."""
     if ending not in _OPTIONAL:
-        return ""
+        known = ending in Image.registered_extensions() and ending not in IMG_EXTENSIONS
+        return f" (convert {ending}, for example to .png)" if known else ""
     heif = "the package pillow-heif: pip install pillow-heif"
     return f" ({ending} needs {'Pillow 11.3 or newer' if ending == '.avif' else heif})"
 
@@ -93,11 +96,12 @@ def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Im
 def open_image(path: str | os.PathLike, mode: str = "RGB", upright: bool = True) -> Image.Image:
     """Open a picture and decode it to `mode` (`RGB` or `L`), 8 bits a channel.
 
-    16-bit grey is scaled to 8 by value. `upright` turns what a camera has stored sideways (EXIF) as
-    viewers show it. Raises UserError, which names the file, where it can't be decoded.
+    16-bit grey and floats in [0, 1] are scaled to 8 by value. `upright` turns what a camera has
+    stored sideways (EXIF) as viewers show it. Raises UserError, which names the file, where it
+    can't be decoded, and for other floats.
     """
     with opened(path) as image:
-        deep = image.mode.startswith("I")
+        deep = image.mode.startswith(("I", "F"))
         decoded = (_to_8_bits(image) if deep else image).convert(mode)
         # asked after the pixels are there: Pillow turns TIFF itself while it reads them
         turn = TURNS.get(orientation(image)) if upright else None
@@ -106,10 +110,23 @@ def open_image(path: str | os.PathLike, mode: str = "RGB", upright: bool = True)
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     levels = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        check_floats(levels)
+        levels *= 255
     # 16-bit files come as mode I;16 or as I; small values in mode I are an 8-bit scale
-    if image.mode.startswith("I;16") or levels.max(initial=0) > 255:
+    elif image.mode.startswith("I;16") or levels.max(initial=0) > 255:
         levels = levels / 257
     return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+
+
+def check_floats(values: np.ndarray, any_range: bool = False) -> None:
+    """Raise UserError for NaN and infinity, and unless `any_range` for values outside [0, 1]."""
+    least, most = float(values.min()), float(values.max())
+    # a single NaN spreads through the norms and turns the whole result black
+    if not (np.isfinite(least) and np.isfinite(most)):
+        raise UserError("the picture has values that are NaN or infinite: replace them first")
+    if not any_range and (least < 0 or most > 1):
+        raise UserError(f"floats from {least:g} to {most:g} need their range: {HOW_RANGE}")
 
 
 def orientation(image: Image.Image) -> int:

@@ -26,14 +26,21 @@ from PIL import Image, PngImagePlugin
 
 from util.errors import UserError
 from util.files import replacing
-from util.picture_files import TURNS, frames, opened, orientation, reading
+from util.picture_files import (
+    HOW_RANGE,
+    TURNS,
+    check_floats,
+    frames,
+    opened,
+    orientation,
+    reading,
+)
 
 # --output_format: ending of the files
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 TIFF = (".tif", ".tiff")
 
 Range = tuple[float, float]
-HOW = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
 # EXIF tags that are kept: description, maker, model, software, date, artist, computer, copyright;
 # and the parts about the camera's settings and the place. Others describe the layout of the file.
@@ -131,7 +138,9 @@ def _info(image: Image.Image) -> dict[str, Any]:
     if image.info.get("icc_profile"):
         info["icc_profile"] = image.info["icc_profile"]
     with contextlib.suppress(Exception):  # damaged metadata must not stop the reading of pixels
-        info["dpi"] = tuple(float(n) for n in image.info["dpi"])
+        # Pillow says 1 dpi where a TIFF has no XResolution (tag 282)
+        if image.format != "TIFF" or 282 in image.tag_v2:  # type: ignore[attr-defined]
+            info["dpi"] = tuple(float(n) for n in image.info["dpi"])
     with contextlib.suppress(Exception):
         given, exif = image.getexif(), Image.Exif()
         exif.update({tag: given[tag] for tag in _EXIF_TEXTS if tag in given})
@@ -215,7 +224,7 @@ def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
     if value_range is not None:
         return value_range
     if dtype.kind == "i":
-        raise UserError(f"values of type {dtype} need a range: {HOW}")
+        raise UserError(f"values of type {dtype} need a range: {HOW_RANGE}")
     return (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
 
 
@@ -230,12 +239,7 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return tensor.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
     if pixels.dtype.kind == "f":
-        least, most = float(pixels.min()), float(pixels.max())
-        # a single NaN spreads through the norms and turns the whole result black
-        if not (np.isfinite(least) and np.isfinite(most)):
-            raise UserError("the picture has values that are NaN or infinite: replace them first")
-        if value_range is None and (least < 0 or most > 1):
-            raise UserError(f"floats from {least:g} to {most:g} need their range: {HOW}")
+        check_floats(pixels, any_range=value_range is not None)
     unit = (pixels.transpose(2, 0, 1).astype(np.float64) - low) / ((high - low) / 2) - 1
     return torch.from_numpy(unit.astype(np.float32))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError, warn
+from util.files import aside
 from util.run.position import Position
 
 from .base import Logger
@@ -33,8 +34,7 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     def open_record(path: Path, key: str) -> LossRecord:
         if not resumed and path.exists() and path.stat().st_size:
             # of an earlier training under this name: kept, but not gone on with
-            age = int(path.stat().st_mtime)
-            os.replace(path, folder / f"{key}.{age}.jsonl")
+            os.replace(path, aside(path))
         log = LossRecord(path, key)
         log.cut_after(position.total_iters)
         return log

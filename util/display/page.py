@@ -17,6 +17,7 @@ import numpy as np
 
 from util import util
 from util.errors import warn
+from util.files import aside
 from util.html import HTML
 
 from .base import Logger
@@ -73,10 +74,7 @@ class PageLogger(Logger):
         if not self.can_plot:
             warn("no plot of the losses: the package matplotlib is not installed")
         if resumed_at is None and (self.web_dir / "index.html").exists():
-            age = int((self.web_dir / "index.html").stat().st_mtime)
-            while (folder / f"web.{age}").exists():
-                age += 1
-            os.replace(self.web_dir, folder / f"web.{age}")
+            os.replace(self.web_dir, aside(self.web_dir))
         # the order of labels on the page is that in which the model names its pictures
         self.labels: list[str] = []
         (self.web_dir / "images").mkdir(parents=True, exist_ok=True)

@@ -139,14 +139,20 @@ def _are_weights(state: Any) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return ", ".join(names if len(names) <= 12 else [*names[:6], "...", *names[-6:]])
 
 
 def _what_is_there(path: Path) -> str:
     folder = path.parent
     saved = exported_files(folder)
+    suffix = path.name.partition("_net_")[0]
+    suffixes = {name.partition("_net_")[0] for name in saved}
+    if suffix in suffixes:  # other networks of that save
+        return f"{folder} has {_some([s for s in saved if s.startswith(f'{suffix}_net_')])}"
     if saved:
-        return f"{folder} has {_some(saved)}"
+        in_order = sorted(suffixes, key=lambda s: (not s.isdigit(), len(s), s))
+        hint = "; best needs training with --val_freq" if suffix == "best" else ""
+        return f"there are {_some(in_order)}{hint}"
     if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
         return f"{folder} has no weights at all"
     above = folder.parent

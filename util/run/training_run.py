@@ -13,6 +13,7 @@ from typing import Any
 
 from util import distributed, randomness
 from util.errors import UserError, first_line, warn
+from util.files import aside
 
 from . import checkpoint
 from .checkpoint import FoundCheckpoint
@@ -268,18 +269,16 @@ def _set_aside(folder: Path) -> None:
     files = [*folder.glob("*_net_*.pth"), *folder.glob(f"*_{checkpoint.STATE}.pth")]
     if not files:
         return
-    age = int(max(path.stat().st_mtime for path in files))
-    while (aside := folder / f"earlier.{age}").exists():
-        age += 1
-    aside.mkdir()
+    earlier = aside(folder / "earlier")
+    earlier.mkdir()
     best = folder / "best_scores.json"
     options = folder / "train_opt.txt"
     if options.exists():
-        shutil.copy2(options, aside)
+        shutil.copy2(options, earlier)
     for path in [*files, *([best] if best.exists() else [])]:
-        os.replace(path, aside / path.name)
+        os.replace(path, earlier / path.name)
     print(
-        f"the weights of an earlier training under this name were moved to {aside} "
+        f"the weights of an earlier training under this name were moved to {earlier} "
         "(--continue_train goes on with a training instead)"
     )
 

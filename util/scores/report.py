@@ -116,13 +116,16 @@ def table(facts: dict[str, Any]) -> str:
             for w in facts["extractors"].values()
         ),
     ]
-    lines = [f"{'picture':<12}{'score':<16}{'value':>10}{'spread':>10}{'pictures':>10}  better"]
+    rows = [["picture", "score", "value", "spread", "pictures", "better"]]
     for visual, scores in facts["scores"].items():
         for name, score in scores.items():
             which = "higher" if name in HIGHER_IS_BETTER else "lower"
-            value, spread = _digits(score["value"]), _digits(score["spread"])
-            count = score["pictures"]
-            lines.append(f"{visual:<12}{name:<16}{value:>10}{spread:>10}{count:>10}  {which}")
+            numbers = _digits(score["value"]), _digits(score["spread"]), str(score["pictures"])
+            rows.append([visual, name, *numbers, which])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    picture, score, value, spread, pictures, _ = widths
+    line = f"{{:{picture}}}  {{:{score}}}  {{:>{value}}}  {{:>{spread}}}  {{:>{pictures}}}  {{}}"
+    lines = [line.format(*row) for row in rows]
     gone = [f"{name} is left out: {why}" for name, why in facts["left_out"].items()]
     return "\n".join([*heading, "", *lines, *([""] if gone else []), *gone])
 
