@@ -33,6 +33,7 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 TIFF = (".tif", ".tiff")
 
 Range = tuple[float, float]
+FARTHEST = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
 HOW = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
 # EXIF tags that are kept: description, maker, model, software, date, artist, computer, copyright;
