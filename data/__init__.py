@@ -19,6 +19,7 @@ import torch
 from util import distributed
 from util.errors import UserError
 from util.find_class import find_class
+from util.run.saved_options import read_saved_options
 
 from .cache import open_cache
 from .loader import EpochLoader
@@ -93,6 +94,15 @@ def _same_name(A_path: Any, B_path: Any) -> bool:
     return named and Path(A_path).stem == Path(B_path).stem
 
 
+def _trained_with(opt: argparse.Namespace) -> str:
+    """Where testing uses another dataset than training did: what training was given."""
+    if opt.isTrain or opt.model == "test":  # `test` reads a folder of inputs, whatever was trained
+        return ""
+    trained = read_saved_options(Path(opt.checkpoints_dir) / opt.name).get("dataset_mode")
+    differs = trained is not None and trained != opt.dataset_mode
+    return f"; this experiment was trained with --dataset_mode {trained}" if differs else ""
+
+
 class CustomDatasetDataLoader:
     """A dataset with its loader: iterating over it gives the batches of one epoch."""
 
@@ -104,7 +114,10 @@ class CustomDatasetDataLoader:
     def _open(self, opt: argparse.Namespace, seed: int | None) -> None:
         """Create the dataset that `opt` describes, its cache, and its worker processes."""
         self.opened_with = opt
-        self.dataset = find_dataset_using_name(opt.dataset_mode)(opt)
+        try:
+            self.dataset = find_dataset_using_name(opt.dataset_mode)(opt)
+        except UserError as e:
+            raise UserError(f"{e}{_trained_with(opt)}") from e
         print(f"dataset [{type(self.dataset).__name__}] was created")
         self.dataset.cache = open_cache(
             opt, self.dataset.listed or 2 * len(self.dataset), int(opt.num_threads)

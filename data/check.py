@@ -9,7 +9,7 @@ import argparse
 import copy
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -26,6 +26,7 @@ from util.picture_files import frames, is_image_file, opened, orientation
 from . import find_dataset_using_name
 from .base_dataset import open_picture
 from .loader import EpochLoader
+from .pictures.picture_io import FARTHEST
 
 PHASES = ("train", "val", "test")
 SHOWN = 10  # files of each kind, unless all are asked for
@@ -89,6 +90,8 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
             loaded.update(dict.fromkeys(map(str, paths)))
             if torch.is_tensor(x) and x.dim() == 4:
                 sizes[key].add(tuple(x.shape[2:]))
+                if key in ("A", "B"):
+                    _check_values(key, x[0], paths, found)
                 if float(x[0].float().std((1, 2)).max()) < NEARLY_ONE_COLOUR:
                     found.remarks["nearly one colour"][str([*paths, f"a picture {key}"][0])] = None
     loader.close()
@@ -120,6 +123,17 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
         _check_folder(name, inside, broken, opt, found)
     if not paths:  # a dataset of the user's that names no files
         found.rows.append([f"items of {opt.dataset_mode}", str(count), str(broken_items)])
+
+
+def _check_values(key: str, x: torch.Tensor, paths: Sequence[Any], found: Findings) -> None:
+    """Look for bytes, and for values far out of [-1, 1], in a picture (C, H, W)."""
+    file = str([*paths, f"a picture {key}"][0])
+    if not x.is_floating_point():
+        found.problems[f"{key} is a tensor of {x.dtype}, not of floats in [-1, 1]"][file] = None
+        found.skippable = False
+    elif not (largest := float(x.abs().max())) <= FARTHEST:
+        title = f"{key} has values far out of [-1, 1], which models expect"
+        found.remarks[title][f"{file}: up to {largest:g} in magnitude"] = None
 
 
 def _check_folder(

@@ -6,9 +6,12 @@ has to be known of the workers, and nothing that they had loaded ahead is lost.
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import struct
 import sys
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -181,6 +184,18 @@ def _check_sizes(items: list[Any]) -> None:
             )
 
 
+_open_loaders: weakref.WeakSet[EpochLoader] = weakref.WeakSet()
+
+
+# after the import of torch, so that it runs before torch's own exit handler, from which on a
+# DataLoader no longer ends its workers, and before that of multiprocessing, which waits for them
+@atexit.register
+def _close_all() -> None:
+    for loader in list(_open_loaders):
+        if loader.process == os.getpid():  # not in a fork: the workers are its parent's
+            loader.close()
+
+
 class EpochLoader:
     """Iterating over it gives the batches of the epoch that was set, else of the next one.
 
@@ -219,6 +234,8 @@ class EpochLoader:
         )
         self._epoch, self._start = 0, 0
         self.broken: dict[str, None] = {}  # in the order in which they came up
+        self.process = os.getpid()
+        _open_loaders.add(self)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch that the next iteration yields, and the item of it to start at."""
@@ -236,7 +253,7 @@ class EpochLoader:
                 yield Batch(batch) if type(batch) is dict else batch
 
     def close(self) -> None:
-        """End the workers. Without this they are joined at exit, where they no longer listen."""
+        """End the workers; at exit this happens by itself."""
         iterator = getattr(self.loader, "_iterator", None)
         shut_down = getattr(iterator, "_shutdown_workers", None)
         if shut_down is not None:

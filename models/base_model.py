@@ -81,6 +81,7 @@ class BaseModel(ABC):
         self._rates: list[list[float]] = []  # initial learning rates, before a state is loaded
         self._averages: dict[str, ema.WeightAverage] = {}  # with --ema
         self._told_of_norms = False
+        self._told_missing: set[str] = set()
         self._metric_sum: torch.Tensor | float = 0.0
         self._metric_count: torch.Tensor | int = 0
 
@@ -365,16 +366,32 @@ class BaseModel(ABC):
 
         Those of the losses are not there before the first iteration: a resumed run may validate.
         """
-        names = (n for n in self.visual_names if isinstance(n, str) and hasattr(self, n))
-        return OrderedDict((n, getattr(self, n)) for n in names)
+        names = [n for n in self.visual_names if isinstance(n, str)]
+        if not self.isTrain or self.present_losses():
+            self._warn_of_missing("visual_names", {n: n for n in names})
+        return OrderedDict((n, getattr(self, n)) for n in names if hasattr(self, n))
 
     def get_current_losses(self) -> OrderedDict[str, float]:
         """The losses that have been computed so far, by name. Waits for the GPU once.
 
         A loss that is not computed in every iteration keeps its last value.
         """
+        listed = {n: "loss_" + n for n in self.loss_names if isinstance(n, str)}
+        self._warn_of_missing("loss_names", listed)
         names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
+
+    def _warn_of_missing(self, where: str, attributes: dict[str, str]) -> None:
+        """Warn once of each name that stands for an attribute which does not exist."""
+        for name, attribute in attributes.items():
+            if hasattr(self, attribute) or attribute in self._told_missing:
+                continue
+            self._told_missing.add(attribute)
+            if distributed.is_main():
+                warn(
+                    f"{type(self).__name__}: {where} has '{name}', but there is no attribute "
+                    f"{attribute} so far: it is not shown"
+                )
 
     def present_losses(self) -> list[str]:
         """The names in `loss_names` that have been computed so far."""

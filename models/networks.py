@@ -417,22 +417,25 @@ def define_G(
     """Build a generator by its name in `GENERATORS` and initialize it.
 
     `ngf` is the number of filters of the last convolution. Raises ValueError for an unknown name,
-    and for a U-Net with `antialias` or `antialias_up`.
+    and for one that does not take `antialias` or `antialias_up`, such as a U-Net, with these.
     """
     if netG not in GENERATORS:
         raise ValueError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
-    if "unet" in netG and (antialias or antialias_up):
-        raise UserError(
-            f"--antialias is for ResNets, not for --netG {netG}: say --netG resnet_9blocks, or "
-            "leave it out"
-        )
     # passed only where it is on: networks that users have added may not take it
     flags = {"antialias": antialias, "antialias_up": antialias_up}
     sampling = {name: on for name, on in flags.items() if on}
     norm_layer = get_norm_layer(norm)
-    net = GENERATORS[netG](
-        input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, **sampling
-    )
+    try:
+        net = GENERATORS[netG](
+            input_nc, output_nc, ngf, norm_layer=norm_layer, use_dropout=use_dropout, **sampling
+        )
+    except TypeError as e:
+        if not any(f"'{name}'" in str(e) for name in sampling):
+            raise
+        raise UserError(
+            f"--antialias is for ResNets, not for --netG {netG}: say --netG resnet_9blocks, or "
+            "leave it out"
+        ) from e
     return init_net(net, init_type, init_gain, gpu_ids)
 
 

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import data
 import models
@@ -342,9 +343,9 @@ class BaseOptions:
         parser = self.parser = self.initialize(parser)
         try:
             opt, _ = parser.parse_known_args(self._without_help())
-            parser = models.get_option_setter(opt.model)(parser, self.isTrain)
+            parser = self._extended(parser, models.get_option_setter(opt.model))
             opt, _ = parser.parse_known_args(self._without_help())
-            parser = data.get_option_setter(opt.dataset_mode)(parser, self.isTrain)
+            parser = self._extended(parser, data.get_option_setter(opt.dataset_mode))
         except UserError as e:
             parser.error(str(e))
         self.parser = parser
@@ -361,6 +362,20 @@ class BaseOptions:
             hint = f"; did you mean {close[0]}?" if close else f" of --model {opt.model}"
             parser.error(f"unknown option '{unknown[0]}'{hint}")
         return opt
+
+    def _extended(self, parser: argparse.ArgumentParser, setter: Callable) -> Any:
+        """The parser with what the `modify_commandline_options` of a class adds."""
+        where = f"{setter.__qualname__} in {setter.__module__.replace('.', '/')}.py"
+        try:
+            extended = setter(parser, self.isTrain)
+        except argparse.ArgumentError as e:
+            raise UserError(
+                f"{where} adds {e.argument_name}, which exists already: give it another name, or "
+                "change its default by parser.set_defaults"
+            ) from e
+        if not isinstance(extended, argparse.ArgumentParser):
+            raise UserError(f"{where} returns {extended}: it must end with `return parser`")
+        return extended
 
     def _without_help(self) -> list[str]:
         words = list(sys.argv[1:] if self.argv is None else self.argv)

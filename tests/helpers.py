@@ -166,11 +166,11 @@ def copy_of_code(folder: Path) -> Path:
 
 
 def files_below(folder: Path) -> list[str]:
-    """All files below a folder, but for the mark of results, as paths relative to it.
+    """All files below a folder, but for the mark of results and the lock, as paths relative to it.
 
     Empty where there is no such folder.
     """
-    files = [p for p in folder.rglob("*") if p.is_file() and p.name != NO_INPUT]
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in (NO_INPUT, ".lock")]
     return sorted(str(p.relative_to(folder)) for p in files)
 
 

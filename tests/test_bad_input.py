@@ -334,6 +334,16 @@ def test_a_model_of_another_kind(pictures, place):
     assert_one_line(result, 1, "latest_net_G.pth", "x was trained with --model cycle_gan")
 
 
+@pytest.mark.parametrize("program", ["test.py", "scripts/evaluate.py"])
+def test_the_dataset_of_the_training_is_named(program, pictures, place):
+    path = save(place, "x", "latest_net_G.pth", norm="instance")
+    trained_with(path, model="pix2pix", dataset_mode="csvpairs", netG="resnet_6blocks", ngf=4)
+    words = ["--dataroot", pictures / "testA", "--name", "x", "--model", "pix2pix"]
+    where = place.flags("test.py")
+    result = run(program, *where, *words)
+    assert_one_line(result, 1, "no folder", "was trained with --dataset_mode csvpairs")
+
+
 def test_options_that_can_be_left_out(pictures, place):
     path = save(place, "x", "latest_net_G.pth", norm="instance")
     trained_with(path, model="pix2pix", netG="resnet_6blocks", ngf=4, no_dropout=True)

@@ -6,6 +6,8 @@ import contextlib
 import os
 import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from data.transforms import ToUnit
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.helpers import (
+    ROOT,
     aligned,
     damaged_inside,
     files_below,
@@ -563,6 +566,33 @@ def test_each_epoch_has_an_order_and_draws_of_its_own(seven):
     other = loader(seven, 0, "--seed", "12")
     other.set_epoch(1)
     assert contents(other) != epochs[0]
+
+
+SCRIPT = """
+from data import create_dataset
+from options.train_options import TrainOptions
+
+if __name__ == "__main__":
+    dataset = create_dataset(TrainOptions().parse())
+    for i, data in enumerate(dataset):
+        if i == STOP:
+            break
+"""
+
+
+@pytest.mark.parametrize("stop", [0, 99])
+def test_a_script_that_does_not_close_its_dataset_ends_by_itself(stop, seven, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("STOP", str(stop)))
+    words = ["--dataroot", seven, "--checkpoints_dir", tmp_path, "--gpu_ids", -1, *LOADING]
+    done = subprocess.run(
+        [sys.executable, script, *map(str, words), "--num_threads", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,  # below LINGER, for which it would wait
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("start", [2, 4, 6])

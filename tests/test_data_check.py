@@ -257,6 +257,29 @@ def test_datasets_that_name_no_files(tmp_path, capsys, monkeypatch):
     assert sections(out)["what can't be used"] == ["item 2: no x, please"]
 
 
+@pytest.mark.parametrize("values", ["byte", "float"])
+def test_values_that_are_not_in_the_range(values, tmp_path, capsys, monkeypatch):
+    item = 'self.transform_all(Image.open(path).convert("RGB"))'
+    scaled = f"(({item} + 1) * 127.5).{values}()"
+    helpers.picture(tmp_path / "0.png", 40, 40)
+    (tmp_path / "own").mkdir()
+    text = OWN.replace(item, scaled).replace("Checked", f"{values.capitalize()}Scaled")
+    text = text.replace("(0, 1)", "(0,)")
+    (tmp_path / "own" / f"{values}scaled_dataset.py").write_text(text)
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path / "own")])
+    code, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", f"{values}scaled")
+    assert code == 1  # of x.png, which this dataset refuses
+    found = sections(out)
+    if values == "byte":
+        title = "A is a tensor of torch.uint8, not of floats in [-1, 1]"
+        assert found[title] == [f"{tmp_path}/0.png"]
+        assert out.endswith("training would stop\n")
+    else:
+        (line,) = found["A has values far out of [-1, 1], which models expect"]
+        assert line.startswith(f"{tmp_path}/0.png: up to ")
+        assert line.endswith(" in magnitude")
+
+
 def test_both_files_of_an_item_may_be_broken(tmp_path, capsys):
     helpers.unaligned(tmp_path, count=3)
     broken = [helpers.truncated(tmp_path / f"train{side}" / "1.png") for side in "AB"]

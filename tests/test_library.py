@@ -129,6 +129,12 @@ def test_what_is_exported(trained, tmp_path, capfd):
     assert capfd.readouterr().out == ""
     assert written.path == tmp_path / "a.pt"
     assert max(written.differences.values()) < 1e-4
+    G = load_generator(trained / "x", device="cpu")
+    with pytest.raises(UserError, match="a Translator in place of an experiment's folder"):
+        export(G, "torchscript")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no such folder; make it, or choose another --output"):
+        export(trained / "x", "torchscript", tmp_path / "b" / "c" / "a.pt")
+    assert not (tmp_path / "b").exists()
     with pytest.raises(UserError, match=r"unknown option '--metric=L1'"):
         evaluate(dataroot=trained / "data", name="x", metric="L1")
     with pytest.raises(UserError, match="--dataroot"):

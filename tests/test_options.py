@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import data
+import models
 from models import networks
 from options.test_options import TestOptions, share_cores
 from options.train_options import TrainOptions
@@ -118,6 +120,46 @@ def test_help_shows_what_model_and_dataset_add(capsys):
     assert "--lambda_regression LAMBDA_REGRESSION weight of the regression loss [1.0]" in text
     assert "--new_dataset_option" in text
     assert "--lambda_L1" not in text
+
+
+SLIP = """
+from {package}.base_{kind} import Base{Kind}
+
+class {name}{Kind}(Base{Kind}):
+    @staticmethod
+    def modify_commandline_options(parser, is_train):
+        {line}
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "kind", "flag"), [(models, "model", "--model"), (data, "dataset", "--dataset_mode")]
+)
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        (
+            "forgot",
+            "parser.add_argument('--new')",
+            "returns None: it must end with `return parser`",
+        ),
+        ("again", "parser.add_argument('--lr')", "adds --lr, which exists already"),
+    ],
+)
+def test_slips_in_a_file_of_ones_own(
+    package, kind, flag, name, line, said, tmp_path, monkeypatch, capsys
+):
+    file, Name, Kind = f"{name}_{kind}.py", name.capitalize(), kind.capitalize()
+    text = SLIP.format(package=package.__name__, kind=kind, Kind=Kind, name=Name, line=line)
+    (tmp_path / file).write_text(text)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, flag, name)
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    where = f"{Name}{Kind}.modify_commandline_options in {package.__name__}/{file}"
+    assert f"{where} {said}" in err
+    assert err.count("\n") == 1
 
 
 # ----------------------------------------------------------------------------------------- parsing

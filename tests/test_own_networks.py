@@ -21,6 +21,7 @@ from data.pictures.picture_io import write_picture
 from models import load_generator, networks
 from models.inference.export import export, export_generator, frozen, largest_difference, reader
 from models.inference.sizes import size_rule
+from models.inference.tiles import TileOptions
 from models.pix2pix_model import Pix2PixModel
 from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, truncated
 from util.errors import UserError
@@ -98,6 +99,32 @@ def test_sizes_are_given_back(octo, tmp_path):
     succeed("test.py", *where, *words, "--keep_size")
     shown = {name: Image.open(folder / "images" / f"{name}_fake.png").size for name in sizes}
     assert shown == sizes
+
+
+@pytest.mark.parametrize("sampling", ["antialias", "antialias_up"])
+@pytest.mark.parametrize("netG", ["octo", "unet_128"])
+def test_networks_that_are_not_anti_aliased(netG, sampling, octo):
+    with pytest.raises(UserError, match=f"--antialias is for ResNets, not for --netG {netG}"):
+        networks.define_G(3, 3, 4, netG, **{sampling: True})
+
+
+def test_quick_tiles_equal_the_whole(octo):
+    G = load_generator(octo / "x")
+    x = np.random.default_rng(1).random((301, 420, 3), np.float32)
+    # an output depends on fewer than 48 pixels on each side; the fade takes 64 more
+    tiled = G(x, tile=TileOptions(256, 160, "quick"))
+    assert np.abs(tiled - G(x)).max() < 1e-5
+
+
+def test_tiles_give_sizes_back(octo, tmp_path):
+    path = picture(tmp_path / "in" / "a.png", 141, 75)
+    where = ["--checkpoints_dir", octo, "--name", "x", "--results_dir", tmp_path / "r"]
+    words = ["--gpu_ids", -1, "--dataroot", tmp_path / "in", "--num_threads", 0, "--tile", 64]
+    folder = tmp_path / "r" / "x" / "test_latest"
+    for name, more in (("a", ["--only_outputs"]), ("images/a_fake", [])):
+        done = succeed("test.py", *where, *words, "--model", "test", *more)
+        assert "quick tiles instead of exact ones: Octo" in done.out
+        assert Image.open(folder / f"{name}.png").size == Image.open(path).size
 
 
 def test_one_picture_that_the_network_refuses_is_its_own_matter(octo, tmp_path, monkeypatch):

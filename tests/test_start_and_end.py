@@ -82,7 +82,7 @@ def test_the_order_of_the_help(capsys):
     assert lines[1] == ""
     groups = [line[:-1] for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert groups == [
-        *("basic", "data", "model", "pix2pix", "training", "display"),
+        *("basic", "data", "model", "discriminator", "pix2pix", "training", "display"),
         *("saving and resuming", "validation", "speed", "examples"),
     ]
 

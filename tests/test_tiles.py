@@ -144,8 +144,10 @@ def test_mistakes():
         TileOptions(mode="both")
     with pytest.raises(UserError, match="can't overlap by 64"):
         TileOptions(64, 64)
-    with pytest.raises(UserError, match="Conv2d can't be run in tiles"):
-        tiled(nn.Conv2d(3, 3, 1), scene(40, 40), TileOptions(16, 0))
+    with pytest.raises(UserError, match=r"Conv2d can't be run in exact tiles.* --tile_mode quick"):
+        tiled(nn.Conv2d(3, 3, 1), scene(40, 40), TileOptions(16, 0, "exact"))
+    with pytest.raises(UserError, match=r"PixelShuffle can't be run in tiles: .* other sizes"):
+        tiled(nn.PixelShuffle(1 + 1), torch.zeros(4, 40, 40), TileOptions(16, 0))
 
 
 # ------------------------------------------------------------------------------------------- quick
@@ -193,7 +195,7 @@ def test_quick_tiles_blend_to_what_is_there():
         TileOptions(64, 1),
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tiles, "size_needed", lambda net: (4, 8))
+            patch.setattr(tiles, "size_rule", lambda *_: (4, 8))
             got = torch.cat(list(tiles.quick_tiles(Same(), TensorRows(x), options, CPU)), 1)
         assert apart(got, x) < 1e-6
 

@@ -198,6 +198,22 @@ def test_a_scaler_of_its_own_is_refused(fused, tmp_path):
         scaler.step(model.optimizer_G)
 
 
+def test_names_that_stand_for_nothing_are_told_once(tmp_path, capsys):
+    model = build("ttur", tmp_path)
+    model.loss_names.append("loss_TV")
+    model.visual_names.append("fake_C")
+    model.get_current_visuals()  # before the first iteration nothing is missing
+    assert capsys.readouterr().err == ""
+    train(model, batch(0))
+    for _ in range(2):
+        assert list(model.get_current_losses()) == ["G_GAN", "G_L1", "D"]
+        assert list(model.get_current_visuals()) == ["real_A", "fake_B", "real_B"]
+    losses, visuals = capsys.readouterr().err.splitlines()
+    assert losses.startswith("warning: TturModel: loss_names has 'loss_TV'")
+    assert "no attribute loss_loss_TV" in losses
+    assert "visual_names has 'fake_C'" in visuals
+
+
 def test_what_plain_objects_hold_is_found(tmp_path):
     """Such as a helper that has a network and its optimizer."""
     model = build("ttur", tmp_path, "--accumulate 2")

@@ -41,6 +41,7 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 TIFF = (".tif", ".tiff")
 
 Range = tuple[float, float]
+FARTHEST = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
 
 # EXIF tags that are kept: description, maker, model, software, date, artist, computer, copyright;
 # and the parts about the camera's settings and the place. Others describe the layout of the file.

@@ -59,7 +59,7 @@ def export_generator(
     Args:
         folder, direction, epoch, eval, weights: as `load_generator` takes them.
         form: `onnx`, `torchscript` or `pt2`.
-        path: file to write; None: `<epoch>_<direction>` in the experiment's folder.
+        path: file to write, in a folder that exists; None: `<epoch>_<direction>` in `folder`.
 
     Raises UserError if a package is missing, if PyTorch is too old for the format, or if the
     results differ; the file is then deleted.
@@ -79,6 +79,10 @@ def export_generator(
     path = Path(path or Path(folder) / f"{epoch}_{direction}{ENDINGS[form]}")
     if path.suffix != ENDINGS[form]:
         raise UserError(f"--output {path} must end in {ENDINGS[form]} for {form}")
+    if not path.parent.is_dir():  # a typing error makes no tree of folders
+        raise UserError(
+            f"can't write to {path.parent}: no such folder; make it, or choose another --output"
+        )
     make_writable(path.parent, "--output")
     options = {k: G.options[k] for k in ("netG", "norm", "ngf", "no_dropout") if k in G.options}
     metadata = {

@@ -61,6 +61,11 @@ def load_generator(
     The architecture comes from `train_opt.txt` in the folder; without that file it is inferred from
     the weights. Raises UserError (a ValueError) that says what is missing or does not fit.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise UserError(
+            f"a {type(folder).__name__} in place of an experiment's folder: give a path, such as "
+            "checkpoints/maps_cyclegan"
+        )
     folder = Path(folder)
     if not folder.is_dir():
         there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())

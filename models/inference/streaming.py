@@ -57,7 +57,10 @@ def size_needed(net: nn.Module) -> tuple[int, int]:
         return 4, 8
     if isinstance(net, UnetGenerator):
         return net.size_multiple, net.size_multiple
-    raise UserError(f"{type(net).__name__} can't be run in tiles: only ResNet and U-Net generators")
+    raise UserError(
+        f"{type(net).__name__} can't be run in exact tiles, only ResNet and U-Net generators can: "
+        "use --tile_mode quick"
+    )
 
 
 def uses_own_statistics(module: nn.Module) -> bool:

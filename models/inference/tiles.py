@@ -9,6 +9,9 @@ With stored statistics (batch norm in eval mode) quick tiles are exact if the ov
 the fade and the receptive field on both sides. The receptive field reaches 60 pixels for
 resnet_6blocks, 84 for resnet_9blocks, 381 for unet_128 and 765 for unet_256: an overlap of 184,
 232, 832 and 1600 pixels is enough.
+
+Quick tiles are for any generator that keeps sizes, exact ones for the ResNets and U-Nets of this
+code. What else looks at the whole picture, such as attention, sees a tile.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.pictures.picture_io import Range, fit_channels, to_unit
-from models.networks import ResnetGenerator, UnetGenerator
 from util.errors import UserError
 
+from .sizes import OWN, KeepsSize, size_rule
 from .streaming import (
     Room,
     Rows,
@@ -96,7 +99,7 @@ def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractCo
 def tile_generators(model: object, options: TileOptions, precision: str = "tf32") -> None:
     """Replace the generators of a model by ones that compute in tiles."""
     for name, net in list(vars(model).items()):
-        if isinstance(net, (ResnetGenerator, UnetGenerator)):
+        if isinstance(net, (*OWN, KeepsSize)):
             setattr(model, name, TiledNet(net, options, precision))
 
 
@@ -108,13 +111,14 @@ class TiledNet(nn.Module):
 
     def __init__(self, net: nn.Module, options: TileOptions, precision: str = "tf32"):
         super().__init__()
-        self.net, self.options, self.precision = net, options, precision
+        self.whole, self.options, self.precision = net, options, precision
+        self.net = net.net if isinstance(net, KeepsSize) else net  # tiles are of sizes it takes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         results = []
         for picture in x:
             if max(picture.shape[1:]) <= self.options.size:
-                results.append(self.net(picture[None])[0])
+                results.append(self.whole(picture[None])[0])
                 continue
             autocast = autocast_of(self.precision, x.device)
             source = TensorRows(picture)
@@ -183,7 +187,13 @@ def quick_tiles(
     net: nn.Module, source: RowSource, options: TileOptions, device: torch.device
 ) -> Iterator[torch.Tensor]:
     """Overlapping tiles with common statistics, blended; see above."""
-    multiple, least = size_needed(net)
+    rule = size_needed(net) if isinstance(net, OWN) else size_rule(net, source.channels, device)
+    if rule is None:
+        raise UserError(
+            f"{type(net).__name__} can't be run in tiles: it gives pictures of other sizes than it "
+            "takes"
+        )
+    multiple, least = rule
     picture = extended(source, multiple, least, torch.device("cpu"))
     tile = max(least, -(-options.size // multiple) * multiple)
     # at multiples, so that a network that halves sees its own grid

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import nn
 
 from data.pictures.picture_io import (
+    FARTHEST,
     Picture,
     Range,
     change_depth,
@@ -38,7 +39,6 @@ from util.errors import UserError, first_line, warn
 from .sizes import size_rule
 from .tiles import ArrayRows, TileOptions, autocast_of, translate_in_tiles
 
-FARTHEST = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
 _reading = threading.Lock()
 _computing = threading.Lock()
 

@@ -157,6 +157,8 @@ class VisdomLogger(BackgroundLogger):
         except requests.Timeout:
             raise _Away("no answer in time") from None
         except requests.RequestException as e:
+            if "BadStatusLine" in str(e) and not self._answered:
+                raise self._stranger() from None
             raise _Away("no server" if "refused" in str(e) else type(e).__name__) from None
         if answer.status_code == 400 and not self._answered and "visdom" in answer.text.lower():
             raise _TurnOff(f"the server at {self._server} wants a login, which can't be given")

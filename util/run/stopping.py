@@ -133,7 +133,12 @@ class ExperimentLock:
             os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
-        """Release the lock. The file stays, which refuses nobody."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
+        """Release the lock. The file stays, which refuses nobody, unless there is nothing else."""
+        if self.descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.listdir(self.path.parent) == [self.path.name]:  # a start that failed
+                self.path.unlink()
+                self.path.parent.rmdir()
+        os.close(self.descriptor)
+        self.descriptor = None
