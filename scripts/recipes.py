@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Which options make better pictures in the same time: trains each recipe, and scores it.
+
+    python scripts/recipes.py --dataroot ./datasets/worldmaps_mini [--minutes 2] [--seeds 1,2,3]
+    python scripts/recipes.py --page docs/recipes.md
+
+Each training takes the same time: processor time without a GPU, time on the clock with one. A short
+training measures how long an iteration takes; as many epochs are run as fit. The dataroot holds
+`unaligned/` and `aligned/`, as datasets/prepare_worldmaps_dataset.py makes them. Figures are
+appended to --results, one JSON object a line; what is there is not run again, so that the command
+goes on where it was ended. --page writes the tables of that file into a page.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from util.errors import OneLineParser, UserError, one_line_errors
+from util.files import write_whole
+
+COMMON = (
+    "--load_size 128 --crop_size 128 --ngf 16 --ndf 32 --num_threads 0 --display_id 0 --no_html"
+)
+# crops of 64x64 let networks that take any size see four times as many in the same time
+CROPS = "--netG resnet_6blocks --preprocess crop --crop_size 64"
+CYCLE = f"--model cycle_gan {CROPS}"
+QUICK = f"{CYCLE} --antialias --netD pixel --ema 0.99 --lr 0.0007"  # of scripts/quickstart.sh
+PIX = "--model pix2pix --netG unet_128 --norm instance"
+RESNET = "--model pix2pix --netG resnet_6blocks --norm instance --load_size 143"
+# name: (layout of the data, options); the first of a layout is as in the paper
+RECIPES: dict[str, tuple[str, str]] = {
+    "cycle_gan": ("unaligned", CYCLE),
+    "+ antialias": ("unaligned", f"{CYCLE} --antialias"),
+    "+ ema": ("unaligned", f"{CYCLE} --ema 0.99"),
+    "+ hinge": ("unaligned", f"{CYCLE} --gan_mode hinge"),
+    "+ spectral norm": ("unaligned", f"{CYCLE} --spectral_norm --normD none"),
+    "+ R1": ("unaligned", f"{CYCLE} --gp r1 --lambda_gp 0.1 --gp_every 4"),
+    "+ diffaug": ("unaligned", f"{CYCLE} --diffaug color,translation,cutout"),
+    "+ pixel D": ("unaligned", f"{CYCLE} --netD pixel"),
+    "+ multiscale": ("unaligned", f"{CYCLE} --netD multiscale --n_layers_D 2"),
+    "cut": ("unaligned", f"--model cut {CROPS}"),
+    "FastCUT": ("unaligned", f"--model cut --CUT_mode FastCUT {CROPS}"),
+    "dcl": ("unaligned", f"--model dcl {CROPS}"),
+    "quick start": ("unaligned", QUICK),
+    "pix2pix": ("aligned", f"{PIX} --load_size 143"),
+    "pix2pix + ema": ("aligned", f"{PIX} --load_size 143 --ema 0.99"),
+    "pix2pix + multiscale + features": (
+        "aligned",
+        f"{PIX} --load_size 143 --netD multiscale --lambda_feat 10",
+    ),
+    "pix2pix ResNet": ("aligned", RESNET),
+    "pix2pix ResNet + antialias + ema": ("aligned", f"{RESNET} --antialias --ema 0.99"),
+}
+SAVES = 4  # epochs that are scored, the last one among them
+
+
+def run(words: Iterable[str], gpu: bool) -> float:
+    """Run train.py; its seconds on the processor, or by the clock with a GPU."""
+
+    def now() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return time.monotonic() if gpu else used.ru_utime + used.ru_stime
+
+    begin = now()
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        why = result.stderr.strip().rpartition("\n")[2]
+        raise UserError(f"{' '.join(command)} failed: {why}")
+    return now() - begin
+
+
+def epochs_that_fit(words: list[str], pictures: int, seconds: float, gpu: bool) -> int:
+    """How many epochs take so long, from two short trainings."""
+    few, more, size = 1, 4, 20
+    short = [*words, "--max_dataset_size", str(size), "--n_epochs_decay", "0", "--name", "trial"]
+    begin, end = (run([*short, "--n_epochs", str(n)], gpu) for n in (few, more))
+    image = (end - begin) / (more - few) / size
+    return max(2, round((seconds - begin + few * size * image) / (image * pictures)))
+
+
+def scores(folder: Path, dataroot: Path, phase: str, epoch: str, gpu: str) -> dict[str, float]:
+    """Scores of one save over the pairs of a phase, by picture and name: `fake_B PSNR`."""
+    import image_translation
+
+    report = image_translation.evaluate(
+        dataroot=str(dataroot / "aligned"),
+        dataset_mode="aligned",
+        checkpoints_dir=str(folder),
+        name="x",
+        phase=phase,
+        epoch=epoch,
+        load_size=128,
+        crop_size=128,
+        gpu_ids=gpu,
+        seed=1,
+        scores="L1,PSNR,SSIM,grid",
+    )
+    return {
+        f"{picture} {name}": score["value"]
+        for picture, values in report["scores"].items()
+        if picture.startswith("fake")
+        for name, score in values.items()
+    }
+
+
+def measure(
+    options: tuple[str, str], seed: int, dataroot: Path, seconds: float, epochs: int, gpu: str
+) -> dict[str, Any]:
+    """Train once, and score the last epoch and the one that is best on the validation tiles."""
+    layout, words = options
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        where = ["--dataroot", str(dataroot / layout), "--checkpoints_dir", name, "--name", "x"]
+        how = [*COMMON.split(), *words.split(), *where, "--gpu_ids", gpu, "--seed", str(seed)]
+        if not epochs:
+            pictures = len(list((dataroot / layout / "trainA").glob("*"))) or len(
+                list((dataroot / layout / "train").glob("*"))
+            )
+            epochs = epochs_that_fit(how, pictures, seconds, gpu != "-1")
+        decay = epochs // 2
+        every = max(1, epochs // SAVES)
+        how += ["--n_epochs", str(epochs - decay), "--n_epochs_decay", str(decay)]
+        taken = run([*how, "--save_epoch_freq", str(every)], gpu != "-1")
+        saved = [str(e) for e in range(every, epochs, every)] + ["latest"]
+        validation = {e: scores(folder, dataroot, "val", e, gpu)["fake_B PSNR"] for e in saved}
+        best = max(validation, key=lambda e: validation[e])
+        return {
+            "epochs": epochs,
+            "seconds": round(taken, 1),
+            "best_epoch": best,
+            "last": scores(folder, dataroot, "test", "latest", gpu),
+            "best": scores(folder, dataroot, "test", best, gpu),
+        }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: list[dict[str, Any]], layout: str) -> str:
+    """A Markdown table of the mean and the standard deviation over seeds."""
+
+    def cell(of: list[dict[str, Any]], save: str, score: str) -> str:
+        values = [row[save][score] for row in of if score in row[save]]
+        if not values:
+            return "-"
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.2f}{spread}"
+
+    columns = {
+        "PSNR there, last": ("last", "fake_B PSNR"),
+        "best": ("best", "fake_B PSNR"),
+        "SSIM": ("last", "fake_B SSIM"),
+        "PSNR back, last": ("last", "fake_A PSNR"),
+        "best ": ("best", "fake_A PSNR"),
+        "grid 2": ("last", "fake_B grid 2"),
+        "grid 4": ("last", "fake_B grid 4"),
+    }
+    lines = [
+        f"| recipe | seeds | epochs | s | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 4) + "|",
+    ]
+    for name, (of_layout, _) in RECIPES.items():
+        of = [row for row in rows if row["recipe"] == name]
+        if of_layout == layout and of:
+            seconds = statistics.mean(row["seconds"] for row in of)
+            cells = [cell(of, *column) for column in columns.values()]
+            lines.append(
+                f"| {name} | {len(of)} | {of[0]['epochs']} | {seconds:.0f} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines)
+
+
+def write_page(page: Path, results: Path) -> None:
+    """Put the tables between the markers `<!-- LAYOUT DATA MINUTES -->` and `<!-- end -->`."""
+    text = page.read_text()
+    rows = read(results)
+    for data, minutes in sorted({(row["data"], row["minutes"]) for row in rows}):
+        for layout in ("unaligned", "aligned"):
+            begin = f"<!-- {layout} {data} {minutes:g} -->\n"
+            if begin in text:
+                head, _, rest = text.partition(begin)
+                tail = rest.partition("<!-- end -->")[2]
+                of = [r for r in rows if (r["data"], r["minutes"]) == (data, minutes)]
+                text = f"{head}{begin}{table(of, layout)}\n<!-- end -->{tail}"
+    write_whole(page, text)
+
+
+def main() -> None:
+    parser = OneLineParser(description="Compare recipes in equal time.")
+    parser.add_argument("--dataroot", type=Path, help="has unaligned/ and aligned/")
+    parser.add_argument("--minutes", type=float, default=2.0, help="for each training")
+    parser.add_argument("--seeds", default="1,2,3", help="numbers, with commas")
+    parser.add_argument("--only", default=",".join(RECIPES), help="recipes, with commas")
+    parser.add_argument("--gpu_ids", default="-1", help="-1 for the CPU")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "recipes.jsonl")
+    parser.add_argument("--page", type=Path, help="write the tables into this page, and end")
+    given = parser.parse_args()
+    if given.page:
+        write_page(given.page, given.results)
+        return
+    if given.dataroot is None or not (given.dataroot / "aligned" / "test").is_dir():
+        parser.error(f"--dataroot needs unaligned/ and aligned/, got {given.dataroot}")
+    names = given.only.split(",")
+    if unknown := [name for name in names if name not in RECIPES]:
+        parser.error(f"--only: no recipe {unknown[0]!r}; there are {', '.join(RECIPES)}")
+    for seed in map(int, given.seeds.split(",")):
+        for name in names:
+            key = {"recipe": name, "seed": seed, "minutes": given.minutes}
+            key["data"] = given.dataroot.resolve().name
+            done = read(given.results)
+            if any(row.items() >= key.items() for row in done):
+                continue
+            alike = [r for r in done if r.items() >= {**key, "seed": r["seed"]}.items()]
+            epochs = alike[0]["epochs"] if alike else 0
+            facts = measure(
+                RECIPES[name], seed, given.dataroot, given.minutes * 60, epochs, given.gpu_ids
+            )
+            with open(given.results, "a") as file:
+                file.write(json.dumps({**key, **facts}) + "\n")
+            psnr = facts["last"]["fake_B PSNR"]
+            print(f"{name}, seed {seed}: {facts['seconds']} s, PSNR {psnr:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

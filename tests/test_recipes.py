@@ -1,0 +1,71 @@
+"""scripts/recipes.py: what it has run is not run again, and its table says what is in the file."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from options.train_options import TrainOptions
+from scripts import recipes
+
+
+def row(recipe, seed, psnr, back=None):
+    scores = {"fake_B PSNR": psnr, "fake_B SSIM": 0.5, "fake_B grid 2": 1.0, "fake_B grid 4": 2.0}
+    if back is not None:
+        scores["fake_A PSNR"] = back
+    key = {"recipe": recipe, "seed": seed, "minutes": 1.0, "data": "worldmaps_mini"}
+    return {**key, "epochs": 7, "seconds": 60.0, "best_epoch": "4", "last": scores, "best": scores}
+
+
+def test_the_table_has_means_and_deviations():
+    rows = [row("cycle_gan", 1, 15.0, 18.0), row("cycle_gan", 2, 17.0, 18.0), row("cut", 1, 16.0)]
+    lines = recipes.table(rows, "unaligned").splitlines()
+    assert len(lines) == 4
+    # the deviation of a sample of two is their difference over the root of two: 1.41
+    there = "16.00 ± 1.41"
+    cells = [there, there, "0.50 ± 0.00", "18.00 ± 0.00", "18.00 ± 0.00"]
+    grids = ["1.00 ± 0.00", "2.00 ± 0.00"]
+    assert lines[2] == f"| cycle_gan | 2 | 7 | 60 | {' | '.join([*cells, *grids])} |"
+    assert lines[3].startswith("| cut | 1 | 7 | 60 | 16.00 | 16.00 | 0.50 | - | - |")
+    assert recipes.table(rows, "aligned").count("\n") == 1
+
+
+def test_a_page_gets_the_tables_of_its_markers(tmp_path):
+    results, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    results.write_text(json.dumps(row("cycle_gan", 1, 15.0, 18.0)) + "\n")
+    page.write_text("a\n<!-- unaligned worldmaps_mini 1 -->\nold\n<!-- end -->\nb\n")
+    recipes.write_page(page, results)
+    text = page.read_text()
+    assert text.startswith("a\n<!-- unaligned worldmaps_mini 1 -->\n| recipe |")
+    assert text.endswith("|\n<!-- end -->\nb\n")
+    assert "old" not in text
+
+
+def test_it_goes_on_where_it_was_ended(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def measure(options, seed, dataroot, seconds, epochs, gpu):
+        done.append((options, seed, epochs))
+        return {k: v for k, v in row("", 0, 1.0).items() if k in ("epochs", "seconds", "last")}
+
+    data = tmp_path / "worldmaps_mini"
+    (data / "aligned" / "test").mkdir(parents=True)
+    results = tmp_path / "results.jsonl"
+    results.write_text(json.dumps(row("cut", 1, 15.0)) + "\n")
+    monkeypatch.setattr(recipes, "measure", measure)
+    words = ["--dataroot", data, "--minutes", 1, "--seeds", "1,2", "--only", "cut,dcl"]
+    monkeypatch.setattr(sys, "argv", [*map(str, ["recipes.py", *words, "--results", results])])
+    recipes.main()
+    cut, dcl = recipes.RECIPES["cut"], recipes.RECIPES["dcl"]
+    # the number of epochs of the first seed is that of the others
+    assert done == [(dcl, 1, 0), (cut, 2, 7), (dcl, 2, 7)]
+    recipes.main()
+    assert len(done) == 3
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_each_recipe_is_a_command_line(name, tmp_path):
+    words = [*recipes.COMMON.split(), *recipes.RECIPES[name][1].split()]
+    TrainOptions([*words, "--gpu_ids", "-1", "--dataroot", str(tmp_path)]).parse(save=False)
