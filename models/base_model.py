@@ -18,7 +18,6 @@ from torch import nn
 from util import distributed
 from util.errors import UserError, warn
 from util.run import checkpoint
-from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
 from . import attributes, ema, training_state
 from .diffaug import DiffAugment
@@ -29,7 +28,7 @@ from .speed.gradient_scale import GradientScale
 from .speed.prepared import prepared, share_pass
 from .speed.steps import Steps, parameters_of
 from .speed.sync_norm import synchronize_norms
-from .weights import explain_mismatch, fit_state_dict
+from .weights import explain_mismatch, fit_state_dict, other_model, other_options
 
 T = TypeVar("T")
 
@@ -468,7 +467,7 @@ class BaseModel(ABC):
                 path = path if self.isTrain else self.weights_file(epoch, name)
                 weights[name] = path, checkpoint.load_weights(path, self.device)
             except UserError as e:
-                raise UserError(f"{e}{self._other_model()}") from e
+                raise UserError(f"{e}{other_model(self.opt, self.save_dir)}") from e
         self._load_weights(weights)
         for path, _ in weights.values():
             print(f"loading the model from {path}")
@@ -481,33 +480,14 @@ class BaseModel(ABC):
             fitted[name] = fit_state_dict(state, net)
             problem = explain_mismatch(name, fitted[name], net)
             if problem:
-                hint = self._other_model() or self._other_options()
+                hint = other_model(self.opt, self.save_dir)
+                hint = hint or other_options(self.opt, self.save_dir)
                 raise UserError(f"the weights in {path} do not fit: {problem}{hint}")
         for name, state in fitted.items():
             net = unwrap(self.networks()[name])
             net.load_state_dict(state)
             if name in self._averages:
                 self._averages[name].restart(net)
-
-    def _other_model(self) -> str:
-        """A hint for errors about weights: --name or --model was probably another one."""
-        if self.opt.name == DEFAULT_NAME and not self.save_dir.is_dir():
-            return " (--name was not given)"
-        trained = read_saved_options(self.save_dir).get("model", self.opt.model)
-        if self.isTrain or self.opt.model in (trained, "test"):
-            return ""
-        return f" ({self.opt.name} was trained with --model {trained})"
-
-    def _other_options(self) -> str:
-        """A hint for weights that do not fit: options that differ from the training's."""
-        saved = read_saved_options(self.save_dir)
-        opt = self.opt
-        other = [n for n in NETWORK_OPTIONS if n in saved and saved[n] != str(getattr(opt, n))]
-        if self.isTrain or not other:
-            return ""
-        flags = ", ".join("--" + name for name in other)
-        were = " ".join(f"--{name} {saved[name]}" for name in other)
-        return f", or leave out {flags}: it was trained with {were}"
 
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint holds besides the weights: plain values and tensors.

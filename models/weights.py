@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
 State = Mapping[str, torch.Tensor]
 SPECTRAL = ".parametrizations.weight.original"  # the end of a weight's key under --spectral_norm
@@ -145,3 +149,24 @@ def _flag(name: str, value: Any) -> str:
     if name == "spectral_norm":
         return "--spectral_norm" if value else "no --spectral_norm"
     return f"--{name} {value}"
+
+
+def other_model(opt: argparse.Namespace, folder: Path) -> str:
+    """A hint for errors about weights: --name or --model was probably another one."""
+    if opt.name == DEFAULT_NAME and not folder.is_dir():
+        return " (--name was not given)"
+    trained = read_saved_options(folder).get("model", opt.model)
+    if opt.isTrain or opt.model in (trained, "test"):
+        return ""
+    return f" ({opt.name} was trained with --model {trained})"
+
+
+def other_options(opt: argparse.Namespace, folder: Path) -> str:
+    """A hint for weights that do not fit: options that differ from the training's."""
+    saved = read_saved_options(folder)
+    other = [n for n in NETWORK_OPTIONS if n in saved and saved[n] != str(getattr(opt, n))]
+    if opt.isTrain or not other:
+        return ""
+    flags = ", ".join("--" + name for name in other)
+    were = " ".join(f"--{name} {saved[name]}" for name in other)
+    return f", or leave out {flags}: it was trained with {were}"
