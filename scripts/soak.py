@@ -254,7 +254,7 @@ class Case:
         if reference.code():
             raise Difference(f"the undisturbed run failed: {reference.text()[-500:]}")
         with own_disk(self.disk) as has_disk:
-            if self.rng.random() < 0.7:  # else faults may come before the first save
+            if self.rng.random() < 0.9:  # else faults may come before the first save
                 first = self.start()
                 first.wait(lambda: any(self.experiment.glob("[!.]*_train_state.pth")))
                 first.end()
