@@ -26,7 +26,6 @@ from models.speed.acceleration import (
 from util import distributed
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
-from util.files import mark_as_results
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
@@ -546,6 +545,5 @@ class BaseOptions:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(self.message + "\n", encoding="utf-8")
-            mark_as_results(folder)
         except OSError as e:
             print(f"warning: the options were not saved to {path}: {e.strerror}", file=sys.stderr)

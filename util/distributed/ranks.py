@@ -147,9 +147,11 @@ def _disconnect() -> None:
     lock, which a thread needs that still has the tensor of the last collective. Gloo's own part
     does let go, so it has to be the last one to go.
     """
-    gloo = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
+    last = None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        last = dist.group.WORLD._get_backend(torch.device("cpu"))  # type: ignore[union-attr]
     dist.destroy_process_group()
-    del gloo
+    del last
 
 
 def init_process_group() -> None:
