@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from util import files
 from util.files import replacing, write_whole
+from util.run import checkpoint
 
 
 @pytest.fixture
@@ -92,3 +94,17 @@ def test_permissions_are_those_of_an_ordinary_new_file(tmp_path):
     (tmp_path / "ordinary").write_text("")
     write_whole(tmp_path / "replaced", "")
     assert (tmp_path / "replaced").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [OSError(28, "disk full"), RuntimeError("a worker is killed")])
+def test_an_error_within_a_save_does_not_reach_torch(error):
+    """torch's writer would write once more when it goes, and an error there ends the process."""
+
+    class Failing(io.BytesIO):
+        def write(self, data):
+            self.close()
+            raise error
+
+    writer = checkpoint.DiskWriter(Failing())
+    assert [writer.write(b"abc"), writer.write(b"de")] == [3, 2]
+    assert writer.error is error

@@ -35,20 +35,20 @@ KINDS = {  # entries of a training state that are relied upon
 
 # ------------------------------------------------------------------------------------ single files
 class DiskWriter:
-    """A file for `torch.save` that keeps an error of the disk.
+    """A file for `torch.save` that keeps an error of the disk, or of a signal that arrives here.
 
     Raised inside `torch.save`, it would come out as another one, or end the process.
     """
 
     def __init__(self, file: IO[bytes]):
         self.file = file
-        self.error: OSError | None = None
+        self.error: Exception | None = None
 
     def write(self, data: bytes) -> int:
         if self.error is None:
             try:
                 self.file.write(data)
-            except OSError as e:
+            except Exception as e:  # torch raises from a signal when a loading process is killed
                 self.error = e
         return memoryview(data).nbytes
 
