@@ -182,6 +182,19 @@ def _report(error: BaseException) -> int:
     return 1
 
 
+def end_program() -> None:
+    """End a rank whose work is done, with exit code 0; does nothing without torchrun.
+
+    Python's teardown is left out: now and then a thread of the process group aborted it (exit code
+    -6, PyTorch 2.14), and torchrun then took a finished training for a failed one.
+    """
+    if launched():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def signal_on_parent_death(number: int) -> None:
     """Let the system send this process a signal when its parent ends; on Linux only."""
     if sys.platform == "linux":
