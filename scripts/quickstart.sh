@@ -29,7 +29,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 else
     device=(--gpu_ids -1)
     settings=(--preprocess crop --crop_size 64 --ngf 16 --ndf 32 --netD pixel
-        --n_epochs 45 --n_epochs_decay 45)
+        --n_epochs 35 --n_epochs_decay 35)
     # A second thread saves a quarter of the time on an idle machine, and costs many times that on
     # a busy one, where the two wait for each other.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
