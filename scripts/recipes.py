@@ -36,7 +36,7 @@ COMMON = (
 # crops of 64x64 let networks that take any size see four times as many in the same time
 CROPS = "--netG resnet_6blocks --preprocess crop --crop_size 64"
 CYCLE = f"--model cycle_gan {CROPS}"
-QUICK = f"{CYCLE} --antialias --netD pixel --ema 0.99 --lr 0.0007"  # of scripts/quickstart.sh
+SMOOTH = f"{CYCLE} --antialias --netD pixel --ema 0.99 --lr 0.0007"
 PIX = "--model pix2pix --netG unet_128 --norm instance"
 RESNET = "--model pix2pix --netG resnet_6blocks --norm instance --load_size 143"
 # name: (layout of the data, options); the first of a layout is as in the paper
@@ -53,7 +53,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "cut": ("unaligned", f"--model cut {CROPS}"),
     "FastCUT": ("unaligned", f"--model cut --CUT_mode FastCUT {CROPS}"),
     "dcl": ("unaligned", f"--model dcl {CROPS}"),
-    "quick start": ("unaligned", QUICK),
+    "antialias + pixel D + ema": ("unaligned", SMOOTH),
     "pix2pix": ("aligned", f"{PIX} --load_size 143"),
     "pix2pix + ema": ("aligned", f"{PIX} --load_size 143 --ema 0.99"),
     "pix2pix + multiscale + features": (
