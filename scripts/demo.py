@@ -179,7 +179,9 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
         slider = gradio.ImageSlider(
             type="pil", label="drag to compare", format="png", elem_id="compare"
         )
-        for change in (source.change, direction.change, epoch.change):
+        # not source.change, which comes twice for a second picture: gradio would write the result
+        # again while the browser reads it, and show a broken picture
+        for change in (source.upload, source.clear, direction.change, epoch.change):
             change(translate, [source, direction, epoch], [output, slider, said], api_name=False)
     page.chosen_theme = theme
     return page
