@@ -6,6 +6,8 @@ before it removes that detail (section 3).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +19,14 @@ def binomial_filter(size: int) -> torch.Tensor:
     for _ in range(size - 1):
         row = F.pad(row, (1, 0)) + F.pad(row, (0, 1))
     return torch.outer(row, row) / row.sum() ** 2
+
+
+def replicate(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) -> (N, C, H+2, W+2): the border pixels once more."""
+    # F.pad(mode="replicate") is the same, but its compiled backward pass fails on a CPU where
+    # gradients are channels-last (PyTorch 2.14)
+    rows = torch.cat((x[..., :1, :], x, x[..., -1:, :]), 2)
+    return torch.cat((rows[..., :1], rows, rows[..., -1:]), 3)
 
 
 class Downsample(nn.Module):
@@ -51,9 +61,40 @@ class Upsample(nn.Module):
         self.register_buffer("filt", 4 * binomial_filter(4).repeat(channels, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # F.pad(mode="replicate") is the same, but its compiled backward pass fails on a CPU where
-        # gradients are channels-last (PyTorch 2.14)
-        rows = torch.cat((x[..., :1, :], x, x[..., -1:, :]), 2)
-        padded = torch.cat((rows[..., :1], rows, rows[..., -1:]), 3)
         groups = self.filt.shape[0]
-        return F.conv_transpose2d(padded, self.filt, stride=2, padding=3, groups=groups)
+        return F.conv_transpose2d(replicate(x), self.filt, stride=2, padding=3, groups=groups)
+
+
+class BlurredConv2d(nn.Conv2d):
+    """A convolution with a stride, whose input is blurred by a 3x3 kernel with replication padding.
+
+    Shapes and weights are those of `nn.Conv2d`.
+    """
+
+    filt: torch.Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, *args: Any, **kwargs: Any):
+        super().__init__(in_channels, out_channels, *args, **kwargs)
+        self.register_buffer("filt", binomial_filter(3).repeat(in_channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.conv2d(replicate(x), self.filt, groups=self.in_channels))
+
+
+class BlurredConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution whose output is blurred by a 3x3 kernel with replication padding.
+
+    The kernel is zero at a period of 2 pixels, so no checkerboard of that period passes. Shapes
+    and weights are those of `nn.ConvTranspose2d`.
+    """
+
+    filt: torch.Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, *args: Any, **kwargs: Any):
+        super().__init__(in_channels, out_channels, *args, **kwargs)
+        self.register_buffer("filt", binomial_filter(3).repeat(out_channels, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
+        return F.conv2d(
+            replicate(super().forward(x, output_size)), self.filt, groups=self.out_channels
+        )

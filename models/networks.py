@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from util.errors import UserError
 
-from .antialias import Downsample, Upsample
+from .antialias import BlurredConv2d, BlurredConvTranspose2d, Downsample, Upsample
 from .init import INIT_TYPES, init_net, init_weights  # noqa: F401
 from .losses import (  # noqa: F401
     GAN_MODES,
@@ -182,7 +182,8 @@ class UnetGenerator(nn.Module):
 
     (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]. With 7 downsamplings a picture of
     128x128 is 1x1 at the bottleneck. Other sizes than multiples of 2^num_downs are padded, and the
-    output is cropped (see `apply_padded`).
+    output is cropped (see `apply_padded`). `antialias` and `antialias_up` blur before each halving
+    and after each doubling of the size; the shapes of the weights stay.
     """
 
     def __init__(
@@ -193,10 +194,17 @@ class UnetGenerator(nn.Module):
         ngf: int = 64,
         norm_layer: NormLayer = nn.BatchNorm2d,
         use_dropout: bool = False,
+        antialias: bool = False,
+        antialias_up: bool = False,
     ):
         super().__init__()
         self.size_multiple = 2**num_downs
-        block = functools.partial(UnetSkipConnectionBlock, norm_layer=norm_layer)
+        block = functools.partial(
+            UnetSkipConnectionBlock,
+            norm_layer=norm_layer,
+            antialias=antialias,
+            antialias_up=antialias_up,
+        )
         # from the bottleneck outwards: each block wraps the one before
         net = block(ngf * 8, ngf * 8, innermost=True)
         for _ in range(num_downs - 5):
@@ -227,12 +235,16 @@ class UnetSkipConnectionBlock(nn.Module):
         innermost: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
         use_dropout: bool = False,
+        antialias: bool = False,
+        antialias_up: bool = False,
     ):
         super().__init__()
         self.outermost = outermost
         bias = needs_bias(norm_layer)
-        conv = functools.partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
-        deconv = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+        half = BlurredConv2d if antialias else nn.Conv2d
+        double = BlurredConvTranspose2d if antialias_up else nn.ConvTranspose2d
+        conv = functools.partial(half, kernel_size=4, stride=2, padding=1)
+        deconv = functools.partial(double, kernel_size=4, stride=2, padding=1)
 
         down: list[nn.Module] = [conv(input_nc or outer_nc, inner_nc, bias=bias)]
         # a submodule returns its input as well (the skip connection)
@@ -382,7 +394,7 @@ class PixelDiscriminator(nn.Module):
 
 
 # -------------------------------------------------------------------------------------- factories
-# name: network of (input_nc, output_nc, ngf, norm_layer=, use_dropout=); ResNets also take
+# name: network of (input_nc, output_nc, ngf, norm_layer=, use_dropout=) and, if it has them,
 # antialias= and antialias_up=
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "resnet_9blocks": functools.partial(ResnetGenerator, n_blocks=9),
@@ -417,7 +429,7 @@ def define_G(
     """Build a generator by its name in `GENERATORS` and initialize it.
 
     `ngf` is the number of filters of the last convolution. Raises ValueError for an unknown name,
-    and for one that does not take `antialias` or `antialias_up`, such as a U-Net, with these.
+    UserError for one of your own that does not take `antialias` or `antialias_up`, with these.
     """
     if netG not in GENERATORS:
         raise ValueError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
@@ -433,8 +445,7 @@ def define_G(
         if not any(f"'{name}'" in str(e) for name in sampling):
             raise
         raise UserError(
-            f"--antialias is for ResNets, not for --netG {netG}: say --netG resnet_9blocks, or "
-            "leave it out"
+            f"--antialias: --netG {netG} does not take it; choose another --netG, or leave it out"
         ) from e
     return init_net(net, init_type, init_gain, gpu_ids)
 

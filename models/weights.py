@@ -76,6 +76,7 @@ def describe(state: State) -> dict[str, Any]:
             "norm": norm,
             "input_nc": inputs,
             "output_nc": last.shape[1],
+            "antialias": ("model.model.0.filt" in state, "model.model.3.filt" in state),
         }
     if first_key == "model.1.weight":
         blocks = {m.group(1) for k in weights if (m := re.match(r"model\.(\d+)\.conv_block", k))}

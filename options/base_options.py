@@ -213,7 +213,7 @@ class BaseOptions:
             action=Antialias,
             nargs=0,
             default=argparse.SUPPRESS,
-            help="anti-aliased down- and upsampling, against checkerboards; for ResNets",
+            help="anti-aliased down- and upsampling, against checkerboards",
         )
 
         group = parser.add_argument_group("speed")
@@ -401,11 +401,6 @@ class BaseOptions:
             self.parser.error(
                 f"--load_size {opt.load_size} is smaller than --crop_size {opt.crop_size}: "
                 f"--preprocess {opt.preprocess} needs it at least as large"
-            )
-        if "unet" in opt.netG and not (opt.no_antialias and opt.no_antialias_up):
-            self.parser.error(
-                f"--antialias is for ResNets, not for --netG {opt.netG}: say --netG "
-                "resnet_9blocks, or leave it out"
             )
         if opt.value_range is not None and not opt.value_range[0] < opt.value_range[1]:
             low, high = opt.value_range

@@ -16,7 +16,7 @@ from torch import nn
 from data import create_dataset
 from data.base_dataset import reader
 from models import create_model, load_generator, networks, patch_nce
-from models.antialias import Downsample, Upsample
+from models.antialias import BlurredConv2d, BlurredConvTranspose2d, Downsample, Upsample
 from models.speed.layout import contiguous_gradients
 from models.speed.prepared import prepared
 from models.weights import explain_mismatch
@@ -99,6 +99,32 @@ def test_upsampling_is_a_blur_between_zeros():
     torch.testing.assert_close(Upsample(3).double()(x), wanted)
     flat = torch.full((1, 3, 6, 6), 0.7)
     torch.testing.assert_close(Upsample(3)(flat), torch.full((1, 3, 12, 12), 0.7))
+
+
+def test_blurred_convolutions():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 6, dtype=torch.float64)
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
+    kernel = torch.outer(row, row).expand(3, 1, 3, 3)
+
+    down = BlurredConv2d(3, 5, 4, 2, 1).double()
+    plain = nn.Conv2d(3, 5, 4, 2, 1).double()
+    plain.load_state_dict({k: v for k, v in down.state_dict().items() if k != "filt"})
+    blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    torch.testing.assert_close(down(x), plain(blurred))
+
+    up = BlurredConvTranspose2d(5, 3, 4, 2, 1).double()
+    plain = nn.ConvTranspose2d(5, 3, 4, 2, 1).double()
+    plain.load_state_dict({k: v for k, v in up.state_dict().items() if k != "filt"})
+    y = torch.randn(2, 5, 4, 3, dtype=torch.float64)
+    blurred = F.conv2d(F.pad(plain(y), (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
+    torch.testing.assert_close(up(y), blurred)
+    # whatever the weights are, what is flat stays flat away from the border
+    flat = torch.ones(1, 5, 6, 6, dtype=torch.float64)
+    assert plain(flat)[0, :, 3:-3, 3:-3].std((1, 2)).min() > 1e-3
+    assert up(flat)[0, :, 3:-3, 3:-3].std((1, 2)).max() < 1e-12
+    assert up(y[..., :1, :1]).shape == (2, 3, 2, 2)
+    assert down(x[..., :2, :2]).shape == (2, 5, 1, 1)
 
 
 @pytest.mark.parametrize("all_negatives", [False, True])
@@ -432,7 +458,6 @@ def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, 
         ("--model cut --no_antialias --nce_layers 0,30", "has layers 0 to 29, and no 30"),
         ("--model cut --CUT_mode UT", "invalid choice: 'UT'"),
         ("--model cut --nce_idt maybe", "'maybe' is neither True nor False"),
-        ("--model pix2pix --antialias", "--antialias is for ResNets, not for --netG unet_256"),
         ("--model cut --num_patches 0", "--num_patches: 0 is too small"),
         ("--model cut --nce_T 0", "--nce_T"),
         ("--model cut --norm batch", "--norm is --normG and --normD"),
@@ -464,9 +489,10 @@ def test_modes(flags, wanted):
 
 @pytest.mark.parametrize("built", [(False, False), (True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("there", [(False, False), (True, True), (True, False), (False, True)])
-def test_weights_name_the_flags_of_their_sampling(there, built, tmp_path):
+@pytest.mark.parametrize("netG", ["resnet_6blocks", "unet_128"])
+def test_weights_name_the_flags_of_their_sampling(netG, there, built, tmp_path):
     def generator(down: bool, up: bool) -> nn.Module:
-        return networks.define_G(3, 3, 2, "resnet_6blocks", antialias=down, antialias_up=up)
+        return networks.define_G(3, 3, 2, netG, antialias=down, antialias_up=up)
 
     message = explain_mismatch("G", generator(*there).state_dict(), generator(*built))
     if there == built:

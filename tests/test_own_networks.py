@@ -102,10 +102,9 @@ def test_sizes_are_given_back(octo, tmp_path):
 
 
 @pytest.mark.parametrize("sampling", ["antialias", "antialias_up"])
-@pytest.mark.parametrize("netG", ["octo", "unet_128"])
-def test_networks_that_are_not_anti_aliased(netG, sampling, octo):
-    with pytest.raises(UserError, match=f"--antialias is for ResNets, not for --netG {netG}"):
-        networks.define_G(3, 3, 4, netG, **{sampling: True})
+def test_networks_that_are_not_anti_aliased(sampling, octo):
+    with pytest.raises(UserError, match="--antialias: --netG octo does not take it"):
+        networks.define_G(3, 3, 4, "octo", **{sampling: True})
 
 
 def test_quick_tiles_equal_the_whole(octo):
