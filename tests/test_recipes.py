@@ -20,7 +20,7 @@ def row(recipe, seed, psnr, back=None):
 
 
 def test_the_table_has_means_and_deviations():
-    rows = [row("cycle_gan", 1, 15.0, 18.0), row("cycle_gan", 2, 17.0, 18.0), row("cut", 1, 16.0)]
+    rows = [row("cycle_gan", 1, 15.0, 18.0), row("cycle_gan", 2, 17.0, 18.0), row("+ ema", 1, 16.0)]
     lines = recipes.table(rows, "unaligned").splitlines()
     assert len(lines) == 4
     # the deviation of a sample of two is their difference over the root of two: 1.41
@@ -28,7 +28,7 @@ def test_the_table_has_means_and_deviations():
     cells = [there, there, "0.50 ± 0.00", "18.00 ± 0.00", "18.00 ± 0.00"]
     grids = ["1.00 ± 0.00", "2.00 ± 0.00"]
     assert lines[2] == f"| cycle_gan | 2 | 7 | 60 | {' | '.join([*cells, *grids])} |"
-    assert lines[3].startswith("| cut | 1 | 7 | 60 | 16.00 | 16.00 | 0.50 | - | - |")
+    assert lines[3].startswith("| + ema | 1 | 7 | 60 | 16.00 | 16.00 | 0.50 | - | - |")
     assert recipes.table(rows, "aligned").count("\n") == 1
 
 
@@ -53,14 +53,14 @@ def test_it_goes_on_where_it_was_ended(tmp_path, monkeypatch, capsys):
     data = tmp_path / "worldmaps_mini"
     (data / "aligned" / "test").mkdir(parents=True)
     results = tmp_path / "results.jsonl"
-    results.write_text(json.dumps(row("cut", 1, 15.0)) + "\n")
+    results.write_text(json.dumps(row("+ ema", 1, 15.0)) + "\n")
     monkeypatch.setattr(recipes, "measure", measure)
-    words = ["--dataroot", data, "--minutes", 1, "--seeds", "1,2", "--only", "cut,dcl"]
+    words = ["--dataroot", data, "--minutes", 1, "--seeds", "1,2", "--only", "+ ema,+ R1"]
     monkeypatch.setattr(sys, "argv", [*map(str, ["recipes.py", *words, "--results", results])])
     recipes.main()
-    cut, dcl = recipes.RECIPES["cut"], recipes.RECIPES["dcl"]
+    ema, r1 = recipes.RECIPES["+ ema"], recipes.RECIPES["+ R1"]
     # the number of epochs of the first seed is that of the others
-    assert done == [(dcl, 1, 0), (cut, 2, 7), (dcl, 2, 7)]
+    assert done == [(r1, 1, 0), (ema, 2, 7), (r1, 2, 7)]
     recipes.main()
     assert len(done) == 3
 
