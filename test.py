@@ -198,4 +198,3 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
 if __name__ == "__main__":
     with distributed.process_group(), one_line_errors():
         main()
-    distributed.end_program()

@@ -121,4 +121,3 @@ def train(
 if __name__ == "__main__":
     with distributed.process_group(), one_line_errors():
         main()
-    distributed.end_program()

@@ -133,6 +133,7 @@ def _rank(
     torch.set_num_threads(1)
     with distributed.process_group(), one_line_errors():
         function(*args)
+    assert not gloo_threads(), "something holds on to the process group"
 
 
 def train(argv: list[str], prepare: Callable[[], None] | None = None) -> None:
@@ -162,6 +163,12 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def gloo_threads() -> list[str]:
+    """The threads of gloo in this process, by name."""
+    names = (path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    return [name for name in names if "gloo" in name]
 
 
 class Torchrun:

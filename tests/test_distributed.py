@@ -45,6 +45,7 @@ TINY = (
 SHORT = (
     "--n_epochs 2 --n_epochs_decay 1 --print_freq 2 --save_epoch_freq 2 --save_latest_freq 4"
 ).split()
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 MODELS = {
     "cycle_gan": ["--model", "cycle_gan"],
     "pix2pix": ["--model", "pix2pix", "--no_dropout"],
@@ -855,15 +856,28 @@ def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
     [({"RANK": "x"}, "invalid literal"), ({"MASTER_ADDR": "no.such.invalid"}, "")],
 )
 def test_processes_that_can_not_meet_say_so_in_one_line(more, said, tmp_path):
-    there = {"RANK": "1", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    address = {"RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     program = (
         "from datetime import timedelta\nfrom util import distributed\n"
         "distributed.ranks.JOIN_TIMEOUT = timedelta(seconds=1)\n"
         "with distributed.process_group(): print('in')"
     )
-    result = run_process("-c", program, more={**there, **address, **more})
+    result = run_process("-c", program, more={**ALONE, **address, **more})
     assert result.code == 1
     assert result.out == ""
     assert "Traceback" not in result.err
     assert f"error: the processes could not connect: {said}" in result.err.splitlines()[-1]
+
+
+def test_an_own_loop_ends_the_threads_of_the_group_before_python_ends():
+    here = {**ALONE, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port())}
+    program = (
+        "import atexit, sys, torch\nfrom tests.ranks import gloo_threads\n"
+        "from util import distributed\n"
+        "atexit.register(lambda: print('left:', gloo_threads()))\n"
+        "distributed.init_process_group()\n"
+        "torch.optim.Adam([torch.zeros(1, requires_grad=True)])\n"
+        "assert 'torch._dynamo' in sys.modules and gloo_threads()\n"
+    )
+    result = run_process("-c", program, more=here)
+    assert (result.code, result.out) == (0, "left: []\n"), result.err

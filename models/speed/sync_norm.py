@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules._functions import SyncBatchNorm as Kernels
 
 from util import distributed
 
@@ -22,6 +23,16 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         return _Sum.apply(grad)
+
+
+class _Kernels(Kernels):
+    """torch's kernels, whose graph does not keep the process group past its end."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        y = Kernels.forward(ctx, *args)
+        ctx.process_group = None  # in backward: that of all ranks
+        return y
 
 
 class SyncBatchNorm2d(nn.SyncBatchNorm):
@@ -71,11 +82,9 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
     def _synchronized(self, x: torch.Tensor) -> torch.Tensor:
         momentum = self._count()
         if x.device.type == "cuda" and not self.double_backward:
-            from torch.nn.modules._functions import SyncBatchNorm as Kernels
-
             statistics = (self.running_mean, self.running_var, self.eps, momentum)
             ranks = (torch.distributed.group.WORLD, distributed.world_size())
-            return Kernels.apply(x, self.weight, self.bias, *statistics, *ranks)
+            return _Kernels.apply(x, self.weight, self.bias, *statistics, *ranks)
         return self._composed(x, momentum)
 
     def _composed(self, x: torch.Tensor, momentum: float) -> torch.Tensor:

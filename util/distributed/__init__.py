@@ -27,7 +27,6 @@ from .devices import device, select_device
 from .ranks import (
     cores,
     destroy_process_group,
-    end_program,
     init_process_group,
     is_local_main,
     is_main,

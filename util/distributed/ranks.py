@@ -114,6 +114,10 @@ def process_group() -> Iterator[None]:
     # tensors on a GPU are reduced by NCCL, all others and objects by gloo
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    # Its functions have a default argument, the group that exists when they are imported. With a
+    # later import, by the compiler at the first optimizer, they would keep it past `_disconnect`.
+    from torch.distributed import nn  # noqa: F401
+
     try:
         store, number, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -141,7 +145,11 @@ def process_group() -> Iterator[None]:
 
 
 def _disconnect() -> None:
-    """Destroy the process group, so that it can't hang.
+    """Destroy the process group and end its threads, so that it can't hang.
+
+    A thread that still has the tensor of the last collective needs Python's lock to let go of it.
+    If it asks for the lock when Python has begun to end, that aborts the process (before Python
+    3.14). The threads end with the group, so nothing may hold on to the group.
 
     Before PyTorch 2.8 a group that goes waits for gloo's threads without letting go of Python's
     lock, which a thread needs that still has the tensor of the last collective. Gloo's own part
@@ -180,19 +188,6 @@ def _report(error: BaseException) -> int:
     else:
         traceback.print_exception(error)
     return 1
-
-
-def end_program() -> None:
-    """End a rank whose work is done, with exit code 0; does nothing without torchrun.
-
-    Python's teardown is left out: now and then a thread of the process group aborted it (exit code
-    -6, PyTorch 2.14), and torchrun then took a finished training for a failed one.
-    """
-    if launched():
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def signal_on_parent_death(number: int) -> None:
