@@ -13,6 +13,8 @@ goes on where it was ended. --page writes the tables of that file into a page.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import resource
 import statistics
@@ -93,19 +95,20 @@ def scores(folder: Path, dataroot: Path, phase: str, epoch: str, gpu: str) -> di
     """Scores of one save over the pairs of a phase, by picture and name: `fake_B PSNR`."""
     import image_translation
 
-    report = image_translation.evaluate(
-        dataroot=str(dataroot / "aligned"),
-        dataset_mode="aligned",
-        checkpoints_dir=str(folder),
-        name="x",
-        phase=phase,
-        epoch=epoch,
-        load_size=128,
-        crop_size=128,
-        gpu_ids=gpu,
-        seed=1,
-        scores="L1,PSNR,SSIM,grid",
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # what it loads, again and again
+        report = image_translation.evaluate(
+            dataroot=str(dataroot / "aligned"),
+            dataset_mode="aligned",
+            checkpoints_dir=str(folder),
+            name="x",
+            phase=phase,
+            epoch=epoch,
+            load_size=128,
+            crop_size=128,
+            gpu_ids=gpu,
+            seed=1,
+            scores="L1,PSNR,SSIM,grid",
+        )
     return {
         f"{picture} {name}": score["value"]
         for picture, values in report["scores"].items()
