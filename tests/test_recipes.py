@@ -67,5 +67,6 @@ def test_it_goes_on_where_it_was_ended(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_each_recipe_is_a_command_line(name, tmp_path):
+    assert "," not in name  # --only separates names by commas
     words = [*recipes.COMMON.split(), *recipes.RECIPES[name][1].split()]
     TrainOptions([*words, "--gpu_ids", "-1", "--dataroot", str(tmp_path)]).parse(save=False)
