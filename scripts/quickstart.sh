@@ -41,7 +41,7 @@ begun=$SECONDS
 "$python" train.py "${common[@]}" "${device[@]}" "${settings[@]}" \
     --netG unet_128 --antialias --no_antialias --ema 0.99 --diffaug translation,cutout \
     --lr 0.0007 --lambda_A 5 --lambda_B 5 --lambda_identity 1 \
-    --seed 1 --num_threads 0 --display_id 0 --save_epoch_freq 1000
+    --seed 2 --num_threads 0 --display_id 0 --save_epoch_freq 1000
 "$python" test.py "${common[@]}" "${device[@]}" --num_test all
 
 page="results/$name/test_latest/index.html"
