@@ -98,7 +98,7 @@ def scores(folder: Path, dataroot: Path, phase: str, epoch: str, gpu: str) -> di
     """Scores of one save over the pairs of a phase, by picture and name: `fake_B PSNR`."""
     import image_translation
 
-    with contextlib.redirect_stdout(io.StringIO()):  # what it loads, again and again
+    with contextlib.redirect_stderr(io.StringIO()):  # what it loads, again and again
         report = image_translation.evaluate(
             dataroot=str(dataroot / "aligned"),
             dataset_mode="aligned",
