@@ -87,8 +87,9 @@ def test_exact_tiles_of_a_picture_smaller_than_the_network_needs():
 
 @pytest.mark.parametrize("up", [True, False])
 @pytest.mark.parametrize("size", [(150, 131), (40, 30)])
-def test_exact_tiles_of_anti_aliased_generators(size, up):
-    net = network("resnet_6blocks", antialias=True, antialias_up=up)
+@pytest.mark.parametrize("netG", ["resnet_6blocks", "unet_128"])
+def test_exact_tiles_of_anti_aliased_generators(netG, size, up):
+    net = network(netG, antialias=True, antialias_up=up)
     x = scene(*size)
     got = tiled(net, x, TileOptions(16, 8, "exact"))
     assert apart(got, whole(net, x)) < 1e-4

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.antialias import Downsample, Upsample
+from models.antialias import BlurredConv2d, BlurredConvTranspose2d, Downsample, Upsample
 from models.networks import ResnetBlock, ResnetGenerator, UnetGenerator, UnetSkipConnectionBlock
 from util.errors import UserError
 
@@ -357,6 +357,19 @@ def _upsample(stream: Stream, module: Upsample, x: Rows) -> Rows:
     return upconvolved(x, module.filt, None, 2, len(module.filt), crop=3)
 
 
+def _blur(stream: Stream, filt: torch.Tensor, x: Rows) -> Rows:
+    x = padded(stream.settle(x), (1, 1, 1, 1), "replicate")
+    return convolved(x, filt, None, 1, len(filt))
+
+
+def _blurred_convolution(stream: Stream, module: BlurredConv2d, x: Rows) -> Rows:
+    return _convolution(stream, module, _blur(stream, module.filt, x))
+
+
+def _blurred_transposed(stream: Stream, module: BlurredConvTranspose2d, x: Rows) -> Rows:
+    return _blur(stream, module.filt, _transposed(stream, module, x))
+
+
 def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
     if uses_own_statistics(module):
         mean, variance = stream.statistics(stream.settle(x))
@@ -405,6 +418,8 @@ LAYERS: dict[Any, Callable[[Stream, Any, Rows], Rows]] = {
     nn.Sequential: _sequence,
     ResnetBlock: _resnet_block,
     UnetSkipConnectionBlock: _unet_level,
+    BlurredConv2d: _blurred_convolution,  # in front of the classes that they extend
+    BlurredConvTranspose2d: _blurred_transposed,
     nn.Conv2d: _convolution,
     nn.ConvTranspose2d: _transposed,
     Downsample: _downsample,
