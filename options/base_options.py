@@ -514,7 +514,7 @@ class BaseOptions:
     def _compile_unless(opt: argparse.Namespace, reason: str | None) -> None:
         if reason:
             print(f"--compile is off: {reason}")
-            opt.compile = False
+            opt.compile = opt.cuda_graphs = False
 
     def print_options(self, opt: argparse.Namespace) -> None:
         """Print all options, with the default where it differs."""

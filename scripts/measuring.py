@@ -154,6 +154,7 @@ class Training:
                 self.step()
             flops = counter.get_total_flops()
         if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # leaves the others room
             torch.cuda.reset_peak_memory_stats()
         return {"warm_up_s": seconds, "flops": flops}
 
@@ -170,7 +171,7 @@ class Training:
         self.wait()
         rate = steps * self.opt.batch_size / (time.perf_counter() - start)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # leaves the others room
+            torch.cuda.empty_cache()
         return rate
 
     def details(self, trace: str = "") -> dict[str, Any]:
@@ -205,9 +206,9 @@ class Training:
         return {part: seconds / steps for part, seconds in times.items()}
 
     def memory(self) -> int:
-        """Peak bytes: of tensors on a GPU, else of the whole process."""
+        """Peak bytes: what PyTorch reserved on a GPU, recorded graphs too; else of the process."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated()
+            return torch.cuda.max_memory_reserved()
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import create_model, networks
-from models.speed import acceleration, gradient_scale
+from models.speed import acceleration, gradient_scale, layout
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared
 from models.speed.steps import parameters_of
@@ -261,6 +261,25 @@ def test_compiled_networks_give_the_same_gradients(graphs):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_norm_of_compiled_networks(kind, monkeypatch):
+    """The form that the compiler sees, against the usual one in float64."""
+    net = torch.nn.Sequential(torch.nn.InstanceNorm2d(4))
+    x = (torch.randn(2, 4, 9, 7, dtype=torch.float64) * 3 + 5).to(kind).requires_grad_()
+    weights = torch.randn(2, 4, 9, 7, dtype=torch.float64)
+    known = net(x.double())
+    wanted = torch.autograd.grad((known * weights).sum(), x)[0]
+    layout.keep_layout(net)
+    assert torch.equal(net(x), torch.nn.InstanceNorm2d(4)(x))  # where nothing is compiled
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    ours = net(x)
+    gradient = torch.autograd.grad((ours * weights).sum(), x)[0]
+    assert ours.dtype == gradient.dtype == kind
+    close = {"rtol": 1e-2, "atol": 1e-2} if kind is torch.bfloat16 else {}
+    torch.testing.assert_close(ours, known.to(kind), **close)
+    torch.testing.assert_close(gradient, wanted, **close)
+
+
 def test_fast_says_what_it_is_and_leaves_what_was_given(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("options.base_options.why_not_compile", lambda *a: "not in this test")
     model = build(tmp_path, "--model cycle_gan --fast --precision fp32")
@@ -268,6 +287,23 @@ def test_fast_says_what_it_is_and_leaves_what_was_given(tmp_path, capsys, monkey
     assert model.opt.precision == "fp32"
     assert model.opt.batch_passes == "on"
     assert model.optimizer_G.defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("training", "accumulate", "bf16", "wanted"),
+    [
+        (True, 1, True, "--precision bf16 --compile --channels_last --cuda_graphs"),
+        (True, 4, True, "--precision bf16 --compile --channels_last"),
+        (True, 1, False, "--precision fp16 --compile --channels_last"),
+        (False, 1, True, "--precision bf16 --compile --channels_last"),
+    ],
+)
+def test_what_fast_is_on_a_gpu(training, accumulate, bf16, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    opt = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1").parse(save=False)
+    opt.isTrain, opt.accumulate = training, accumulate
+    assert " ".join(acceleration.choose_fast(opt, torch.device("cuda"), set())) == wanted
+    assert opt.cuda_graphs is ("--cuda_graphs" in wanted)
 
 
 def test_auto_shares_passes_on_a_cpu_where_that_pays_and_stays_close():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 
 import pytest
 import torch
+from torch import nn
 
+from models.speed import acceleration
 from tests import test_acceleration
 from tests.helpers import SHORT, aligned, succeed, unaligned
 
@@ -97,7 +100,30 @@ def test_less_memory(flags, tmp_path):
     assert peaks[1] < peaks[0]
 
 
-@pytest.mark.parametrize("flags", ["", "--precision fp16", "--fast"])
+def test_compiled_norms_keep_the_layout():
+    """And give the gradients of float64 on the CPU."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.Tanh(), nn.Conv2d(8, 8, 3)]
+    net = nn.Sequential(*layers, nn.InstanceNorm2d(8), nn.Conv2d(8, 3, 3))
+    pictures = torch.rand(1, 3, 64, 64)
+    wanted = gradients_of(copy.deepcopy(net).double(), pictures.double())
+    torch.backends.cudnn.allow_tf32 = False
+    acceleration.prepare(net.cuda(), torch.device("cuda"), compiled=True, channels_last=True)
+    scale = max(gradient.abs().max().item() for gradient in wanted)
+    for ours, known in zip(gradients_of(net, pictures.cuda()), wanted, strict=True):
+        torch.testing.assert_close(ours.cpu().double(), known, rtol=1e-4, atol=1e-5 * scale)
+        assert ours.dim() < 4 or ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def gradients_of(net, pictures) -> list[torch.Tensor]:
+    net(pictures).square().sum().backward()
+    return [p.grad for p in net.parameters()]
+
+
+RECORDED = "--compile --cuda_graphs --channels_last"
+
+
+@pytest.mark.parametrize("flags", ["", "--precision fp16", "--fast", RECORDED])
 def test_training_resumes(flags, tmp_path):
     """Saves hold what a GPU has: training goes on, and --deterministic ends with the same bits."""
     data = aligned(unaligned(tmp_path / "data"))

@@ -16,11 +16,12 @@ class Model:
     """A model whose iteration takes so long, with and without compiling."""
 
     takes = {False: 0.0, True: 0.0}
+    breaks = False  # with CUDA graphs
     device = torch.device("cpu")
 
     def __init__(self, opt):
         torch.rand(3)  # as making weights does
-        self.seconds = self.takes[opt.compile]
+        self.seconds, self.graphs = self.takes[opt.compile], opt.cuda_graphs
 
     def setup(self, opt):
         assert not opt.continue_train
@@ -33,6 +34,8 @@ class Model:
 
     def optimize_parameters(self):
         time.sleep(self.seconds)
+        if self.graphs and self.breaks:
+            raise RuntimeError("accessing tensor output of CUDAGraphs that has been overwritten")
 
 
 @pytest.fixture
@@ -65,6 +68,19 @@ def test_the_faster_way_is_taken_and_remembered(eager, compiled, options, monkey
     assert len(tried) == 2  # another size is another question
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_without_cuda_graphs_where_a_model_fails_with_them(breaks, options, monkeypatch, capsys):
+    monkeypatch.setattr(Model, "takes", {False: 0.02, True: 0.001})
+    monkeypatch.setattr(Model, "breaks", breaks)
+    for _ in range(2):  # the second time from the kept answer
+        opt = options.parse(save=False)
+        opt.cuda_graphs = True
+        assert trial.compiling_costs(opt, Model, lambda: {"A": 1}) is None
+        assert opt.cuda_graphs is not breaks
+        told = "--cuda_graphs is off: accessing tensor output" in capsys.readouterr().out
+        assert told is breaks
+
+
 def test_no_trial_where_compiling_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("options.base_options.why_not_compile", lambda *a: None)
     options = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1 --fast --compile")
@@ -87,7 +103,7 @@ def test_a_real_model_is_tried(tmp_path, monkeypatch):
     words = f"--dataroot {root} --gpu_ids -1 --netG resnet_6blocks --ngf 2 --ndf 2 --load_size 32"
     opt = TrainOptions(f"{words} --crop_size 32 --checkpoints_dir {tmp_path}").parse(save=False)
     times = [
-        trial.seconds(opt, create_model, create_dataset(opt).first(), compiled)
+        trial.seconds(opt, create_model, create_dataset(opt).first(), compile=compiled)
         for compiled in (False, True)
     ]
     assert all(0 < t < 60 for t in times)

@@ -1,8 +1,9 @@
-"""Whether compiling makes an iteration faster, by a short trial.
+"""Whether compiling makes an iteration faster, and CUDA graphs work, by a short trial.
 
-That depends on the machine, the model and the size: on a CPU a compiled pix2pix in bf16 is slower.
-The answer is kept in the user's cache folder, so that the next training starts at once, and a
-resumed one computes as before.
+That depends on the machine, the model and the size: on a CPU a compiled pix2pix in bf16 is slower,
+and a model that keeps an output for the next iteration can't have CUDA graphs. The answer is kept
+in the user's cache folder, so that the next training starts at once, and a resumed one computes as
+before.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from util import distributed, randomness
+from util.errors import first_line
 from util.files import write_whole
 
 WARM_UP, STEPS = 3, 5  # iterations; the first ones compile
@@ -31,6 +33,7 @@ NAMES = (
     *("model", "netG", "netD", "ngf", "ndf", "n_layers_D", "norm", "input_nc", "output_nc"),
     *("batch_size", "preprocess", "load_size", "crop_size", "precision", "channels_last"),
     *("gan_mode", "batch_passes", "accumulate", "grad_checkpoint", "lambda_identity"),
+    "cuda_graphs",
 )
 
 
@@ -39,36 +42,56 @@ def compiling_costs(
     make_model: Callable[[argparse.Namespace], Any],
     load_batch: Callable[[], dict[str, Any]],
 ) -> str | None:
-    """Why not to compile: what an iteration takes with and without; None if compiling pays."""
+    """Why not to compile: what an iteration takes with and without; None if compiling pays.
+
+    Sets `opt.cuda_graphs` to False where the model does not work with them.
+    """
     answers, key = _read(), _key(opt)
-    times = distributed.broadcast_object(answers.get(key))
-    if times is None:
+    found = distributed.broadcast_object(answers.get(key))
+    if found is None:
         print("--fast: trying whether compiling pays, a minute or two; the answer is kept")
         state = randomness.get_state()
-        batch = load_batch()
-        times = [seconds(opt, make_model, batch, compiled) for compiled in (False, True)]
-        times = distributed.broadcast_object(times)
+        found = distributed.broadcast_object(_try(opt, make_model, load_batch()))
         randomness.set_state(state)
         if distributed.is_main():
             with contextlib.suppress(OSError):
-                write_whole(cache_file(), json.dumps({**_read(), key: times}, indent=1))
-    eager, compiled = times
-    if compiled < eager:
+                write_whole(cache_file(), json.dumps({**_read(), key: found}, indent=1))
+    if opt.cuda_graphs and found["failed"]:
+        print(f"--cuda_graphs is off: {found['failed']}")
+        opt.cuda_graphs = False
+    if found["compiled"] < found["eager"]:
         return None
     return (
-        f"in a trial an iteration took {1000 * compiled:.0f} ms with it and {1000 * eager:.0f} ms "
-        f"without (kept in {cache_file()})"
+        f"in a trial an iteration took {1000 * found['compiled']:.0f} ms with it and "
+        f"{1000 * found['eager']:.0f} ms without (kept in {cache_file()})"
     )
+
+
+def _try(
+    opt: argparse.Namespace, make_model: Callable[..., Any], batch: dict[str, Any]
+) -> dict[str, Any]:
+    """Seconds of an iteration `eager` and `compiled`, and how CUDA graphs `failed`."""
+    found = {"eager": seconds(opt, make_model, batch), "failed": ""}
+    if opt.cuda_graphs:
+        try:
+            found["compiled"] = seconds(opt, make_model, batch, compile=True, cuda_graphs=True)
+            return found
+        except RuntimeError as e:  # so PyTorch tells of outputs that were overwritten
+            found["failed"] = first_line(e)
+    found["compiled"] = seconds(opt, make_model, batch, compile=True)
+    return found
 
 
 def seconds(
     opt: argparse.Namespace,
     make_model: Callable[[argparse.Namespace], Any],
     batch: dict[str, Any],
-    compiled: bool,
+    compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> float:
     """The median time of an iteration of a new model."""
-    own = argparse.Namespace(**{**vars(opt), "compile": compiled, "continue_train": False})
+    modes = {"compile": compile, "cuda_graphs": cuda_graphs, "continue_train": False}
+    own = argparse.Namespace(**{**vars(opt), **modes})
     with contextlib.redirect_stdout(io.StringIO()):
         model = make_model(own)
         model.setup(own)
@@ -82,7 +105,7 @@ def seconds(
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     del model
-    if compiled:
+    if compile:
         torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_initialized():
@@ -96,7 +119,7 @@ def cache_file() -> Path:
     return Path(folder, "image_translation", "trials.json")
 
 
-def _read() -> dict[str, list[float]]:
+def _read() -> dict[str, dict[str, Any]]:
     with contextlib.suppress(OSError, ValueError):
         return dict(json.loads(cache_file().read_text()))
     return {}
