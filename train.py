@@ -109,12 +109,18 @@ def train(
         validation.end_epoch(at, visualizer)
         model.update_learning_rate()
         at.next_epoch()
+        # not only in the next iteration: loading processes end a minute after a signal
+        stopping = run.stop.on_any_rank() and epoch < last_epoch
         if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
             print(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
             run.save("latest", str(epoch), position=at)
+        elif stopping:
+            run.save("latest", position=at)
         visualizer.end_epoch(epoch)
         seconds = time.time() - epoch_start
         print(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
+        if stopping:
+            return True
     return False
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests import forked
+from tests.helpers import run, succeed
 
 FLAGS = (
     "--gpu_ids -1 --display_id 0 --no_html --ngf 4 --ndf 4 --load_size 40 --crop_size 32 --seed 5 "
@@ -104,6 +105,27 @@ def wait_for_progress(log: Path, lines: int, process, seconds: float = 60) -> bo
             return True
         time.sleep(0.005)
     return False
+
+
+def test_a_signal_while_validating_stops_before_the_next_epoch(
+    pictures, uninterrupted, tmp_path, monkeypatch
+):
+    """Which would need the loading processes, and a scheduler's signal ends them in a minute."""
+
+    def signalled(self, position, visualizer):
+        if position.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    argv = command(pictures, tmp_path, "cycle_gan", "--num_threads", "0")
+    with monkeypatch.context() as patched:
+        patched.setattr("util.scores.validation.Validation.end_epoch", signalled)
+        stopped = run("train.py", *argv)
+    assert stopped.code == 128 + signal.SIGTERM
+    assert "stopped: got SIGTERM" in stopped.out
+    assert "epoch: 1," in stopped.out
+    assert "epoch: 2," not in stopped.out
+    succeed("train.py", *argv, "--continue_train")
+    assert_same(weights(tmp_path), uninterrupted["cycle_gan"])
 
 
 @pytest.mark.slow
