@@ -220,6 +220,16 @@ def test_files_are_the_same_in_every_memory_format(tmp_path):
             assert value.is_contiguous()
 
 
+def test_channels_last_leaves_volumes_alone():
+    """--fast takes it on a GPU, where a model of one's own may have them."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv3d(3, 4, 3))
+    before = [p.clone() for p in net.parameters()]
+    acceleration.prepare(net, torch.device("cpu"), channels_last=True)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].weight.is_contiguous()
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+
+
 def test_compile_is_off_with_a_line_where_sizes_change(tmp_path, capsys):
     build(tmp_path, "--model cycle_gan --compile --preprocess scale_width")
     out = capsys.readouterr().out

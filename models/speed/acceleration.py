@@ -114,7 +114,9 @@ def prepare(
     `scale` is the loss scaling for training in fp16.
     """
     if channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for weight in net.parameters():
+            if weight.dim() == 4:  # `net.to` would fail at those of Conv3d
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         contiguous_gradients([net])
     for module in net.modules():
         if hasattr(module, "recompute"):
