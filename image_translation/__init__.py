@@ -110,6 +110,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
         options_of_call.PARSER = RaisingParser
         opt = options_of_call.parse(save=False)
         dataset = create_dataset(opt)
+        options_of_call.decide_compile(opt, int(min(opt.num_test, len(dataset))))
         model = create_model(opt)
         model.setup(opt)
         return score(opt, model, dataset)

@@ -485,7 +485,8 @@ class BaseOptions:
         """Apply `--fast`, `--compile` and `--cuda_graphs` as the device allows, and print that."""
         if opt.fast:
             print(f"--fast stands for {' '.join(choose_fast(opt, opt.device, explicit))}")
-        if opt.compile:
+        decided_later = opt.fast and "compile" not in explicit  # when the pictures are counted
+        if opt.compile and not decided_later:
             self._compile_unless(opt, why_not_compile(opt, opt.device))
         reason = why_not_graphs(opt, opt.device) if opt.cuda_graphs else None
         if reason:
@@ -502,10 +503,9 @@ class BaseOptions:
 
         That is for too few `pictures` in all, and where `trial()` says why not.
         """
-        explicit = self.explicit_options()
-        self._compile_unless(opt, too_few_to_compile(opt, pictures, explicit))
-        if opt.fast and opt.compile and "compile" not in explicit:
-            self._compile_unless(opt, trial())
+        if opt.fast and opt.compile and "compile" not in self.explicit_options():
+            reason = too_few_to_compile(opt, pictures) or why_not_compile(opt, opt.device)
+            self._compile_unless(opt, reason or trial())
         if opt.compile:
             minutes = "a minute or more" if opt.device.type == "cuda" else "one to three minutes"
             print(f"compiling: the first iterations take {minutes}, the others are faster")

@@ -31,8 +31,10 @@ from util.scores.report import table
 
 
 def main() -> None:
-    opt = EvaluateOptions().parse(save=False)
+    options = EvaluateOptions()
+    opt = options.parse(save=False)
     dataset = create_dataset(opt)
+    options.decide_compile(opt, int(min(opt.num_test, len(dataset))))
     model = create_model(opt)
     model.setup(opt)
     folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"

@@ -64,10 +64,10 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
     return [f"--precision {opt.precision}", *(f"--{name}" for name in flags if getattr(opt, name))]
 
 
-def too_few_to_compile(opt: argparse.Namespace, pictures: int, explicit: set[str]) -> str | None:
+def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:
     """Why `--fast` should not compile for this number of pictures; None if it should."""
     minimum = COMPILING_PAYS[opt.isTrain]
-    if not (opt.fast and opt.compile) or "compile" in explicit or pictures >= minimum:
+    if pictures >= minimum:
         return None
     return (
         f"it pays from {minimum} pictures on, and there are {pictures} in all (--compile does it "
