@@ -394,8 +394,12 @@ def test_quickstart_gives_commands_that_parse(tmp_path: Path, gpu: bool):
     from options.train_options import TrainOptions
 
     (train, test), output = commands_of_quickstart(tmp_path, gpu)
+    launcher = [] if gpu else "-m torch.distributed.run --standalone --nproc_per_node 2".split()
+    assert train[: len(launcher)] == launcher
+    train = train[len(launcher) :]
     assert (train[0], test[0]) == ("train.py", "test.py")
     opt = TrainOptions(train[1:]).gather_options()
+    assert opt.batch_size == 1 + gpu  # two pictures a step either way
     opt_test = TestOptions(test[1:]).gather_options()
     assert opt.gpu_ids == opt_test.gpu_ids == ("0" if gpu else "-1")
     assert (opt.name, opt.model, opt.dataroot) == (opt_test.name, opt_test.model, opt_test.dataroot)
