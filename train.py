@@ -77,7 +77,7 @@ def train(
     images_per_iteration = opt.batch_size * distributed.world_size()
 
     for epoch in range(at.epoch, last_epoch + 1):
-        epoch_start = time.time()
+        epoch_start, begun = time.time(), at.total_iters
         dataset.set_epoch(epoch, start=at.epoch_iter)
         visualizer.reset()
 
@@ -109,8 +109,9 @@ def train(
         validation.end_epoch(at, visualizer)
         model.update_learning_rate()
         at.next_epoch()
-        # not only in the next iteration: loading processes end a minute after a signal
-        stopping = run.stop.on_any_rank() and epoch < last_epoch
+        # not only in the next iteration: loading processes end a minute after a signal. But each
+        # run makes an iteration, however short --max_hours is.
+        stopping = run.stop.on_any_rank() and begun < at.total_iters and epoch < last_epoch
         if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
             print(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
             run.save("latest", str(epoch), position=at)
