@@ -37,7 +37,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 else
     device=(--gpu_ids -1)
     echo "quickstart: training on two processor cores, about five minutes"
-    # a process for each of the two pictures of a batch: with one, a core would wait half the time
+    # a process for each of the two pictures of a batch, so that both cores compute
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     "$python" -m torch.distributed.run --standalone --nproc_per_node 2 \
         train.py "${common[@]}" "${device[@]}" "${settings[@]}"
