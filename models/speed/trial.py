@@ -96,20 +96,22 @@ def seconds(
         model = make_model(own)
         model.setup(own)
     times = []
-    for _ in range(WARM_UP + STEPS):
-        start = time.perf_counter()
-        model.begin_iteration()
-        model.set_input(batch)
-        model.optimize_parameters()
-        if model.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    del model
-    if compile:
-        torch.compiler.reset()
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    try:
+        for _ in range(WARM_UP + STEPS):
+            start = time.perf_counter()
+            model.begin_iteration()
+            model.set_input(batch)
+            model.optimize_parameters()
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    finally:  # where CUDA graphs fail, the next try begins without what they hold
+        del model
+        if compile:
+            torch.compiler.reset()
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
     return statistics.median(times[WARM_UP:])
 
 
