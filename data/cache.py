@@ -7,6 +7,7 @@ import hashlib
 import math
 import mmap
 import multiprocessing
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from PIL import Image
 from util import distributed
 from util.memory import free_memory
 
+# How workers are started; None: as Python does. Python has other ways by default from 3.14 on, and
+# in a process that was started in another way. They take seconds, and share no memory.
+WORKERS_ARE_STARTED_BY = "fork" if sys.platform == "linux" else None
 # how much of the free memory each choice of --cache_images may fill
 SHARES = {"auto": 0.5, "ram": 0.9, "off": 0.0}
 _CHANNELS = {"L": 1, "RGB": 3}
@@ -153,7 +157,7 @@ def _why_not(opt: argparse.Namespace, workers: int) -> str:
         return "with --value_range pictures are not of 8 bits"
     if "fork" not in multiprocessing.get_all_start_methods():
         return "this system can't share memory with workers"
-    if workers and multiprocessing.get_start_method() != "fork":
+    if workers and WORKERS_ARE_STARTED_BY != "fork":
         return "workers share memory only if they are forked"
     return "" if free_memory() else "the amount of free memory is unknown"
 

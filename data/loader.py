@@ -25,6 +25,7 @@ from util.errors import UserError, leave_out_warnings
 from util.randomness import derived_seed, drawn_from, new_seed
 from util.run.stopping import leave_signals_to_parent
 
+from .cache import WORKERS_ARE_STARTED_BY
 from .handover import SharedBatches
 
 
@@ -226,6 +227,7 @@ class EpochLoader:
             batch_size=batch_size,
             sampler=self.order,
             num_workers=workers,
+            multiprocessing_context=WORKERS_ARE_STARTED_BY if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=start_worker,

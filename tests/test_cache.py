@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from data import create_dataset
-from data.cache import Kept, PictureCache
+from data.cache import WORKERS_ARE_STARTED_BY, Kept, PictureCache
 from options.train_options import TrainOptions
 
 pytestmark = pytest.mark.skipif(
@@ -197,6 +197,18 @@ def test_a_process_that_dies_with_the_lock_stops_nobody(monkeypatch):
     code = other.exitcode
     other.kill()
     assert code == 0
+
+
+@pytest.mark.skipif(WORKERS_ARE_STARTED_BY != "fork", reason="needs a system that forks workers")
+def test_workers_share_it_however_python_starts_processes(pictures):
+    """From Python 3.14 on that is not `fork` by itself."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        _, dataset = epochs(pictures, "--num_threads", "2", "--serial_batches", count=1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert len(dataset.cache) == 10
 
 
 def test_a_spawned_process_has_none():
