@@ -19,6 +19,7 @@ import time
 from data import CustomDatasetDataLoader, create_dataset
 from models import BaseModel, create_model
 from models.speed.layout import contiguous_gradients
+from models.speed.prepared import uncompiled
 from models.speed.trial import compiling_costs
 from options.train_options import TrainOptions
 from util import distributed
@@ -106,7 +107,8 @@ def train(
                 run.save("latest", position=at)
                 return True
 
-        validation.end_epoch(at, visualizer)
+        with uncompiled():  # which would be compiled anew for each mode and size
+            validation.end_epoch(at, visualizer)
         model.update_learning_rate()
         at.next_epoch()
         # not only in the next iteration: loading processes end a minute after a signal. But each

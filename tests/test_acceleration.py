@@ -10,7 +10,7 @@ import torch
 from models import create_model, networks
 from models.speed import acceleration, gradient_scale, layout
 from models.speed.gradient_scale import GradientScale
-from models.speed.prepared import prepared
+from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
 from options.train_options import TrainOptions
 from tests.helpers import run_process
@@ -269,6 +269,20 @@ def test_compiled_networks_give_the_same_gradients(graphs):
     scale = max(gradient.abs().max().item() for gradient in plain[1:])
     for ours, wanted in zip(found(), plain, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_validation_does_not_compile():
+    net = prepared(networks.define_G(3, 3, 4, "resnet_6blocks", "instance"))
+    x = torch.rand(1, 3, 32, 32)
+    wanted = net(x)
+    net._compiled_call_impl = lambda x: "compiled"
+    with torch.no_grad():
+        assert net(x) == "compiled"
+        with uncompiled():
+            torch.testing.assert_close(net(x), wanted.detach())
+        assert net(x) == "compiled"
+    with uncompiled():
+        assert net(x) == "compiled"  # it learns
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

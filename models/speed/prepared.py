@@ -18,6 +18,7 @@ from .gradient_scale import GradientScale
 from .layout import contiguous_gradient
 
 _full_precision = False
+_uncompiled = False
 
 
 class Prepared(nn.Module):
@@ -38,7 +39,8 @@ class Prepared(nn.Module):
         if self.augment is not None:
             args, kwargs = (self.augment(*args, *kwargs.values()),), {}
         if not learns:
-            return super().__call__(*args, **kwargs)
+            call = self._call_impl if _uncompiled else super().__call__
+            return call(*args, **kwargs)
         # Where an input asks for its gradient this is most likely a gradient penalty. Gradients of
         # gradients need all the digits, and compiled networks do not have them. And a hook may
         # carry tensors out of a network past its outputs, where gradients are not scaled.
@@ -109,6 +111,20 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         _full_precision = before
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within, networks that do not learn run as written.
+
+    Compiling once more for a few pictures takes longer than it saves: a minute or two.
+    """
+    global _uncompiled
+    before, _uncompiled = _uncompiled, True
+    try:
+        yield
+    finally:
+        _uncompiled = before
 
 
 def _wants_input_gradients(inputs: Any) -> bool:
