@@ -128,11 +128,15 @@ options of another model: python test.py --model pix2pix --help"""
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().choose_speed(opt, explicit)
-        if opt.device.type == "cpu" and "num_threads" not in explicit:
-            opt.num_threads, computing = share_cores(
-                distributed.cores(), torch.get_num_threads(), opt.num_threads
-            )
+        if "num_threads" in explicit:
+            return
+        cores = distributed.cores()
+        if opt.device.type == "cpu":
+            wanted = opt.num_threads
+            opt.num_threads, computing = share_cores(cores, torch.get_num_threads(), wanted)
             torch.set_num_threads(computing)
+        else:  # as many as keep up with a GPU
+            opt.num_threads = max(opt.num_threads, min(8, cores // 2))
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         folder = Path(opt.checkpoints_dir) / opt.name

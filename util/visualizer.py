@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from . import distributed, util
@@ -239,12 +240,16 @@ def save_images(
         path.parent.mkdir(parents=True, exist_ok=True)
         # inputs of the models here, in files as large as they are
         source = image_path[0] if label in ("real", "real_A") and aspect_ratio == 1 else None
-        encoders.submit(_write_result, util.tensor2im(image), path, aspect_ratio, source)
+        # a copy: a model may use the memory of a result again
+        if torch.is_tensor(image):
+            image = image.detach()[:1].to("cpu", copy=True)
+        encoders.submit(_write_result, image, path, aspect_ratio, source)
         files.append(file)
     webpage.add_header(name)
     webpage.add_images(files, list(visuals), files, width=width)
 
 
-def _write_result(pixels: Any, path: Path, aspect_ratio: float, source: str | None) -> None:
+def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:
+    pixels = util.tensor2im(image)
     if source is None or not util.copy_if_equal(source, pixels, path):
         util.save_image(pixels, path, aspect_ratio)
