@@ -153,8 +153,8 @@ class Training:
             with FlopCounterMode(display=False) as counter:
                 self.step()
             flops = counter.get_total_flops()
+        self.make_room()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # leaves the others room
             torch.cuda.reset_peak_memory_stats()
         return {"warm_up_s": seconds, "flops": flops}
 
@@ -170,8 +170,7 @@ class Training:
                 self.wait()
         self.wait()
         rate = steps * self.opt.batch_size / (time.perf_counter() - start)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.make_room()
         return rate
 
     def details(self, trace: str = "") -> dict[str, Any]:
@@ -179,7 +178,13 @@ class Training:
         found: dict[str, Any] = {"split_s": self.split(4), "peak_bytes": self.memory()}
         if trace:
             found |= self.profile(trace)
+        self.make_room()
         return found
+
+    def make_room(self) -> None:
+        """Give back memory that is not in use, for the other settings."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def split(self, steps: int) -> dict[str, float]:
         """Seconds per iteration by part. Waits for the device after each: the sum is too large."""
@@ -419,6 +424,8 @@ def _computes(name: str) -> bool:
 # --------------------------------------------------------------------------------------- processes
 def serve(kind: type, words: list[str], plain: bool, real: bool, pipe: Any) -> None:
     """Do in a process what comes through a pipe: (method, arguments); answer (ok, result)."""
+    # this process was spawned, and so would be what it starts: loading processes, in seconds
+    multiprocessing.set_start_method(None, force=True)
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         subject = None
