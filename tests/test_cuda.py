@@ -128,8 +128,10 @@ RECORDED = "--compile --cuda_graphs --channels_last"
 def test_training_resumes(flags, tmp_path):
     """Saves hold what a GPU has: training goes on, and --deterministic ends with the same bits."""
     data = aligned(unaligned(tmp_path / "data"))
-    words = ["--dataroot", data, *SMALL.split(), *SHORT, "--load_size", 64, "--deterministic"]
-    words += ["--model", "cycle_gan", "--num_threads", 2, *flags.split()]
+    words = ["--dataroot", data, *SMALL.split(), *SHORT, "--deterministic", "--num_threads", 2]
+    # no ResNet: the gradient of its reflection padding adds up in varying order
+    words += ["--model", "cycle_gan", "--netG", "unet_128", "--load_size", 128, "--crop_size", 128]
+    words += flags.split()
     ends = []
     for folder, parts in ((tmp_path / "whole", [2]), (tmp_path / "parts", [1, 2])):
         for epochs in parts:
