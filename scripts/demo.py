@@ -136,7 +136,10 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
         except Exception as e:
             # do not show the folder of uploads on this machine
             said = str(e).replace(given, Path(given).name)
-            raise gradio.Error(said if isinstance(e, UserError) else "this can't be done") from e
+            known = isinstance(e, UserError)
+            said = said if known else "this can't be done"
+            # the traceback of a bug belongs in the terminal
+            raise gradio.Error(said, print_exception=not known) from e
         size = f"{before.width}x{before.height}"
         said = f"{size} in {seconds:.2f} s, {G.weights.name} on {G.device}"
         return after, (before, after), said

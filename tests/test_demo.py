@@ -237,4 +237,5 @@ def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
     give("torn.png")
     page.wait_for_selector("text=can't read the picture torn.png")
     assert "/tmp" not in page.locator("body").inner_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()  # of the server
     page.close()
