@@ -51,7 +51,8 @@ from PIL import Image
 from models import create_model
 from options.base_options import whole_number
 from options.test_options import TestOptions
-from scripts.measuring import PARTS, Loading, Subject, Training, Translating, train_as_rank
+from scripts.measuring import PARTS, Loading, Training, Translating, train_as_rank
+from scripts.subjects import Subject
 from util.distributed.launch import launch
 from util.errors import OneLineParser, UserError, one_line_errors
 

@@ -1,4 +1,4 @@
-"""The measurements of `benchmark.py`, each in its own process: training, loading, translating.
+"""The measurements of `benchmark.py`: training, loading, translating.
 
 The setting `plain` is the loop of the original: plain modules with ReLUs in place, torch's Adam as
 it comes, no guard, no cache, an ordinary loader, one picture after the other.
@@ -9,16 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import multiprocessing
-import os
 import runpy
-import shlex
 import statistics
 import sys
 import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +29,8 @@ from models.base_model import BaseModel
 from models.speed.layout import contiguous_gradients
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
+from scripts.launches import launched
 from util import distributed, util
-from util.errors import UserError
 from util.html import HTML
 from util.randomness import seed_everything
 from util.run.finite import FiniteGuard
@@ -359,135 +354,3 @@ def train_as_rank(
         }
         training.close()
         return found if distributed.is_main() else None
-
-
-# ----------------------------------------------------------------------------- counting launches
-# Operators that make a tensor or a view of one, and compute nothing.
-NOTHING_COMPUTED = {"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::resize_"}
-# calls of the CUDA runtime in which the processor waits for the GPU
-WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-
-
-def launched(events: Any) -> dict[str, int]:
-    """Launches of the operators in a profile.
-
-    - `operators`: innermost operators that compute something, which is about what a GPU is asked
-      to launch; fused ones of compiled networks count once
-    - `launches`: calls by which kernels and CUDA graphs were started, and `kernels` that ran
-    - `synchronizations`: waits for the GPU; on a CPU the reads of single values that would be ones
-    - `graph_breaks` and `graphs` of the compiler, since the process began
-    """
-    from torch._dynamo.utils import counters
-
-    found: Counter[str] = Counter()
-    for event in events:
-        name = event.name
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            found["kernels"] += not name.startswith(("Mem", "ProfilerStep", "Optimizer."))
-        elif name.startswith(("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")):
-            found["launches"] += 1
-        elif name in WAITS:
-            found["synchronizations"] += 1
-        elif name == "aten::_local_scalar_dense":
-            # an optimizer reads its step count, which is on the CPU
-            found["synchronizations"] += not _is_within(event, "Optimizer.step")
-        elif not any("::" in child.name for child in event.cpu_children):
-            found["operators"] += "cpp_fused" in name or "triton_" in name or _computes(name)
-    names = ("operators", "launches", "kernels", "synchronizations")
-    return {name: found[name] for name in names} | {
-        "graphs": int(counters["stats"]["unique_graphs"]),
-        "graph_breaks": sum(counters["graph_break"].values()),
-    }
-
-
-def _is_within(event: Any, name: str) -> bool:
-    while event is not None:
-        if event.name.startswith(name):
-            return True
-        event = event.cpu_parent
-    return False
-
-
-def _computes(name: str) -> bool:
-    """Whether an operator of this name computes: it is no view, and more than memory."""
-    namespace, _, operator = name.partition("::")
-    if not operator or name in NOTHING_COMPUTED:
-        return False
-    packet = getattr(getattr(torch.ops, namespace), operator, None)
-    if packet is None or not hasattr(packet, "overloads"):
-        return False
-    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
-    returned = [r for schema in schemas[:1] for r in schema.returns]
-    return not any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
-
-
-# --------------------------------------------------------------------------------------- processes
-def serve(kind: type, words: list[str], plain: bool, real: bool, pipe: Any) -> None:
-    """Do in a process what comes through a pipe: (method, arguments); answer (ok, result)."""
-    # this process was spawned, and so would be what it starts: loading processes, in seconds
-    multiprocessing.set_start_method(None, force=True)
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        subject = None
-        try:
-            while True:
-                name, *args = pipe.recv()
-                if name == "start":
-                    subject = kind(words, plain, real)
-                    # what --fast chose, and what is off; not the list of options
-                    lines = output.getvalue().splitlines()
-                    pipe.send((True, [s for s in lines if s.startswith(("--fast", "--compile"))]))
-                    continue
-                pipe.send((True, getattr(subject, name)(*args)))
-                if name == "close":
-                    return
-        except EOFError:
-            return  # nobody asks any more
-        except BaseException as e:
-            said = [line for line in output.getvalue().splitlines() if "error: " in line]
-            if isinstance(e, SystemExit) and said:
-                reason = said[-1].split("error: ", 1)[1]
-            else:
-                reason = str(e) if isinstance(e, UserError) else traceback.format_exc()
-            pipe.send((False, reason))
-
-
-class Subject:
-    """A setting in a process of its own. One that fails says why in `failed`, and is left out."""
-
-    def __init__(
-        self, kind: type, name: str, words: list[str], real: bool, environment: Mapping[str, str]
-    ):
-        self.name, self.failed = name, ""
-        os.environ.update(environment)
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        args = (kind, words, name == "plain", real, other)
-        self.process = context.Process(target=serve, args=args)
-        self.process.start()
-        other.close()
-        self.rates: list[float] = []
-        self.result: dict[str, Any] = {"setting": name, "options": shlex.join(words)}
-        self.said: list[str] = self.call("start") or []
-
-    def call(self, *message: Any) -> Any:
-        """Have it do something; None where it fails, now or before."""
-        if self.failed:
-            return None
-        try:
-            self.pipe.send(message)
-            ok, result = self.pipe.recv()
-        except (EOFError, OSError):
-            ok, result = False, "the process ended (out of memory?)"
-        if not ok:
-            self.failed = str(result).strip()
-            self.pipe.close()
-            return None
-        return result
-
-    def close(self) -> None:
-        """End the process."""
-        self.call("close")
-        self.process.join(30)
-        if self.process.is_alive():
-            self.process.kill()

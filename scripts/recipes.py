@@ -44,6 +44,8 @@ SMOOTH = f"{UNET} --antialias --no_antialias --ema 0.99 --diffaug translation,cu
 SMOOTH += " --lambda_identity 1"
 # as scripts/quickstart.sh, which computes a picture of each batch in each of two processes
 BEST = f"{SMOOTH} --lambda_A 7 --lambda_B 5 --lr 0.001 --batch_size 2 --fast"
+BEST_PIX = f"{PIX} --antialias --no_antialias --ema 0.99 --no_dropout --lr 0.0005 --batch_size 2"
+BEST_PIX += " --fast"
 # name: (layout of the data, options); the first of a layout is as in the paper
 RECIPES: dict[str, tuple[str, str]] = {
     "cycle_gan": ("unaligned", UNET),
@@ -66,6 +68,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "pix2pix + antialias + ema": ("aligned", f"{PIX} --antialias --no_antialias --ema 0.99"),
     "pix2pix + multiscale + features": ("aligned", f"{PIX} --netD multiscale --lambda_feat 10"),
     "pix2pix with a ResNet": ("aligned", PIX.replace("unet_128", "resnet_6blocks")),
+    "pix2pix, the best of these": ("aligned", BEST_PIX),
 }
 SAVES = 4  # epochs that are scored, the last one among them
 
