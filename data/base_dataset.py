@@ -26,7 +26,8 @@ from .image_folder import (
     open_image,
     skip_broken_hint,
 )
-from .pictures.picture_io import naming, read_picture, to_unit
+from .pictures.reading import naming, read_picture
+from .pictures.values import to_unit
 from .transforms import (
     CenterCrop,
     CropAt,

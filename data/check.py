@@ -26,7 +26,7 @@ from util.picture_files import frames, is_image_file, opened, orientation
 from . import find_dataset_using_name
 from .base_dataset import open_picture
 from .loader import EpochLoader
-from .pictures.picture_io import FARTHEST
+from .pictures.values import FARTHEST
 
 PHASES = ("train", "val", "test")
 SHOWN = 10  # files of each kind, unless all are asked for

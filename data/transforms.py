@@ -13,7 +13,7 @@ import torch
 from util.errors import UserError
 from util.light_torchvision import transforms
 
-from .pictures.picture_io import fit_channels
+from .pictures.values import fit_channels
 
 F = transforms.functional
 

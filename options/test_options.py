@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data.image_folder import parts_of_dataset
-from data.pictures.picture_io import FORMATS
+from data.pictures.writing import FORMATS
 from models.ema import WEIGHTS
 from models.inference.tiles import MODES
 from util import distributed

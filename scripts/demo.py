@@ -31,7 +31,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data.pictures.picture_io import change_depth, read_picture
+from data.pictures.reading import read_picture
+from data.pictures.values import change_depth
 from models import load_generator
 from models.ema import WEIGHTS
 from models.inference.translator import to_pil

@@ -13,7 +13,8 @@ from PIL import Image, ImageCms
 
 from data.base_dataset import open_picture
 from data.image_folder import list_images, list_pictures, make_dataset
-from data.pictures.picture_io import Picture, read_picture, write_picture
+from data.pictures.reading import Picture, read_picture
+from data.pictures.writing import write_picture
 from data.single_dataset import SingleDataset
 from data.unaligned_dataset import UnalignedDataset
 from models.inference.folder import FolderTranslation

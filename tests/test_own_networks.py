@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import models
-from data.pictures.picture_io import write_picture
+from data.pictures.writing import write_picture
 from models import load_generator, networks
 from models.inference.export import export, export_generator, frozen, largest_difference, reader
 from models.inference.sizes import size_rule

@@ -237,7 +237,7 @@ MEASURE = """
 import resource, sys
 import numpy as np, torch
 from pathlib import Path
-from data.pictures.picture_io import Picture
+from data.pictures.reading import Picture
 from models.networks import define_G
 from models.inference.tiles import TileOptions
 from models.inference.translator import Translator

@@ -16,15 +16,8 @@ import torch
 from tqdm import tqdm
 
 from data.image_folder import note_frames
-from data.pictures.picture_io import (
-    FORMATS,
-    Picture,
-    check_writable,
-    naming,
-    read_picture,
-    write_bands,
-    write_picture,
-)
+from data.pictures.reading import Picture, naming, read_picture
+from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.acceleration import independent_of_batch
 from util.background import BackgroundWork
 from util.errors import UserError

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import models
-from data.pictures.picture_io import Range
+from data.pictures.values import Range
 from models.ema import WEIGHTS, choose_weights
 from models.networks import GENERATORS
 from models.norms import NORMS, get_norm_layer

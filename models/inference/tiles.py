@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.pictures.picture_io import Range, fit_channels, to_unit
+from data.pictures.values import Range, fit_channels, to_unit
 from util.errors import UserError
 
 from .sizes import OWN, KeepsSize, size_rule

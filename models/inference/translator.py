@@ -20,18 +20,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.pictures.picture_io import (
-    FARTHEST,
-    Picture,
-    Range,
-    change_depth,
-    fit_channels,
-    from_pil,
-    from_unit,
-    naming,
-    read_picture,
-    to_unit,
-)
+from data.pictures.reading import Picture, from_pil, naming, read_picture
+from data.pictures.values import FARTHEST, Range, change_depth, fit_channels, from_unit, to_unit
 from models.padding import apply_padded
 from models.speed.acceleration import independent_of_batch
 from util.errors import UserError, first_line, warn

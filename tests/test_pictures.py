@@ -14,15 +14,9 @@ from torch import nn
 from torchvision import transforms
 
 from data.image_folder import list_pictures
-from data.pictures.picture_io import (
-    Picture,
-    fit_channels,
-    from_unit,
-    read_picture,
-    to_unit,
-    write_bands,
-    write_picture,
-)
+from data.pictures.reading import Picture, read_picture
+from data.pictures.values import fit_channels, from_unit, to_unit
+from data.pictures.writing import write_bands, write_picture
 from models.inference.folder import FolderTranslation
 from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
@@ -138,7 +132,7 @@ def test_written_png_is_what_others_read(tmp_path, dtype, channels, alpha):
 
 def test_pictures_in_bands(tmp_path, monkeypatch):
     # as if it were too large for Pillow, 8 bits too
-    monkeypatch.setattr("data.pictures.picture_io._pillow_can", lambda *_: False)
+    monkeypatch.setattr("data.pictures.writing._pillow_can", lambda *_: False)
     for dtype, ending in [(np.uint16, "png"), (np.uint8, "tiff"), (np.float32, "npy")]:
         pixels = values(dtype, 3, 90, 31)
         path = tmp_path / f"a.{ending}"

@@ -1,0 +1,204 @@
+"""Reads pictures of any depth and any number of channels.
+
+Pillow reads 8 bits, `imagecodecs` PNG of 16 bits, `tifffile` TIFF of more than 8 bits. `.npy` files
+hold any number of channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from util.errors import UserError
+from util.picture_files import TURNS, frames, opened, orientation, reading
+
+TIFF = (".tif", ".tiff")
+# EXIF tags that are kept: description, maker, model, software, date, artist, computer, copyright;
+# and the parts about the camera's settings and the place. Others describe the layout of the file.
+EXIF_TEXTS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298)
+_EXIF_PARTS = (0x8769, 0x8825)
+
+
+@dataclass
+class Picture:
+    """`pixels` (H, W, C) and, where there is any, `alpha` (H, W) of the same type.
+
+    `info` is the file's metadata in the form that Pillow's `save` takes: `icc_profile`, `exif` and
+    `dpi`, each if the file has it. `frames` is the number of pictures in the file.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    frames: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
+    """Read a picture at its full depth; `upright` as in `from_pil`.
+
+    Palettes become RGB. Raises UserError, which names the file, where it can't be read.
+    """
+    ending = Path(path).suffix.lower()
+    with reading(path):
+        if ending == ".npy":
+            return _from_array(np.load(path, allow_pickle=False))
+        try:
+            with opened(path, any_size=True) as image:
+                return from_pil(image, upright)
+        except UserError as e:
+            if ending not in TIFF or not isinstance(e.__cause__, Image.UnidentifiedImageError):
+                raise
+        return _read_tiff(path)  # a kind of TIFF that Pillow does not know
+
+
+def from_pil(image: Image.Image, upright: bool = False) -> Picture:
+    """Convert a Pillow picture. One that was opened but not decoded yet is read at full depth.
+
+    `upright` applies the EXIF orientation, as viewers do.
+    """
+    decode = _deep_decoder(image)
+    picture = _from_pil(image) if decode is None else decode(image.filename)  # type: ignore
+    picture.info, picture.frames = _info(image), frames(image)
+    # asked after decoding: Pillow itself turns TIFF then
+    turn = TURNS.get(orientation(image)) if upright else None
+    if turn is not None:
+        picture.pixels = np.ascontiguousarray(turn(picture.pixels))
+        picture.alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
+    return picture
+
+
+def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
+    """The function that reads a file of which Pillow would keep 8 bits of 16; else None."""
+    path = getattr(image, "filename", "")
+    if not path or not getattr(image, "tile", None):
+        return None
+    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
+        return _read_tiff
+    if image.format == "PNG" and not image.mode.startswith("I"):
+        with open(path, "rb") as file:
+            depth = file.read(25)[24]  # of the header, which is always the first thing
+        return _read_png if depth == 16 else None
+    return None
+
+
+def _from_pil(image: Image.Image) -> Picture:
+    if image.mode.startswith("I;16"):
+        return Picture(_values(image, np.uint16))
+    if image.mode == "I":
+        levels = _values(image, np.int32)
+        depth = np.uint16 if levels.max(initial=0) > 255 else np.uint8
+        return Picture(levels.clip(0, np.iinfo(depth).max).astype(depth))
+    if image.mode == "F":
+        return Picture(_values(image, np.float32))
+    transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or (
+        image.mode == "P" and "transparency" in image.info
+    )
+    grey = image.mode in ("1", "L", "LA", "La")
+    wanted = ("LA" if transparent else "L") if grey else "RGBA" if transparent else "RGB"
+    return _split_alpha(_values(image, np.uint8, wanted), transparent)
+
+
+def _info(image: Image.Image) -> dict[str, Any]:
+    info: dict[str, Any] = {}
+    if image.info.get("icc_profile"):
+        info["icc_profile"] = image.info["icc_profile"]
+    with contextlib.suppress(Exception):  # damaged metadata must not stop the reading of pixels
+        # Pillow says 1 dpi where a TIFF has no XResolution (tag 282)
+        if image.format != "TIFF" or 282 in image.tag_v2:  # type: ignore[attr-defined]
+            info["dpi"] = tuple(float(n) for n in image.info["dpi"])
+    with contextlib.suppress(Exception):
+        given, exif = image.getexif(), Image.Exif()
+        exif.update({tag: given[tag] for tag in EXIF_TEXTS if tag in given})
+        for part in _EXIF_PARTS:
+            if values := given.get_ifd(part):
+                exif[part] = dict(values)
+        if len(exif):
+            info["exif"] = exif.tobytes()
+    return info
+
+
+def _values(image: Image.Image, dtype: type, mode: str | None = None) -> np.ndarray:
+    """The pixels (H, W, C) of a picture, converted to `mode`."""
+    image.load()
+    width, height = image.size
+    pixels = np.empty(0)
+    step = max(1, 2**24 // max(1, width))  # in strips, or Pillow would hold all pixels three times
+    for top in range(0, height, step):
+        strip = image.crop((0, top, width, min(height, top + step)))
+        values = np.asarray(strip if mode in (None, strip.mode) else strip.convert(mode))
+        if top == 0:
+            pixels = np.empty((height, *values.shape[1:]), dtype)
+        pixels[top : top + step] = values
+    return pixels.reshape(height, width, -1)
+
+
+def _split_alpha(pixels: np.ndarray, transparent: bool) -> Picture:
+    if not transparent:
+        return Picture(pixels)
+    return Picture(np.ascontiguousarray(pixels[..., :-1]), np.ascontiguousarray(pixels[..., -1]))
+
+
+def package(name: str, what: str) -> Any:
+    """Import a package that reads or writes `what`; UserError where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError(f"{what} needs the package {name}: pip install {name}") from None
+
+
+def _read_png(path: str | os.PathLike) -> Picture:
+    codecs = package("imagecodecs", "PNG of 16 bits")
+    picture = _from_array(codecs.png_decode(Path(path).read_bytes()))
+    return _split_alpha(picture.pixels, picture.pixels.shape[2] in (2, 4))
+
+
+def _read_tiff(path: str | os.PathLike) -> Picture:
+    tifffile = package("tifffile", "TIFF of more than 8 bits")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        pixels = page.asarray()
+        if pixels.ndim == 3 and page.planarconfig == 2:
+            pixels = pixels.transpose(1, 2, 0)
+        samples = pixels.shape[2] if pixels.ndim == 3 else 1
+        colours = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
+        transparent = bool(page.extrasamples) and samples == colours + 1
+    picture = _from_array(np.ascontiguousarray(pixels))
+    return _split_alpha(picture.pixels, transparent)
+
+
+def _from_array(array: np.ndarray) -> Picture:
+    """An array (H, W) or (H, W, C) of numbers as a picture; raises UserError for others."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
+        shape = " x ".join(map(str, array.shape)) or "a single value"
+        raise UserError(
+            f"an array of {shape} of {array.dtype} is no picture: it must be (height, width, "
+            "channels) of integers or floats"
+        )
+    if array.dtype.byteorder not in "=|":
+        array = array.astype(array.dtype.newbyteorder("="))
+    return Picture(array)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Put the file in front of a UserError that does not name it."""
+    try:
+        yield
+    except UserError as e:
+        named = str(path) in str(e)
+        raise UserError(str(e) if named else f"{path}: {e}") from e

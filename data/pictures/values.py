@@ -1,0 +1,93 @@
+"""Values of pictures: from a file's range to [-1, 1] and back, other depths, other channels.
+
+Pixels are arrays (H, W, C) of uint8, uint16 or floats.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from util.errors import UserError
+from util.picture_files import HOW_RANGE, check_floats
+
+Range = tuple[float, float]
+FARTHEST = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
+
+
+def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
+    """The values that become -1 and 1: as given; else 0 and the type's maximum, for floats 1.
+
+    Raises UserError for signed integers without a range.
+    """
+    if value_range is not None:
+        return value_range
+    if dtype.kind == "i":
+        raise UserError(f"values of type {dtype} need a range: {HOW_RANGE}")
+    return (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
+
+
+def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tensor:
+    """Pixels (H, W, C) as a tensor (C, H, W) of float32, the range mapped to [-1, 1].
+
+    8-bit pixels without a range give exactly what the training transforms give. Raises UserError
+    for floats outside [0, 1] without a range, and for NaN and infinity.
+    """
+    low, high = range_of(pixels.dtype, value_range)
+    if pixels.dtype == np.uint8 and value_range is None:
+        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return tensor.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
+    if pixels.dtype.kind == "f":
+        check_floats(pixels, any_range=value_range is not None)
+    unit = (pixels.transpose(2, 0, 1).astype(np.float64) - low) / ((high - low) / 2) - 1
+    return torch.from_numpy(unit.astype(np.float32))
+
+
+def from_unit(
+    tensor: torch.Tensor, dtype: np.dtype | type, value_range: Range | None = None
+) -> np.ndarray:
+    """The inverse of `to_unit`: (C, H, W) in [-1, 1] to pixels (H, W, C) of `dtype`.
+
+    Integers are rounded and clipped to their type.
+    """
+    dtype = np.dtype(dtype)
+    values = tensor.detach().float().cpu().numpy().transpose(1, 2, 0)
+    if dtype == np.uint8 and value_range is None:
+        # exactly as `tensor2im` computes it
+        values = (values + 1) / 2 * 255.0
+    else:
+        low, high = range_of(dtype, value_range)
+        values = (values.astype(np.float64) + 1) * ((high - low) / 2) + low
+    if dtype.kind in "ui":
+        limits = np.iinfo(dtype)
+        values = np.nan_to_num(values).round().clip(limits.min, limits.max)
+    return np.ascontiguousarray(values.astype(dtype))
+
+
+def fit_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
+    """Grey repeated for a network of 3 channels, colour made grey for one of 1.
+
+    Raises UserError where the number of channels is another one.
+    """
+    have = pixels.shape[2]
+    if have == wanted:
+        return pixels
+    if have == 1 and wanted == 3:
+        return np.repeat(pixels, 3, axis=2)
+    if have == 3 and wanted == 1:
+        if pixels.dtype == np.uint8:  # as Pillow does
+            weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+            return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
+        grey = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
+        return (grey.round() if pixels.dtype.kind in "ui" else grey).astype(pixels.dtype)[..., None]
+    raise UserError(f"the picture has {have} channels, the network takes {wanted} (--input_nc)")
+
+
+def change_depth(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    """Scale from the full range of one type to that of another: 255 to 65535 or to 1.0."""
+    dtype = np.dtype(dtype)
+    if values.dtype == dtype:
+        return values
+    unit = values.astype(np.float64) / range_of(values.dtype, None)[1]
+    scaled = unit * range_of(dtype, None)[1]
+    return (scaled.round() if dtype.kind in "ui" else scaled).astype(dtype)
