@@ -24,9 +24,9 @@ common=(--dataroot ./datasets/worldmaps_mini/unaligned --name "$name" --model cy
 # strong as the cycle, to keep sea, forest and desert apart. Blurs behind the doublings
 # (--no_antialias leaves the halvings as they are) and averaged weights leave no checkerboards.
 # Moving and cutting what the discriminators see keeps them from learning 20 tiles by heart.
-settings=(--netG unet_128 --ngf 16 --ndf 32 --antialias --no_antialias --ema 0.99
+settings=(--netG unet_128 --ngf 16 --ndf 32 --antialias --no_antialias --ema 0.995
     --diffaug translation,cutout --lr 0.001 --lambda_A 7 --lambda_B 5 --lambda_identity 1
-    --n_epochs 85 --n_epochs_decay 63 --fast --seed 1 --num_threads 0 --display_id 0
+    --n_epochs 50 --n_epochs_decay 98 --fast --seed 3 --num_threads 0 --display_id 0
     --save_epoch_freq 1000)
 
 begun=$SECONDS
