@@ -68,7 +68,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "pix2pix + antialias + ema": ("aligned", f"{PIX} --antialias --no_antialias --ema 0.99"),
     "pix2pix + multiscale + features": ("aligned", f"{PIX} --netD multiscale --lambda_feat 10"),
     "pix2pix with a ResNet": ("aligned", PIX.replace("unet_128", "resnet_6blocks")),
-    "pix2pix, the best of these": ("aligned", BEST_PIX),
+    "pix2pix with all that helps": ("aligned", BEST_PIX),
 }
 SAVES = 4  # epochs that are scored, the last one among them
 
