@@ -135,7 +135,7 @@ options of another model: python test.py --model pix2pix --help"""
             wanted = opt.num_threads
             opt.num_threads, computing = share_cores(cores, torch.get_num_threads(), wanted)
             torch.set_num_threads(computing)
-        else:  # as many as keep up with a GPU
+        elif opt.device.type == "cuda":  # as many as keep up with it
             opt.num_threads = max(opt.num_threads, min(8, cores // 2))
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
