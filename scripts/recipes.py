@@ -42,10 +42,12 @@ PIX = "--model pix2pix --netG unet_128 --norm instance --load_size 143"
 # --no_antialias leaves the halvings alone
 SMOOTH = f"{UNET} --antialias --no_antialias --ema 0.99 --diffaug translation,cutout"
 SMOOTH += " --lambda_identity 1"
-# as scripts/quickstart.sh, which computes a picture of each batch in each of two processes
-BEST = f"{SMOOTH} --ema 0.995 --lambda_A 7 --lambda_B 5 --lr 0.001 --batch_size 2 --fast"
-BEST_PIX = f"{PIX} --antialias --no_antialias --ema 0.99 --no_dropout --lr 0.0005 --batch_size 2"
-BEST_PIX += " --fast"
+# as scripts/quickstart.sh, which computes a picture of each batch in each of two processes; its
+# --fast is this where nothing is compiled
+BEST = f"{SMOOTH} --ema 0.995 --lambda_A 7 --lambda_B 5 --lr 0.001 --batch_size 2"
+BEST += " --precision bf16"
+BEST_PIX = f"{PIX} --antialias --no_antialias --ema 0.99 --no_dropout --lr 0.0005"
+BEST_PIX += " --precision bf16"
 # name: (layout of the data, options); the first of a layout is as in the paper
 RECIPES: dict[str, tuple[str, str]] = {
     "cycle_gan": ("unaligned", UNET),
