@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageCms
 
 from tests.helpers import SHORT, TINY, run_process, succeed, unaligned
+from util.background import BackgroundWork
 from util.display.page import PageLogger
 from util.html import HTML, Rows
 from util.visualizer import save_images
@@ -182,3 +184,19 @@ def test_an_input_of_the_same_pixels_is_copied(kind, label, tmp_path):
     assert np.array_equal(np.asarray(Image.open(result)), shown)
     copied = result.read_bytes() == source.read_bytes()
     assert copied == (kind == "same" and label != "real_B")
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_a_picture_may_be_overwritten_while_it_waits(kind, tmp_path):
+    """As by a model that uses the memory of its results again."""
+    shown = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(shown).permute(2, 0, 1)[None] / 127.5 - 1
+    picture = tensor if kind == "tensor" else shown.copy()
+    go = threading.Event()
+    with BackgroundWork(1) as encoders:
+        encoders.submit(go.wait, 60)
+        rows = Rows(tmp_path / "images")
+        save_images(rows, {"fake": picture}, ["in.png"], encoders=encoders)
+        picture[:] = 0
+        go.set()
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "in_fake.png")), shown)

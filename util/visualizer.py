@@ -240,10 +240,10 @@ def save_images(
         path.parent.mkdir(parents=True, exist_ok=True)
         # inputs of the models here, in files as large as they are
         source = image_path[0] if label in ("real", "real_A") and aspect_ratio == 1 else None
-        # a copy: a model may use the memory of a result again
-        if torch.is_tensor(image):
-            image = image.detach()[:1].to("cpu", copy=True)
-        encoders.submit(_write_result, image, path, aspect_ratio, source)
+        # a copy, for tensors too: a model may use the memory of a result again
+        tensor = torch.is_tensor(image)
+        own = image.detach()[:1].to("cpu", copy=True) if tensor else util.tensor2im(image)
+        encoders.submit(_write_result, own, path, aspect_ratio, source)
         files.append(file)
     webpage.add_header(name)
     webpage.add_images(files, list(visuals), files, width=width)
