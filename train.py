@@ -107,7 +107,7 @@ def train(
                 run.save("latest", position=at)
                 return True
 
-        with uncompiled():  # which would be compiled anew for each mode and size
+        with uncompiled():  # networks would be compiled once more, without gradients
             validation.end_epoch(at, visualizer)
         model.update_learning_rate()
         at.next_epoch()

@@ -13,7 +13,7 @@ from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
 from options.train_options import TrainOptions
-from tests.helpers import run_process
+from tests.helpers import SHORT, run_process, succeed, unaligned
 
 TINY = "--ngf 4 --ndf 4 --netG resnet_6blocks --gpu_ids -1 --display_id 0 --name x --seed 3"
 
@@ -271,7 +271,7 @@ def test_compiled_networks_give_the_same_gradients(graphs):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-5 * scale)
 
 
-def test_validation_does_not_compile():
+def test_networks_that_do_not_learn_run_as_written_where_asked():
     net = prepared(networks.define_G(3, 3, 4, "resnet_6blocks", "instance"))
     x = torch.rand(1, 3, 32, 32)
     wanted = net(x)
@@ -283,6 +283,25 @@ def test_validation_does_not_compile():
         assert net(x) == "compiled"
     with uncompiled():
         assert net(x) == "compiled"  # it learns
+
+
+def test_validation_does_not_compile(tmp_path, monkeypatch):
+    learning = []
+
+    def compile(net, **options):
+        def call(*args, **kwargs):
+            learning.append(torch.is_grad_enabled())
+            return net._call_impl(*args, **kwargs)
+
+        net._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    monkeypatch.setattr("options.base_options.why_not_compile", lambda *a: None)
+    where = ["--dataroot", unaligned(tmp_path / "data"), "--checkpoints_dir", tmp_path]
+    words = ["--model", "cycle_gan", *TINY.split(), *SHORT, "--load_size", 32, "--crop_size", 32]
+    succeed("train.py", *where, *words, "--compile", "--val_freq", 1, "--val_phase", "test")
+    assert learning
+    assert all(learning)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
