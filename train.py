@@ -85,7 +85,6 @@ def train(
         for data in visualizer.batches(dataset):
             before = at.total_iters
             run.guard.start()
-            model.begin_iteration()
             model.set_input(data)
             model.optimize_parameters()
             at.advance(images_per_iteration, len(dataset))

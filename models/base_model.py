@@ -130,6 +130,8 @@ class BaseModel(ABC):
             self._steps.activate()
             self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
             self._rates = [_initial_rates(o) for o in self.optimizers]
+            if opt.cuda_graphs:
+                self._begin_iterations()
         if several:
             self.share_weights()  # here too, for training loops other than that of train.py
         if self.isTrain and opt.ema:
@@ -269,6 +271,16 @@ class BaseModel(ABC):
     def begin_iteration(self) -> None:
         """Start an iteration: outputs of earlier ones may be overwritten (--cuda_graphs)."""
         acceleration.begin_iteration(self.opt.cuda_graphs)
+
+    def _begin_iterations(self) -> None:
+        """Make `optimize_parameters` start an iteration, whatever loop calls it."""
+        optimize = self.optimize_parameters
+
+        def iteration() -> None:
+            self.begin_iteration()
+            optimize()
+
+        self.optimize_parameters = iteration
 
     def test(self) -> None:
         """Forward pass without gradients, and `compute_visuals`."""

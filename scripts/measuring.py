@@ -122,7 +122,6 @@ class Training:
         batch = timed("data", next, self.batches)
         if guard is not None:
             timed("other", guard.start)
-            model.begin_iteration()
         timed("other", model.set_input, batch)
         timed("forward/backward", model.optimize_parameters)
         if guard is not None:

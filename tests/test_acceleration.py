@@ -392,12 +392,30 @@ def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys
     assert (too_few in out) is (pictures == 2999)
 
 
+def test_every_loop_tells_cuda_graphs_where_an_iteration_starts(tmp_path, monkeypatch):
+    """One that calls `set_input` and `optimize_parameters` and nothing else, too."""
+    events = []
+    monkeypatch.setattr(
+        "torch.compiler.cudagraph_mark_step_begin", lambda: events.append("iteration")
+    )
+    opt = TrainOptions(f"--dataroot {tmp_path} {TINY} --model cycle_gan").parse(save=False)
+    opt.cuda_graphs = True  # needs a GPU on the command line
+    model = create_model(opt)
+    model.setup(opt)
+    model.netG_A.register_forward_pre_hook(lambda *_: events.append("G_A"))
+    for _ in range(2):
+        model.set_input(batch())
+        model.optimize_parameters()
+    once = ["iteration", *["G_A"] * (len(events) // 2 - 1)]
+    assert events == 2 * once
+
+
 def test_an_iteration_does_not_load_the_compiler(tmp_path):
     """Nor what records CUDA graphs, which takes seconds to import."""
     code = (
         "import sys, torch; from tests.test_acceleration import build, batch\n"
         f"model = build({str(tmp_path)!r}, '--model cycle_gan')\n"
-        "model.begin_iteration(); model.set_input(batch()); model.optimize_parameters()\n"
+        "model.set_input(batch()); model.optimize_parameters()\n"
         "print([m for m in sys.modules if m in ('torch._inductor.cudagraph_trees',"
         " 'torch._inductor.compile_fx', 'torch._inductor.graph')])"
     )

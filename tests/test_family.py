@@ -304,7 +304,6 @@ def test_shared_passes_give_the_same_numbers(kind, flipped, monkeypatch, tmp_pat
             model: Any = tiny_model(words.replace("wgangp", "lsgan"), tmp_path)
             contiguous_gradients(model.networks().values())
             for _ in range(2):
-                model.begin_iteration()
                 model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
                 model.optimize_parameters()
             ends.append((model.get_current_losses(), model.network_states()))

@@ -26,9 +26,6 @@ class Model:
     def setup(self, opt):
         assert not opt.continue_train
 
-    def begin_iteration(self):
-        pass
-
     def set_input(self, batch):
         assert batch == {"A": 1}
 

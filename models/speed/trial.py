@@ -99,7 +99,6 @@ def seconds(
     try:
         for _ in range(WARM_UP + STEPS):
             start = time.perf_counter()
-            model.begin_iteration()
             model.set_input(batch)
             model.optimize_parameters()
             if model.device.type == "cuda":

@@ -56,7 +56,6 @@ def batch(*numbers: int) -> dict[str, Any]:
 def train(model: Any, *batches: dict[str, Any]) -> Any:
     """Train an iteration with each batch, as train.py does."""
     for data in batches:
-        model.begin_iteration()
         model.set_input(data)
         model.optimize_parameters()
         model.get_current_losses()
