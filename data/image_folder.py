@@ -56,9 +56,7 @@ def make_dataset(
 
 
 def _walk(
-    dir: str | os.PathLike,
-    most: float,
-    extensions: Sequence[str],
+    dir: str | os.PathLike, most: float, extensions: Sequence[str]
 ) -> tuple[list[str], Counter[str]]:
     """The pictures, and the number of other files by extension, and of folders of results."""
     if os.path.isfile(dir) and is_image_file(dir, extensions):
@@ -178,10 +176,7 @@ def find_images(
     return paths
 
 
-def list_pictures(
-    folder: str | os.PathLike,
-    max_dataset_size: float = float("inf"),
-) -> list[str]:
+def list_pictures(folder: str | os.PathLike, max_dataset_size: float = float("inf")) -> list[str]:
     """Like `find_images`, for pictures of any depth: with `.npy`."""
     return find_images(folder, max_dataset_size, [*IMG_EXTENSIONS, ".npy"])
 

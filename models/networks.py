@@ -136,12 +136,7 @@ class ResnetBlock(nn.Module):
     PADDINGS = {"reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d, "zero": None}
 
     def __init__(
-        self,
-        dim: int,
-        padding_type: str,
-        norm_layer: NormLayer,
-        use_dropout: bool,
-        use_bias: bool,
+        self, dim: int, padding_type: str, norm_layer: NormLayer, use_dropout: bool, use_bias: bool
     ):
         super().__init__()
         self.recompute = False  # activations in the backward pass: --grad_checkpoint
@@ -150,12 +145,7 @@ class ResnetBlock(nn.Module):
         )
 
     def build_conv_block(
-        self,
-        dim: int,
-        padding_type: str,
-        norm_layer: NormLayer,
-        use_dropout: bool,
-        use_bias: bool,
+        self, dim: int, padding_type: str, norm_layer: NormLayer, use_dropout: bool, use_bias: bool
     ) -> nn.Sequential:
         """Pad, convolve, normalize, ReLU, (drop out), pad, convolve, normalize."""
         if padding_type not in self.PADDINGS:

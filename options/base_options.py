@@ -143,11 +143,7 @@ class BaseOptions:
             type=whole_number(0),
             help="random seed; if not given, a new one is drawn and printed",
         )
-        add(
-            "--deterministic",
-            action="store_true",
-            help="bit-identical runs, but slower",
-        )
+        add("--deterministic", action="store_true", help="bit-identical runs, but slower")
         add("--verbose", action="store_true", help="print the networks layer by layer")
         add("--suffix", default="", help="appended to --name; {option} is filled in: {netG}_{norm}")
 
@@ -218,18 +214,9 @@ class BaseOptions:
 
         group = parser.add_argument_group("speed")
         add = group.add_argument
-        add(
-            "--precision",
-            default="tf32",
-            choices=PRECISIONS,
-            help="precision of the networks",
-        )
+        add("--precision", default="tf32", choices=PRECISIONS, help="precision of the networks")
         add("--channels_last", action="store_true", help="memory layout (N, H, W, C)")
-        add(
-            "--compile",
-            action="store_true",
-            help="torch.compile: slow start, then faster",
-        )
+        add("--compile", action="store_true", help="torch.compile: slow start, then faster")
         add("--cuda_graphs", action="store_true", help="use CUDA graphs, with --compile")
         add(
             "--batch_passes",
@@ -237,11 +224,7 @@ class BaseOptions:
             choices=("auto", "on", "off"),
             help="share passes of a network in one batch; auto: where that is faster",
         )
-        add(
-            "--fast",
-            action="store_true",
-            help="the fastest options for this machine; prints them",
-        )
+        add("--fast", action="store_true", help="the fastest options for this machine; prints them")
 
         group = parser.add_argument_group("data")
         add = group.add_argument
@@ -253,12 +236,7 @@ class BaseOptions:
             help="translate A to B, or B to A",
         )
         add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
-        add(
-            "--num_threads",
-            type=whole_number(0),
-            default=4,
-            help="workers that load pictures",
-        )
+        add("--num_threads", type=whole_number(0), default=4, help="workers that load pictures")
         add("--batch_size", type=whole_number(1), default=1, help="pictures in a batch")
         add(
             "--load_size",
@@ -494,10 +472,7 @@ class BaseOptions:
             opt.cuda_graphs = False
 
     def decide_compile(
-        self,
-        opt: argparse.Namespace,
-        pictures: int,
-        trial: Callable[[], str | None] = lambda: None,
+        self, opt: argparse.Namespace, pictures: int, trial: Callable[[], str | None] = lambda: None
     ) -> None:
         """With `--fast`, turn `--compile` off where it does not save time.
 

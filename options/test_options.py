@@ -82,17 +82,9 @@ options of another model: python test.py --model pix2pix --help"""
         )
         group = parser.add_argument_group("large pictures, other formats")
         add = group.add_argument
-        add(
-            "--keep_size",
-            action="store_true",
-            help="no scaling: pad inputs, crop outputs",
-        )
+        add("--keep_size", action="store_true", help="no scaling: pad inputs, crop outputs")
         add("--tile", type=whole_number(16), help="compute large pictures in tiles of this size")
-        add(
-            "--tile_overlap",
-            type=whole_number(0),
-            help="overlap of quick tiles in pixels [64]",
-        )
+        add("--tile_overlap", type=whole_number(0), help="overlap of quick tiles in pixels [64]")
         add(
             "--tile_mode",
             choices=MODES,
@@ -117,9 +109,7 @@ options of another model: python test.py --model pix2pix --help"""
             help="format of the results of --only_outputs",
         )
         add(
-            "--skip_existing",
-            action="store_true",
-            help="skip pictures whose result already exists",
+            "--skip_existing", action="store_true", help="skip pictures whose result already exists"
         )
         parser.set_defaults(model="test")
         # no cropping by default: load_size equals crop_size

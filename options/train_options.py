@@ -98,35 +98,21 @@ options of another model: python train.py --model pix2pix --help"""
             action="store_true",
             help="name the saves of --save_latest_freq iter_N, and keep all of them",
         )
-        add(
-            "--continue_train",
-            action="store_true",
-            help="resume the training of this --name",
-        )
+        add("--continue_train", action="store_true", help="resume the training of this --name")
         add(
             "--keep_states",
             type=whole_number(0),
             default=1,
             help="how many saved epochs keep the state that resuming needs",
         )
-        add(
-            "--max_hours",
-            type=non_negative,
-            default=None,
-            help="save and stop after this time",
-        )
+        add("--max_hours", type=non_negative, default=None, help="save and stop after this time")
         add(
             "--on_nan",
             default="stop",
             choices=("stop", "skip"),
             help="what to do when a loss is NaN or infinite",
         )
-        add(
-            "--epoch_count",
-            type=whole_number(1),
-            default=1,
-            help="number of the first epoch",
-        )
+        add("--epoch_count", type=whole_number(1), default=1, help="number of the first epoch")
         add("--phase", default="train", help="folder of the data set to read: train, val, test")
 
         group = parser.add_argument_group("validation")
@@ -207,12 +193,7 @@ options of another model: python train.py --model pix2pix --help"""
             action="store_true",
             help="gradient checkpointing: less memory, a third more time",
         )
-        add(
-            "--lr_policy",
-            default="linear",
-            choices=LR_POLICIES,
-            help="learning rate schedule",
-        )
+        add("--lr_policy", default="linear", choices=LR_POLICIES, help="learning rate schedule")
         add(
             "--lr_decay_iters",
             type=whole_number(1),

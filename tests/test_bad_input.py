@@ -117,8 +117,7 @@ def train(place: Place, dataroot: Path, model: str = "cycle_gan", *words: object
 
 
 @pytest.mark.parametrize(
-    ("model", "folder"),
-    [("cycle_gan", "trainA"), ("pix2pix", "train"), ("colorization", "train")],
+    ("model", "folder"), [("cycle_gan", "trainA"), ("pix2pix", "train"), ("colorization", "train")]
 )
 @pytest.mark.parametrize("exists", [True, False])
 def test_dataroot_is_missing_or_empty(model, folder, exists, place, tmp_path):

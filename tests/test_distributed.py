@@ -46,10 +46,7 @@ SHORT = (
     "--n_epochs 2 --n_epochs_decay 1 --print_freq 2 --save_epoch_freq 2 --save_latest_freq 4"
 ).split()
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-MODELS = {
-    "cycle_gan": ["--model", "cycle_gan"],
-    "pix2pix": ["--model", "pix2pix", "--no_dropout"],
-}
+MODELS = {"cycle_gan": ["--model", "cycle_gan"], "pix2pix": ["--model", "pix2pix", "--no_dropout"]}
 
 
 @pytest.fixture(scope="module")
@@ -852,8 +849,7 @@ def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
-    [({"RANK": "x"}, "invalid literal"), ({"MASTER_ADDR": "no.such.invalid"}, "")],
+    ("more", "said"), [({"RANK": "x"}, "invalid literal"), ({"MASTER_ADDR": "no.such.invalid"}, "")]
 )
 def test_processes_that_can_not_meet_say_so_in_one_line(more, said, tmp_path):
     address = {"RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

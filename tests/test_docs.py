@@ -303,16 +303,11 @@ def test_commands_are_taken_apart():
         "```text\npython x\n```\n"
     )
     commands = commands_of(text)
-    assert [program_of(c) for c in commands] == [
-        ("train.py", ["--a", "b c"]),
-        ("s.sh", []),
-        None,
-    ]
+    assert [program_of(c) for c in commands] == [("train.py", ["--a", "b c"]), ("s.sh", []), None]
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    ["--no_such_option", "--netG resnet_8blocks", "--model nope", "--batch_size 0"],
+    "arguments", ["--no_such_option", "--netG resnet_8blocks", "--model nope", "--batch_size 0"]
 )
 def test_a_wrong_command_is_noticed(arguments, tmp_path, monkeypatch, capsys):
     command = ("x.md", "train.py", ("--dataroot", ".", *arguments.split()))

@@ -82,11 +82,7 @@ def test_scores_of_pairs_are_those_of_saved_pictures(paired):
         a, b = (
             torch.from_numpy(np.array(Image.open(p))).permute(2, 0, 1)[None] for p in (fake, real)
         )
-        for name, formula in (
-            ("L1", metrics.l1),
-            ("PSNR", metrics.psnr),
-            ("SSIM", metrics.ssim),
-        ):
+        for name, formula in (("L1", metrics.l1), ("PSNR", metrics.psnr), ("SSIM", metrics.ssim)):
             values[name].append(float(formula(a, b)))
     assert len(values["L1"]) == 3
     found = facts["scores"]["fake_B"]

@@ -131,8 +131,7 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("form", "ending"),
-    [("torchscript", "pt"), pytest.param("pt2", "pt2", marks=needs_free_sizes)],
+    ("form", "ending"), [("torchscript", "pt"), pytest.param("pt2", "pt2", marks=needs_free_sizes)]
 )
 def test_metadata_in_the_file(trained, form, ending):
     words = ["--checkpoints_dir", trained, "--name", "x", "--format", form]

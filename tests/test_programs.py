@@ -112,13 +112,7 @@ MODELS = {
         "ColorizationDataset",
         "ColorizationModel",
     ),
-    "template": (
-        ["G"],
-        ["G"],
-        ["data_A", "data_B", "output"],
-        "AlignedDataset",
-        "TemplateModel",
-    ),
+    "template": (["G"], ["G"], ["data_A", "data_B", "output"], "AlignedDataset", "TemplateModel"),
 }
 LINE = r"\(epoch: 1, iters: {}, time: \d+\.\d{{3}}, data: \d+\.\d{{3}}\) {}"
 

@@ -12,11 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.inference.streaming import (
-    Room,
-    Stream,
-    scratch_needed,
-)
+from models.inference.streaming import Room, Stream, scratch_needed
 from models.inference.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
 from models.networks import define_G
 from tests.helpers import ROOT, pixels

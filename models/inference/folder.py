@@ -110,10 +110,7 @@ class FolderTranslation:
         return [(job.source, failed[job.source]) for job in jobs if job.source in failed]
 
     def _translate(
-        self,
-        batch: list[Ready],
-        encoders: BackgroundWork,
-        fail: Callable[[Job, Exception], None],
+        self, batch: list[Ready], encoders: BackgroundWork, fail: Callable[[Job, Exception], None]
     ) -> None:
         xs = [ready.x for ready in batch if ready.x is not None]
         outputs = self.translator.run(torch.stack(xs)).cpu()

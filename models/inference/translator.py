@@ -178,10 +178,7 @@ class Translator:
         return self.value_range if np.dtype(dtype) == picture.pixels.dtype else None
 
     def tiled(
-        self,
-        picture: Picture,
-        tile: int | TileOptions,
-        dtype: np.dtype | type | None = None,
+        self, picture: Picture, tile: int | TileOptions, dtype: np.dtype | type | None = None
     ) -> Generator[np.ndarray, None, None]:
         """The result of a large picture in bands (h, W, C'), top to bottom."""
         options = TileOptions(tile) if isinstance(tile, int) else tile

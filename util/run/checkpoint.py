@@ -189,10 +189,7 @@ def exported_files(folder: Path) -> list[str]:
 
 
 def save_checkpoint(
-    folder: Path,
-    suffixes: Sequence[str],
-    state: Mapping[str, Any],
-    export: Callable[[str], None],
+    folder: Path, suffixes: Sequence[str], state: Mapping[str, Any], export: Callable[[str], None]
 ) -> None:
     """Save the state under each suffix, then the weights by `export(suffix)`.
 

@@ -156,11 +156,7 @@ def fid(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def kid(
-    real: np.ndarray,
-    fake: np.ndarray,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    seed: int = 0,
+    real: np.ndarray, fake: np.ndarray, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Kernel distance of two sets of features: mean and standard deviation over random subsets.
 

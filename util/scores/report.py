@@ -50,10 +50,7 @@ def weight_files(model: Any, suffix: str) -> list[dict[str, str]]:
 
 
 def report(
-    opt: argparse.Namespace,
-    model: Any,
-    result: Evaluation,
-    suffix: str | None = None,
+    opt: argparse.Namespace, model: Any, result: Evaluation, suffix: str | None = None
 ) -> dict[str, Any]:
     """All that a reader needs to know about a set of scores, as plain values for JSON.
 
