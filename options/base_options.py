@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from util.errors import OneLineParser, UserError
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
+from .argument_types import experiment_name, whole_number
 from .saved_options import restore
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
@@ -52,56 +52,6 @@ class Antialias(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         namespace.no_antialias = namespace.no_antialias_up = False
-
-
-def whole_number(minimum: int, maximum: int = 2**63 - 1):
-    """An argparse type: an integer from `minimum` to `maximum`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value} is too small: at least {minimum}")
-        if value > maximum:
-            raise argparse.ArgumentTypeError(f"{value} is too large: at most {maximum}")
-        return value
-
-    return parse
-
-
-def fraction_below_one(text: str) -> float:
-    """An argparse type: a number in [0, 1)."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 0 and below 1")
-    return value
-
-
-def non_negative(text: str) -> float:
-    """An argparse type: a finite number that is not below 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 0")
-    return value
-
-
-def experiment_name(text: str) -> str:
-    """An argparse type: a relative path, without `..`, of a folder in `--checkpoints_dir`."""
-    outside = os.path.isabs(text) or os.pardir in text.split(os.sep)
-    if outside or os.path.normpath(text) == os.curdir:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not a folder inside --checkpoints_dir: give a name without "
-            "'..', such as maps or maps/first, and --checkpoints_dir for another place"
-        )
-    return text
 
 
 class BaseOptions:

@@ -14,7 +14,8 @@ from models.inference.tiles import MODES
 from util import distributed
 from util.run.saved_options import read_saved_options
 
-from .base_options import BaseOptions, non_negative, whole_number
+from .argument_types import number, whole_number
+from .base_options import BaseOptions
 
 OUTPUT_FORMATS = (*FORMATS, "same")
 
@@ -92,7 +93,7 @@ options of another model: python test.py --model pix2pix --help"""
         )
         add(
             "--tile_memory",
-            type=non_negative,
+            type=number(),
             default=1.0,
             help="GiB of memory for exact tiles; the rest goes to disk",
         )

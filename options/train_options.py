@@ -15,7 +15,8 @@ from util.run import checkpoint
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
 from util.scores.evaluation import SCORES
 
-from .base_options import BaseOptions, fraction_below_one, non_negative, whole_number
+from .argument_types import number, whole_number
+from .base_options import BaseOptions
 from .evaluate_options import add_weights
 from .test_options import picture_count
 
@@ -105,7 +106,7 @@ options of another model: python train.py --model pix2pix --help"""
             default=1,
             help="how many saved epochs keep the state that resuming needs",
         )
-        add("--max_hours", type=non_negative, default=None, help="save and stop after this time")
+        add("--max_hours", type=number(), default=None, help="save and stop after this time")
         add(
             "--on_nan",
             default="stop",
@@ -148,10 +149,10 @@ options of another model: python train.py --model pix2pix --help"""
             default=100,
             help="epochs in which the learning rate decays to zero",
         )
-        add("--lr", type=non_negative, default=0.0002, help="learning rate of Adam")
-        add("--beta1", type=fraction_below_one, default=0.5, help="beta1 of Adam")
+        add("--lr", type=number(), default=0.0002, help="learning rate of Adam")
+        add("--beta1", type=number(below=1), default=0.5, help="beta1 of Adam")
         add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
-        add("--lambda_gp", type=non_negative, default=10.0, help="weight of the gradient penalty")
+        add("--lambda_gp", type=number(), default=10.0, help="weight of the gradient penalty")
         add(
             "--pool_size",
             type=whole_number(0),
@@ -183,7 +184,7 @@ options of another model: python train.py --model pix2pix --help"""
         )
         add(
             "--ema",
-            type=fraction_below_one,
+            type=number(below=1),
             default=0.0,
             metavar="DECAY",
             help="also save averaged weights of generators, of this decay, as 0.999; 0: none",

@@ -49,7 +49,7 @@ import torch
 from PIL import Image
 
 from models import create_model
-from options.base_options import whole_number
+from options.argument_types import whole_number
 from options.test_options import TestOptions
 from scripts.measuring import PARTS, Loading, Training, Translating, train_as_rank
 from scripts.subjects import Subject

@@ -1,0 +1,51 @@
+"""Types of options for argparse: what they allow, and what users are told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+
+def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
+    """An integer from `minimum` to `maximum`."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value} is too small: at least {minimum}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"{value} is too large: at most {maximum}")
+        return value
+
+    return parse
+
+
+def number(below: float = float("inf")) -> Callable[[str], float]:
+    """A number in [0, below)."""
+    allowed = "at least 0" + (f" and below {below:g}" if below < float("inf") else "")
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+        if not 0 <= value < below:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {allowed}")
+        return value
+
+    return parse
+
+
+def experiment_name(text: str) -> str:
+    """A relative path, without `..`, of a folder in `--checkpoints_dir`."""
+    outside = os.path.isabs(text) or os.pardir in text.split(os.sep)
+    if outside or os.path.normpath(text) == os.curdir:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a folder inside --checkpoints_dir: give a name without "
+            "'..', such as maps or maps/first, and --checkpoints_dir for another place"
+        )
+    return text
