@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import multiprocessing
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -534,6 +536,27 @@ def test_what_a_model_saves_and_loads_besides_networks(pictures, tmp_path, monke
     argv = words(pictures, tmp_path, "--continue_train", "--n_epochs", "3", model="pix2pix")
     helpers.succeed("train.py", *argv)
     assert loaded == ["more of latest"]
+
+
+def test_numbers_of_numpy_come_back(tmp_path):
+    """Schedules that are written with NumPy put them into the state."""
+    values = [np.float64(0.1), np.float32(0.5), np.int64(-3), np.bool_(True), np.arange(4.0)]
+    checkpoint.save_checkpoint(tmp_path, ["latest"], {"values": values}, lambda _: None)
+    found = checkpoint.load_file(checkpoint.state_path(tmp_path, "latest"))["values"]
+    assert [type(value) for value in found] == [type(value) for value in values]
+    assert all(np.array_equal(a, b) for a, b in zip(found, values, strict=True))
+
+
+def test_what_could_not_be_read_again_is_refused_when_saving(tmp_path):
+    path = checkpoint.state_path(tmp_path, "latest")
+    checkpoint.save_checkpoint(tmp_path, ["latest"], {"values": [1]}, lambda _: None)
+    whole = path.read_bytes()
+    with pytest.raises(UserError, match=r"holds collections\.deque, and only tensors"):
+        checkpoint.save_checkpoint(
+            tmp_path, ["latest"], {"values": collections.deque([1])}, lambda _: None
+        )
+    assert path.read_bytes() == whole
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_the_clock_may_go_back(tmp_path):

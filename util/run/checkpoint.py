@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import time
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 from util.errors import UserError, first_line
@@ -31,6 +33,14 @@ KINDS = {  # entries of a training state that are relied upon
     **dict.fromkeys(("random", "model", "options", "weights"), dict),
     "suffixes": list,
 }
+# NumPy's numbers and arrays may be read too: a schedule that is written with it has some.
+_NUMBERS = "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]
+torch.serialization.add_safe_globals(
+    [
+        *{type(np.dtype(code)) for code in _NUMBERS},
+        *(np.dtype, np.ndarray, np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]),
+    ]
+)
 
 
 # ------------------------------------------------------------------------------------ single files
@@ -188,12 +198,26 @@ def exported_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.glob("[!.]*_net_*.pth"))
 
 
+def _check_contents(path: Path) -> None:
+    """Raise UserError where a state holds what can't be read back. The tensors are not read."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as e:
+        found = re.search(r"GLOBAL (\S+)", str(e))
+        raise UserError(
+            f"nothing is saved: the model's state holds {found[1] if found else 'an object'}, and "
+            "only tensors, numbers, text, lists and dictionaries can be loaded again; convert it "
+            "in the state_dict() that it comes from"
+        ) from e
+
+
 def save_checkpoint(
     folder: Path, suffixes: Sequence[str], state: Mapping[str, Any], export: Callable[[str], None]
 ) -> None:
     """Save the state under each suffix, then the weights by `export(suffix)`.
 
-    Raises OSError where a write fails. Then either all files are as before, or the first state is
+    Raises UserError for a state that can't be read again, and OSError where a write fails. Then
+    either all files are as before, or the first state is
     new and the file `UNFINISHED` tells that the others may be old.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,6 +227,7 @@ def save_checkpoint(
     state = {**state, "format": FORMAT, "suffixes": list(suffixes)}
     with replacing(state_path(folder, first)) as temporary:
         write_file(state, temporary)
+        _check_contents(temporary)
         (folder / UNFINISHED).touch()
     for suffix in others:
         save_file(state, state_path(folder, suffix))
