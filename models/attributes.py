@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -51,10 +51,10 @@ def tensors(net: nn.Module) -> list[torch.Tensor]:
 
 
 def unnamed_modules(model: Any) -> dict[str, nn.Module]:
-    """Modules with parameters that no network of `model_names` has."""
-    named = {p for net in model.networks().values() for p in net.parameters()}
+    """Modules with parameters or buffers that no network of `model_names` has."""
+    named = {t for net in model.networks().values() for t in tensors(net)}
     modules = model.all_modules().items()
-    return {n: net for n, net in modules if any(p not in named for p in net.parameters())}
+    return {n: net for n, net in modules if any(t not in named for t in tensors(net))}
 
 
 def loose_tensors(model: Any) -> list[torch.Tensor]:
@@ -63,11 +63,25 @@ def loose_tensors(model: Any) -> list[torch.Tensor]:
     return [p for p in model.stepped_tensors() if p not in of_modules]
 
 
-def stateful_parts(model: Any) -> dict[str, Any]:
-    """Attributes with a `state_dict` that are neither modules nor optimizers: image pools, ..."""
-    others = (nn.Module, torch.optim.Optimizer)
+@runtime_checkable
+class Stateful(Protocol):
+    """What has a state to save."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+def stateful_parts(model: Any) -> dict[str, Stateful]:
+    """What else has a `state_dict`: image pools, schedules that are not in `schedulers`, ..."""
+    saved_apart = (nn.Module, torch.optim.Optimizer)
     return {
         name: part
-        for name, part in vars(model).items()
-        if hasattr(part, "load_state_dict") and not isinstance(part, others)
+        for name, part in held(vars(model), Stateful)
+        if not isinstance(part, saved_apart) and not any(part is s for s in model.schedulers)
     }
+
+
+def unwrap(net: nn.Module) -> nn.Module:
+    """The network inside a wrapper for several GPUs."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return net.module if isinstance(net, wrappers) else net

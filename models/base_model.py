@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from util import distributed
-from util.errors import UserError, warn
+from util.errors import UserError, first_line, warn
 from util.run import checkpoint
 
 from . import attributes, ema, training_state
+from .attributes import unwrap
 from .diffaug import DiffAugment
 from .norms import add_spectral_norm
 from .schedulers import fast_forward, get_scheduler, rebase
@@ -73,6 +74,7 @@ class BaseModel(ABC):
         self.image_paths: list[str] = []
         self.metric: float = 0  # what the learning rate policy `plateau` watches
         self.resumed: checkpoint.FoundCheckpoint | None = None  # what --continue_train goes on from
+        self.is_set_up = False  # by `BaseModel.setup`
         fp16 = self.isTrain and opt.precision == "fp16"
         self._gradient_scale = GradientScale() if fp16 else None
         accumulate = opt.accumulate if self.isTrain else 1
@@ -111,11 +113,12 @@ class BaseModel(ABC):
     def setup(self, opt: argparse.Namespace) -> None:
         """Move networks to the device, load weights, and create learning rate schedules."""
         several = self.isTrain and distributed.world_size() > 1
+        self.is_set_up = True
         if self.isTrain:
             self._equip_discriminators()
         for net in self.networks().values():
             net.to(self.device)
-            if several:
+            if several or self.gpu_ids:  # where the original wraps networks
                 prepared(net, with_module=True)
             self.prepare_network(net)
         if several:
@@ -137,6 +140,7 @@ class BaseModel(ABC):
         if self.isTrain and opt.ema:
             nets = {name: unwrap(net) for name, net in self.networks().items()}
             self._averages = ema.start_averages(self, nets, opt.ema)
+            self._save_averages_too()
         self.print_networks(opt.verbose)
 
     def load_saved(self, opt: argparse.Namespace) -> None:
@@ -161,8 +165,8 @@ class BaseModel(ABC):
             exported = self.network_states()
             other = [name for name in own if not _equal(exported[name], weights[name])]
             reason = f"the files of {', '.join(other)} have other weights" if other else ""
-        except UserError as e:
-            reason = str(e)
+        except Exception as e:  # whatever the code of a user's model raises
+            reason = first_line(e)
         if reason and not found.unfinished:
             warn(f"{reason}; training goes on from {path}: delete it to start from weights alone")
         if reason:
@@ -273,14 +277,14 @@ class BaseModel(ABC):
         acceleration.begin_iteration(self.opt.cuda_graphs)
 
     def _begin_iterations(self) -> None:
-        """Make `optimize_parameters` start an iteration, whatever loop calls it."""
-        optimize = self.optimize_parameters
+        """Make `set_input` start an iteration, whatever training loop calls it."""
+        set_input = self.set_input
 
-        def iteration() -> None:
+        def begin(input: dict[str, Any]) -> None:
             self.begin_iteration()
-            optimize()
+            set_input(input)
 
-        self.optimize_parameters = iteration
+        self.set_input = begin
 
     def test(self) -> None:
         """Forward pass without gradients, and `compute_visuals`."""
@@ -441,15 +445,24 @@ class BaseModel(ABC):
     def save_networks(self, epoch: int | str) -> None:
         """Write the state dictionary of each network to `<epoch>_net_<name>.pth`, in rank 0.
 
-        And with `--ema` its average to `<epoch>_net_<name>_ema.pth`.
+        With `--ema` its average as well, to `<epoch>_net_<name>_ema.pth`.
         """
         if not distributed.is_main():  # a training loop of one's own may call this in all ranks
             return
         for name, state in self.network_states().items():
             checkpoint.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
-        for name, average in self._averages.items():
-            path = ema.average_path(self.save_dir, str(epoch), name)
-            checkpoint.save_file(average.weights(), path)
+
+    def _save_averages_too(self) -> None:
+        """Make `save_networks` write the averages, also where a model has its own."""
+        save_networks = self.save_networks
+
+        def save(epoch: int | str) -> None:
+            save_networks(epoch)
+            for name, average in self._averages.items() if distributed.is_main() else ():
+                path = ema.average_path(self.save_dir, str(epoch), name)
+                checkpoint.save_file(average.weights(), path)
+
+        self.save_networks = save
 
     def weights_file(self, epoch: int | str, name: str) -> Path:
         """The file from which testing reads a network, by `--weights`."""
@@ -556,9 +569,3 @@ def _initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
 def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two state dictionaries have the same keys and values."""
     return a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)
-
-
-def unwrap(net: nn.Module) -> nn.Module:
-    """The network inside a wrapper for several GPUs."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    return net.module if isinstance(net, wrappers) else net

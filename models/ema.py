@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from util import randomness
 from util.errors import UserError, first_line
 from util.run.checkpoint import weights_path
 from util.run.saved_options import read_saved_options
 
+from .attributes import unwrap
 from .speed.steps import parameters_of
 
 if TYPE_CHECKING:
@@ -48,7 +52,7 @@ class WeightAverage(nn.Module):
         state = net.state_dict()
         trained = dict(net.named_parameters(remove_duplicate=False))
         self.decay, self.keys = decay, list(state)
-        self.is_averaged = [k in trained and v.is_floating_point() for k, v in state.items()]
+        self.is_averaged = [k in trained and _is_fraction(v) for k, v in state.items()]
         copies = (value.detach().clone() for value in state.values())
         self.means = nn.ParameterList(nn.Parameter(c, requires_grad=False) for c in copies)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -62,12 +66,17 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Take in the weights of the network after a step."""
+        """Take in the weights of the network after a step. Raises UserError if it has others."""
+        state = net.state_dict()
+        if list(state) != self.keys:
+            raise UserError(
+                "--ema averages a network whose layers have changed since the start of training: "
+                "leave --ema out"
+            )
         self.steps += 1
         t = int(self.steps)
         means, values = [], []
-        state = net.state_dict().values()
-        for mean, value, averaged in zip(self.means, state, self.is_averaged, strict=True):
+        for mean, value, averaged in zip(self.means, state.values(), self.is_averaged, strict=True):
             if averaged:
                 means.append(mean)
                 values.append(value)
@@ -93,6 +102,10 @@ class WeightAverage(nn.Module):
             _copy(own, tensors)
 
 
+def _is_fraction(value: torch.Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
 @torch.no_grad()
 def _copy(values: Any, to: list[torch.Tensor]) -> None:
     for value, tensor in zip(values, to, strict=True):
@@ -112,25 +125,29 @@ def start_averages(
         what = f"has a network {taken[0]} of its own" if taken else "has no network in testing"
         raise UserError(f"--ema {decay:g}: --model {model.opt.model} {what}: leave --ema out")
     averages = {name: WeightAverage(networks[name], decay) for name in names}
-    for optimizer in model.all_optimizers():
-        stepped = set(parameters_of(optimizer))
-        for name, average in averages.items():
-            own = [p for p in networks[name].parameters() if p in stepped]
-            if own:
-                optimizer.register_step_post_hook(_after_step(average, networks[name], own))
+    # a hook on all optimizers, since a model may make some, or its networks, anew
+    alive = weakref.ref(model, lambda _: handle.remove())
+    handle: Any = register_optimizer_step_post_hook(
+        functools.partial(_after_any_step, alive, averages)
+    )
     print(f"averaged weights (--ema {decay:g}) of {', '.join(names)}")
     return averages
 
 
-def _after_step(
-    average: WeightAverage, net: nn.Module, own: list[nn.Parameter]
-) -> Callable[..., None]:
-    def update(*_: Any) -> None:
+def _after_any_step(
+    alive: weakref.ref[BaseModel],
+    averages: dict[str, WeightAverage],
+    optimizer: Optimizer,
+    *_: Any,
+) -> None:
+    model, stepped = alive(), set(parameters_of(optimizer))
+    if model is None:
+        return
+    for name, average in averages.items():
+        net = unwrap(model.networks()[name])
         # --accumulate, --on_nan skip and fp16 leave out steps by taking the gradients away
-        if any(p.grad is not None for p in own):
+        if any(p in stepped and p.grad is not None for p in net.parameters()):
             average.update(net)
-
-    return update
 
 
 def _networks_in_testing(model: BaseModel) -> list[str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 
 from torch.optim import Optimizer, lr_scheduler
 
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
+
+
+_of_options: weakref.WeakSet = weakref.WeakSet()  # not a model's own
 
 
 def get_scheduler(optimizer: Optimizer, opt):
@@ -21,6 +25,12 @@ def get_scheduler(optimizer: Optimizer, opt):
 
     Raises ValueError for an unknown policy.
     """
+    scheduler = _new_scheduler(optimizer, opt)
+    _of_options.add(scheduler)
+    return scheduler
+
+
+def _new_scheduler(optimizer: Optimizer, opt):
     if opt.lr_policy == "linear":
 
         def factor(epoch: int) -> float:
@@ -59,10 +69,11 @@ def rebase(schedulers: list, opt, rates: list[list[float]]) -> None:
     """Recompute the learning rates of resumed schedules from changed options.
 
     `rates` are the initial rates of the parameter groups of each optimizer, with the new options.
-    `plateau` keeps its rate, which depends on the metrics of all epochs.
+    `plateau` keeps its rate, which depends on the metrics of all epochs, and so do schedules that a
+    model has made by itself.
     """
-    for scheduler, initial in zip(schedulers, rates, strict=True):
-        if opt.lr_policy == "plateau":
+    for scheduler, initial in zip(schedulers, rates, strict=False):
+        if opt.lr_policy == "plateau" or scheduler not in _of_options:
             continue
         optimizer, epochs = scheduler.optimizer, scheduler.last_epoch
         for group, rate in zip(optimizer.param_groups, initial, strict=True):

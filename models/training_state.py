@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from util.errors import warn
+
 from .attributes import loose_tensors, stateful_parts, unnamed_modules
-from .speed.steps import Steps
+from .speed.steps import Steps, alike
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
@@ -35,18 +37,26 @@ def restore(model: BaseModel, state: dict[str, Any], steps: Steps, accumulate: i
     if len(state["optimizers"]) == len(model.optimizers):  # older versions saved only these
         optimizers = model.optimizers
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+        load_optimizer(optimizer, saved)
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(saved)
-    for name, part in stateful_parts(model).items():
+    parts, modules = stateful_parts(model), unnamed_modules(model)
+    for name, part in parts.items():
         if name in state["parts"]:
             part.load_state_dict(state["parts"][name])
         elif name == "_gradient_scale":  # older versions called it `scaler`
             part.load_state_dict(state["parts"].get("scaler", {}))
     saved_modules = state.get("modules", {})
-    for name, net in unnamed_modules(model).items():
+    for name, net in modules.items():
         if name in saved_modules:
             net.load_state_dict(saved_modules[name])
+    surplus = state["parts"].keys() - parts | saved_modules.keys() - modules - {"scaler"}
+    lost = sorted(name for name in surplus if not name.startswith("_"))
+    if lost:
+        warn(
+            f"the checkpoint has {', '.join(lost)}, which this model has not: it is lost. What a "
+            "model makes later in training does not come back; make it in __init__"
+        )
     with torch.no_grad():
         for tensor, saved in zip(loose_tensors(model), state.get("tensors", []), strict=False):
             tensor.copy_(saved)
@@ -54,6 +64,21 @@ def restore(model: BaseModel, state: dict[str, Any], steps: Steps, accumulate: i
         saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
         for optimizer, count, sums in saved_sums:
             steps.resume(optimizer, count, sums)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Load a state that may come from another `--channels_last`, `--fast` or device.
+
+    Which kernels step is up to this run, and fused ones take weights and moments to lie in memory
+    alike, without a look.
+    """
+    for theirs, own in zip(saved.get("param_groups", ()), optimizer.param_groups, strict=False):
+        theirs.update({k: own[k] for k in ("fused", "foreach") if k in own})
+    optimizer.load_state_dict(saved)
+    for p, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if torch.is_tensor(value) and value.dim() > 1 and value.shape == p.shape:
+                moments[name] = alike(value, p)
 
 
 def reshard(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from models import load_generator
 from models.ema import WeightAverage
 from models.inference.export import export_generator
 from tests.helpers import SHORT, TINY, Finished, aligned, run, succeed, unaligned
-from tests.plain_models import NAMES, batch, build, train, weights
+from tests.plain_models import NAMES, batch, build, resume, train, weights
 from tests.ranks import Group
 from util import distributed
 from util.errors import UserError
@@ -93,6 +92,38 @@ def test_a_step_is_counted_when_it_is_taken(tmp_path):
 def state_of(model: Any) -> tuple[State, int]:
     average = model._averages["G"]
     return {k: v.clone() for k, v in average.weights().items()}, int(average.steps)
+
+
+def test_an_optimizer_that_is_made_anew(tmp_path):
+    model = build("ttur", tmp_path, "--ema 0.9")
+    states = [copy_of(model.netG)]
+    model.optimizer_G = torch.optim.Adam(model.netG.parameters(), lr=0.01)
+    for i in range(3):
+        train(model, batch(i))
+        states.append(copy_of(model.netG))
+    (average,) = averages(model).values()
+    for key, value in expected(states, 0.9, set(average)).items():
+        torch.testing.assert_close(average[key].double(), value, rtol=1e-5, atol=1e-7)
+
+
+def test_layers_that_are_added_while_training(tmp_path):
+    model = build("ttur", tmp_path, "--ema 0.9")
+    model.netG.model.append(nn.Conv2d(3, 3, 1))
+    with pytest.raises(UserError, match=r"whose layers have changed .* leave --ema out"):
+        train(model, batch(0))
+
+
+def test_a_model_that_writes_its_networks_itself(tmp_path, monkeypatch):
+    model = build("ttur", tmp_path)
+
+    def save_networks(self: Any, epoch: Any) -> None:
+        torch.save(self.netG.state_dict(), self.save_dir + f"/{epoch}_net_G.pth")
+
+    monkeypatch.setattr(type(model), "save_networks", save_networks)
+    model = train(build("ttur", tmp_path, "--ema 0.9"), batch(0))
+    model.save_dir.mkdir(parents=True)
+    model.save_networks("latest")
+    assert_same(load(model.save_dir / "latest_net_G_ema.pth"), averages(model)["G"])
 
 
 def test_skipped_iterations_leave_the_average(tmp_path):
@@ -198,13 +229,7 @@ def test_resume_to_the_bit(name, flags, tmp_path):
     straight, first, second = (build(name, tmp_path, f"{flags} --ema 0.9") for _ in range(3))
     train(straight, *(batch(i) for i in range(6)))
     train(first, *(batch(i) for i in range(3)))
-    first.save_networks("latest")
-    file = io.BytesIO()
-    torch.save(first.training_state(), file)
-    file.seek(0)
-    second.load_networks("latest")
-    state = load(file)  # type: ignore[arg-type]
-    second.load_training_state(state, vars(first.opt))
+    resume(first, second)
     train(second, *(batch(i) for i in range(3, 6)))
     assert_same(weights(second), weights(straight))  # the averages and their steps among them
 

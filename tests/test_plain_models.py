@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,19 @@ import pytest
 import torch
 from torch import nn
 
+import models
 from models import networks
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared
 from models.speed.steps import parameters_of
+from models.training_state import load_optimizer
 from tests import plain_models
-from tests.helpers import SHORT, TINY, succeed, unaligned
-from tests.plain_models import NAMES, batch, build, picture, train, weights
+from tests.helpers import SHORT, TINY, run, succeed, unaligned
+from tests.plain_models import NAMES, batch, build, picture, resume, train, weights
 from tests.ranks import Group
 from util import distributed
 from util.errors import UserError
+from util.image_pool import ImagePool
 from util.run.finite import FiniteGuard
 
 # these do something else in every second iteration, or in each; --accumulate has more of them
@@ -180,17 +182,104 @@ def test_resume(name, flags, tmp_path):
     straight, first, second = (build(name, tmp_path, flags) for _ in range(3))
     train(straight, *(batch(i) for i in range(6)))
     train(first, *(batch(i) for i in range(3)))
-    first.save_networks("latest")
-    file = io.BytesIO()
-    torch.save(first.training_state(), file)
-    file.seek(0)
-    second.load_networks("latest")
-    second.load_training_state(torch.load(file, weights_only=True), vars(first.opt))
+    resume(first, second)
     for counter in ("iteration", "count"):
         if hasattr(first, counter):
             setattr(second, counter, getattr(first, counter))
     train(second, *(batch(i) for i in range(3, 6)))
     assert_same(weights(second), weights(straight), 0, 0)
+
+
+def with_parts(model: Any) -> Any:
+    """The model with things that people keep beside networks."""
+    model.pools = {"A": ImagePool(2)}
+    model.queue = nn.BatchNorm1d(3, affine=False)  # buffers alone
+    model.warm_up = [torch.optim.lr_scheduler.ExponentialLR(model.optimizer_G, 0.5)]
+    return model
+
+
+def test_what_is_held_in_lists_and_modules_without_parameters_comes_back(tmp_path, capsys):
+    first, second = (with_parts(build("ttur", tmp_path)) for _ in range(2))
+    first.pools["A"].query(picture(0, torch.float32)[0])
+    first.queue(torch.rand(4, 3))
+    for _ in range(3):
+        first.warm_up[0].step()
+    resume(first, second)
+    assert torch.equal(second.pools["A"].images[0], picture(0, torch.float32)[0])
+    assert_same(second.queue.state_dict(), first.queue.state_dict(), 0, 0)
+    assert second.warm_up[0].state_dict() == first.warm_up[0].state_dict()
+    assert "is lost" not in capsys.readouterr().err
+    resume(first, build("ttur", tmp_path))
+    err = capsys.readouterr().err
+    assert (
+        "the checkpoint has pools.A, queue, warm_up.0, which this model has not: it is lost" in err
+    )
+
+
+def test_schedules_of_a_model_go_on_as_they_are(tmp_path):
+    """Those of the options follow new ones; the model's own do not know them."""
+
+    def own(flags: str) -> Any:
+        model = build("ttur", tmp_path, flags)
+        kind = torch.optim.lr_scheduler.ExponentialLR
+        model.schedulers = [kind(o, 0.5) for o in model.optimizers]
+        return model
+
+    first = own("--n_epochs 10")
+    for _ in range(3):
+        first.update_learning_rate()
+    second = resume(first, own("--n_epochs 20"))
+    for model in (first, second):
+        assert model.learning_rate() == pytest.approx(0.0001 / 8)
+
+
+LAST, FIRST = torch.channels_last, torch.contiguous_format
+
+
+@pytest.mark.parametrize("after", [(FIRST, True), (LAST, False), (LAST, True)])
+@pytest.mark.parametrize("before", [(FIRST, False), (FIRST, True), (LAST, False), (LAST, True)])
+def test_resume_with_other_kernels_and_another_layout(before, after):
+    """Fused steps take Adam's moments to lie in memory as the weights do, and do not look."""
+
+    def steps(layout: torch.memory_format, fused: bool, state: Any, pictures: Any) -> Any:
+        torch.manual_seed(0)
+        net = nn.Conv2d(8, 8, 3).to(memory_format=layout)  # type: ignore[call-overload]
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1, fused=fused)
+        if state is not None:
+            net.load_state_dict(state[0])
+            load_optimizer(optimizer, copy.deepcopy(state[1]))
+        for x in pictures:
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+        assert optimizer.param_groups[0]["fused"] is fused
+        return net.state_dict(), optimizer.state_dict()
+
+    pictures = torch.rand(5, 2, 8, 8, 8)
+    saved = steps(*before, None, pictures[:3])
+    wanted, _ = steps(FIRST, False, saved, pictures[3:])
+    found, _ = steps(*after, saved, pictures[3:])
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_setup_that_replaces_that_of_the_base_class(tmp_path, monkeypatch):
+    """As people copy it from the original: it trains, and what then does not work is said."""
+
+    def setup(self: Any, opt: Any) -> None:
+        self.schedulers = [networks.get_scheduler(o, opt) for o in self.optimizers]
+        if opt.continue_train:
+            self.load_networks(opt.epoch)
+
+    plain_models.put_in_place()
+    monkeypatch.setattr(models.find_model_using_name("oneway"), "setup", setup)
+    data = unaligned(tmp_path / "data", 2)
+    where = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--name", "x", "--model", "oneway"]
+    flags = [*where, *TINY, "--dataset_mode", "unaligned", *SHORT, "--no_html"]
+    result = succeed("train.py", *flags)
+    assert "warning: setup() of --model oneway does not call BaseModel.setup" in result.err
+    result = run("train.py", *flags, "--continue_train")
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("error: setup() of --model oneway does not call")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,6 +304,10 @@ def test_programs(name, tmp_path):
         assert any("own" in path.name for path in images)
         mean = torch.load(tmp_path / "x" / "latest_mean.pth", weights_only=True)["mean"]
         assert mean.tolist() == pytest.approx([0.04] * 3)  # two epochs of two pictures
+        (tmp_path / "x" / "latest_mean.pth").write_bytes(b"cut off")  # it has no exact resume
+        result = succeed("train.py", *flags, "--n_epochs", 3, "--continue_train")
+        assert "training goes on from" in result.err
+        assert "resuming from 'latest': epoch 3" in result.out
 
 
 # ---------------------------------------------------------------- what can't be done, in one line
@@ -236,10 +329,16 @@ def replace(parameters: list) -> None:
         p.grad = p.grad.clamp(-1e-6, 1e-6)
 
 
+def hook_late(parameters: list) -> None:
+    for p in parameters:
+        p.register_post_accumulate_grad_hook(lambda p: p.grad.clamp_(-1e-6, 1e-6))
+
+
 CHANGES = {
     "clip_grad_norm_": lambda ps: nn.utils.clip_grad_norm_(ps, 1e-3),
     "data": clip_data,
     "replace": replace,
+    "hook": hook_late,
 }
 
 
@@ -372,13 +471,9 @@ def test_a_copy_computes_with_its_own_weights(precision, tmp_path):
 def test_rates_follow_new_options_and_keep_their_ratios(tmp_path):
     first = build("ttur", tmp_path)
     first.update_learning_rate()
-    file = io.BytesIO()
-    torch.save(first.training_state(), file)
 
     def resumed(flags: str) -> list[float]:
-        file.seek(0)
-        model = build("ttur", tmp_path, flags)
-        model.load_training_state(torch.load(file, weights_only=True), vars(first.opt))
+        model = resume(first, build("ttur", tmp_path, flags))
         return [g["lr"] for o in model.optimizers for g in o.param_groups]
 
     assert resumed("") == pytest.approx([0.0001, 0.0002, 0.0008])

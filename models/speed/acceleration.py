@@ -144,6 +144,7 @@ def use_fused_step(optimizer: torch.optim.Optimizer, device: torch.device, fast:
     On a CPU the fused kernel rounds differently.
     """
     fits = device.type == "cuda" or (fast and device.type == "cpu")
+    fits &= all(p.is_floating_point() for g in optimizer.param_groups for p in g["params"])
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fits:
         for group in [optimizer.defaults, *optimizer.param_groups]:
             if group["fused"] is None and not group["foreach"]:

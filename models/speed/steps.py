@@ -122,7 +122,7 @@ class Steps:
         """Restore the number of accumulated batches and their gradients."""
         self.counts[optimizer] = count
         pairs = zip(parameters_of(optimizer), sums, strict=True)
-        self.sums[optimizer] = [None if s is None else s.to(p.device, copy=True) for p, s in pairs]
+        self.sums[optimizer] = [None if s is None else alike(s, p) for p, s in pairs]
 
     def remember(self) -> Callable[[], None]:
         """A function that puts counts and sums back to what they are now."""
@@ -161,7 +161,7 @@ class Steps:
                 f"a torch.amp.GradScaler of the model's own does not go together with "
                 f"{self._modes()}: use --precision fp16 instead"
             )
-        if any(p._backward_hooks for p in parameters):
+        if any(p._backward_hooks or self._has_hooks_of_others(p) for p in parameters):
             self._refuse("the model has hooks (register_hook) on weights, which change gradients")
         if self.accumulate > 1:
             if any(self._used_by.get(p, optimizer) is not optimizer for p in parameters):
@@ -175,6 +175,10 @@ class Steps:
                 "an optimizer steps weights that were made after the start of training, which in "
                 "several processes are different ones: make them in __init__"
             )
+
+    def _has_hooks_of_others(self, p: torch.Tensor) -> bool:
+        hooks = getattr(p, "_post_accumulate_grad_hooks", None) or ()
+        return len(hooks) > (p in self._watched)
 
     def _refuse(self, what: str) -> None:
         raise UserError(
@@ -227,6 +231,11 @@ def _added(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | Non
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """All parameters of an optimizer, in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def alike(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """A copy of a value of the shape of `p` on its device and in its layout in memory."""
+    return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def drop_gradients(parameters: Iterable[torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def train(model: Any, *batches: dict[str, Any]) -> Any:
         model.optimize_parameters()
         model.get_current_losses()
     return model
+
+
+def resume(saved: Any, fresh: Any) -> Any:
+    """A new model goes on from the state of another, as with --continue_train."""
+    saved.save_networks("latest")
+    file = io.BytesIO()
+    torch.save(saved.training_state(), file)
+    file.seek(0)
+    fresh.load_networks("latest")
+    fresh.load_training_state(torch.load(file, weights_only=True), vars(saved.opt))
+    return fresh
 
 
 def weights(model: Any) -> dict[str, torch.Tensor]:

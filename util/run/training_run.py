@@ -73,6 +73,7 @@ class TrainingRun:
         Raises UserError if the ranks have different options, or the state does not fit.
         """
         self._check_same_options()
+        self._check_setup()
         source = distributed.source_rank()
         found = self._found() if distributed.is_source() else None
         self.model.share_weights()
@@ -109,6 +110,18 @@ class TrainingRun:
                     f"{name}: {own[name]} here, {wanted[name]} in the first process: all machines "
                     "need the same pictures and the same options"
                 )
+
+    def _check_setup(self) -> None:
+        """Say what does not work with a model whose `setup` replaces that of BaseModel."""
+        if not self.model.is_set_up:
+            text = (
+                f"setup() of --model {self.opt.model} does not call BaseModel.setup(self, opt), so "
+                "--precision, --compile, --ema, --diffaug and --spectral_norm do nothing, and "
+                "--continue_train does not work"
+            )
+            if self.opt.continue_train:
+                raise UserError(text)
+            warn(text)
 
     def _found(self) -> FoundCheckpoint | None:
         """The checkpoint that the model has loaded; prints what could not be restored."""
