@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,35 @@ class Structured(Features):
 def test_gradients_that_no_scale_reaches_are_refused(kind, reason):
     with pytest.raises(UserError, match=rf"fp16 can't scale .* a {kind.__name__}: .*{reason}"):
         in_fp16(kind())(X)
+
+
+# ------------------------------------------------------------------------------------- --compile
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """Without the last part of the compiler: what it makes of the code is run by torch."""
+    quick = functools.partialmethod(nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(nn.Module, "compile", quick)
+    torch.compiler.reset()
+
+
+def compiled(net: nn.Module) -> Any:
+    acceleration.prepare(net, torch.device("cpu"), compiled=True)
+    return net
+
+
+@pytest.mark.parametrize("first", ["hook", "other", "call"])
+@pytest.mark.parametrize("learns", [True, False])
+def test_hooks_in_compiled_networks_are_called(first, learns, quick_compiler):
+    """Also where the compiler has code already: of a network of the same kind, or without hook."""
+    one, other = (compiled(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())) for _ in range(2))
+    features: list[torch.Tensor] = []
+    with torch.set_grad_enabled(learns):
+        if first != "hook":
+            (one if first == "call" else other)(X)
+        one[0].register_forward_hook(lambda module, x, y: features.append(y))
+        for x in (X, X + 1):
+            result = one(x)
+            torch.testing.assert_close(features.pop().relu(), result)
 
 
 # ---------------------------------------------------------------------------------- shared passes

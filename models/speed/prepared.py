@@ -38,19 +38,20 @@ class Prepared(nn.Module):
         penalized = learns and _wants_input_gradients((args, kwargs))
         if self.augment is not None:
             args, kwargs = (self.augment(*args, *kwargs.values()),), {}
-        if not learns:
-            call = self._call_impl if _uncompiled else super().__call__
-            return call(*args, **kwargs)
+        scale = self.gradient_scale if learns else None
+        # Hooks may carry tensors out of a network past its outputs, where gradients are not scaled.
+        # And a compiled network looks for hooks once; not at all if another one has the same code.
+        hooked = (scale is not None or self._compiled_call_impl is not None) and has_hooks(self)
+        as_written = penalized or hooked or (_uncompiled and not learns)
+        call = self._call_impl if as_written else super().__call__
         # Where an input asks for its gradient this is most likely a gradient penalty. Gradients of
-        # gradients need all the digits, and compiled networks do not have them. And a hook may
-        # carry tensors out of a network past its outputs, where gradients are not scaled.
-        scaled = self.gradient_scale is not None
-        if penalized or (scaled and has_hooks(self)):
+        # gradients need all the digits, and compiled networks do not have them.
+        if penalized or (hooked and scale is not None):
             with full_precision():
-                return self._call_impl(*args, **kwargs)
-        if self.gradient_scale is None:
-            return super().__call__(*args, **kwargs)
-        return self.gradient_scale.call(self, super().__call__, args, kwargs)
+                return call(*args, **kwargs)
+        if scale is None:
+            return call(*args, **kwargs)
+        return scale.call(self, call, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute in autocast, and return float32."""
