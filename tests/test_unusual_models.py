@@ -23,7 +23,7 @@ from models.speed.sync_norm import synchronize_norms
 from tests.plain_models import batch, build, train, weights
 from tests.ranks import Group
 from util import distributed
-from util.errors import UserError
+from util.errors import UserError, one_line_errors
 from util.run.finite import FiniteGuard
 from util.run.training_run import TrainingRun
 
@@ -157,6 +157,22 @@ def test_hooks_in_compiled_networks_are_called(first, learns, quick_compiler):
         for x in (X, X + 1):
             result = one(x)
             torch.testing.assert_close(features.pop().relu(), result)
+
+
+def test_a_penalty_on_a_part_of_the_input_is_one_line(quick_compiler, capsys):
+    """The input is then no leaf, and looks like any other that a generator made."""
+    net = compiled(nn.Sequential(nn.Conv2d(6, 4, 3), nn.Tanh(), nn.Conv2d(4, 1, 3)))
+    x = X.clone().requires_grad_()
+    score = net(torch.cat((X, x), 1))
+    (slope,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+    capsys.readouterr()  # what the compiler says
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        slope.square().sum().backward()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: the model takes gradients of gradients (a gradient penalty), which compiled "
+        "networks do not have: leave out --compile or --fast\n"
+    )
 
 
 # ---------------------------------------------------------------------------------- shared passes

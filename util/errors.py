@@ -58,7 +58,7 @@ def first_line(e: BaseException) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn a `UserError`, a lack of memory, or a killed worker into one line and exit code 1.
+    """Turn mistakes and limits that users can do something about into one line and exit code 1.
 
     Ctrl-C is one line and exit code 130. Where nobody reads the output any more, as after `| head`,
     the program ends without a word. The rest are bugs and show.
@@ -90,6 +90,11 @@ def one_line_errors() -> Iterator[None]:
             reason = (
                 "a process that loads pictures was killed, most likely for a lack of memory: "
                 "choose a smaller --num_threads"
+            )
+        elif re.search(r"torch\.compile .* double backward", str(e)):
+            reason = (
+                "the model takes gradients of gradients (a gradient penalty), which compiled "
+                "networks do not have: leave out --compile or --fast"
             )
         else:
             raise
