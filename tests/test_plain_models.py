@@ -468,6 +468,20 @@ def test_a_copy_computes_with_its_own_weights(precision, tmp_path):
     assert other.state_dict().keys() == model.netG.state_dict().keys()
 
 
+@pytest.mark.parametrize("flags", ["bf16", "fp16", "bf16 --diffaug color", "fp32 --compile"])
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_whole_network_is_saved_as_without_modes(flags, protocol, tmp_path):
+    """By `torch.save(net)`, in a `save_networks` of a model's own."""
+    plain, model = build("ttur", tmp_path), build("ttur", tmp_path, f"--precision {flags}")
+    pair = torch.cat((batch(0)["A"], batch(0)["B"]), 1)
+    for wanted, net, x in ((plain.netG, model.netG, pair[:, :3]), (plain.netD, model.netD, pair)):
+        torch.save(net, tmp_path / "net.pth", pickle_protocol=protocol)
+        loaded = torch.load(tmp_path / "net.pth", weights_only=False)
+        assert type(loaded) is type(wanted) is not type(net)
+        assert vars(loaded).keys() == vars(wanted).keys()
+        assert torch.equal(loaded(x), wanted(x))
+
+
 def test_rates_follow_new_options_and_keep_their_ratios(tmp_path):
     first = build("ttur", tmp_path)
     first.update_learning_rate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 import weakref
@@ -63,6 +64,28 @@ class Prepared(nn.Module):
         kind, dtype = self.autocast_to
         with torch.autocast(kind, dtype):
             return tree_map(_in_float32, super().forward(*args, **kwargs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: x for name, x in state.items() if name not in Prepared.__annotations__}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle as the network was before, for `torch.save(net)`: this class is in no module."""
+        ours, (_, parent) = type(self), type(self).__bases__
+        make, args, *state = super().__reduce_ex__(1)  # of 0 to 5 one that allows another class
+        make, *args = (parent if x is ours else x for x in (make, *args))
+        return make, tuple(args), *state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copies are prepared as well."""
+        ours, (mixin, parent) = type(self), type(self).__bases__
+        self.__class__ = parent
+        try:
+            copied = copy.deepcopy(self, memo)
+        finally:
+            self.__class__ = ours
+        copied.__class__ = _subclass(mixin, type(copied))  # type: ignore[arg-type]
+        return copied
 
 
 class _InProcesses(Prepared):
