@@ -93,6 +93,25 @@ def test_spectral_norm_makes_the_largest_singular_value_one(netD):
     assert largest(net.eval()) == pytest.approx([1.0] * len(largest(net)), rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm])
+def test_a_norm_of_weights_that_hooks_make(norm):
+    """There `weight` is no parameter, which torch cannot make another one of."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), norm(nn.Conv2d(4, 1, 3)))
+    with pytest.raises(UserError, match=r"Conv2d\(4, 1.* of a Sequential, .*leave --spectra"):
+        add_spectral_norm(net)
+
+
+@pytest.mark.parametrize("norm", ["spectral_norm", "weight_norm"])
+def test_spectral_norm_comes_on_top_of_parametrizations(norm):
+    net = nn.Sequential(getattr(nn.utils.parametrizations, norm)(nn.Conv2d(3, 4, 3)))
+    add_spectral_norm(net)
+    with torch.no_grad():
+        for _ in range(100):
+            net(noise(1, 3, 8, 8))
+    assert largest(net.eval()) == pytest.approx([1.0], rel=1e-3)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_all_discriminators_get_spectral_norm_and_learn(model, tmp_path):
     model = build(tmp_path, f"--model {model} --spectral_norm --batch_passes on")
