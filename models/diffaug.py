@@ -49,12 +49,17 @@ class DiffAugment:
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Augment a batch (N, C, H, W) of values in [-1, 1]; gradients flow through."""
-        if len(inputs) != 1:
-            raise UserError(
-                "--diffaug is for discriminators that are called with one batch of pictures, and "
-                f"this one is called with {len(inputs)} inputs: leave --diffaug out"
-            )
         x = inputs[0]
+        if len(inputs) != 1 or not torch.is_tensor(x) or x.dim() != 4:
+            found = f"a {type(x).__name__}"
+            if len(inputs) != 1:
+                found = f"{len(inputs)} inputs"
+            elif torch.is_tensor(x):
+                found += f" of shape {tuple(x.shape)}"
+            raise UserError(
+                "--diffaug is for discriminators that are called with one batch of pictures "
+                f"(N, C, H, W), and this one is called with {found}: leave --diffaug out"
+            )
         again = self._draws if self._again else None
         draws = torch.rand(len(x), 7, device=x.device) if again is None else again
         self._draws = draws

@@ -11,6 +11,7 @@ from models.diffaug import KINDS, DiffAugment
 from models.speed.prepared import prepared, share_pass
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, TINY, aligned, run, seed_all, succeed, unaligned
+from util.errors import UserError
 
 ALL = ",".join(KINDS)
 
@@ -195,9 +196,18 @@ def test_a_gradient_penalty_is_that_of_the_picture_before_it(tmp_path):
     torch.testing.assert_close(gradients, wanted.flatten(1), rtol=1e-5, atol=1e-8)  # in float32
 
 
-def test_two_inputs_are_refused(tmp_path):
-    with pytest.raises(Exception, match="called with 2 inputs: leave --diffaug out"):
-        DiffAugment(ALL, 3, 3)(noise(1, 3, 8, 8), noise(1, 3, 8, 8))
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([noise(1, 3, 8, 8)] * 2, "2 inputs"),
+        ([[noise(1, 3, 8, 8)]], "a list"),
+        ([noise(2, 8)], r"a Tensor of shape \(2, 8\)"),
+        ([noise(1, 3, 4, 8, 8)], r"a Tensor of shape \(1, 3, 4, 8, 8\)"),
+    ],
+)
+def test_what_is_no_batch_of_pictures_is_refused(inputs, said):
+    with pytest.raises(UserError, match=rf"called with {said}: leave --diffaug out"):
+        DiffAugment(ALL, 3, 3)(*inputs)
 
 
 # ---------------------------------------------------------------------------------- whole trainings
