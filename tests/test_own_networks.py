@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import random
+import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ from models.inference.export import export, export_generator, frozen, largest_di
 from models.inference.sizes import size_rule
 from models.inference.tiles import TileOptions
 from models.pix2pix_model import Pix2PixModel
+from options.train_options import TrainOptions
 from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, truncated
+from tests.plain_models import batch
 from util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -177,38 +181,154 @@ class OwnGenerator(nn.Module):
         return self.layers(x).tanh()
 
 
+class Residual(networks.ResnetGenerator):
+    """Weights of the same names and shapes as without the sum."""
+
+    def forward(self, x):
+        return x + 0.1 * super().forward(x)
+
+
+def without_dropout(opt: Any) -> nn.Module:
+    """Whatever the options say: no weight of a U-Net tells."""
+    return networks.define_G(3, 3, opt.ngf, opt.netG, opt.norm, False)
+
+
+def with_sigmoid(opt: Any) -> nn.Module:
+    net = without_dropout(opt)
+    assert isinstance(net, networks.ResnetGenerator)
+    net.model[-1] = nn.Sigmoid()
+    return net
+
+
+def with_options(opt: Any) -> nn.Module:
+    assert (opt.own_depth, opt.own_teacher, opt.own_layers) == (None, None, "1,5")
+    return OwnGenerator(opt.own_width)
+
+
+MAKERS: dict[str, Callable[[Any], nn.Module]] = {
+    "residual": lambda opt: Residual(3, 3, opt.ngf, networks.get_norm_layer(opt.norm), False, 6),
+    "sigmoid": with_sigmoid,
+    "pix2pix": with_sigmoid,  # changed in its own file
+    "undropped": without_dropout,
+    "own": with_options,
+}
+
+
 class OwnModel(Pix2PixModel):
     """As people wrote them: its generator has nothing to do with --netG."""
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
         parser = Pix2PixModel.modify_commandline_options(parser, is_train)
-        parser.add_argument("--own_width", type=int, default=2)
+        parser.add_argument("--own_width", type=int, required=True)
+        parser.add_argument("--own_depth", type=int)
+        parser.add_argument("--own_teacher")
+        parser.add_argument("--own_layers", default="0,4")
         return parser
 
     def __init__(self, opt):
         super().__init__(opt)
-        self.netG = OwnGenerator(opt.own_width)
+        self.netG = MAKERS[opt.model](opt)
         if self.isTrain:
             self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr)
             self.optimizers[0] = self.optimizer_G
 
 
-def test_a_generator_that_the_model_builds(tmp_path, monkeypatch):
+@pytest.fixture
+def own_models(monkeypatch) -> None:
+    """Make `--model` find those of `MAKERS`."""
     find = models.find_model_using_name
+    monkeypatch.setattr(
+        models, "find_model_using_name", lambda name: OwnModel if name in MAKERS else find(name)
+    )
 
-    def replaced(kind: str) -> type:
-        return OwnModel if kind == "pix2pix" else find(kind)
 
-    monkeypatch.setattr(models, "find_model_using_name", replaced)
-    where = ["--dataroot", aligned(tmp_path / "data"), "--checkpoints_dir", tmp_path / "c"]
-    words = ["--name", "x", "--model", "pix2pix", *TINY, *SHORT, "--own_width", 5]
-    succeed("train.py", *where, *words)
-    G = load_generator(tmp_path / "c" / "x", device="cpu")
-    assert isinstance(G.net, OwnGenerator)
-    state = torch.load(tmp_path / "c" / "x" / "latest_net_G.pth", weights_only=True)
-    assert all(torch.equal(value, state[key]) for key, value in G.net.state_dict().items())
-    assert G.net.layers[0].out_channels == 5
+def trained_model(folder: Path, name: str, *more: str) -> Any:
+    """A model after an iteration, saved as experiment x with its options."""
+    where = ["--dataroot", str(folder), "--checkpoints_dir", str(folder), "--name", "x"]
+    own = ["--own_width", "5", "--own_layers", "1,5"] if name in MAKERS else []
+    options = TrainOptions([*where, "--model", name, *TINY, *SHORT, *own, *more])
+    opt = options.parse(save=False)
+    options.save(opt)
+    model = models.create_model(opt)
+    model.setup(opt)
+    model.set_input(batch(0))
+    model.optimize_parameters()
+    model.save_networks("latest")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("own", ""),
+        ("residual", "--norm instance"),
+        ("sigmoid", "--norm instance"),
+        ("pix2pix", "--norm instance"),
+        ("undropped", "--netG unet_128"),
+        ("template", "--netG unet_128 --norm batch"),  # has no dropout, whatever the options say
+    ],
+)
+@pytest.mark.usefixtures("own_models")
+def test_the_model_knows_its_generator(name, words, tmp_path, capsys):
+    """Also where the stock generator has weights of the same names and shapes."""
+    model = trained_model(tmp_path, name, *words.split())
+    capsys.readouterr()
+    G = load_generator(tmp_path / "x", device="cpu", precision="fp32")
+    x = torch.rand(1, 3, 128, 128) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(G(x), model.netG(x), rtol=0, atol=1e-6)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("own_models")
+def test_a_guess_is_told(tmp_path, monkeypatch, capsys):
+    """Where the model fails, builds another network, or is gone."""
+    trained_model(tmp_path, "residual", "--norm", "instance")
+    changes: dict[str, Callable[[Any], Any]] = {
+        "'Namespace' object has no attribute 'x'": lambda opt: opt.x,
+        "3": lambda opt: sys.exit(3),
+        "netG lacks 4 of its weights": lambda opt: OwnGenerator(5),
+    }
+    for reason, maker in changes.items():
+        monkeypatch.setitem(MAKERS, "residual", maker)
+        told(tmp_path / "x", reason, capsys)
+    monkeypatch.delitem(MAKERS, "residual")
+    told(tmp_path / "x", "unknown model 'residual'", capsys)
+
+
+def told(folder: Path, reason: str, capsys: pytest.CaptureFixture) -> None:
+    capsys.readouterr()
+    G = load_generator(folder, device="cpu")
+    assert type(G.net) is networks.ResnetGenerator
+    said = capsys.readouterr().err
+    guess = f"{folder / 'latest_net_G.pth'}: its network is a guess from options and weights"
+    assert said.startswith(f"warning: {guess}, as --model residual fails: {reason}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "channels"),
+    [("pix2pix", "G", (3, 1)), ("cut", "G", (3, 1)), ("cycle_gan", "G_B", (1, 3))],
+)
+def test_options_of_the_original_code(kind, name, channels, tmp_path, capsys):
+    """They lack what this code has added, and are enough."""
+    said = "netG resnet_6blocks ngf 4 norm instance normG instance no_dropout True input_nc 3 "
+    said += f"output_nc 1 model {kind} init_type normal init_gain 0.02 preprocess none"
+    words = said.split()
+    lines = (f"{option}: {value}\n" for option, value in zip(words[::2], words[1::2], strict=True))
+    (tmp_path / "train_opt.txt").write_text("".join(lines))
+    on = kind == "cut"
+    net = networks.define_G(
+        *channels, ngf=4, netG="resnet_6blocks", norm="instance", antialias=on, antialias_up=on
+    )
+    torch.save(net.state_dict(), tmp_path / f"latest_net_{name}.pth")
+    G = load_generator(tmp_path, "BtoA" if name == "G_B" else None, device="cpu", precision="fp32")
+    assert (G.input_nc, G.output_nc) == channels
+    x = torch.rand(1, channels[0], 32, 32) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(G(x), net(x), rtol=0, atol=1e-6)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_exported(octo, tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import io
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,16 @@ from models.norms import NORMS, get_norm_layer
 from models.speed.acceleration import PRECISIONS, prepare
 from models.weights import State, describe, explain_mismatch, fit_state_dict
 from util import randomness
-from util.errors import UserError, first_line
-from util.find_class import names
+from util.errors import RaisingParser, UserError, first_line, warn
 from util.run import checkpoint
 from util.run.saved_options import parse_range, read_saved_options
 
 from .translator import Translator
+
+# what models read and `train_opt.txt` of the original code lacks
+ADDED = {"precision": "tf32", "deterministic": False, "no_antialias": True, "no_antialias_up": True}
+
+_rebuilding = threading.RLock()  # making a model changes the process; it may load a teacher
 
 
 def load_generator(
@@ -58,8 +63,9 @@ def load_generator(
             type and floats from [0, 1].
         weights: `ema` (of a training with `--ema`), `raw`, or `auto`: averaged if there are any.
 
-    The architecture comes from `train_opt.txt` in the folder; without that file it is inferred from
-    the weights. Raises UserError (a ValueError) that says what is missing or does not fit.
+    The model that `train_opt.txt` in the folder names builds the network. Where it can't, a warning
+    says so, and the architecture comes from the options there; without that file it is inferred
+    from the weights. Raises UserError (a ValueError) that says what is missing or does not fit.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise UserError(
@@ -98,7 +104,7 @@ def load_generator(
         name = f"G_{side}"
         path = choose_weights(folder, str(epoch), name, weights)
     state = checkpoint.load_weights(path, "cpu")
-    with unchanged_process():
+    with _rebuilding, unchanged_process():
         net, built = _rebuild(state, saved, path, name)
     options = {**saved, **built}
     options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
@@ -126,9 +132,15 @@ def _rebuild(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network with these weights loaded, and the options that it was built with.
 
-    Tries in turn: the architecture in the saved options, that which the shapes of the weights
-    suggest, and the generator that the saved model builds by its own code.
+    The saved model's own code knows best. Where it fails, tries the architecture in the saved
+    options, then that which the weights suggest, and warns: other networks may have equal weights.
     """
+    failed = ""
+    if "model" in saved:
+        try:
+            return _of_model(state, saved, path, name)
+        except (Exception, SystemExit) as e:  # the code may have changed, or need other options
+            failed = f"--model {saved['model']} fails: {first_line(e)}"
     problems: list[str] = []
     looks = _as_it_looks(state, saved)
     sampling = looks.pop("antialias", ())  # known from the weights alone
@@ -146,24 +158,16 @@ def _rebuild(
         )
         problem = _load(net, state)
         if problem is None:
+            if failed:
+                warn(f"{path}: its network is a guess from options and weights, as {failed}")
             return net, built
         problems.append(problem)
-    named, unknown = saved.get("model"), ""
-    if named in names(models.__name__, "model") and named != "test":
-        try:
-            net, built = _of_model(path, saved, name)
-        except Exception as e:  # the user's code may have changed, or need other options
-            unknown = f"; --model {named} can't be made from the saved options: {first_line(e)}"
-        else:
-            problem = _load(net, state)
-            if problem is None:
-                return net, built
-            problems.append(problem)
+    reason = f"; {failed}" if failed else ""
     looks = describe({key.removeprefix("module."): value for key, value in state.items()})
     if problems and looks:
-        raise UserError(f"the weights in {path} do not fit: {problems[-1]}")
+        raise UserError(f"the weights in {path} do not fit: {problems[-1]}{reason}")
     what = looks.get("netG") or looks.get("netD") or "no network of this code"
-    raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{unknown}")
+    raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{reason}")
 
 
 def _load(net: nn.Module, state: State) -> str | None:
@@ -183,10 +187,7 @@ def _as_saved(state: State, saved: dict[str, str]) -> dict[str, Any]:
         return {}
     if not {"netG", "norm"} <= saved.keys() or saved["norm"] not in NORMS:
         return {}
-    # the second generator of a CycleGAN takes the channels that the first one returns
-    first = next((w for w in state.values() if w.dim() == 4), None)
-    if first is not None and first.shape[1] == counts["output_nc"] != counts["input_nc"]:
-        counts["input_nc"], counts["output_nc"] = counts["output_nc"], counts["input_nc"]
+    counts.update(_channels(state, counts["input_nc"], counts["output_nc"]))
     no_dropout = saved.get("no_dropout") == "True"
     return {"netG": saved["netG"], "norm": saved["norm"], "no_dropout": no_dropout, **counts}
 
@@ -202,26 +203,43 @@ def _as_it_looks(state: State, saved: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def _of_model(path: Path, saved: dict[str, str], name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator `name` that a model builds by its own code from its saved options."""
+def _channels(state: State, input_nc: int, output_nc: int) -> dict[str, int]:
+    """The channels of the generator with these weights, by the names of the options."""
+    first = next((w for w in state.values() if w.dim() == 4), None)
+    # the second generator of a CycleGAN takes the channels that the first one returns
+    if first is not None and first.shape[1] == output_nc != input_nc:
+        input_nc, output_nc = output_nc, input_nc
+    return {"input_nc": input_nc, "output_nc": output_nc}
+
+
+def _of_model(
+    state: State, saved: dict[str, str], path: Path, name: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The generator `name` that the saved model builds from the saved options."""
     kind = models.find_model_using_name(saved["model"])
-    parser = kind.modify_commandline_options(argparse.ArgumentParser(), False)
-    types: dict[str, Any] = {action.dest: action.type for action in parser._actions}
-    values = vars(parser.parse_args([]))
+    parser = kind.modify_commandline_options(RaisingParser(), False)
+    for action in parser._actions:
+        action.required = False  # for training; what was given is in the saved options
+    values = {**ADDED, **vars(parser.parse_args([]))}
+    # what argparse makes of one word; flags and lists are literals, as are options of all models
+    words = (a for a in parser._actions if isinstance(a, argparse._StoreAction) and not a.nargs)
+    readers: dict[str, Any] = {action.dest: action.type or str for action in words}
     for option, text in saved.items():
+        if option in values and text == str(values[option]):
+            continue  # a default, such as None of an option whose type is int
         try:
-            values[option] = types[option](text) if types.get(option) else ast.literal_eval(text)
+            values[option] = readers.get(option, ast.literal_eval)(text)
         except (ValueError, SyntaxError, TypeError):
             values[option] = text
     folder = path.parent
     values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
     values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
-    opt = argparse.Namespace(**values)
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = kind(opt)
-    if name not in model.networks():
-        raise UserError(f"{path}: --model {opt.model} has no network '{name}' to load it into")
-    return model.networks()[name], values
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is the caller's
+        model = kind(argparse.Namespace(**values))
+    net = getattr(model, "net" + name)
+    if problem := _load(net, state):
+        raise UserError(problem)
+    return net, {**values, **_channels(state, values["input_nc"], values["output_nc"])}
 
 
 @contextlib.contextmanager
