@@ -244,6 +244,12 @@ def test_a_scaler_of_its_own_is_refused(fused, tmp_path):
         scaler.step(model.optimizer_G)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_networks_that_a_model_compiles_do_not_ignore_the_precision(precision):
+    with pytest.raises(UserError, match=r"does not reach a Features .* say --compile"):
+        acceleration.prepare(torch.compile(Features()), torch.device("cpu"), precision)  # type: ignore[arg-type]
+
+
 def test_names_that_stand_for_nothing_are_told_once(tmp_path, capsys):
     model = build("ttur", tmp_path)
     model.loss_names.append("loss_TV")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import io
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -234,7 +234,7 @@ def _of_model(
     folder = path.parent
     values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
     values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
-    with contextlib.redirect_stdout(sys.stderr):  # stdout is the caller's
+    with contextlib.redirect_stdout(io.StringIO()):
         model = kind(argparse.Namespace(**values))
     net = getattr(model, "net" + name)
     if problem := _load(net, state):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from util import distributed
+from util.errors import UserError
 
 from .gradient_scale import GradientScale
 from .layout import contiguous_gradients, keep_layout
@@ -112,7 +113,14 @@ def prepare(
     `graphs` uses CUDA graphs: outputs are overwritten after the next `begin_iteration`.
     `recompute` is gradient checkpointing of residual blocks: less memory, more time.
     `scale` is the loss scaling for training in fp16.
+
+    Raises UserError where a model has compiled the network itself, which hides it from autocast.
     """
+    if hasattr(net, "_orig_mod") and precision in _DTYPES:
+        raise UserError(
+            f"--precision {precision} does not reach a {type(net._orig_mod).__name__} that the "
+            "model has compiled: say --compile in place of its torch.compile, or leave it out"
+        )
     if channels_last:
         for weight in net.parameters():
             if weight.dim() == 4:  # `net.to` would fail at those of Conv3d

@@ -14,10 +14,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from .gradient_scale import GradientScale
 from .layout import contiguous_gradient
 
+# What `has_hooks` found, and when: a look at every layer in each call would take long.
+_hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
 _full_precision = False
 _uncompiled = False
 
@@ -116,10 +119,16 @@ def _subclass(mixin: type[Prepared], parent: type[nn.Module]) -> type[nn.Module]
 
 def has_hooks(net: nn.Module) -> bool:
     """Whether a network has hooks of a model's own, which see what goes on inside."""
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
-    # those of torch make weights: spectral norm and the like
-    return any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
+    # goes up with every hook, whatever it is on; one that was removed counts until the next one
+    registered = RemovableHandle.next_id
+    known = _hooked.get(net)
+    if known is None or known[0] != registered:
+        kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+        hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
+        # those of torch make weights: spectral norm and the like
+        own = any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
+        _hooked[net] = known = registered, own
+    return known[1]
 
 
 def _is_of_torch(hook: Any) -> bool:
