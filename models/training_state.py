@@ -50,8 +50,8 @@ def restore(model: BaseModel, state: dict[str, Any], steps: Steps, accumulate: i
     for name, net in modules.items():
         if name in saved_modules:
             net.load_state_dict(saved_modules[name])
-    surplus = state["parts"].keys() - parts | saved_modules.keys() - modules - {"scaler"}
-    lost = sorted(name for name in surplus if not name.startswith("_"))
+    surplus = (state["parts"].keys() - parts) | (saved_modules.keys() - modules)
+    lost = sorted(n for n in surplus if n != "scaler" and not n.startswith("_"))
     if lost:
         warn(
             f"the checkpoint has {', '.join(lost)}, which this model has not: it is lost. What a "

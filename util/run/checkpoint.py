@@ -217,8 +217,8 @@ def save_checkpoint(
     """Save the state under each suffix, then the weights by `export(suffix)`.
 
     Raises UserError for a state that can't be read again, and OSError where a write fails. Then
-    either all files are as before, or the first state is
-    new and the file `UNFINISHED` tells that the others may be old.
+    either all files are as before, or the first state is new and the file `UNFINISHED` tells that
+    the others may be old.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp.pth"):  # of a process that was killed in a save
