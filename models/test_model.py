@@ -8,6 +8,9 @@ from util.run.saved_options import read_saved_options
 from . import networks
 from .base_model import BaseModel
 
+# models whose generators are those of the options, as here
+AS_HERE = ("cycle_gan", "pix2pix", "cut", "dcl", "colorization", "test")
+
 
 class TestModel(BaseModel):
     """Loads `<epoch>_net_G.pth`, or of two generators the one for `--direction`."""
@@ -26,6 +29,13 @@ class TestModel(BaseModel):
 
     def __init__(self, opt):
         super().__init__(opt)
+        trained = read_saved_options(self.save_dir).get("model", "test")
+        if trained not in AS_HERE:
+            warn(
+                f"--model test has --netG {opt.netG} as the options say, and {opt.name} was "
+                f"trained with --model {trained}, which may make another network of the same "
+                f"weights: --model {trained} or load_generator builds that"
+            )
         suffix = opt.model_suffix or self._find_suffix()
         self.model_names = ["G" + suffix]
         self.visual_names = ["real", "fake"]
