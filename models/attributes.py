@@ -51,10 +51,15 @@ def tensors(net: nn.Module) -> list[torch.Tensor]:
 
 
 def unnamed_modules(model: Any) -> dict[str, nn.Module]:
-    """Modules with parameters or buffers that no network of `model_names` has."""
-    named = {t for net in model.networks().values() for t in tensors(net)}
-    modules = model.all_modules().items()
-    return {n: net for n, net in modules if any(t not in named for t in tensors(net))}
+    """Modules with a state that no network of `model_names` has."""
+
+    def state(net: nn.Module) -> dict[int, Any]:
+        return {id(value): value for value in net.state_dict(keep_vars=True).values()}
+
+    named: dict[int, Any] = {}
+    for net in model.networks().values():
+        named |= state(net)
+    return {n: net for n, net in model.all_modules().items() if state(net).keys() - named.keys()}
 
 
 def loose_tensors(model: Any) -> list[torch.Tensor]:
