@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import nn
 
+from .losses import GANLoss
 from .speed.gradient_scale import GradientScale
 from .speed.steps import Steps
 
@@ -59,7 +60,9 @@ def unnamed_modules(model: Any) -> dict[str, nn.Module]:
     named: dict[int, Any] = {}
     for net in model.networks().values():
         named |= state(net)
-    return {n: net for n, net in model.all_modules().items() if state(net).keys() - named.keys()}
+    # the labels of a GANLoss are known from the options
+    others = {n: net for n, net in model.all_modules().items() if not isinstance(net, GANLoss)}
+    return {name: net for name, net in others.items() if state(net).keys() - named.keys()}
 
 
 def loose_tensors(model: Any) -> list[torch.Tensor]:

@@ -40,9 +40,8 @@ class GANLoss(nn.Module):
         self, gan_mode: str, target_real_label: float = 1.0, target_fake_label: float = 0.0
     ):
         super().__init__()
-        # known from the options, so no part of a saved state
-        self.register_buffer("real_label", torch.tensor(target_real_label), persistent=False)
-        self.register_buffer("fake_label", torch.tensor(target_fake_label), persistent=False)
+        self.register_buffer("real_label", torch.tensor(target_real_label))
+        self.register_buffer("fake_label", torch.tensor(target_fake_label))
         self.gan_mode = gan_mode
         if gan_mode == "lsgan":
             self.loss = nn.MSELoss()
