@@ -198,10 +198,15 @@ def exported_files(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.glob("[!.]*_net_*.pth"))
 
 
+def _without_tensors(path: Path) -> Any:
+    """What a file holds; its tensors stay on the disk, and may be damaged. This is quick."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
 def _check_contents(path: Path) -> None:
-    """Raise UserError where a state holds what can't be read back. The tensors are not read."""
+    """Raise UserError where a state holds what can't be read back."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _without_tensors(path)
     except pickle.UnpicklingError as e:
         found = re.search(r"GLOBAL (\S+)", str(e))
         raise UserError(
@@ -261,10 +266,7 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
 def _ages(
     folder: Path, only: str | None = None
 ) -> tuple[dict[str, tuple[str, int, bool]], dict[str, str]]:
-    """The age of each state by suffix, the newest first; the errors of those that can't be read.
-
-    This is quick: the tensors are not looked at, and may be damaged.
-    """
+    """The age of each state by suffix, the newest first; the errors of those that can't be read."""
     ages, errors = {}, {}
     for suffix in [s for s in saved_suffixes(folder) if only in (None, s)]:
         path = state_path(folder, suffix)
@@ -272,7 +274,7 @@ def _ages(
             with _readable(path):
                 if not zipfile.is_zipfile(path):
                     raise zipfile.BadZipFile("it is cut off, or no file of this program")
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                state = _without_tensors(path)
             state = _check_state(state, path)
             # of the newest run the farthest; "latest" rather than the epoch of the same step
             ages[suffix] = state["run"], state["total_iters"], suffix == "latest"
