@@ -112,19 +112,18 @@ def _copy(values: Any, to: list[torch.Tensor]) -> None:
         tensor.copy_(value)
 
 
-def start_averages(
-    model: BaseModel, networks: dict[str, nn.Module], decay: float
-) -> dict[str, WeightAverage]:
+def start_averages(model: BaseModel, decay: float) -> dict[str, WeightAverage]:
     """Averages of those networks that a model uses in testing, updated after each of their steps.
 
     Raises UserError where there are none, or their files would replace others.
     """
+    networks = model.networks()
     names = [name for name in _networks_in_testing(model) if name in networks]
     taken = [f"{name}_ema" for name in names if f"{name}_ema" in networks]
     if taken or not names:
         what = f"has a network {taken[0]} of its own" if taken else "has no network in testing"
         raise UserError(f"--ema {decay:g}: --model {model.opt.model} {what}: leave --ema out")
-    averages = {name: WeightAverage(networks[name], decay) for name in names}
+    averages = {name: WeightAverage(unwrap(networks[name]), decay) for name in names}
     # a hook on all optimizers, since a model may make some, or its networks, anew
     alive = weakref.ref(model, lambda _: handle.remove())
     handle: Any = register_optimizer_step_post_hook(

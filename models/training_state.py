@@ -13,10 +13,10 @@ from .attributes import loose_tensors, stateful_parts, unnamed_modules
 from .speed.steps import Steps, alike
 
 if TYPE_CHECKING:
-    from .base_model import BaseModel
+    from .model_files import ModelFiles
 
 
-def collect(model: BaseModel, steps: Steps) -> dict[str, Any]:
+def collect(model: ModelFiles, steps: Steps) -> dict[str, Any]:
     """The training state of a model: plain values and tensors."""
     optimizers = model.all_optimizers()
     return {
@@ -31,7 +31,7 @@ def collect(model: BaseModel, steps: Steps) -> dict[str, Any]:
     }
 
 
-def restore(model: BaseModel, state: dict[str, Any], steps: Steps, accumulate: int) -> None:
+def restore(model: ModelFiles, state: dict[str, Any], steps: Steps, accumulate: int) -> None:
     """Load what `collect` returned, also in older versions, with this `--accumulate`."""
     optimizers = model.all_optimizers()
     if len(state["optimizers"]) == len(model.optimizers):  # older versions saved only these

@@ -1,0 +1,237 @@
+"""What a model holds, and how that goes to files and comes back."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from util import distributed
+from util.errors import UserError, first_line, warn
+from util.run import checkpoint
+
+from . import attributes, ema, training_state
+from .attributes import unwrap
+from .schedulers import rebase
+from .speed.steps import Steps, parameters_of
+from .weights import explain_mismatch, fit_state_dict, other_model, other_options
+
+T = TypeVar("T")
+
+_Path: Any = type(Path())
+
+
+class SaveFolder(_Path):
+    """A path to which a string can be added, since the original has a string here."""
+
+    def __add__(self, text: str) -> str:
+        return str(self) + text
+
+
+class ModelFiles:
+    """The part of `BaseModel` that knows its networks and optimizers, saves and loads."""
+
+    # the entries of `training_state` that differ between ranks
+    PER_RANK_STATE = ("parts", "metric", "gradients")
+
+    opt: argparse.Namespace
+    isTrain: bool
+    device: torch.device
+    save_dir: SaveFolder
+    model_names: list[str]
+    optimizers: list[torch.optim.Optimizer]
+    schedulers: list[Any]
+    resumed: checkpoint.FoundCheckpoint | None
+    _steps: Steps
+    _averages: dict[str, ema.WeightAverage]
+    _rates: list[list[float]]
+    _metric_sum: torch.Tensor | float
+    _metric_count: torch.Tensor | int
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks by their names in `model_names`."""
+        return {n: getattr(self, "net" + n) for n in self.model_names if isinstance(n, str)}
+
+    def all_modules(self) -> dict[str, nn.Module]:
+        """All modules by name: attributes, also those in lists, dictionaries and plain objects."""
+        return dict(attributes.held(vars(self), nn.Module))
+
+    def all_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of `optimizers`, then others that attributes hold."""
+        return list(dict.fromkeys([*self.optimizers, *self.held(torch.optim.Optimizer)]))
+
+    def held(self, kind: type[T]) -> list[T]:
+        """All objects of a class that attributes hold."""
+        return [value for _, value in attributes.held(vars(self), kind)]
+
+    def trained_tensors(self) -> list[torch.Tensor]:
+        """Parameters and buffers of all modules, and other tensors that an optimizer trains."""
+        of_modules = (t for net in self.all_modules().values() for t in attributes.tensors(net))
+        return list(dict.fromkeys([*of_modules, *self.stepped_tensors()]))
+
+    def stepped_tensors(self) -> list[torch.Tensor]:
+        """The parameters of all optimizers."""
+        return list(dict.fromkeys(p for o in self.all_optimizers() for p in parameters_of(o)))
+
+    def load_suffix(self) -> str:
+        """The prefix of the files to load: `iter_N` with `--load_iter`, else `--epoch`."""
+        return f"iter_{self.opt.load_iter}" if self.opt.load_iter > 0 else str(self.opt.epoch)
+
+    # ------------------------------------------------------------------------------------- weights
+    def network_states(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The state dictionaries of all networks by name, without `module.` prefixes."""
+        # contiguous: files do not depend on --channels_last
+        return {
+            name: {k: v.detach().contiguous() for k, v in unwrap(net).state_dict().items()}
+            for name, net in self.networks().items()
+        }
+
+    def save_networks(self, epoch: int | str) -> None:
+        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`, in rank 0.
+
+        With `--ema` its average as well, to `<epoch>_net_<name>_ema.pth`.
+        """
+        if not distributed.is_main():  # a training loop of one's own may call this in all ranks
+            return
+        for name, state in self.network_states().items():
+            checkpoint.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
+
+    def _save_averages_too(self) -> None:
+        """Make `save_networks` write the averages, also where a model has its own."""
+        save_networks = self.save_networks
+
+        def save(epoch: int | str) -> None:
+            save_networks(epoch)
+            for name, average in self._averages.items() if distributed.is_main() else ():
+                path = ema.average_path(self.save_dir, str(epoch), name)
+                checkpoint.save_file(average.weights(), path)
+
+        self.save_networks = save
+
+    def weights_file(self, epoch: int | str, name: str) -> Path:
+        """The file from which testing reads a network, by `--weights`."""
+        weights = getattr(self.opt, "weights", "auto")  # which training does not have
+        return ema.choose_weights(self.save_dir, str(epoch), name, weights)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[bool]:
+        """Within, networks have their averaged weights; gives whether there are any (`--ema`)."""
+        nets = self.networks()
+        with contextlib.ExitStack() as stack:
+            for name, average in self._averages.items():
+                stack.enter_context(average.lent_to(unwrap(nets[name])))
+            yield bool(self._averages)
+
+    def load_networks(self, epoch: int | str) -> None:
+        """Read the networks that `save_networks` wrote, or that the original did.
+
+        In testing these are the averaged ones where there are any (`--weights`).
+        Raises UserError where a file is missing, can't be read, or does not fit; then no network
+        has changed.
+        """
+        weights = {}
+        for name in self.networks():
+            path = self.save_dir / f"{epoch}_net_{name}.pth"
+            try:
+                path = path if self.isTrain else self.weights_file(epoch, name)
+                weights[name] = path, checkpoint.load_weights(path, self.device)
+            except UserError as e:
+                raise UserError(f"{e}{other_model(self.opt, self.save_dir)}") from e
+        self._load_weights(weights)
+        for path, _ in weights.values():
+            print(f"loading the model from {path}")
+
+    def _load_weights(self, weights: dict[str, tuple[Path, dict[str, torch.Tensor]]]) -> None:
+        """Load weights by the name of their network, all or none; each has the file it is from."""
+        fitted = {}
+        for name, (path, state) in weights.items():
+            net = unwrap(self.networks()[name])
+            fitted[name] = fit_state_dict(state, net)
+            problem = explain_mismatch(name, fitted[name], net)
+            if problem:
+                hint = other_model(self.opt, self.save_dir)
+                hint = hint or other_options(self.opt, self.save_dir)
+                raise UserError(f"the weights in {path} do not fit: {problem}{hint}")
+        for name, state in fitted.items():
+            net = unwrap(self.networks()[name])
+            net.load_state_dict(state)
+            if name in self._averages:
+                self._averages[name].restart(net)
+
+    # ---------------------------------------------------------------------- the state of training
+    def load_saved(self, opt: argparse.Namespace) -> None:
+        """Find the checkpoint to resume from, and load its weights."""
+        newest = opt.epoch == "latest" and opt.load_iter == 0
+        suffix = None if newest else self.load_suffix()
+        self.resumed = checkpoint.find_checkpoint(self.save_dir, self.networks(), suffix)
+        if self.resumed is not None and self.resumed.state is not None:
+            self._load_checkpoint(self.resumed, self.resumed.state.pop("weights"))
+        elif self.resumed is not None:
+            self.load_networks(self.resumed.suffix)
+        elif suffix is not None:
+            self.load_networks(suffix)  # raises an error that lists the saved ones
+
+    def _load_checkpoint(self, found: checkpoint.FoundCheckpoint, weights: dict[str, Any]) -> None:
+        """Load the weights of a training state, and warn where the exported files have others."""
+        path = checkpoint.state_path(self.save_dir, found.suffix)
+        own = {name: (path, weights[name]) for name in self.networks()}
+        self._load_weights(own)
+        try:
+            self.load_networks(found.suffix)  # in a subclass it may load more than networks
+            exported = self.network_states()
+            other = [name for name in own if not _equal(exported[name], weights[name])]
+            reason = f"the files of {', '.join(other)} have other weights" if other else ""
+        except Exception as e:  # whatever the code of a user's model raises
+            reason = first_line(e)
+        if reason and not found.unfinished:
+            warn(f"{reason}; training goes on from {path}: delete it to start from weights alone")
+        if reason:
+            self._load_weights(own)
+
+    def training_state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the weights: plain values and tensors.
+
+        Optimizers, schedules, modules that are not in `model_names`, and each attribute that has a
+        `state_dict`, such as an image pool. A model with more to save extends this method and
+        `load_training_state`.
+        """
+        metric = [float(self._metric_sum), int(self._metric_count)]
+        return {**training_state.collect(self, self._steps), "metric": metric}
+
+    def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
+        """Load what `training_state` returned in a run with these options.
+
+        If `--lr` or the number of epochs has changed since, learning rates follow the new ones.
+        """
+        averaged = options.get("ema", 0.0)
+        if averaged and not self.opt.ema:
+            print(f"--ema 0: the averages so far (--ema {averaged:g}) end here")
+        elif self.opt.ema and not averaged:
+            print(f"--ema {self.opt.ema:g}: averages begin with the weights of now")
+        accumulate = options.get("accumulate", self.opt.accumulate)
+        training_state.restore(self, state, self._steps, accumulate)
+        self._metric_sum, self._metric_count = state["metric"]
+        schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
+        changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
+        if changed or self._rates != [initial_rates(o) for o in self.optimizers]:
+            rebase(self.schedulers, self.opt, self._rates)
+
+    @staticmethod
+    def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
+        """Reshard `PER_RANK_STATE`, one entry for each saved rank, for a new world size."""
+        return training_state.reshard(states, world_size)
+
+
+def initial_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The learning rate of each parameter group, before any schedule."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dictionaries have the same keys and values."""
+    return a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)
