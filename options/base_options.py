@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from util.errors import OneLineParser, UserError
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
-from .argument_types import experiment_name, whole_number
+from .argument_types import experiment_name, number, whole_number
 from .saved_options import restore
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
@@ -139,7 +140,7 @@ class BaseOptions:
             help="normalization in generator and discriminator",
         )
         add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
-        add("--init_gain", type=float, default=0.02, help="scale of normal, xavier, orthogonal")
+        add("--init_gain", type=number(), default=0.02, help="scale of normal, xavier, orthogonal")
         add("--no_dropout", action="store_true", help="no dropout in the generator")
         # the positive form of the flag above, which some models set by default
         add(
@@ -330,9 +331,11 @@ class BaseOptions:
                 f"--load_size {opt.load_size} is smaller than --crop_size {opt.crop_size}: "
                 f"--preprocess {opt.preprocess} needs it at least as large"
             )
-        if opt.value_range is not None and not opt.value_range[0] < opt.value_range[1]:
-            low, high = opt.value_range
-            self.parser.error(f"--value_range {low:g} {high:g}: the first must be the lower one")
+        low, high = opt.value_range or (0, 1)
+        if not (low < high and math.isfinite(high - low)):
+            self.parser.error(
+                f"--value_range {low:g} {high:g}: give two numbers, the lower one first"
+            )
         if opt.cuda_graphs and getattr(opt, "accumulate", 1) > 1:
             self.parser.error(
                 f"--cuda_graphs and --accumulate {opt.accumulate} exclude each other: gradients "
@@ -352,8 +355,8 @@ class BaseOptions:
         """Set the architecture that the experiment was trained with, and print what was set."""
         folder = Path(opt.checkpoints_dir) / opt.name
         names = self.restored_names(opt)
-        # without saved weights the options are those of a run that failed early
-        trained = bool(names) and next(folder.glob("[!.]*_net_*.pth"), None) is not None
+        # without anything saved the options are those of a run that failed early
+        trained = bool(names) and next(folder.glob("[!.]*.pth"), None) is not None
         saved = read_saved_options(folder) if trained else {}
         against = "direction" in explicit and opt.direction != saved.get("direction")
         if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:
@@ -404,7 +407,7 @@ class BaseOptions:
             return opt.name
         try:
             return experiment_name(f"{opt.name}_{opt.suffix.format(**vars(opt))}")
-        except (KeyError, IndexError, ValueError) as e:
+        except (LookupError, ValueError, AttributeError, TypeError) as e:
             self.parser.error(f"--suffix '{opt.suffix}' names no option: {e}")
         except argparse.ArgumentTypeError as e:
             self.parser.error(f"--suffix '{opt.suffix}': {e}")
@@ -441,10 +444,6 @@ class BaseOptions:
             print(f"--compile is off: {reason}")
             opt.compile = opt.cuda_graphs = False
 
-    def print_options(self, opt: argparse.Namespace) -> None:
-        """Print all options, with the default where it differs."""
-        print(self.table(opt))
-
     def table(self, opt: argparse.Namespace) -> str:
         """All options, a line each, with the default where it differs."""
         lines = ["----------------- Options ---------------"]
@@ -456,12 +455,13 @@ class BaseOptions:
         return "\n".join(lines)
 
     def save(self, opt: argparse.Namespace) -> None:
-        """Print the options, and write them to `<checkpoints_dir>/<name>/<phase>_opt.txt`."""
+        """Print the options, and write them to the experiment's folder."""
         print(self.message)
         if not distributed.is_main():
             return
         folder = Path(opt.checkpoints_dir) / opt.name
-        path = folder / f"{opt.phase}_opt.txt"
+        # not `--phase`, which is the part of the data: `test.py --phase train` is no training
+        path = folder / ("train_opt.txt" if self.isTrain else "test_opt.txt")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(self.message + "\n", encoding="utf-8")

@@ -24,7 +24,8 @@ class EvaluateOptions(TestOptions):
         add("--cityscapes", action="store_true", help="also score Cityscapes label maps")
         parser.set_defaults(num_test=float("inf"))
         early, _ = parser.parse_known_args(self._without_help())
-        trained = read_saved_options(Path(early.checkpoints_dir) / early.name)
+        self.parser = parser
+        trained = read_saved_options(Path(early.checkpoints_dir, self.name_with_suffix(early)))
         if "model" in trained:
             parser.set_defaults(model=trained["model"])
         return parser

@@ -66,7 +66,7 @@ options of another model: python test.py --model pix2pix --help"""
         group = parser.add_argument_group("testing")
         add = group.add_argument
         add("--results_dir", default="./results/", help="where results are written")
-        add("--aspect_ratio", type=float, default=1.0, help="scale the width of result pictures")
+        add("--aspect_ratio", type=number(), default=1.0, help="scale the width of result pictures")
         add("--phase", default="test", help="folder of the data set to read: train, val, test")
         add("--eval", action="store_true", help="networks in eval mode (batch norm, dropout)")
         add(
@@ -159,8 +159,8 @@ options of another model: python test.py --model pix2pix --help"""
         for name in ("output_format", "skip_existing"):
             if name in explicit and not opt.only_outputs:
                 self.parser.error(f"--{name} needs --only_outputs: a page shows PNG, all of them")
-        if opt.aspect_ratio <= 0:
-            self.parser.error(f"--aspect_ratio {opt.aspect_ratio:g} must be above 0")
+        if opt.aspect_ratio == 0:
+            self.parser.error("--aspect_ratio 0 must be above 0")
 
     def notes(self, opt: argparse.Namespace, page: Path) -> list[str]:
         """Warnings about options that look like a mistake, one line each; call before `save`.
@@ -176,8 +176,8 @@ options of another model: python test.py --model pix2pix --help"""
                 f"the pictures of {', '.join(parts)} are all taken; for those of one alone: "
                 f"--dataroot {Path(opt.dataroot) / one}"
             )
-        before = read_saved_options(Path(opt.checkpoints_dir) / opt.name, opt.phase)
-        names = ("epoch", "load_iter")
+        before = read_saved_options(Path(opt.checkpoints_dir) / opt.name, "test")
+        names = ("phase", "epoch", "load_iter")
         again = all(before.get(n) == str(getattr(opt, n)) for n in names)
         if again and opt.only_outputs:
             # --skip_existing goes by names alone, so these would pass for results of this run

@@ -234,6 +234,8 @@ options of another model: python train.py --model pix2pix --help"""
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)
+        if opt.n_epochs + opt.n_epochs_decay == 0:
+            self.parser.error("--n_epochs 0 and --n_epochs_decay 0 leave nothing to train")
         unused = sorted({"best_by", "val_phase", "num_val"} & explicit)
         if unused and not opt.val_freq:
             self.parser.error(

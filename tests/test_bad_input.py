@@ -65,6 +65,7 @@ def assert_nothing_written(place: Place) -> None:
 COMMAND_LINES = {
     "model": (["--model", "cyclegan"], ["unknown model 'cyclegan'", "cycle_gan", "pix2pix"]),
     "path as model": (["--model", "../x"], ["unknown model '../x'"]),
+    "contract as model": (["--model", "base"], ["unknown model 'base'", "cycle_gan"]),
     "dataset": (["--dataset_mode", "pairs"], ["unknown dataset 'pairs'", "aligned", "single"]),
     "netG": (["--netG", "resnet_3blocks"], ["--netG", "resnet_3blocks", "unet_128"]),
     "norm": (["--norm", "layer"], ["--norm", "layer", "instance"]),
@@ -75,6 +76,9 @@ COMMAND_LINES = {
     # without w1 the system would look for another place than results are written to
     "dots in a name": (["--name", "w1/../x"], ["--name", "'w1/../x'", "without '..'"]),
     "preprocess": (["--preprocess", "resize"], ["--preprocess", "resize_and_crop"]),
+    "init_gain": (["--init_gain", "nan"], ["--init_gain", "nan"]),
+    "endless range": (["--value_range", "0", "inf"], ["--value_range 0 inf"]),
+    "part of an option": (["--suffix", "{ngf.x}"], ["--suffix '{ngf.x}'"]),
 }
 TRAINING_ONLY = {
     "netD": (["--netD", "patch"], ["--netD", "patch", "pixel"]),
@@ -87,10 +91,12 @@ TRAINING_ONLY = {
     "identity by default": (["--output_nc", "1"], ["--lambda_identity 0.5", "3 and 1"]),
     "test model": (["--model", "test"], ["--model test"]),
     "on_nan": (["--on_nan", "ignore"], ["--on_nan", "ignore"]),
+    "no epoch": (["--n_epochs", "0", "--n_epochs_decay", "0"], ["--n_epochs 0", "nothing"]),
 }
+TESTING_ONLY = {"no width": (["--aspect_ratio", "nan"], ["--aspect_ratio", "nan"])}
 ALL_LINES = [
     *(("train.py", *case) for case in (COMMAND_LINES | TRAINING_ONLY).values()),
-    *(("test.py", *case) for case in COMMAND_LINES.values()),
+    *(("test.py", *case) for case in (COMMAND_LINES | TESTING_ONLY).values()),
 ]
 
 

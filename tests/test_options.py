@@ -11,6 +11,7 @@ import torch
 import data
 import models
 from models import networks
+from options.evaluate_options import EvaluateOptions
 from options.test_options import TestOptions, share_cores
 from options.train_options import TrainOptions
 from tests.conformance import probe
@@ -420,6 +421,36 @@ def test_nothing_comes_back_without_weights_or_in_a_new_training(tmp_path, capsy
     (tmp_path / "c" / "x" / "latest_net_G.pth").unlink()
     assert parse(tmp_path, "--name", "x", train=False).netG == "resnet_9blocks"
     assert "options taken" not in capsys.readouterr().out
+
+
+def test_architecture_comes_back_from_a_training_state_alone(tmp_path):
+    # as after a kill in the first save, before the weights by themselves are written
+    experiment(tmp_path, **{**SAVED, "input_nc": 3, "output_nc": 3})
+    (tmp_path / "c" / "x" / "latest_net_G.pth").rename(tmp_path / "c/x/latest_train_state.pth")
+    assert parse(tmp_path, "--name", "x", "--continue_train").netG == "unet_128"
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_phase_of_the_data_does_not_decide_where_options_are_saved(train, tmp_path):
+    experiment(tmp_path, **SAVED)
+    folder = tmp_path / "c" / "x"
+    before = (folder / "train_opt.txt").read_text()
+    kind = TrainOptions if train else TestOptions
+    options = kind(
+        ["--dataroot", "a", "--checkpoints_dir", str(tmp_path / "c"), "--name", "x"]
+        + ["--gpu_ids", "-1", "--phase", "test" if train else "train", "--model", "cycle_gan"]
+    )
+    options.parse()
+    assert (folder / "test_opt.txt").exists() != train
+    assert ((folder / "train_opt.txt").read_text() != before) == train
+
+
+def test_scores_take_the_model_of_an_experiment_with_a_suffix(tmp_path):
+    experiment(tmp_path, **SAVED, model="pix2pix")
+    (tmp_path / "c" / "x").rename(tmp_path / "c" / "x_4")
+    where = ["--checkpoints_dir", str(tmp_path / "c"), "--name", "x", "--suffix", "4"]
+    opt = EvaluateOptions(["--dataroot", "a", "--gpu_ids", "-1", *where]).parse(save=False)
+    assert (opt.model, opt.netG) == ("pix2pix", "unet_128")
 
 
 def test_architecture_comes_back_in_a_continued_training(tmp_path):

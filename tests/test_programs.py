@@ -31,6 +31,7 @@ from tests.helpers import (
     undisturbed,
 )
 from util import util
+from util.result_names import result_name
 from util.util import crossed
 
 
@@ -419,6 +420,13 @@ def test_results_of_the_same_name_are_kept_apart(constant, tmp_path):
     for name, stem in (("a.png", "a"), ("sub/a.png", "sub/a"), ("deep/er/a.png", "deep/er/a")):
         shown = np.asarray(Image.open(folder / "images" / f"{stem}_real.png"))
         np.testing.assert_array_equal(shown, pixels(32, 32, k=names.index(name)))
+
+
+def test_a_picture_that_is_taken_again_and_again_has_a_name_each_time():
+    taken: set[str] = set()
+    names = [result_name(path, taken) for path in ("a.png", "b.png") * 4]
+    assert names[:2] == ["a", "b"]
+    assert len(set(names)) == 8
 
 
 @pytest.mark.parametrize(("ratio", "width"), [("1.5", 48), ("0.5", 16), ("1", 32)])

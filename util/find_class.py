@@ -16,8 +16,8 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     which lists the known names, if the file or the class is missing.
     """
     module_name, folder = f"{package}.{name}_{kind}", package.rpartition(".")[2]
-    if not name.isidentifier() or importlib.util.find_spec(module_name) is None:
-        raise UserError(f"unknown {kind} '{name}': choose from {', '.join(names(package, kind))}")
+    if name not in (known := names(package, kind)):
+        raise UserError(f"unknown {kind} '{name}': choose from {', '.join(known)}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
@@ -33,15 +33,12 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
         if attribute.lower() == wanted and isinstance(value, type) and issubclass(value, base):
             return value
     called = "".join(part.capitalize() for part in (*name.split("_"), kind))
-    own = [c.__name__ for c in vars(module).values() if _is_written_there(c, module_name)]
+    values = vars(module).values()
+    own = [c.__name__ for c in values if isinstance(c, type) and c.__module__ == module_name]
     raise UserError(
         f"{folder}/{name}_{kind}.py must hold `class {called}({base.__name__})` and has "
         f"{', '.join(own) or 'no class'}"
     )
-
-
-def _is_written_there(value: object, module_name: str) -> bool:
-    return isinstance(value, type) and value.__module__ == module_name
 
 
 def names(package: str, kind: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,11 +12,13 @@ from typing import Any
 def result_name(relative_path: str, taken: set[str]) -> str:
     """The name of a picture's results: its path without extension, unless that is taken.
 
-    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. Adds the name to `taken`.
+    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. A picture that is taken several times,
+    since the other side of the data set has more, becomes `a`, `a.png`, `a-2`, `a-3`. Adds the name
+    to `taken`.
     """
-    name = os.path.splitext(relative_path)[0]
-    if name in taken:
-        name = relative_path
+    stem = os.path.splitext(relative_path)[0]
+    others = (f"{stem}-{n}" for n in itertools.count(2))
+    name = next(n for n in itertools.chain((stem, relative_path), others) if n not in taken)
     taken.add(name)
     return name
 
@@ -34,11 +37,10 @@ def output_names(relative_paths: Sequence[str]) -> list[str]:
 
 
 class ResultNames:
-    """Names the results of the items of one process as a process that takes all of them would.
+    """Names results so that they do not depend on the number of processes.
 
-    `own` are the numbers of its items, in order, out of `count`. Two pictures such as `a.png` and
-    `a.jpg` need different names even where two processes translate them: so each process names all
-    pictures of the list that its own are from.
+    Each process names all `count` pictures, and uses the names of its `own`, which are numbers in
+    order.
     """
 
     def __init__(self, dataset: Any, own: Sequence[int], count: int):
@@ -65,7 +67,7 @@ class ResultNames:
                         relative = [self.dataset.relative_path(p) for p in some]
                         self.names = [result_name(p, self.taken) for p in relative]
                     return number, self.names[number]
-        # a dataset that keeps no lists of its files: names with their endings are never the same
+        # a dataset that keeps no lists of its files: names with their endings tell most apart
         return self.last, self.dataset.relative_path(path)
 
     def _lists(self) -> list[Sequence[str]]:

@@ -191,6 +191,8 @@ class Visualizer:
         if self.located and images:
             position.epoch_iter += images[0] - position.total_iters
             position.total_iters = images[0]
+        if not self.loggers:  # no copies from the GPU for nobody
+            return
         step = {
             "epoch": epoch,
             "iters": position.epoch_iter,

@@ -18,11 +18,12 @@ CHECK_EVERY = 100  # iterations, if losses are printed and saved less often
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Whether all numbers in all tensors are finite: (), bool, on the device of the first one."""
+    tensors = [t for t in tensors if t.numel()]
     if not tensors:
         return torch.tensor(True)
     # the largest magnitude is finite only if every number is. (`torch.nn.utils.get_total_norm`,
     # which does this, came with PyTorch 2.6)
-    largest = torch._foreach_norm(list(tensors), math.inf)
+    largest = torch._foreach_norm(tensors, math.inf)
     return torch.stack([x.to(largest[0].device) for x in largest]).isfinite().all()
 
 

@@ -277,12 +277,10 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
     with contextlib.closing(dataset):
         result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
     if not result.scores:
-        raise UserError(
-            "nothing could be scored: "
-            + "; ".join(f"{name}: {why}" for name, why in result.left_out.items())
-            + "; pairs need --dataset_mode aligned, or a dataset with paired = True; sets need "
-            "--model cycle_gan"
-        )
+        reasons = [f"{name}: {why}" for name, why in result.left_out.items()]
+        reasons.append("pairs need --dataset_mode aligned, or a dataset with paired = True")
+        reasons.append("sets need --model cycle_gan")
+        raise UserError(f"nothing could be scored: {'; '.join(reasons)}")
     return report(opt, model, result)
 
 
