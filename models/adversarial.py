@@ -1,34 +1,29 @@
-"""What the adversarial part of several models shares: its options."""
+"""Options of discriminators, for all models that have one."""
 
 from __future__ import annotations
 
 import argparse
 
+from util.argument_types import number, whole_number
+
 from .losses import GRADIENT_PENALTIES
 from .norms import NORMS
-
-
-def count(text: str) -> int:
-    """An argparse type: a whole number from 1 on."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small: at least 1")
-    return value
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of discriminators that a model passes on to `define_D` and its losses."""
     add = parser.add_argument_group("discriminator").add_argument
-    add("--num_D", type=count, default=2, help="scales of --netD multiscale")
+    add("--num_D", type=whole_number(1), default=2, help="scales of --netD multiscale")
     add(
         "--lambda_feat",
-        type=float,
+        type=number(),
         default=0.0,
         help="weight of feature matching, with --netD multiscale; 10 in pix2pixHD",
     )
     add("--gp", choices=GRADIENT_PENALTIES, help="gradient penalty [that of --gan_mode wgangp]")
     add(
         "--gp_every",
-        type=count,
+        type=whole_number(1),
         default=1,
         help="compute the gradient penalty each so many batches, weighted as much more",
     )

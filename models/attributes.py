@@ -60,8 +60,8 @@ def unnamed_modules(model: Any) -> dict[str, nn.Module]:
     named: dict[int, Any] = {}
     for net in model.networks().values():
         named |= state(net)
-    # the labels of a GANLoss are known from the options
-    others = {n: net for n, net in model.all_modules().items() if not isinstance(net, GANLoss)}
+    # the labels of a GANLoss are known from the options; a subclass may have more
+    others = {n: net for n, net in model.all_modules().items() if type(net) is not GANLoss}
     return {name: net for name, net in others.items() if state(net).keys() - named.keys()}
 
 

@@ -64,7 +64,6 @@ class BaseModel(ModelFiles, ABC):
         self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
         self._rates = []  # initial learning rates, before a state is loaded
         self._averages = {}  # with --ema
-        self._told_of_norms = False
         self._told_missing: set[str] = set()
         self._metric_sum = 0.0
         self._metric_count = 0
@@ -105,8 +104,7 @@ class BaseModel(ModelFiles, ABC):
                 prepared(net, with_module=True)
             self.prepare_network(net)
         if several:
-            for net in self.all_modules().values():
-                self.synchronize(net)
+            self._synchronize_norms()
         if not self.isTrain:
             self.load_networks(self.load_suffix())
         elif opt.continue_train and distributed.is_source():
@@ -125,11 +123,11 @@ class BaseModel(ModelFiles, ABC):
             self._save_averages_too()
         self.print_networks(opt.verbose)
 
-    def synchronize(self, net: nn.Module) -> None:
+    def _synchronize_norms(self) -> None:
         """Synchronize batch norm statistics over all ranks."""
-        converted = synchronize_norms(net, self.needs_second_gradients(net))
-        if converted and self.opt.norm == "batch" and not self._told_of_norms:
-            self._told_of_norms = True
+        nets = self.all_modules().values()
+        converted = sum(synchronize_norms(n, self.needs_second_gradients(n)) for n in nets)
+        if converted and self.opt.norm == "batch":
             print(
                 "--norm batch: statistics are those of the batches of all "
                 f"{distributed.world_size()} processes together, as with syncbatch"
@@ -178,8 +176,7 @@ class BaseModel(ModelFiles, ABC):
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
         asked = getattr(self.opt, "gan_mode", "") == "wgangp" or getattr(self.opt, "gp", None)
         penalized = asked and self.opt.lambda_gp > 0
-        discriminators = [n for name, n in self.networks().items() if name.startswith("D")]
-        return bool(penalized) and any(net is n for n in discriminators)
+        return bool(penalized) and any(net is n for n in self._discriminators().values())
 
     def _prepare_optimizers(self) -> None:
         """Use fused kernels where they help. Raises UserError for what is no torch optimizer."""

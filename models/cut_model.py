@@ -191,9 +191,8 @@ class CUTModel(BaseModel):
         if features is None:
             with torch.no_grad():
                 features = self.netG(source, self.nce_layers, encode_only=True)
-        networks_F = self.netF, self.netF
         loss = patch_nce.contrast(
-            self.criterionNCE, queries, features, *networks_F, self.opt.num_patches
+            self.criterionNCE, queries, features, self.netF, self.netF, self.opt.num_patches
         )
         return loss * self.opt.lambda_NCE
 

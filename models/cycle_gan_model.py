@@ -12,6 +12,7 @@ import itertools
 
 import torch
 
+from util.argument_types import number
 from util.image_pool import ImagePool
 
 from . import adversarial, networks
@@ -32,9 +33,14 @@ class CycleGANModel(BaseModel):
         if is_train:
             adversarial.add_options(parser)
             add = parser.add_argument_group("CycleGAN").add_argument
-            add("--lambda_A", type=float, default=10.0, help="weight of A -> B -> A")
-            add("--lambda_B", type=float, default=10.0, help="weight of B -> A -> B")
-            add("--lambda_identity", type=float, default=0.5, help="of G_A(B) = B, times lambda_B")
+            add("--lambda_A", type=number(), default=10.0, help="weight of A -> B -> A")
+            add("--lambda_B", type=number(), default=10.0, help="weight of B -> A -> B")
+            add(
+                "--lambda_identity",
+                type=number(),
+                default=0.5,
+                help="of G_A(B) = B, times lambda_B",
+            )
         return parser
 
     def __init__(self, opt):

@@ -13,6 +13,7 @@ import random
 
 import torch
 
+from util.argument_types import number
 from util.image_pool import ImagePool
 
 from . import networks, patch_nce
@@ -29,7 +30,7 @@ class DCLModel(BaseModel):
         patch_nce.add_options(parser, is_train, "DCLGAN")
         if is_train:
             parser.add_argument(
-                "--lambda_IDT", type=float, default=1.0, help="weight of the identity loss"
+                "--lambda_IDT", type=number(), default=1.0, help="weight of the identity loss"
             )
             parser.set_defaults(
                 nce_idt=True, lambda_NCE=2.0, nce_layers="4,8,12,16", gan_mode="hinge"

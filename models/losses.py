@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from util.errors import UserError
+
 GRADIENT_PENALTIES = ("wgangp", "r1")
 GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
 
@@ -121,6 +123,11 @@ def cal_gradient_penalty(
     elif type == "fake":
         points = fake_data
     elif type == "mixed":
+        if real_data.shape != fake_data.shape:
+            raise UserError(
+                "wgangp mixes real and generated pictures, which have different sizes here, "
+                f"{tuple(real_data.shape)} and {tuple(fake_data.shape)}: choose --gp r1, or crop"
+            )
         alpha = torch.rand(real_data.shape[0], 1, 1, 1, device=device)
         points = alpha * real_data + (1 - alpha) * fake_data
     else:

@@ -213,13 +213,13 @@ class ModelFiles:
             print(f"--ema 0: the averages so far (--ema {averaged:g}) end here")
         elif self.opt.ema and not averaged:
             print(f"--ema {self.opt.ema:g}: averages begin with the weights of now")
-        accumulate = options.get("accumulate", self.opt.accumulate)
-        training_state.restore(self, state, self._steps, accumulate)
+        training_state.restore(self, state, self._steps, options)
         self._metric_sum, self._metric_count = state["metric"]
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
         if changed or self._rates != [initial_rates(o) for o in self.optimizers]:
-            rebase(self.schedulers, self.opt, self._rates)
+            policy, lr = (options.get(k, getattr(self.opt, k)) for k in ("lr_policy", "lr"))
+            rebase(self.schedulers, self.opt, self._rates, policy, lr)
 
     @staticmethod
     def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from util.argument_types import number, whole_number
 from util.errors import UserError
 
 from .adversarial import add_options as add_discriminator_options
-from .adversarial import count
 from .init import init_net
 from .networks import GENERATORS, NORMS, ResnetGenerator
 from .speed.acceleration import independent_of_batch
@@ -44,11 +44,11 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     parser.set_defaults(normD="instance", init_type="xavier", pool_size=0)
     parser.set_defaults(n_epochs=200, n_epochs_decay=200)
 
-    def add_switch(name: str, help: str) -> None:
-        add(name, type=switch, nargs="?", const=True, default=False, metavar="BOOL", help=help)
+    def add_switch(name: str, help: str, default: bool = False) -> None:
+        add(name, type=switch, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
-    add("--lambda_GAN", type=float, default=1.0, help="weight of the adversarial loss")
-    add("--lambda_NCE", type=float, default=1.0, help="weight of the contrastive loss")
+    add("--lambda_GAN", type=number(), default=1.0, help="weight of the adversarial loss")
+    add("--lambda_NCE", type=number(), default=1.0, help="weight of the contrastive loss")
     add_switch("--nce_idt", "contrastive identity loss: G(B) should keep the patches of B")
     add(
         "--nce_layers",
@@ -61,27 +61,21 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
         "negatives from all pictures of the batch, not only from the same picture",
     )
     add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="network on the features")
-    add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
-    add("--nce_T", type=positive, default=0.07, help="temperature of the contrastive loss")
-    add("--num_patches", type=count, default=256, help="patches per layer")
-    add_switch("--flip_equivariance", "flip the input at random: G should flip its output")
+    add("--netF_nc", type=whole_number(1), default=256, help="channels of --netF mlp_sample")
     add(
-        "--decay_at_crop_size",
-        type=switch,
-        nargs="?",
-        const=True,
-        default=True,
-        metavar="BOOL",
-        help="scale to --crop_size, not --load_size, in the epochs of --n_epochs_decay",
+        "--nce_T",
+        type=number(positive=True),
+        default=0.07,
+        help="temperature of the contrastive loss",
     )
-    add("--beta2", type=float, default=0.999, help="second momentum of Adam")
-
-
-def positive(text: str) -> float:
-    """An argparse type: a number above 0."""
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is out of range: above 0")
-    return value
+    add("--num_patches", type=whole_number(1), default=256, help="patches per layer")
+    add_switch("--flip_equivariance", "flip the input at random: G should flip its output")
+    add_switch(
+        "--decay_at_crop_size",
+        "scale to --crop_size, not --load_size, in the epochs of --n_epochs_decay",
+        default=True,
+    )
+    add("--beta2", type=number(below=1), default=0.999, help="second momentum of Adam")
 
 
 def layer_numbers(text: str) -> str:
@@ -117,6 +111,14 @@ def check_options(opt: argparse.Namespace) -> None:
         raise UserError(
             "--nce_idt needs --input_nc and --output_nc to be equal, got "
             f"{opt.input_nc} and {opt.output_nc}: say --nce_idt False"
+        )
+    identity = opt.isTrain and opt.nce_idt and getattr(opt, "lambda_IDT", 0) > 0
+    if opt.isTrain and not (opt.lambda_GAN or opt.lambda_NCE or identity):
+        raise UserError("--lambda_GAN 0 and --lambda_NCE 0 leave no loss to train with: raise one")
+    if opt.isTrain and opt.flip_equivariance and opt.crop_size % 4 and "crop" in opt.preprocess:
+        raise UserError(
+            f"--flip_equivariance, which is on with FastCUT, compares positions of features, which "
+            f"--crop_size {opt.crop_size} shifts: choose a multiple of 4"
         )
     if opt.isTrain:
         sampling = {n: True for n in ("antialias", "antialias_up") if not getattr(opt, "no_" + n)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from util.argument_types import number
 from util.errors import UserError
 
 from . import adversarial, networks
@@ -29,8 +30,8 @@ class Pix2PixModel(BaseModel):
             parser.set_defaults(pool_size=0, gan_mode="vanilla")
             adversarial.add_options(parser)
             add = parser.add_argument_group("pix2pix").add_argument
-            add("--lambda_L1", type=float, default=100.0, help="weight of the L1 loss")
-            add("--lambda_vgg", type=float, default=0.0, help="of the perceptual loss (VGG19)")
+            add("--lambda_L1", type=number(), default=100.0, help="weight of the L1 loss")
+            add("--lambda_vgg", type=number(), default=0.0, help="of the perceptual loss (VGG19)")
             add(
                 "--vgg_weights",
                 metavar="FILE",

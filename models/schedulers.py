@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
 
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
+FROM_THE_FIRST = ("step", "cosine")  # epochs count from 1, and from `epoch_count` with the others
 
-
-_of_options: weakref.WeakSet = weakref.WeakSet()  # not a model's own
+# made by `get_scheduler`; `rebase` leaves others alone
+_of_options: weakref.WeakSet = weakref.WeakSet()
 
 
 def get_scheduler(optimizer: Optimizer, opt):
@@ -56,31 +58,51 @@ def fast_forward(scheduler, opt) -> None:
     Does nothing for `linear`, which starts at that epoch, and for `plateau`, whose earlier metrics
     are not known.
     """
-    if opt.lr_policy not in ("step", "cosine"):
-        return
+    if opt.lr_policy in FROM_THE_FIRST:
+        _advance(scheduler, opt.epoch_count - 1)
+
+
+def _advance(scheduler, epochs: int) -> None:
     with warnings.catch_warnings():
         # PyTorch warns, since these epochs have no optimizer steps
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        for _ in range(opt.epoch_count - 1):
+        for _ in range(epochs):
             scheduler.step()
 
 
-def rebase(schedulers: list, opt, rates: list[list[float]]) -> None:
+def resume(scheduler, state: dict[str, Any], opt, policy: str) -> None:
+    """Load the state of a schedule that was saved with `--lr_policy policy`.
+
+    That of another policy does not fit; `rebase` computes the rates.
+    """
+    if policy == opt.lr_policy or scheduler not in _of_options:
+        scheduler.load_state_dict(state)
+    else:
+        scheduler.last_epoch = state["last_epoch"]
+
+
+def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: float) -> None:
     """Recompute the learning rates of resumed schedules from changed options.
 
-    `rates` are the initial rates of the parameter groups of each optimizer, with the new options.
-    `plateau` keeps its rate, which depends on the metrics of all epochs, and so do schedules that a
-    model has made by itself.
+    `rates` are the initial rates of the parameter groups of each optimizer, with the new options;
+    `policy` and `lr` are the options of the saved schedules. `plateau`, whose rate depends on the
+    metrics of all epochs, goes on with that rate times `opt.lr / lr`. Schedules that a model has
+    made by itself stay as they are.
     """
     for scheduler, initial in zip(schedulers, rates, strict=False):
-        if opt.lr_policy == "plateau" or scheduler not in _of_options:
+        if scheduler not in _of_options:
             continue
-        optimizer, epochs = scheduler.optimizer, scheduler.last_epoch
+        optimizer = scheduler.optimizer
+        if policy == opt.lr_policy == "plateau":
+            for group in optimizer.param_groups:
+                group["lr"] *= opt.lr / lr if lr else 1.0
+            continue
         for group, rate in zip(optimizer.param_groups, initial, strict=True):
             group["lr"] = group["initial_lr"] = rate
+        if opt.lr_policy == "plateau":
+            continue
         fresh = get_scheduler(optimizer, opt)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            for _ in range(epochs):
-                fresh.step()
+        counted_then, counted_now = (p in FROM_THE_FIRST for p in (policy, opt.lr_policy))
+        skipped = (opt.epoch_count - 1) * (counted_now - counted_then)
+        _advance(fresh, scheduler.last_epoch + skipped)
         scheduler.load_state_dict(fresh.state_dict())

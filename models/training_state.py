@@ -10,6 +10,7 @@ import torch
 from util.errors import warn
 
 from .attributes import loose_tensors, stateful_parts, unnamed_modules
+from .schedulers import resume
 from .speed.steps import Steps, alike
 
 if TYPE_CHECKING:
@@ -31,15 +32,17 @@ def collect(model: ModelFiles, steps: Steps) -> dict[str, Any]:
     }
 
 
-def restore(model: ModelFiles, state: dict[str, Any], steps: Steps, accumulate: int) -> None:
-    """Load what `collect` returned, also in older versions, with this `--accumulate`."""
+def restore(
+    model: ModelFiles, state: dict[str, Any], steps: Steps, options: dict[str, Any]
+) -> None:
+    """Load what `collect` returned, also in older versions, in a run with these options."""
     optimizers = model.all_optimizers()
     if len(state["optimizers"]) == len(model.optimizers):  # older versions saved only these
         optimizers = model.optimizers
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         load_optimizer(optimizer, saved)
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=True):
-        scheduler.load_state_dict(saved)
+        resume(scheduler, saved, model.opt, options.get("lr_policy", model.opt.lr_policy))
     parts, modules = stateful_parts(model), unnamed_modules(model)
     for name, part in parts.items():
         if name in state["parts"]:
@@ -60,7 +63,7 @@ def restore(model: ModelFiles, state: dict[str, Any], steps: Steps, accumulate: 
     with torch.no_grad():
         for tensor, saved in zip(loose_tensors(model), state.get("tensors", []), strict=False):
             tensor.copy_(saved)
-    if steps.accumulate == accumulate:
+    if steps.accumulate == options.get("accumulate", steps.accumulate):
         saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
         for optimizer, count, sums in saved_sums:
             steps.resume(optimizer, count, sums)

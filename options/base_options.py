@@ -24,12 +24,12 @@ from models.speed.acceleration import (
     why_not_graphs,
 )
 from util import distributed
+from util.argument_types import experiment_name, number, whole_number
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
-from .argument_types import experiment_name, number, whole_number
 from .saved_options import restore
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")

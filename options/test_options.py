@@ -12,9 +12,9 @@ from data.pictures.writing import FORMATS
 from models.ema import WEIGHTS
 from models.inference.tiles import MODES
 from util import distributed
+from util.argument_types import number, whole_number
 from util.run.saved_options import read_saved_options
 
-from .argument_types import number, whole_number
 from .base_options import BaseOptions
 
 OUTPUT_FORMATS = (*FORMATS, "same")

@@ -11,11 +11,11 @@ from models import diffaug
 from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
 from util import distributed
+from util.argument_types import number, whole_number
 from util.run import checkpoint
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
 from util.scores.evaluation import SCORES
 
-from .argument_types import number, whole_number
 from .base_options import BaseOptions
 from .evaluate_options import add_weights
 from .test_options import picture_count
@@ -234,8 +234,13 @@ options of another model: python train.py --model pix2pix --help"""
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)
-        if opt.n_epochs + opt.n_epochs_decay == 0:
-            self.parser.error("--n_epochs 0 and --n_epochs_decay 0 leave nothing to train")
+        last = opt.n_epochs + opt.n_epochs_decay
+        if not last or (opt.epoch_count > last and not opt.continue_train):
+            self.parser.error(
+                f"--n_epochs {opt.n_epochs} and --n_epochs_decay {opt.n_epochs_decay} leave "
+                f"nothing to train from --epoch_count {opt.epoch_count} on: raise one, or say "
+                "--continue_train to go on"
+            )
         unused = sorted({"best_by", "val_phase", "num_val"} & explicit)
         if unused and not opt.val_freq:
             self.parser.error(

@@ -49,10 +49,10 @@ import torch
 from PIL import Image
 
 from models import create_model
-from options.argument_types import whole_number
 from options.test_options import TestOptions
 from scripts.measuring import PARTS, Loading, Training, Translating, train_as_rank
 from scripts.subjects import Subject
+from util.argument_types import whole_number
 from util.distributed.launch import launch
 from util.errors import OneLineParser, UserError, one_line_errors
 

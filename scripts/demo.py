@@ -36,7 +36,7 @@ from data.pictures.values import change_depth
 from models import load_generator
 from models.ema import WEIGHTS
 from models.inference.translator import to_pil
-from options.argument_types import experiment_name, whole_number
+from util.argument_types import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
 from util.run.checkpoint import load_weights
 from util.run.saved_options import read_saved_options

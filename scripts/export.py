@@ -22,7 +22,7 @@ end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 from models.ema import WEIGHTS
 from models.inference.export import ENDINGS, export_generator
-from options.argument_types import experiment_name
+from util.argument_types import experiment_name
 from util.errors import OneLineParser, one_line_errors
 
 

@@ -91,7 +91,21 @@ TRAINING_ONLY = {
     "identity by default": (["--output_nc", "1"], ["--lambda_identity 0.5", "3 and 1"]),
     "test model": (["--model", "test"], ["--model test"]),
     "on_nan": (["--on_nan", "ignore"], ["--on_nan", "ignore"]),
+    "momentum": (["--model", "cut", "--beta2", "1.5"], ["--beta2", "1.5", "below 1"]),
+    "negative weight": (["--model", "cut", "--lambda_NCE", "-1"], ["--lambda_NCE", "at least 0"]),
+    "no loss": (
+        ["--model", "cut", "--lambda_GAN", "0", "--lambda_NCE", "0"],
+        ["--lambda_GAN 0", "--lambda_NCE 0"],
+    ),
+    "positions that shift": (
+        ["--model", "cut", "--CUT_mode", "FastCUT", "--crop_size", "34"],
+        ["--crop_size 34", "multiple of 4"],
+    ),
     "no epoch": (["--n_epochs", "0", "--n_epochs_decay", "0"], ["--n_epochs 0", "nothing"]),
+    "beyond the end": (
+        ["--n_epochs", "1", "--n_epochs_decay", "1", "--epoch_count", "5"],
+        ["--epoch_count 5", "--continue_train"],
+    ),
 }
 TESTING_ONLY = {"no width": (["--aspect_ratio", "nan"], ["--aspect_ratio", "nan"])}
 ALL_LINES = [

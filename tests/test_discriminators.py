@@ -80,6 +80,12 @@ def largest(net: nn.Module) -> list[float]:
     return [float(torch.linalg.svdvals(w.detach().double().flatten(1))[0]) for w in weights]
 
 
+def test_a_penalty_between_pictures_of_two_sizes_is_one_line():
+    pictures = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9)
+    with pytest.raises(UserError, match=r"different sizes.*--gp r1"):
+        networks.cal_gradient_penalty(nn.Identity(), *pictures, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("netD", ["basic", "pixel"])
 def test_spectral_norm_makes_the_largest_singular_value_one(netD):
     net = networks.define_D(3, 8, netD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import math
 
@@ -364,6 +365,24 @@ def template_model(folder, *words: str):
     return model
 
 
+@pytest.mark.parametrize("start", [1, 3])
+@pytest.mark.parametrize("change", list(itertools.permutations([*CLOSED_FORMS, "plateau"], 2)))
+def test_rates_after_a_change_of_policy(change, start, tmp_path):
+    before, after = change
+    words = "--n_epochs 4 --n_epochs_decay 5 --lr_decay_iters 3 --lr 1".split()
+    words += ["--epoch_count", str(start)]
+    old = template_model(tmp_path, *words, "--lr_policy", before)
+    old.fast_forward_schedules()
+    for _ in range(3):
+        old.update_learning_rate()
+    new = template_model(tmp_path, *words, "--lr_policy", after)
+    new.load_training_state(old.training_state(), vars(old.opt))
+    for epoch in (start + 3, start + 4):
+        wanted = 1.0 if after == "plateau" else CLOSED_FORMS[after](epoch)
+        assert new.learning_rate() == pytest.approx(wanted, rel=1e-6)
+        new.update_learning_rate()
+
+
 def test_plateau_watches_the_losses(tmp_path):
     model = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
     seen = []
@@ -385,6 +404,30 @@ def test_plateau_waits_while_losses_fall(tmp_path):
         model.track_metric()
         model.update_learning_rate()
     assert model.learning_rate() == 1.0
+
+
+def test_a_changed_rate_counts_for_plateau_too(tmp_path):
+    old = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
+    old.optimizers[0].param_groups[0]["lr"] = 0.2  # lowered once
+    new = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "3")
+    new.load_training_state(old.training_state(), vars(old.opt))
+    assert new.learning_rate() == pytest.approx(0.6)
+
+
+def test_what_a_subclass_of_the_loss_learns_is_saved(tmp_path):
+    class Tempered(networks.GANLoss):
+        def __init__(self):
+            super().__init__("lsgan")
+            self.temperature = nn.Parameter(torch.ones(()))
+
+    model = template_model(tmp_path)
+    model.plain, model.tempered = networks.GANLoss("lsgan"), Tempered()
+    model.tempered.temperature.data.fill_(0.5)
+    state = copy.deepcopy(model.training_state())
+    model.tempered.temperature.data.fill_(1)
+    model.load_training_state(state, vars(model.opt))
+    assert model.tempered.temperature == 0.5
+    assert "plain" not in state["modules"]
 
 
 def test_an_unknown_policy_is_raised_not_returned():

@@ -3,7 +3,8 @@
 The workaround: on a CPU, for a batch of one picture, PyTorch's backward pass reads a gradient in
 channels-last layout as if it were contiguous, without an error (PyTorch 2.14; batch norm and larger
 batches are right). Such gradients come from `--channels_last`, and from losses on features as rows
-of channels (CUT, DCLGAN).
+of channels (CUT, DCLGAN). Their original codes compute with them, and so do the numbers recorded
+from those: that is why train.py asks for the workaround, and `BaseModel.setup` does not.
 """
 
 from __future__ import annotations

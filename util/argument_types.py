@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 
@@ -24,16 +25,17 @@ def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]
     return parse
 
 
-def number(below: float = float("inf")) -> Callable[[str], float]:
-    """A number in [0, below)."""
-    allowed = "at least 0" + (f" and below {below:g}" if below < float("inf") else "")
+def number(below: float = math.inf, positive: bool = False) -> Callable[[str], float]:
+    """A number in [0, below), or in (0, below)."""
+    allowed = "above 0" if positive else "at least 0"
+    allowed += f" and below {below:g}" if below < math.inf else ""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-        if not 0 <= value < below:
+        if not 0 <= value < below or (positive and value == 0):
             raise argparse.ArgumentTypeError(f"{text} is out of range: {allowed}")
         return value
 
