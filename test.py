@@ -37,9 +37,9 @@ from util import distributed
 from util.background import BackgroundWork
 from util.errors import UserError, one_line_errors, warn
 from util.files import make_writable, mark_as_results
-from util.html import HTML, Rows
+from util.html import HTML
 from util.result_names import ResultNames
-from util.visualizer import save_images
+from util.visualizer import write_visuals
 
 
 def main() -> None:
@@ -101,7 +101,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     if len(own) < count:
         dataset.take(own)
     names = ResultNames(dataset.dataset, own, count)
-    rows = Rows(webpage.get_image_dir())
+    rows: list[tuple[int, str, list[str], list[str]]] = []  # number, name, files, labels
     done = 0
     bar = tqdm(total=len(own), unit="img", disable=None)
     with bar, BackgroundWork(opt.num_threads) as bg:
@@ -113,21 +113,19 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
             for i, path in enumerate(paths):
                 if done % 5 == 0:
                     tqdm.write(f"processing ({done:04d})-th image... {[path]}")
-                rows.number, name = names.next(path)
-                save_images(
-                    rows,
-                    {k: picture_of(v, i, len(paths)) for k, v in visuals.items()},
-                    [path],
-                    aspect_ratio=opt.aspect_ratio,
-                    width=opt.display_winsize,
-                    name=name,
-                    encoders=bg,
+                number, name = names.next(path)
+                own_visuals = {k: picture_of(v, i, len(paths)) for k, v in visuals.items()}
+                files = write_visuals(
+                    webpage.get_image_dir(), own_visuals, path, name, opt.aspect_ratio, bg
                 )
+                rows.append((number, name, files, list(visuals)))
                 done += 1
             bar.update(len(paths))
-    shown = [row for part in distributed.gather_object(rows.rows) for row in part]
+    shown = [row for part in distributed.gather_object(rows) for row in part]
     webpage.add_text(describe(opt, model, len(shown), len(dataset), count - len(shown)))
-    webpage.add_rows(shown)
+    for _, name, files, labels in sorted(shown):
+        webpage.add_header(name)
+        webpage.add_images(files, labels, files, width=opt.display_winsize)
     if distributed.is_main():
         webpage.save()
     print(f"results: {os.path.join(web_dir, 'index.html')}")

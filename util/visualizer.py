@@ -18,7 +18,7 @@ from . import distributed, util
 from .background import BackgroundWork
 from .display.loggers import open_loggers
 from .errors import warn
-from .html import HTML, Rows
+from .html import HTML
 from .run.position import Position
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
@@ -218,37 +218,50 @@ class Visualizer:
 
 
 def save_images(
-    webpage: HTML | Rows,
+    webpage: HTML,
     visuals: Mapping[str, Any],
     image_path: list[str],
     aspect_ratio: float = 1.0,
     width: int = 256,
     use_wandb: bool = False,
-    name: str | None = None,
-    encoders: BackgroundWork | None = None,
 ) -> None:
     """Save the pictures of one input below the page's `images/`, and add them to it as a row.
 
-    Files are called `<name>_<label>.png`; `name` may have folders in it and is the stem of the
-    first of `image_path` if it is not given. `width` is that of a picture on the page. With
-    `encoders` the files are written in the background.
+    `width` is that of a picture on the page.
     """
-    encoders = encoders or BackgroundWork(0)
-    name = name or Path(image_path[0]).stem
+    name = Path(image_path[0]).stem
+    files = write_visuals(
+        webpage.get_image_dir(), visuals, image_path[0], name, aspect_ratio, BackgroundWork(0)
+    )
+    webpage.add_header(name)
+    webpage.add_images(files, list(visuals), files, width=width)
+
+
+def write_visuals(
+    img_dir: Path,
+    visuals: Mapping[str, Any],
+    input_path: str,
+    name: str,
+    aspect_ratio: float,
+    encoders: BackgroundWork,
+) -> list[str]:
+    """Write the pictures of one input in the background; returns the paths below `img_dir`.
+
+    Files are called `<name>_<label>.png`; `name` may have folders in it.
+    """
     files = []
     for label, image in visuals.items():
         file = f"{name}_{label}.png"
-        path = webpage.get_image_dir() / file
+        path = img_dir / file
         path.parent.mkdir(parents=True, exist_ok=True)
         # inputs of the models here, in files as large as they are
-        source = image_path[0] if label in ("real", "real_A") and aspect_ratio == 1 else None
+        source = input_path if label in ("real", "real_A") and aspect_ratio == 1 else None
         # a copy, for tensors too: a model may use the memory of a result again
         tensor = torch.is_tensor(image)
         own = image.detach()[:1].to("cpu", copy=True) if tensor else util.tensor2im(image)
         encoders.submit(_write_result, own, path, aspect_ratio, source)
         files.append(file)
-    webpage.add_header(name)
-    webpage.add_images(files, list(visuals), files, width=width)
+    return files
 
 
 def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:
