@@ -21,9 +21,9 @@ from tests import forked
 from tests.helpers import Finished, files_below, run, run_process, unaligned
 from tests.visdom_helpers import Server, free_port, windows
 from util.display.console import TextFileLogger
+from util.display.loggers import RecordLogger
 from util.display.loss_record import read_records
 from util.display.page import PageLogger
-from util.display.record import RecordLogger
 from util.display.visdom_logger import VisdomLogger
 
 FLAGS = (
@@ -284,7 +284,8 @@ def test_a_view_that_raises_is_switched_off(logger, method, run_short, tmp_path)
     if method == "__init__":
         assert "can't be opened and stays off" in warnings[0]
     else:
-        assert f"warning: {logger.name} is switched off: RuntimeError" in warnings[0]
+        name = "losses.jsonl" if logger is RecordLogger else logger.name
+        assert f"warning: {name} is switched off: RuntimeError" in warnings[0]
 
     if logger is VisdomLogger:
         threads = [t for t in threading.enumerate() if t.name == "visdom"]
