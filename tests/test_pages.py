@@ -80,7 +80,7 @@ def test_writing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
         written.append(now[0])
         now[0] += 2
 
-    page.write.do = write
+    monkeypatch.setattr(page, "_write", write)
     for _ in range(1000):
         now[0] += 1
         page.write()
