@@ -44,7 +44,7 @@ class RecordLogger(Logger):
 def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     """The views that the options ask for, of a run that is at `position`.
 
-    One that can't be opened stays off with a warning; a missing optional package is a UserError.
+    One that can't be opened stays off with a warning, unless it raises UserError.
     """
     folder = Path(opt.checkpoints_dir) / opt.name
     folder.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ class WandbLogger(BackgroundLogger):
         resumed: whether to go on in the run that the folder names.
 
     Raises:
-        UserError: the package is not installed, or W&B can't start the run.
+        UserError: W&B can't start the run.
     """
 
     name = "W&B"
@@ -48,13 +48,8 @@ class WandbLogger(BackgroundLogger):
         resumed: bool = False,
     ):
         super().__init__()
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                "--use_wandb needs the package wandb, which is not installed: "
-                "pip install wandb, or leave the flag out"
-            ) from None
+        import wandb
+
         self._wandb = wandb
         folder = Path(dir)
         folder.mkdir(parents=True, exist_ok=True)
