@@ -14,7 +14,6 @@ from util.errors import end_quietly_on_interrupt
 end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -58,22 +57,20 @@ def main() -> None:
     if opt.keep_size and dataset is not None:
         keep_sizes(model)
 
-    folder = f"{opt.phase}_{opt.epoch}"
-    if opt.load_iter > 0:
-        folder = f"{opt.phase}_iter{opt.load_iter}"
-    web_dir = os.path.join(opt.results_dir, opt.name, folder)
+    save = f"iter{opt.load_iter}" if opt.load_iter > 0 else opt.epoch
+    web_dir = Path(opt.results_dir, opt.name, f"{opt.phase}_{save}")
     make_writable(web_dir, "--results_dir")
-    if opt.only_outputs and os.path.samefile(web_dir, opt.dataroot):
+    if opt.only_outputs and web_dir.samefile(opt.dataroot):
         raise UserError(
             f"--dataroot {opt.dataroot} is where results are written, which would replace its "
             "pictures: choose another --results_dir"
         )
     if distributed.is_main():
-        for note in options.notes(opt, Path(web_dir, "index.html")):
+        for note in options.notes(opt, web_dir / "index.html"):
             warn(note)
     options.save(opt)
     if dataset is None:
-        translate_files(opt, model, paths, Path(web_dir))
+        translate_files(opt, model, paths, web_dir)
     else:
         try:
             # also after an error, which would leave worker processes behind
@@ -85,14 +82,14 @@ def main() -> None:
             raise UserError(f"can't write to {web_dir}: {e.strerror or e}") from e
 
 
-def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
+def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     """Translate a dataset, and write a page with inputs and outputs."""
     webpage = HTML(web_dir, f"Experiment = {opt.name}, {what}")
     count = int(min(opt.num_test, len(dataset)))
     hint = " (--num_test all takes them all)" if count < len(dataset) else ""
     print(f"translating {count} of {len(dataset)} pictures{hint}")
-    free = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
-    if opt.batch_size > 1 and not free:
+    batchable = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
+    if opt.batch_size > 1 and not batchable:
         print("batch size 1: the results of this model depend on the batch")
     if tiles := TileOptions.of(opt):
         tile_generators(model, tiles, opt.precision)
@@ -105,7 +102,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     done = 0
     bar = tqdm(total=len(own), unit="img", disable=None)
     with bar, BackgroundWork(opt.num_threads) as bg:
-        for data in equal_batches(dataset, opt.batch_size if free else 1, len(own)):
+        for data in equal_batches(dataset, opt.batch_size if batchable else 1, len(own)):
             model.set_input(data)
             model.test()
             visuals = model.get_current_visuals()
@@ -128,7 +125,7 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
         webpage.add_images(files, labels, files, width=opt.display_winsize)
     if distributed.is_main():
         webpage.save()
-    print(f"results: {os.path.join(web_dir, 'index.html')}")
+    print(f"results: {web_dir / 'index.html'}")
 
 
 def describe(opt, model, shown: int, total: int, unread: int) -> str:
@@ -180,8 +177,8 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     # the jobs of rank 0: another rank may already have written results when this one lists them
     jobs = distributed.broadcast_object(jobs)
     print(f"translating {len(jobs)} of {len(paths)} pictures{existing}")
-    parts = distributed.gather_object(work.run(distributed.shard(jobs)))
-    reasons = dict(pair for part in distributed.broadcast_object(parts) for pair in part)
+    parts = distributed.all_gather_object(work.run(distributed.shard(jobs)))
+    reasons = dict(pair for part in parts for pair in part)
     failed = [(job.source, reasons[job.source]) for job in jobs if job.source in reasons]
     print(f"results: {out}")
     if failed:

@@ -39,11 +39,11 @@ class Visualizer:
     ):
         """`epoch_size` is the number of images in an epoch; `position` is kept by the loop.
 
-        A loop that keeps none, as the original's, is located by what it says with its losses.
+        For a loop that keeps none, as the original's, this keeps one, by what the loop shows.
         """
         self.opt = opt
         self.epoch_size = epoch_size
-        self.located = position is None
+        self.keeps_position = position is None
         self.position = position or Position(epoch=opt.epoch_count)
         self._start_timing(time.perf_counter())
         self.total_waited = self.total_time = 0.0
@@ -73,10 +73,10 @@ class Visualizer:
         """Tell the number of images in an epoch."""
         self.epoch_size = size
 
-    def _locate(self, epoch: int, iters: int) -> None:
+    def _move_to(self, epoch: int, iters: int) -> None:
         """Move the position of a loop that keeps none: `iters` images into `epoch`."""
         position = self.position
-        if not self.located:
+        if not self.keeps_position:
             return
         before = position.total_iters - position.epoch_iter
         if epoch != position.epoch:
@@ -150,7 +150,7 @@ class Visualizer:
         lr: float = 0.0,
     ) -> None:
         """Show losses: `iters` images into `epoch`, at so many seconds an image."""
-        self._locate(epoch, iters)
+        self._move_to(epoch, iters)
         record = {
             "epoch": epoch,
             "iters": iters,
@@ -170,7 +170,7 @@ class Visualizer:
         is over, losses)`, later `(images seen in all, losses)`.
         """
         position = self.position
-        if not self.located or len(args) < 2:
+        if not self.keeps_position or len(args) < 2:
             return
         if len(args) == 2:
             position.total_iters = int(args[0])
@@ -186,9 +186,9 @@ class Visualizer:
         """
         position = self.position
         *images, save_result = images_and_save
-        if self.located and epoch != position.epoch:
-            self._locate(epoch, 0)
-        if self.located and images:
+        if self.keeps_position and epoch != position.epoch:
+            self._move_to(epoch, 0)
+        if self.keeps_position and images:
             position.epoch_iter += images[0] - position.total_iters
             position.total_iters = images[0]
         if not self.loggers:  # no copies from the GPU for nobody
