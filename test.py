@@ -14,7 +14,6 @@ from util.errors import end_quietly_on_interrupt
 end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import contextlib
-import os
 import sys
 import time
 from pathlib import Path
@@ -37,9 +36,9 @@ from util import distributed
 from util.background import BackgroundWork
 from util.errors import UserError, one_line_errors, warn
 from util.files import make_writable, mark_as_results
-from util.html import HTML, Rows
+from util.html import HTML
 from util.result_names import ResultNames
-from util.visualizer import save_images
+from util.visualizer import write_visuals
 
 
 def main() -> None:
@@ -58,22 +57,20 @@ def main() -> None:
     if opt.keep_size and dataset is not None:
         keep_sizes(model)
 
-    folder = f"{opt.phase}_{opt.epoch}"
-    if opt.load_iter > 0:
-        folder = f"{opt.phase}_iter{opt.load_iter}"
-    web_dir = os.path.join(opt.results_dir, opt.name, folder)
+    save = f"iter{opt.load_iter}" if opt.load_iter > 0 else opt.epoch
+    web_dir = Path(opt.results_dir, opt.name, f"{opt.phase}_{save}")
     make_writable(web_dir, "--results_dir")
-    if opt.only_outputs and os.path.samefile(web_dir, opt.dataroot):
+    if opt.only_outputs and web_dir.samefile(opt.dataroot):
         raise UserError(
             f"--dataroot {opt.dataroot} is where results are written, which would replace its "
             "pictures: choose another --results_dir"
         )
     if distributed.is_main():
-        for note in options.notes(opt, Path(web_dir, "index.html")):
+        for note in options.notes(opt, web_dir / "index.html"):
             warn(note)
     options.save(opt)
     if dataset is None:
-        translate_files(opt, model, paths, Path(web_dir))
+        translate_files(opt, model, paths, web_dir)
     else:
         try:
             # also after an error, which would leave worker processes behind
@@ -85,14 +82,14 @@ def main() -> None:
             raise UserError(f"can't write to {web_dir}: {e.strerror or e}") from e
 
 
-def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
+def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     """Translate a dataset, and write a page with inputs and outputs."""
     webpage = HTML(web_dir, f"Experiment = {opt.name}, {what}")
     count = int(min(opt.num_test, len(dataset)))
     hint = " (--num_test all takes them all)" if count < len(dataset) else ""
     print(f"translating {count} of {len(dataset)} pictures{hint}")
-    free = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
-    if opt.batch_size > 1 and not free:
+    batchable = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
+    if opt.batch_size > 1 and not batchable:
         print("batch size 1: the results of this model depend on the batch")
     if tiles := TileOptions.of(opt):
         tile_generators(model, tiles, opt.precision)
@@ -101,11 +98,11 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
     if len(own) < count:
         dataset.take(own)
     names = ResultNames(dataset.dataset, own, count)
-    rows = Rows(webpage.get_image_dir())
+    rows: list[tuple[int, str, list[str], list[str]]] = []  # number, name, files, labels
     done = 0
     bar = tqdm(total=len(own), unit="img", disable=None)
     with bar, BackgroundWork(opt.num_threads) as bg:
-        for data in equal_batches(dataset, opt.batch_size if free else 1, len(own)):
+        for data in equal_batches(dataset, opt.batch_size if batchable else 1, len(own)):
             model.set_input(data)
             model.test()
             visuals = model.get_current_visuals()
@@ -113,24 +110,22 @@ def write_page(opt, model, dataset, web_dir: str, what: str) -> None:
             for i, path in enumerate(paths):
                 if done % 5 == 0:
                     tqdm.write(f"processing ({done:04d})-th image... {[path]}")
-                rows.number, name = names.next(path)
-                save_images(
-                    rows,
-                    {k: picture_of(v, i, len(paths)) for k, v in visuals.items()},
-                    [path],
-                    aspect_ratio=opt.aspect_ratio,
-                    width=opt.display_winsize,
-                    name=name,
-                    encoders=bg,
+                number, name = names.next(path)
+                own_visuals = {k: picture_of(v, i, len(paths)) for k, v in visuals.items()}
+                files = write_visuals(
+                    webpage.get_image_dir(), own_visuals, path, name, opt.aspect_ratio, bg
                 )
+                rows.append((number, name, files, list(visuals)))
                 done += 1
             bar.update(len(paths))
-    shown = [row for part in distributed.gather_object(rows.rows) for row in part]
+    shown = [row for part in distributed.gather_object(rows) for row in part]
     webpage.add_text(describe(opt, model, len(shown), len(dataset), count - len(shown)))
-    webpage.add_rows(shown)
+    for _, name, files, labels in sorted(shown):
+        webpage.add_header(name)
+        webpage.add_images(files, labels, files, width=opt.display_winsize)
     if distributed.is_main():
         webpage.save()
-    print(f"results: {os.path.join(web_dir, 'index.html')}")
+    print(f"results: {web_dir / 'index.html'}")
 
 
 def describe(opt, model, shown: int, total: int, unread: int) -> str:
@@ -182,8 +177,8 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     # the jobs of rank 0: another rank may already have written results when this one lists them
     jobs = distributed.broadcast_object(jobs)
     print(f"translating {len(jobs)} of {len(paths)} pictures{existing}")
-    parts = distributed.gather_object(work.run(distributed.shard(jobs)))
-    reasons = dict(pair for part in distributed.broadcast_object(parts) for pair in part)
+    parts = distributed.all_gather_object(work.run(distributed.shard(jobs)))
+    reasons = dict(pair for part in parts for pair in part)
     failed = [(job.source, reasons[job.source]) for job in jobs if job.source in reasons]
     print(f"results: {out}")
     if failed:

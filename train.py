@@ -25,7 +25,8 @@ from options.train_options import TrainOptions
 from util import distributed
 from util.distributed import launch
 from util.errors import one_line_errors
-from util.run.training_run import Position, TrainingRun
+from util.run.position import Position
+from util.run.training_run import TrainingRun
 from util.scores.validation import Validation
 from util.util import crossed
 from util.visualizer import Visualizer
@@ -80,7 +81,6 @@ def train(
     for epoch in range(at.epoch, last_epoch + 1):
         epoch_start, begun = time.time(), at.total_iters
         dataset.set_epoch(epoch, start=at.epoch_iter)
-        visualizer.reset()
 
         for data in visualizer.batches(dataset):
             before = at.total_iters

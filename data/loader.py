@@ -21,7 +21,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from util import distributed
-from util.errors import UserError, leave_out_warnings
+from util.errors import UserError, in_one_line, leave_out_warnings
 from util.randomness import derived_seed, drawn_from, new_seed
 from util.run.stopping import leave_signals_to_parent
 
@@ -129,7 +129,7 @@ class SeededItems(Dataset):
         )
 
     def _reason(self, error: Exception, index: int) -> str:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = in_one_line(error)
         if isinstance(error, UserError):
             return text  # names the file
         # a user's dataset: find the files of the item in its lists of paths

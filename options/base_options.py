@@ -28,9 +28,12 @@ from util.argument_types import experiment_name, number, whole_number
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
 from util.randomness import new_seed, seed_everything
-from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
-
-from .saved_options import restore
+from util.run.saved_options import (
+    DEFAULT_NAME,
+    GENERATOR_OPTIONS,
+    parse_range,
+    read_saved_options,
+)
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
@@ -363,7 +366,24 @@ class BaseOptions:
             # the generator for the other direction: channels change places
             channels = saved.get("input_nc", ""), saved.get("output_nc", "")
             saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
-        changed = restore(opt, self.parser, explicit, saved, names)
+        changed: dict[str, Any] = {}
+        for action in self.parser._actions:
+            name = action.dest
+            kind: Any = action.type or str
+            if name not in names or name in explicit or name not in saved:
+                continue
+            try:
+                if action.nargs == 0:
+                    value = saved[name] == "True"
+                elif action.nargs == 2:
+                    value = (pair := parse_range(saved[name])) and list(pair)
+                else:
+                    value = kind(saved[name])
+            except (ValueError, TypeError, argparse.ArgumentTypeError):
+                continue
+            if value != getattr(opt, name) and value in (action.choices or [value]):
+                changed[name] = value
+                setattr(opt, name, value)
         if changed:
             what = ", ".join(f"{k}={v}" for k, v in changed.items())
             print(f"options taken from {folder / 'train_opt.txt'}: {what}")

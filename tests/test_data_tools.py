@@ -12,10 +12,13 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
+import uuid
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -305,14 +308,15 @@ def link_in_zip() -> bytes:
     return data.getvalue()
 
 
+EVIL = Path(tempfile.gettempdir(), f"evil-{uuid.uuid4().hex}")
 BAD_ARCHIVES = {
     "zip_dots": ("a.zip", zipped({"mini/1": b"x", "../evil": b"x"})),
     "zip_inner_dots": ("a.zip", zipped({"mini/../../evil": b"x"})),
-    "zip_absolute": ("a.zip", zipped({"/tmp/evil": b"x"})),
+    "zip_absolute": ("a.zip", zipped({str(EVIL): b"x"})),
     "zip_backslash": ("a.zip", zipped({"..\\evil": b"x"})),
     "zip_drive": ("a.zip", zipped({"C:/evil": b"x"})),
     "tar_dots": ("a.tar.gz", tarred([(info("../evil"), b"x")])),
-    "tar_absolute": ("a.tar.gz", tarred([(info("/tmp/evil"), b"x")])),
+    "tar_absolute": ("a.tar.gz", tarred([(info(str(EVIL)), b"x")])),
     "tar_link_out": ("a.tar.gz", tarred([(info("m/l", tarfile.SYMTYPE, "../../evil"), b"")])),
     "tar_link_root": ("a.tar.gz", tarred([(info("m/l", tarfile.SYMTYPE, "/etc/passwd"), b"")])),
     "tar_hard_link": ("a.tar.gz", tarred([(info("m/l", tarfile.LNKTYPE, "../evil"), b"")])),
@@ -320,13 +324,19 @@ BAD_ARCHIVES = {
 
 
 @pytest.mark.parametrize(("name", "data"), BAD_ARCHIVES.values(), ids=BAD_ARCHIVES.keys())
-def test_members_that_lead_out_are_refused(tmp_path: Path, name: str, data: bytes):
+def test_members_that_lead_out_are_not_written_there(tmp_path: Path, name: str, data: bytes):
     (tmp_path / "in").mkdir()
     archive = tmp_path / "in" / name
     archive.write_bytes(data)
-    with pytest.raises(UserError, match="leads out of the folder; refused"):
+    # zip files have such names made tidy, as tar files have absolute ones
+    refused = name.endswith("gz") and data is not BAD_ARCHIVES["tar_absolute"][1]
+    with pytest.raises(UserError, match=r"outside|absolute") if refused else nullcontext():
         unpack(archive, tmp_path / "in" / "unpacked")
-    assert not any("evil" in n for n in everything(tmp_path))
+    root = (tmp_path / "in" / "unpacked").resolve()
+    outside = [p for p in tmp_path.rglob("*") if not p.is_relative_to(root)]
+    assert set(outside) == {tmp_path / "in", archive}
+    assert all(p.resolve().is_relative_to(root) for p in root.rglob("*"))
+    assert not EVIL.exists()
 
 
 def test_what_is_written_through_a_link_stays_inside(tmp_path: Path):
@@ -343,7 +353,7 @@ def test_what_is_written_through_a_link_stays_inside(tmp_path: Path):
 def test_device_in_archive_is_refused(tmp_path: Path):
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(tarred([(info("m/null", tarfile.CHRTYPE), b"")]))
-    with pytest.raises(UserError, match="neither a file"):
+    with pytest.raises(UserError, match="is a special file"):
         unpack(archive, tmp_path / "unpacked")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from util.display.loss_record import LossRecord, read_records, thin
+from util.display.loss_record import LossRecord, cut_after, read_records, thin
 
 
 def record(images: int, **losses) -> dict:
@@ -26,7 +27,7 @@ def record(images: int, **losses) -> dict:
 
 
 def write(path, n: int) -> None:
-    with LossRecord(path) as losses:
+    with closing(LossRecord(path)) as losses:
         for i in range(1, n + 1):
             losses.append(record(i))
 
@@ -37,7 +38,7 @@ def images(path) -> list[int]:
 
 def test_written_and_read(tmp_path):
     path = tmp_path / "new folder" / "losses.jsonl"
-    with LossRecord(path) as losses:
+    with closing(LossRecord(path)) as losses:
         losses.append(record(1))
         assert read_records(path) == [record(1)]  # at once, not only when closed
         losses.append(record(2, G=np.float32(0.25), D=3))
@@ -47,7 +48,7 @@ def test_written_and_read(tmp_path):
 
 def test_what_json_does_not_have_is_null(tmp_path):
     path = tmp_path / "losses.jsonl"
-    with LossRecord(path) as losses:
+    with closing(LossRecord(path)) as losses:
         losses.append(record(1, G=math.nan, D=math.inf, E=-math.inf, F=np.float64("nan")))
     line = json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(c))
     assert line["losses"] == {"G": None, "D": None, "E": None, "F": None}
@@ -63,7 +64,7 @@ def test_torn_last_line_is_cut_off(tmp_path, size):
     torn = json.dumps({**record(4), "x": "y" * size}).encode()[: size + 20]
     path.write_bytes(whole + torn)
     assert images(path) == [1, 2, 3]
-    with LossRecord(path) as losses:
+    with closing(LossRecord(path)) as losses:
         assert path.read_bytes() == whole
         losses.append(record(4))
     assert images(path) == [1, 2, 3, 4]
@@ -79,7 +80,7 @@ def test_only_a_torn_line(tmp_path):
 def test_last_line_without_line_break_is_kept(tmp_path):
     path = tmp_path / "losses.jsonl"
     path.write_text(json.dumps(record(1)))
-    with LossRecord(path) as losses:
+    with closing(LossRecord(path)) as losses:
         losses.append(record(2))
     assert images(path) == [1, 2]
 
@@ -109,11 +110,13 @@ def test_cut_after(tmp_path):
     write(path, 10)
     with open(path, "ab") as f:
         f.write(b"a foreign line\n")
-    with LossRecord(path) as losses:
-        assert losses.cut_after(20) == 0
-        assert losses.cut_after(6) == 4
-        assert images(path) == [1, 2, 3, 4, 5, 6]
-        assert b"a foreign line\n" in path.read_bytes()
+    whole = path.read_bytes()
+    cut_after(path, "losses", 20)
+    assert path.read_bytes() == whole
+    cut_after(path, "losses", 6)
+    assert images(path) == [1, 2, 3, 4, 5, 6]
+    assert b"a foreign line\n" in path.read_bytes()
+    with closing(LossRecord(path)) as losses:
         losses.append(record(7))
     assert images(path) == [1, 2, 3, 4, 5, 6, 7]
     assert os.listdir(tmp_path) == ["losses.jsonl"]
@@ -121,7 +124,7 @@ def test_cut_after(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_full_disk_says_so():
-    with LossRecord("/dev/full") as losses, pytest.raises(OSError, match="No space"):
+    with closing(LossRecord("/dev/full")) as losses, pytest.raises(OSError, match="No space"):
         losses.append(record(1))
 
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageCms
 from tests.helpers import SHORT, TINY, run_process, succeed, unaligned
 from util.background import BackgroundWork
 from util.display.page import PageLogger
-from util.html import HTML, Rows
-from util.visualizer import save_images
+from util.html import HTML
+from util.visualizer import save_images, write_visuals
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 
@@ -80,7 +80,7 @@ def test_writing_takes_a_hundredth_of_the_time(tmp_path, monkeypatch):
         written.append(now[0])
         now[0] += 2
 
-    page.write.do = write
+    monkeypatch.setattr(page, "_write", write)
     for _ in range(1000):
         now[0] += 1
         page.write()
@@ -178,8 +178,8 @@ def test_an_input_of_the_same_pixels_is_copied(kind, label, tmp_path):
         source.write_bytes(source.read_bytes()[:-200])
     shown = np.full_like(pixels, 7) if kind == "other pixels" else pixels
     tensor = torch.from_numpy(shown).permute(2, 0, 1)[None] / 127.5 - 1
-    rows = Rows(tmp_path / "images")
-    save_images(rows, {label: tensor}, [str(source)])
+    page = HTML(tmp_path, "title")
+    save_images(page, {label: tensor}, [str(source)])
     result = tmp_path / "images" / f"in_{label}.png"
     assert np.array_equal(np.asarray(Image.open(result)), shown)
     copied = result.read_bytes() == source.read_bytes()
@@ -195,8 +195,8 @@ def test_a_picture_may_be_overwritten_while_it_waits(kind, tmp_path):
     go = threading.Event()
     with BackgroundWork(1) as encoders:
         encoders.submit(go.wait, 60)
-        rows = Rows(tmp_path / "images")
-        save_images(rows, {"fake": picture}, ["in.png"], encoders=encoders)
+        files = write_visuals(tmp_path, {"fake": picture}, "in.png", "in", 1.0, encoders)
+        assert files == ["in_fake.png"]
         picture[:] = 0
         go.set()
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "images" / "in_fake.png")), shown)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "in_fake.png")), shown)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from util import plot_losses
 from util.display.loss_plot import COLOURS, draw, draw_page, panel_of, panels_of_losses, smooth
-from util.errors import UserError
+from util.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,10 +137,14 @@ def test_command(tmp_path):
     assert Image.open(tmp_path / "other.jpg").format == "JPEG"
 
 
-@pytest.mark.parametrize("there", ["no folder", "no record", "an empty one", "a bad name"])
+@pytest.mark.parametrize(
+    "there", ["no folder", "a file", "no record", "an empty one", "a bad name"]
+)
 def test_command_without_anything_to_draw(tmp_path, there):
     folder = tmp_path / "run"
-    if there != "no folder":
+    if there == "a file":
+        folder.write_text("")
+    elif there != "no folder":
         folder.mkdir()
     if there == "an empty one":
         (folder / "losses.jsonl").write_text('{"torn')
@@ -159,7 +163,9 @@ def test_command_without_anything_to_draw(tmp_path, there):
 def test_command_without_matplotlib(tmp_path, monkeypatch, capsys):
     (tmp_path / "losses.jsonl").write_text(json.dumps(records(1)[0]))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert plot_losses.main([str(tmp_path)]) == 1
+    monkeypatch.setattr(sys, "argv", ["plot_losses", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"), one_line_errors():
+        plot_losses.main()
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1

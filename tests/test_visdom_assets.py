@@ -80,13 +80,14 @@ def test_put_in_place_once_and_mended(static):
     assert calls(static) == 2  # the files themselves are there
 
 
-def test_without_npm_and_net(static, monkeypatch, capsys):
+def test_without_npm_and_net(static, monkeypatch):
     monkeypatch.setenv("FALSE_NPM", "fails")
-    assert visdom_assets.main() == 1
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert "(visdom's download: no route to unpkg; npm: npm ERR! no route)" in said.err
-    assert "scripts/setup_visdom.sh" in said.err
+    with pytest.raises(UserError) as raised:
+        install()
+    said = str(raised.value)
+    assert "\n" not in said
+    assert "(visdom's download: no route to unpkg; npm: npm ERR! no route)" in said
+    assert "scripts/setup_visdom.sh" in said
     assert not (static / "version.built").exists()
 
 

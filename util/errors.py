@@ -56,6 +56,11 @@ def first_line(e: BaseException) -> str:
     return line if line.isprintable() else ascii(line)[1:-1]
 
 
+def in_one_line(e: BaseException, limit: int | None = None) -> str:
+    """The first `limit` characters of an error's text, without line breaks."""
+    return " ".join(str(e).split())[:limit] or type(e).__name__
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn mistakes and limits that users can do something about into one line and exit code 1.
@@ -113,7 +118,7 @@ def run_tool(main: Callable[[], None]) -> None:
             main()
         except OSError as e:
             # a file name may hold a line break
-            raise UserError(" ".join(str(e).split())) from e
+            raise UserError(in_one_line(e)) from e
 
 
 def leave_out_warnings() -> None:

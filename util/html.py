@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote
 
 import dominate
@@ -141,12 +140,6 @@ class HTML:
                 source(srcset=_quoted(narrow), media=f"(max-width: {PHONE - 1}px)")
             img(src=_quoted(path), alt=text)
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
-        """Add rows that were put aside, in order of their numbers."""
-        for row in sorted(rows, key=lambda row: row.number):
-            self.add_header(row.header)
-            self.add_images(row.files, row.labels, row.files, width=row.width)
-
     def save(self) -> None:
         """Write the page; a reader never sees a part of it."""
         self.style.clear()
@@ -161,39 +154,6 @@ class HTML:
         path = self.web_dir / "index.html"
         with replacing(path, flush=False) as temporary:
             temporary.write_text(self.doc.render(), encoding="utf-8", errors="surrogateescape")
-
-
-class Row(NamedTuple):
-    """A heading, and below it pictures with labels."""
-
-    number: int
-    header: str
-    files: Sequence[str]
-    labels: Sequence[str]
-    width: int
-
-
-class Rows:
-    """Takes what `save_images` adds, for a page that is put together later; `number` orders it."""
-
-    def __init__(self, img_dir: Path):
-        self.img_dir = img_dir
-        self.rows: list[Row] = []
-        self.number, self.header = 0, ""
-
-    def get_image_dir(self) -> Path:
-        """The folder in which pictures of the page belong."""
-        return self.img_dir
-
-    def add_header(self, text: str) -> None:
-        """Take the heading of the next row."""
-        self.header = text
-
-    def add_images(
-        self, ims: Sequence[str], txts: Sequence[str], links: Sequence[str], width: int = 400
-    ) -> None:
-        """Take a row of pictures, which link to themselves."""
-        self.rows.append(Row(self.number, self.header, ims, txts, width))
 
 
 def _row_class(count: int, width: int) -> str:

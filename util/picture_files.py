@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from .errors import UserError
+from .errors import UserError, in_one_line
 
 with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
     import pillow_heif
@@ -67,7 +67,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"can't read the picture {path}: {e}") from e
     # decoders raise nearly anything on damaged files: struct.error, SyntaxError, ...
     except Exception as e:
-        reason = " ".join(str(e).split()) or type(e).__name__
+        reason = in_one_line(e)
         ending = os.path.splitext(path)[1].lower()
         if ending not in IMG_EXTENSIONS:
             reason += what_reads(ending)

@@ -1,40 +1,32 @@
 """Draw the losses of an experiment into a file: `python -m util.plot_losses checkpoints/<name>`."""
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from util.display.loss_plot import draw, panels_of_losses
 from util.display.loss_record import read_records
-from util.errors import OneLineParser, UserError, first_line
+from util.errors import OneLineParser, UserError, first_line, run_tool
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+def main() -> None:
+    """Read the command line and draw."""
     parser = OneLineParser(
         prog="python -m util.plot_losses", description="Draw the loss curves of a run."
     )
     parser.add_argument("experiment", metavar="EXPERIMENT_DIR", help="for one: checkpoints/NAME")
     parser.add_argument("--out", metavar="FILE", help="[default: EXPERIMENT_DIR/loss.png]")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     folder = Path(args.experiment)
     out = Path(args.out) if args.out else folder / "loss.png"
     records = read_records(folder / "losses.jsonl")
     panels = panels_of_losses(records)
+    if not panels:
+        raise UserError(f"no losses are recorded in {folder / 'losses.jsonl'}")
     try:
-        if not panels:
-            raise UserError(f"no losses are recorded in {folder / 'losses.jsonl'}")
         draw(panels, out, folder.resolve().name)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as e:  # ValueError: matplotlib knows no such suffix
-        reason = getattr(e, "strerror", None) or first_line(e)
-        print(f"error: {out} can't be written: {reason}", file=sys.stderr)
-        return 1
+    except ValueError as e:  # matplotlib knows no such suffix
+        raise UserError(f"{out} can't be written: {first_line(e)}") from e
     print(f"{len(records)} records drawn in {out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

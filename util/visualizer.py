@@ -18,7 +18,7 @@ from . import distributed, util
 from .background import BackgroundWork
 from .display.loggers import open_loggers
 from .errors import warn
-from .html import HTML, Rows
+from .html import HTML
 from .run.position import Position
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
@@ -39,11 +39,11 @@ class Visualizer:
     ):
         """`epoch_size` is the number of images in an epoch; `position` is kept by the loop.
 
-        A loop that keeps none, as the original's, is located by what it says with its losses.
+        For a loop that keeps none, as the original's, this keeps one, by what the loop shows.
         """
         self.opt = opt
         self.epoch_size = epoch_size
-        self.located = position is None
+        self.keeps_position = position is None
         self.position = position or Position(epoch=opt.epoch_count)
         self._start_timing(time.perf_counter())
         self.total_waited = self.total_time = 0.0
@@ -73,10 +73,10 @@ class Visualizer:
         """Tell the number of images in an epoch."""
         self.epoch_size = size
 
-    def _locate(self, epoch: int, iters: int) -> None:
+    def _move_to(self, epoch: int, iters: int) -> None:
         """Move the position of a loop that keeps none: `iters` images into `epoch`."""
         position = self.position
-        if not self.located:
+        if not self.keeps_position:
             return
         before = position.total_iters - position.epoch_iter
         if epoch != position.epoch:
@@ -150,7 +150,7 @@ class Visualizer:
         lr: float = 0.0,
     ) -> None:
         """Show losses: `iters` images into `epoch`, at so many seconds an image."""
-        self._locate(epoch, iters)
+        self._move_to(epoch, iters)
         record = {
             "epoch": epoch,
             "iters": iters,
@@ -170,7 +170,7 @@ class Visualizer:
         is over, losses)`, later `(images seen in all, losses)`.
         """
         position = self.position
-        if not self.located or len(args) < 2:
+        if not self.keeps_position or len(args) < 2:
             return
         if len(args) == 2:
             position.total_iters = int(args[0])
@@ -186,9 +186,9 @@ class Visualizer:
         """
         position = self.position
         *images, save_result = images_and_save
-        if self.located and epoch != position.epoch:
-            self._locate(epoch, 0)
-        if self.located and images:
+        if self.keeps_position and epoch != position.epoch:
+            self._move_to(epoch, 0)
+        if self.keeps_position and images:
             position.epoch_iter += images[0] - position.total_iters
             position.total_iters = images[0]
         if not self.loggers:  # no copies from the GPU for nobody
@@ -218,37 +218,50 @@ class Visualizer:
 
 
 def save_images(
-    webpage: HTML | Rows,
+    webpage: HTML,
     visuals: Mapping[str, Any],
     image_path: list[str],
     aspect_ratio: float = 1.0,
     width: int = 256,
     use_wandb: bool = False,
-    name: str | None = None,
-    encoders: BackgroundWork | None = None,
 ) -> None:
     """Save the pictures of one input below the page's `images/`, and add them to it as a row.
 
-    Files are called `<name>_<label>.png`; `name` may have folders in it and is the stem of the
-    first of `image_path` if it is not given. `width` is that of a picture on the page. With
-    `encoders` the files are written in the background.
+    `width` is that of a picture on the page.
     """
-    encoders = encoders or BackgroundWork(0)
-    name = name or Path(image_path[0]).stem
+    name = Path(image_path[0]).stem
+    files = write_visuals(
+        webpage.get_image_dir(), visuals, image_path[0], name, aspect_ratio, BackgroundWork(0)
+    )
+    webpage.add_header(name)
+    webpage.add_images(files, list(visuals), files, width=width)
+
+
+def write_visuals(
+    img_dir: Path,
+    visuals: Mapping[str, Any],
+    input_path: str,
+    name: str,
+    aspect_ratio: float,
+    encoders: BackgroundWork,
+) -> list[str]:
+    """Write the pictures of one input in the background; returns the paths below `img_dir`.
+
+    Files are called `<name>_<label>.png`; `name` may have folders in it.
+    """
     files = []
     for label, image in visuals.items():
         file = f"{name}_{label}.png"
-        path = webpage.get_image_dir() / file
+        path = img_dir / file
         path.parent.mkdir(parents=True, exist_ok=True)
         # inputs of the models here, in files as large as they are
-        source = image_path[0] if label in ("real", "real_A") and aspect_ratio == 1 else None
+        source = input_path if label in ("real", "real_A") and aspect_ratio == 1 else None
         # a copy, for tensors too: a model may use the memory of a result again
         tensor = torch.is_tensor(image)
         own = image.detach()[:1].to("cpu", copy=True) if tensor else util.tensor2im(image)
         encoders.submit(_write_result, own, path, aspect_ratio, source)
         files.append(file)
-    webpage.add_header(name)
-    webpage.add_images(files, list(visuals), files, width=width)
+    return files
 
 
 def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:

@@ -20,7 +20,7 @@ from data.pictures.reading import Picture, naming, read_picture
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.acceleration import independent_of_batch
 from util.background import BackgroundWork
-from util.errors import UserError
+from util.errors import UserError, in_one_line
 from util.result_names import output_names
 
 from .tiles import TileOptions
@@ -215,4 +215,4 @@ def _shape(ready: Ready) -> torch.Size | None:
 def _reason(error: Exception) -> str:
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return "out of memory: try --tile 1024"
-    return " ".join(str(error).split()) or type(error).__name__
+    return in_one_line(error)

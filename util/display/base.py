@@ -140,9 +140,7 @@ class BackgroundLogger(Logger):
 
     def _turn_off(self, reason: str) -> None:
         """Say in one line why this view of the run ends, and drop what waits for it."""
-        self._off = True
-        self._records.clear()
-        self._pictures.clear()
+        self.switch_off()
         self._say(f"{reason}; {self.name} is off, training goes on")
 
     def _say(self, message: str) -> None:

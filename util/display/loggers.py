@@ -14,36 +14,41 @@ from util.run.position import Position
 
 from .base import Logger
 from .console import ConsoleLogger, TextFileLogger
-from .loss_record import LossRecord, read_records
+from .loss_record import LossRecord, cut_after, read_records
 from .page import PageLogger
-from .record import RecordLogger, ScoreRecordLogger
 
-__all__ = ["Logger", "open_loggers"]
+
+class RecordLogger(Logger):
+    """Appends each record that has `key` as a line of `<key>.jsonl`, which other views read."""
+
+    def __init__(self, folder: Path, key: str, resumed_at: int):
+        """`resumed_at` is the number of images seen when a run is resumed, 0 for a new one."""
+        self.name, self.key = f"{key}.jsonl", key
+        path = folder / self.name
+        if not resumed_at and path.exists() and path.stat().st_size:
+            # of an earlier training under this name: kept, but not gone on with
+            os.replace(path, aside(path))
+        cut_after(path, key, resumed_at)
+        self.record = LossRecord(path, key)
+
+    def log_losses(self, record: dict[str, Any]) -> None:
+        if self.key in record:
+            self.record.append(record)
+
+    log_scores = log_losses
+
+    def close(self) -> None:
+        self.record.close()
 
 
 def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     """The views that the options ask for, of a run that is at `position`.
 
-    One that can't be opened stays off with a warning; a missing optional package is a UserError.
+    One that can't be opened stays off with a warning, unless it raises UserError.
     """
     folder = Path(opt.checkpoints_dir) / opt.name
     folder.mkdir(parents=True, exist_ok=True)
     resumed = position.total_iters > 0
-    record_path, scores_path = folder / "losses.jsonl", folder / "scores.jsonl"
-
-    def open_record(path: Path, key: str) -> LossRecord:
-        if not resumed and path.exists() and path.stat().st_size:
-            # of an earlier training under this name: kept, but not gone on with
-            os.replace(path, aside(path))
-        log = LossRecord(path, key)
-        log.cut_after(position.total_iters)
-        return log
-
-    def record() -> Logger:
-        return RecordLogger(open_record(record_path, "losses"))
-
-    def scores() -> Logger:
-        return ScoreRecordLogger(open_record(scores_path, "scores"))
 
     def page() -> Logger:
         resumed_at = position.epoch if resumed else None
@@ -59,8 +64,8 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
             display_id=opt.display_id,
             ncols=opt.display_ncols,
             title=opt.name,
-            history=read_records(record_path),
-            scores=read_records(scores_path, "scores") if opt.val_freq else (),
+            history=read_records(folder / "losses.jsonl"),
+            scores=read_records(folder / "scores.jsonl", "scores") if opt.val_freq else (),
             winsize=opt.display_winsize,
         )
 
@@ -79,8 +84,8 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     wanted: list[tuple[bool, Callable[[], Logger]]] = [
         (True, ConsoleLogger),
         (True, lambda: TextFileLogger(folder / "loss_log.txt")),
-        (True, record),
-        (opt.val_freq > 0, scores),
+        (True, lambda: RecordLogger(folder, "losses", position.total_iters)),
+        (opt.val_freq > 0, lambda: RecordLogger(folder, "scores", position.total_iters)),
         (not opt.no_html, page),
         (opt.display_id > 0, visdom),
         (opt.use_tensorboard, tensorboard),

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from util.files import replacing
+
 T = TypeVar("T")
 
 
@@ -81,6 +83,19 @@ def thin(points: Sequence[T], limit: int) -> list[T]:
     return kept
 
 
+def cut_after(path: Path, key: str, images: int) -> None:
+    """Drop the records of more than `images` images; other lines are kept as they are.
+
+    For a run that goes on from a checkpoint older than its last record.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    records = [parse_record(line, key) for line in lines]
+    kept = [x for x, r in zip(lines, records, strict=True) if r is None or r["images"] <= images]
+    if len(kept) < len(lines):
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"".join(kept))
+
+
 class LossRecord:
     """Appends records to a file, whole lines only.
 
@@ -90,9 +105,6 @@ class LossRecord:
     def __init__(self, path: str | os.PathLike, key: str = "losses"):
         self.path, self.key = Path(path), key
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._open()
-
-    def _open(self) -> None:
         # Unbuffered: each line is one write, and nothing waits in this process to be lost.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close())
         self._repair()
@@ -132,39 +144,6 @@ class LossRecord:
                 os.truncate(self.path, size)
             raise
 
-    def cut_after(self, images: int) -> int:
-        """Drop the records of more than `images` images; returns how many there were.
-
-        Used when a run goes on from a checkpoint older than its last record. Other lines are
-        kept as they are.
-        """
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = []
-        for line in lines:
-            record = parse_record(line, self.key)
-            if record is None or record["images"] <= images:
-                kept.append(line)
-        if len(kept) < len(lines):
-            temporary = self.path.with_name(f"{self.path.name}.tmp{os.getpid()}")
-            try:
-                with open(temporary, "wb") as f:
-                    f.writelines(kept)
-                    f.flush()
-                    os.fsync(f.fileno())
-                self._file.close()
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-                if self._file.closed:
-                    self._open()
-        return len(lines) - len(kept)
-
     def close(self) -> None:
         """Let go of the file; closing twice is fine."""
         self._file.close()
-
-    def __enter__(self) -> LossRecord:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

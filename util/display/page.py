@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +26,6 @@ from .loss_record import read_records
 
 PLOT_SECONDS = 60  # minimum time between two plots, each of which takes 1 to 2 s of a core
 _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
-
-
-class _Throttled:
-    """Throttles a function, so that it takes at most a hundredth of the time.
-
-    `now()` calls it in any case.
-    """
-
-    def __init__(self, do: Callable[[], None]):
-        self.do, self.not_before = do, 0.0
-
-    def __call__(self) -> None:
-        if time.monotonic() >= self.not_before:
-            self.now()
-
-    def now(self) -> None:
-        start = time.monotonic()
-        self.do()
-        end = time.monotonic()
-        self.not_before = end + 99 * (end - start)
 
 
 class PageLogger(Logger):
@@ -67,7 +46,7 @@ class PageLogger(Logger):
         self.web_dir = folder / "web"
         self.epoch = resumed_at or 0
         self.saved_epoch = 0
-        self.write = _Throttled(self._write)
+        self.not_before = 0.0
         self.plotting: subprocess.Popen | None = None
         self.plotted_at = time.monotonic()
         self.can_plot = importlib.util.find_spec("matplotlib") is not None
@@ -111,7 +90,15 @@ class PageLogger(Logger):
                 if self.plotting is not None:
                     self.plotting.wait(10)  # or it would write older plots over the last ones
             draw_page(self.folder, self.title)
-        self.write.now()
+        self._write()
+
+    def write(self) -> None:
+        """Write the page, unless that would take more than a hundredth of the time."""
+        start = time.monotonic()
+        if start >= self.not_before:
+            self._write()
+            end = time.monotonic()
+            self.not_before = end + 99 * (end - start)
 
     def _write(self) -> None:
         """Write the page from the files there are."""

@@ -23,7 +23,7 @@ class TensorBoardLogger(BackgroundLogger):
             the run has written beyond it is no longer shown, so that each curve goes on from there.
 
     Raises:
-        UserError: the package is not installed, or the folder can't be written.
+        UserError: the folder can't be written.
     """
 
     name = "TensorBoard"
@@ -31,13 +31,8 @@ class TensorBoardLogger(BackgroundLogger):
 
     def __init__(self, log_dir: str | os.PathLike, resumed_at: int | None = None):
         super().__init__()
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "--use_tensorboard needs the package tensorboard, which is not installed: "
-                "pip install tensorboard, or leave the flag out"
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter
+
         try:
             self._writer = SummaryWriter(
                 os.fspath(log_dir),

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from util.errors import UserError
+from util.errors import UserError, run_tool
 from util.files import write_whole
 
 SECONDS = 120  # for each of the two ways
@@ -144,15 +144,5 @@ def install() -> str:
     return "visdom: the page's files have been put in place"
 
 
-def main() -> int:
-    """Entry point: one line on stdout or stderr, exit code 1 where the page would not work."""
-    try:
-        print(install())
-    except UserError as e:
-        print(f"setup_visdom: {e}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(lambda: print(install()))

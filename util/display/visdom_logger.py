@@ -151,27 +151,16 @@ class VisdomLogger(BackgroundLogger):
             self._start_server(port, base)
 
     def _post(self, url: str, data: str | None = None) -> str:
-        """Send a request of the client; raises _Away, or _TurnOff where visdom does not answer."""
+        """Send a request of the client; raises _Away unless it is answered with status 200."""
         try:
             answer = self._session.post(url, data=data, timeout=TIMEOUT)
         except requests.Timeout:
             raise _Away("no answer in time") from None
         except requests.RequestException as e:
-            if "BadStatusLine" in str(e) and not self._answered:
-                raise self._stranger() from None
             raise _Away("no server" if "refused" in str(e) else type(e).__name__) from None
-        if answer.status_code == 400 and not self._answered and "visdom" in answer.text.lower():
-            raise _TurnOff(f"the server at {self._server} wants a login, which can't be given")
-        if answer.status_code not in (200, 500, 502, 503, 504) and not self._answered:
-            raise self._stranger()
         if answer.status_code != 200:
             raise _Away(f"status {answer.status_code}")
         return answer.text
-
-    def _stranger(self) -> _TurnOff:
-        return _TurnOff(
-            f"what answers at {self._server} is not visdom, choose another --display_port"
-        )
 
     def _start_server(self, port: int, base: str) -> None:
         """Start a server that neither the end of training nor Ctrl-C ends."""
@@ -264,7 +253,7 @@ class VisdomLogger(BackgroundLogger):
             self._check_start()
             raise
         if not well:
-            raise _Away("no sensible answer") if self._answered else self._stranger()
+            raise _Away("no sensible answer")
         if not self._answered:
             self._answered = True
             self._say(f"watch this run at {self.url}")
@@ -300,7 +289,8 @@ class VisdomLogger(BackgroundLogger):
             self._outages += 1
             self._say(
                 f"the server at {self._server} is away or not well ({why}); "
-                "training goes on, and everything is sent when it is back"
+                "training goes on, and everything is sent when it is back; if something else "
+                "listens there, choose another --display_port"
             )
         return min(LONGEST_PAUSE, 0.25 * 2 ** min(self._failures, 10))
 

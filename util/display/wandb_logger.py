@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from util.errors import UserError
+from util.errors import UserError, in_one_line
 from util.files import write_whole
 
 from .base import BackgroundLogger, scalars_of
@@ -33,7 +33,7 @@ class WandbLogger(BackgroundLogger):
         resumed: whether to go on in the run that the folder names.
 
     Raises:
-        UserError: the package is not installed, or W&B can't start the run.
+        UserError: W&B can't start the run.
     """
 
     name = "W&B"
@@ -48,13 +48,8 @@ class WandbLogger(BackgroundLogger):
         resumed: bool = False,
     ):
         super().__init__()
-        try:
-            import wandb
-        except ImportError:
-            raise UserError(
-                "--use_wandb needs the package wandb, which is not installed: "
-                "pip install wandb, or leave the flag out"
-            ) from None
+        import wandb
+
         self._wandb = wandb
         folder = Path(dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,9 +67,8 @@ class WandbLogger(BackgroundLogger):
                 settings=wandb.Settings(init_timeout=START_SECONDS),
             )
         except Exception as e:
-            why = " ".join(str(e).split()) or type(e).__name__
             raise UserError(
-                f"--use_wandb: W&B can't start a run ({why[:200]}); "
+                f"--use_wandb: W&B can't start a run ({in_one_line(e, 200)}); "
                 "WANDB_MODE=offline keeps the run on this machine"
             ) from None
         # Not W&B's own step, which can only grow: a run may go on from an older checkpoint.

@@ -294,6 +294,3 @@ def _set_aside(folder: Path) -> None:
         f"the weights of an earlier training under this name were moved to {earlier} "
         "(--continue_train goes on with a training instead)"
     )
-
-
-__all__ = ["Position", "TrainingRun"]

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from util.errors import UserError, warn
+from util.errors import UserError, in_one_line, warn
 from util.files import sha256
 from util.run.checkpoint import load_weights
 
@@ -64,7 +63,7 @@ class Weights:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(self.path), prefix or None, progress=False)
         except Exception as e:
-            why = " ".join(str(e).split())[:120] or type(e).__name__
+            why = in_one_line(e, 120)
             raise Unavailable(
                 f"its weights can't be downloaded ({why}); {flag} FILE takes them from a file"
             ) from None
@@ -82,12 +81,14 @@ def _need(package: str) -> None:
         raise Unavailable(f"it needs the package {name}: pip install {name}")
 
 
-def _fit(net: nn.Module, weights: Weights, flag: str, what: str) -> None:
+@contextlib.contextmanager
+def _are_weights_of(what: str, flag: str, path: Path) -> Iterator[None]:
+    """Turn what loading raises within into a UserError that names the file."""
     try:
-        net.load_state_dict(weights.state)
+        yield
     except RuntimeError as e:
-        first = " ".join(str(e).split())[:160]
-        raise UserError(f"{flag} {weights.path}: these are no weights of {what} ({first})") from e
+        why = in_one_line(e, 160)
+        raise UserError(f"{flag} {path}: these are no weights of {what} ({why})") from e
 
 
 class Inception:
@@ -107,16 +108,10 @@ class Inception:
         self.device = torch.device(device)
         self.weights = Weights(given, fidelity.URL_INCEPTION_V3, self.flag)
         # checked before torch-fidelity, which would say the same in a hundred lines
-        try:
+        with _are_weights_of("torch-fidelity's Inception", self.flag, self.weights.path):
             net = fidelity.FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=self.weights.path
             )
-        except RuntimeError as e:
-            first = " ".join(str(e).split())[:160]
-            raise UserError(
-                f"{self.flag} {self.weights.path}: these are no weights of torch-fidelity's "
-                f"Inception ({first})"
-            ) from e
         self.net = net.to(self.device).eval()
 
     def __call__(self, pictures: torch.Tensor) -> np.ndarray:
@@ -143,7 +138,8 @@ class Lpips:
         self.device = torch.device(device)
         url = AlexNet_Weights.IMAGENET1K_V1.url
         self.weights = Weights(given, url, self.flag)
-        _fit(alexnet(weights=None), self.weights, self.flag, "torchvision's AlexNet")
+        with _are_weights_of("torchvision's AlexNet", self.flag, self.weights.path):
+            alexnet(weights=None).load_state_dict(self.weights.state)
         with _hub_with(url.rsplit("/", 1)[-1], self.weights.state):
             self.net = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(self.device)
 

@@ -1,7 +1,7 @@
 """Formulas that compare pictures, sets of pictures, and pictures of labels.
 
-Pictures are tensors (N, C, H, W) with values in [0, `peak`], 255 unless told otherwise. Everything
-is computed in float64: the differences between two epochs are small.
+Pictures are tensors (N, C, H, W) with values in [0, 255]. Everything is computed in float64: the
+differences between two epochs are small.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+PEAK = 255.0
 WINDOW, SIGMA = 11, 1.5  # of Wang et al. 2004
 K1, K2 = 0.01, 0.03
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of Wang et al. 2003
@@ -24,17 +25,17 @@ GRID_LEAST = 64  # sides of a picture, so that a frequency has neighbours
 
 
 # ------------------------------------------------------------------------------------------- pairs
-def l1(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
+def l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of each picture (N,), as a fraction of the range: 0 to 1."""
     _same_shape(a, b)
-    return (a.double() - b.double()).abs().flatten(1).mean(1) / peak
+    return (a.double() - b.double()).abs().flatten(1).mean(1) / PEAK
 
 
-def psnr(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Peak signal to noise ratio of each picture (N,), in dB; infinite for equal ones."""
     _same_shape(a, b)
     error = (a.double() - b.double()).square().flatten(1).mean(1)
-    return 10 * torch.log10(peak**2 / error)
+    return 10 * torch.log10(PEAK**2 / error)
 
 
 def _gaussian(channels: int, device: torch.device) -> torch.Tensor:
@@ -50,10 +51,10 @@ def _blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x, kernel[..., None, :], groups=channels)
 
 
-def _ssim_maps(a: torch.Tensor, b: torch.Tensor, peak: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _ssim_maps(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """SSIM and its factor of contrast and structure at each place (Wang et al. 2004, eq. 13)."""
     kernel = _gaussian(a.shape[1], a.device)
-    c1, c2 = (K1 * peak) ** 2, (K2 * peak) ** 2
+    c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     mean_a, mean_b = _blur(a, kernel), _blur(b, kernel)
     variance_a = _blur(a * a, kernel) - mean_a**2
     variance_b = _blur(b * b, kernel) - mean_b**2
@@ -63,17 +64,17 @@ def _ssim_maps(a: torch.Tensor, b: torch.Tensor, peak: float) -> tuple[torch.Ten
     return luminance * contrast, contrast
 
 
-def ssim(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each picture (N,), the mean over places and channels.
 
     Raises ValueError for pictures smaller than the window of 11x11.
     """
     _same_shape(a, b)
     _at_least(a, WINDOW, "SSIM")
-    return _ssim_maps(a.double(), b.double(), peak)[0].flatten(1).mean(1)
+    return _ssim_maps(a.double(), b.double())[0].flatten(1).mean(1)
 
 
-def ms_ssim(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tensor:
+def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Structural similarity over five scales of each picture (N,) (Wang et al. 2003, eq. 7).
 
     At each scale the mean over places and channels is taken, a negative one as 0; between scales
@@ -87,7 +88,7 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor, peak: float = 255.0) -> torch.Tens
         if scale:
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
         last = scale == len(MS_SSIM_WEIGHTS) - 1
-        both, contrast = _ssim_maps(a, b, peak)
+        both, contrast = _ssim_maps(a, b)
         value = (both if last else contrast).flatten(1).mean(1)
         result = result * value.clamp(min=0) ** weight
     return result
@@ -165,7 +166,7 @@ def kid(
     all subsets would be alike.
     """
     real, fake = _features(real), _features(fake)
-    size = kid_subset_size(len(real), len(fake), subset_size)
+    size = max(2, min(subset_size, min(len(real), len(fake)) // 2))
     source = np.random.default_rng(seed)
     values = [
         mmd2(
@@ -175,11 +176,6 @@ def kid(
         for _ in range(subsets)
     ]
     return float(np.mean(values)), float(np.std(values))
-
-
-def kid_subset_size(real: int, fake: int, most: int = 1000) -> int:
-    """How many pictures `kid` takes of so many for each of its subsets."""
-    return max(2, min(most, min(real, fake) // 2))
 
 
 def mmd2(x: np.ndarray, y: np.ndarray) -> float:
@@ -259,12 +255,11 @@ def nearest_class(picture: np.ndarray, void: bool = False) -> np.ndarray:
 
 
 class LabelScores(NamedTuple):
-    """Fractions from 0 to 1, and over how many classes the means are."""
+    """Fractions from 0 to 1."""
 
     pixel_accuracy: float
     class_accuracy: float
     class_iou: float
-    classes: int
 
 
 class LabelCounts:
@@ -290,10 +285,9 @@ class LabelCounts:
         real, guessed = self.counts.sum(1), self.counts.sum(0)
         union = real + guessed - right
         if not real.any():
-            return LabelScores(float("nan"), float("nan"), float("nan"), 0)
+            return LabelScores(float("nan"), float("nan"), float("nan"))
         return LabelScores(
             float(right.sum() / real.sum()),
             float((right[real > 0] / real[real > 0]).mean()),
             float((right[union > 0] / union[union > 0]).mean()),
-            int((real > 0).sum()),
         )

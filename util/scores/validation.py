@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from util import distributed, randomness
-from util.errors import UserError, warn
+from util.errors import UserError, in_one_line, warn
 from util.files import write_whole
 from util.run.position import Position
 
@@ -156,7 +156,7 @@ class Validation:
             # JSON of Python can hold an infinite PSNR
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
         except (OSError, RuntimeError) as e:
-            reason = " ".join(str(e).split())[:200]
+            reason = in_one_line(e, 200)
             warn(f"best_net_*.pth of epoch {position.epoch} could not be saved: {reason}")
             return
         self.best = best
