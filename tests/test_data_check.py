@@ -257,6 +257,21 @@ def test_datasets_that_name_no_files(tmp_path, capsys, monkeypatch):
     assert sections(out)["what can't be used"] == ["item 2: no x, please"]
 
 
+def test_each_phase_of_a_dataset_that_names_no_files(tmp_path, capsys, monkeypatch):
+    unnamed = OWN.replace("image_paths", "files").replace(', "A_paths": path', "")
+    unnamed = unnamed.replace("{opt.dataroot}", "{opt.dataroot}/{opt.phase}")
+    for phase in ("train", "test"):
+        for i in range(2):
+            helpers.picture(tmp_path / phase / f"{i}.png", 40, 40)
+    helpers.truncated(tmp_path / "test" / "1.png")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "phases_dataset.py").write_text(unnamed.replace("Checked", "Phases"))
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path / "own")])
+    _, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", "phases")
+    rows = [line.split()[-2:] for line in out.splitlines()[2:4]]
+    assert rows == [["3", "1"], ["3", "2"]]
+
+
 @pytest.mark.parametrize("values", ["byte", "float"])
 def test_values_that_are_not_in_the_range(values, tmp_path, capsys, monkeypatch):
     item = 'self.transform_all(Image.open(path).convert("RGB"))'
