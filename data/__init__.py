@@ -157,6 +157,7 @@ class CustomDatasetDataLoader:
             if load_size != self.opened_with.load_size:
                 print(f"epoch {epoch}: pictures are scaled to {load_size} from now on")
                 self.close()
+                self.dataset.cache = None  # so that its memory is free for the next one
                 changed = argparse.Namespace(**{**vars(opt), "load_size": load_size})
                 self._open(changed, self.seed)
         self.loader.set_epoch(epoch, start)
