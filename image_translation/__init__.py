@@ -95,7 +95,8 @@ sys.meta_path.insert(0, _Finder())
 def evaluate(**options: Any) -> dict[str, Any]:
     """The report of `scripts/evaluate.py`, which takes these options: `dataroot`, `name`, ...
 
-    Flags are True, options of several values a tuple or a list: `value_range=(0, 4095)`. Raises UserError where something is missing, or an option is wrong.
+    Flags are True, options of several values a tuple or a list: `value_range=(0, 4095)`. Raises
+    UserError where something is missing, or an option is wrong.
     """
     from .data import create_dataset
     from .models import create_model

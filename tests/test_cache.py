@@ -57,8 +57,9 @@ def epochs(root, *words: str, count: int = 3):
 
 
 def test_a_cache_is_gone_before_the_next_one_is_sized(pictures, monkeypatch):
+    flags = ["--decay_at_crop_size", "--n_epochs", "1"]
     words = f"--dataroot {pictures} --gpu_ids -1 --load_size 36 --crop_size 32 --num_threads 0"
-    opt = TrainOptions([*words.split(), "--decay_at_crop_size", "--n_epochs", "1"]).parse(False)
+    opt = TrainOptions([*words.split(), "--model", "cut", *flags]).parse(False)
     dataset = create_dataset(opt)
     list(dataset)
     old, alive = weakref.ref(dataset.dataset.cache), []
