@@ -105,8 +105,8 @@ class AlignedDataset(BaseDataset):
 
     def _transforms(self, params: dict[str, Any]) -> tuple[transforms.Compose, transforms.Compose]:
         return (
-            get_transform(self.opt, params, grayscale=self.input_nc == 1),
-            get_transform(self.opt, params, grayscale=self.output_nc == 1),
+            get_transform(self.opt, params, channels=self.input_nc),
+            get_transform(self.opt, params, channels=self.output_nc),
         )
 
     def __len__(self) -> int:

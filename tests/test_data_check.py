@@ -303,6 +303,23 @@ def test_both_files_of_an_item_may_be_broken(tmp_path, capsys):
     assert all(f"picture {p}: " in line for p, line in zip(broken, listed, strict=True))
 
 
+@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix"])
+def test_each_side_has_the_channels_of_its_network(model, tmp_path, capsys):
+    for side, channels in (("A", 3), ("B", 5)):
+        (tmp_path / f"train{side}").mkdir()
+        values = np.random.default_rng(channels).random((40, 40, channels), np.float32)
+        np.save(tmp_path / f"train{side}" / "0.npy", values)
+    words = ["--dataroot", tmp_path, "--model", model, "--value_range", "0", "1"]
+    words += ["--lambda_identity", "0"] * (model == "cycle_gan")
+    assert run(capsys, *words, "--input_nc", "3", "--output_nc", "5")[0] == 0
+    back = ["--input_nc", "5", "--output_nc", "3", "--direction", "BtoA"]
+    assert run(capsys, *words, *back)[0] == 0
+    code, out = run(capsys, *words, "--input_nc", "5", "--output_nc", "3")
+    assert code == 1
+    text = " ".join(sections(out)["what can't be used"])
+    assert "A/0.npy: the picture has 3 channels, the networks take 5 " in text
+
+
 @pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--num_threads", "-1"], ["--what"]])
 def test_wrong_command_lines(wrong, capsys):
     with pytest.raises(SystemExit) as ended:
