@@ -166,7 +166,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         opt.batch_size,
         opt.num_threads,
         TileOptions.of(opt),
-        None if opt.preprocess == "none" else reader(opt, grayscale=opt.input_nc == 1),
+        None if opt.preprocess == "none" else reader(opt, opt.input_nc),
     )
     jobs = work.jobs(paths, folder_of(opt.dataroot), out)
     if opt.skip_existing:

@@ -157,6 +157,7 @@ class CustomDatasetDataLoader:
             if load_size != self.opened_with.load_size:
                 print(f"epoch {epoch}: pictures are scaled to {load_size} from now on")
                 self.close()
+                self.dataset.cache = None  # so that its memory is free for the next one
                 changed = argparse.Namespace(**{**vars(opt), "load_size": load_size})
                 self._open(changed, self.seed)
         self.loader.set_epoch(epoch, start)
@@ -166,9 +167,9 @@ class CustomDatasetDataLoader:
         self.loader.order.only = items
 
     def first(self) -> dict[str, Any]:
-        """A batch of the first items, loaded in this process."""
-        items = [self.dataset[i % len(self.dataset)] for i in range(self.batch_size)]
-        return torch.utils.data.default_collate(items)
+        """A batch from the beginning of the order, loaded in this process."""
+        draws = itertools.islice(itertools.cycle(self.loader.order), self.batch_size)
+        return self.loader.collate([self.loader.loader.dataset[draw] for draw in draws])[0]
 
     def close(self) -> None:
         """End the worker processes, and list the pictures that `--skip_broken` has skipped."""

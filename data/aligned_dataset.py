@@ -45,8 +45,15 @@ class AlignedDataset(BaseDataset):
         """Files of two folders with the same relative path, apart from the extension."""
         sides = []
         for folder in (dir_A, dir_B):
-            paths = self.list_images(folder)
-            sides.append({os.path.splitext(os.path.relpath(p, folder))[0]: p for p in paths})
+            side: dict[str, str] = {}
+            for path in self.list_images(folder):
+                other = side.setdefault(os.path.splitext(os.path.relpath(path, folder))[0], path)
+                if other != path:
+                    raise UserError(
+                        f"{other} and {path} differ in their endings only, so nothing says which "
+                        "is the partner of a picture on the other side: rename one of them"
+                    )
+            sides.append(side)
         unpaired = sorted(sides[0].keys() ^ sides[1].keys())
         if unpaired:
             raise UserError(
@@ -98,8 +105,8 @@ class AlignedDataset(BaseDataset):
 
     def _transforms(self, params: dict[str, Any]) -> tuple[transforms.Compose, transforms.Compose]:
         return (
-            get_transform(self.opt, params, grayscale=self.input_nc == 1),
-            get_transform(self.opt, params, grayscale=self.output_nc == 1),
+            get_transform(self.opt, params, channels=self.input_nc),
+            get_transform(self.opt, params, channels=self.output_nc),
         )
 
     def __len__(self) -> int:

@@ -160,9 +160,9 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
         return to_unit(read_picture(path, upright).pixels, tuple(value_range))
 
 
-def reader(opt: argparse.Namespace, grayscale: bool) -> Callable[[str], Any]:
+def reader(opt: argparse.Namespace, channels: int) -> Callable[[str], Any]:
     """A function from a path to a tensor (C, H, W) in [-1, 1], by the options."""
-    transform = get_transform(opt, grayscale=grayscale)
+    transform = get_transform(opt, channels=channels)
     return lambda path: BaseDataset.transform(open_picture(opt, path), transform, path)
 
 
@@ -190,18 +190,22 @@ def get_transform(
     grayscale: bool = False,
     method=transforms.InterpolationMode.BICUBIC,
     convert: bool = True,
+    channels: int | None = None,
 ) -> transforms.Compose:
     """The transform of a picture by `--preprocess`, `--load_size`, `--crop_size`, `--no_flip`.
 
     With `params` of `get_params` crop and flip are fixed, else random (in testing: central crop, no
     flip). With `convert` it ends with a tensor (C, H, W) in [-1, 1]: 1 channel with `grayscale`,
-    else 3.
+    else 3. `channels`, in place of `grayscale`, is what the network takes: with `--value_range`
+    other pictures raise UserError.
     """
+    grayscale = grayscale or channels == 1
     train = getattr(opt, "isTrain", True)
     deep = bool(getattr(opt, "value_range", None))  # then pictures are tensors already
     steps: list[Any] = []
     if deep:
-        steps.append(FitChannels({1} if grayscale else {opt.input_nc, opt.output_nc} - {1}))
+        either = {opt.input_nc, opt.output_nc} - {1}  # where a dataset does not say which
+        steps.append(FitChannels({1} if grayscale else {channels} if channels else either))
     elif grayscale:
         steps.append(transforms.Grayscale(1))
     if "resize" in opt.preprocess:

@@ -64,8 +64,9 @@ def check(opt: argparse.Namespace) -> Findings:
             found.problems["the data set as a whole"][str(e)] = None
             found.skippable = False
             continue
-        if not seen or listed(dataset) not in seen:  # some datasets ignore the phase
-            seen.append(listed(dataset))
+        files = listed(dataset)
+        if not files or files not in seen:  # some datasets ignore the phase
+            seen.append(files)
             _check_dataset(dataset, own, found)
     return found
 

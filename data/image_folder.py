@@ -50,7 +50,7 @@ def make_dataset(
 
     Links to folders are followed, once each; hidden files and folders, and folders of results below
     `dir` (`mark_as_results`), are not read. A picture instead of a folder is a list of one. Raises
-    UserError for neither.
+    UserError for neither, and for a folder below that can't be read.
     """
     return _walk(dir, max_dataset_size, extensions)[0]
 
@@ -66,7 +66,7 @@ def _walk(
     images: list[str] = []
     others: Counter[str] = Counter()
     seen: set[str] = set()
-    for folder, subfolders, names in os.walk(dir, followlinks=True):
+    for folder, subfolders, names in os.walk(dir, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
@@ -76,7 +76,8 @@ def _walk(
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        # in order, so that of two links to one folder the same one is followed on each disk
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
             if is_image_file(name, extensions):
                 images.append(os.path.join(folder, name))
@@ -84,6 +85,18 @@ def _walk(
                 others[os.path.splitext(name)[1].lower() or name] += 1
     images.sort()
     return images[: int(min(most, len(images)))], others
+
+
+def _refuse(e: OSError) -> None:
+    raise UserError(f"can't read the folder {e.filename}: {e.strerror}") from e
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, in order; empty where there is none."""
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as e:
+        raise UserError(f"can't read the folder {folder}: {e.strerror}") from e
 
 
 def _no_folder(root: Path) -> UserError:
@@ -103,7 +116,7 @@ def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> Use
     phase = part.rstrip("AB")
     both = part != phase
     wanted = f"{phase}A and {phase}B" if both else part
-    inside = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    inside = [p for p in _entries(root) if p.is_dir()]
     # training scores itself on other pictures than its own
     phases, option = ("test", "val"), "--val_phase"
     if not validation:
@@ -136,8 +149,8 @@ def _contents(folder: Path) -> str:
     if not folder.is_dir():
         here = f"{folder} is {'a file' if folder.is_file() else 'not there'}"
         return f"{here}; {_contents(folder.parent)}" if folder.parent.is_dir() else here
-    there = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    folders = sorted(p.name for p in there if p.is_dir())
+    there = [p for p in _entries(folder) if not p.name.startswith(".")]
+    folders = [p.name for p in there if p.is_dir()]
     pictures = sum(is_image_file(p) for p in there if p.is_file())
     more = [f"{len(folders) - 8} more folders"] if len(folders) > 8 else []
     count = [f"{pictures} picture{'s' if pictures > 1 else ''}"] if pictures else []

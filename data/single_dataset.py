@@ -15,7 +15,7 @@ class SingleDataset(BaseDataset):
     def __init__(self, opt):
         super().__init__(opt)
         self.A_paths = self.list_images(opt.dataroot)
-        self.transform_A = get_transform(opt, grayscale=opt.input_nc == 1)
+        self.transform_A = get_transform(opt, channels=opt.input_nc)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`A`: a tensor (C, H, W) in [-1, 1]; `A_paths`."""

@@ -31,7 +31,7 @@ class TemplateDataset(BaseDataset):
         # sorted, limited by --max_dataset_size, and with a clear error if there is nothing
         self.image_paths = self.list_images(opt.dataroot)
         # what --preprocess, --load_size, --crop_size and --no_flip say
-        self.picture_transform = get_transform(opt, grayscale=opt.input_nc == 1)
+        self.picture_transform = get_transform(opt, channels=opt.input_nc)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return what the model's `set_input` reads. Draw random numbers as you like.

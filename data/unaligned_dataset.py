@@ -25,8 +25,8 @@ class UnalignedDataset(BaseDataset):
         channels_A, channels_B = opt.input_nc, opt.output_nc
         if flipped:
             channels_A, channels_B = channels_B, channels_A
-        self.transform_A = get_transform(opt, grayscale=channels_A == 1)
-        self.transform_B = get_transform(opt, grayscale=channels_B == 1)
+        self.transform_A = get_transform(opt, channels=channels_A)
+        self.transform_B = get_transform(opt, channels=channels_B)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`A` and `B`: tensors (C, H, W) in [-1, 1]; `A_paths` and `B_paths`."""

@@ -49,10 +49,11 @@ class _UnderThisName(ast.NodeTransformer):
             room = name.name.split(".")[0]
             if room not in ROOMS:
                 continue
-            if name.asname is None and room != name.name:  # `import util.errors` gives `util`
+            dotted = name.asname is None and room != name.name
+            if dotted:  # `import util.errors` gives `util`
                 alias = ast.alias(f"{__name__}.{room}", room)
                 more.append(ast.copy_location(ast.Import([alias]), node))
-            name.asname = name.asname or ("_" if more else room)
+            name.asname = name.asname or ("_" if dotted else room)
             name.name = f"{__name__}.{name.name}"
         return [node, *more]
 
@@ -94,7 +95,8 @@ sys.meta_path.insert(0, _Finder())
 def evaluate(**options: Any) -> dict[str, Any]:
     """The report of `scripts/evaluate.py`, which takes these options: `dataroot`, `name`, ...
 
-    Flags are True. Raises UserError where something is missing, or an option is wrong.
+    Flags are True, options of several values a tuple or a list: `value_range=(0, 4095)`. Raises
+    UserError where something is missing, or an option is wrong.
     """
     from .data import create_dataset
     from .models import create_model
@@ -103,7 +105,12 @@ def evaluate(**options: Any) -> dict[str, Any]:
     from .util.errors import RaisingParser
     from .util.scores.evaluation import evaluate as score
 
-    words = [f"--{k}" if v is True else f"--{k}={v}" for k, v in options.items() if v is not False]
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, (tuple, list)):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not False:
+            words.append(f"--{name}" if value is True else f"--{name}={value}")
     # what the programs print is told on stderr: stdout is the host's
     with unchanged_process(), contextlib.redirect_stdout(sys.stderr):
         options_of_call = EvaluateOptions(words)

@@ -191,7 +191,8 @@ def summary(
     result |= {"failed": subject.failed, "rates": rates}
     if rates and not subject.failed:
         result["median"] = median = statistics.median(rates)
-        result["ratio"] = statistics.median(a / b for a, b in zip(rates, base, strict=False))
+        ratios = [a / b for a, b in zip(rates, base, strict=False)]
+        result["ratio"] = statistics.median(ratios) if ratios else None
         if flops:
             result["tflops"] = median * flops / 1e12
             result["share_of_matmul"] = result["tflops"] / peak if peak else None
@@ -251,7 +252,7 @@ def print_comparison(found: dict[str, Any], kind: type) -> None:
             continue
         low, high = min(result["rates"]), max(result["rates"])
         cells = [result["setting"], f"{result['median']:.4g}", f"{low:.4g} - {high:.4g}"]
-        cells.append(f"{result['ratio']:.2f}")
+        cells.append("-" if result["ratio"] is None else f"{result['ratio']:.2f}")
         if kind is Training:
             split = result["split_s"]
             total = sum(split.values())

@@ -94,10 +94,8 @@ def shrunk(pixels: np.ndarray, largest: int) -> np.ndarray:
     x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
     x = torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
     values = x[0].permute(1, 2, 0).numpy()
-    if pixels.dtype.kind in "ui":
-        limits = np.iinfo(pixels.dtype)
-        values = values.round().clip(limits.min, limits.max)
-    return values.astype(pixels.dtype)
+    values = values.clip(pixels.min(), pixels.max())  # which bicubic weights pass at edges
+    return (values.round() if pixels.dtype.kind in "ui" else values).astype(pixels.dtype)
 
 
 def shown(pixels: np.ndarray, alpha: np.ndarray | None) -> Image.Image:

@@ -136,12 +136,12 @@ def measure(
         where = ["--dataroot", str(dataroot / layout), "--checkpoints_dir", name, "--name", "x"]
         how = [*COMMON.split(), *words.split(), *where, "--gpu_ids", gpu, "--seed", str(seed)]
         if not epochs:
-            pictures = len(list((dataroot / layout / "trainA").glob("*"))) or len(
-                list((dataroot / layout / "train").glob("*"))
-            )
+            # an epoch without pairs is as long as the larger side
+            folders = [dataroot / layout / part for part in ("trainA", "trainB", "train")]
+            pictures = max(len(list(folder.glob("*"))) for folder in folders)
             epochs = epochs_that_fit(how, pictures, seconds, gpu != "-1")
         decay = epochs // 2
-        every = max(1, epochs // SAVES)
+        every = -(-epochs // SAVES)
         how += ["--n_epochs", str(epochs - decay), "--n_epochs_decay", str(decay)]
         taken = run([*how, "--save_epoch_freq", str(every)], gpu != "-1")
         saved = [str(e) for e in range(every, epochs, every)] + ["latest"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
@@ -71,12 +72,14 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
     if not root.is_dir():
         stop(f"no folder or picture {root}")
     paths: list[Path] = []
-    for folder, below, names in os.walk(root):
+    seen = {translated.resolve()}
+    for folder, below, names in os.walk(root, followlinks=True):
         here = Path(folder)
-        if here != root and (NO_INPUT in names or here.resolve() == translated.resolve()):
+        if here.resolve() in seen or (here != root and NO_INPUT in names):
             below.clear()
             continue
-        below[:] = [name for name in below if not name.startswith(".")]
+        seen.add(here.resolve())  # a link may lead back to where it is
+        below[:] = sorted(name for name in below if not name.startswith("."))
         paths += [here / name for name in names if not name.startswith(".")]
     paths = sorted(path for path in paths if path.suffix.lower() in ENDINGS)
     if not paths:
@@ -149,13 +152,12 @@ def main(argv: list[str] | None = None) -> None:
         stop(f"can't write to {args.translated}: {e.strerror}")
     source = args.pictures.parent if args.pictures.is_file() else args.pictures
     failed: list[str] = []
-    taken: set[Path] = set()
-    for path in paths:
-        relative = path.relative_to(source)
-        name = relative.with_suffix(".png")
-        if name in taken:  # a.png and a.jpg become a.png and a.jpg.png
-            name = relative.with_name(relative.name + ".png")
-        taken.add(name)
+    relative = [path.relative_to(source) for path in paths]
+    times = Counter([*relative, *(name.with_suffix("") for name in relative)])
+    for path, name in zip(paths, relative, strict=True):
+        # a.png and a.jpg become a.png.png and a.jpg.png
+        several = times[name.with_suffix("")] > 1
+        name = name.with_name((name.name if several else name.stem) + ".png")
         try:
             picture, alpha = read_picture(path, inputs, low, high)
             values = session.run(None, {given.name: picture})[0]

@@ -9,39 +9,35 @@ import os
 import shlex
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from util.errors import UserError
 
+measured: Any = None  # in the process of a setting
 
-def serve(kind: type, words: list[str], plain: bool, real: bool, pipe: Any) -> None:
-    """Do in a process what comes through a pipe: (method, arguments); answer (ok, result)."""
+
+def start(kind: type, words: list[str], plain: bool, real: bool) -> list[str]:
+    """Set up what is measured in this process; returns what --fast chose, and what is off."""
+    global measured
     # this process was spawned, and so would be what it starts: loading processes, in seconds
     multiprocessing.set_start_method(None, force=True)
     output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            measured = kind(words, plain, real)
+    except SystemExit as e:
+        said = output.getvalue().rpartition("error: ")[2]
+        raise UserError(said.partition("\n")[0] or f"exit code {e.code}") from e
+    return [s for s in output.getvalue().splitlines() if s.startswith(("--fast", "--compile"))]
+
+
+def do(name: str, *args: Any) -> Any:
+    """Call a method of what is measured in this process, and keep back what it prints."""
+    output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        subject = None
-        try:
-            while True:
-                name, *args = pipe.recv()
-                if name == "start":
-                    subject = kind(words, plain, real)
-                    # what --fast chose, and what is off; not the list of options
-                    lines = output.getvalue().splitlines()
-                    pipe.send((True, [s for s in lines if s.startswith(("--fast", "--compile"))]))
-                    continue
-                pipe.send((True, getattr(subject, name)(*args)))
-                if name == "close":
-                    return
-        except EOFError:
-            return  # nobody asks any more
-        except BaseException as e:
-            said = [line for line in output.getvalue().splitlines() if "error: " in line]
-            if isinstance(e, SystemExit) and said:
-                reason = said[-1].split("error: ", 1)[1]
-            else:
-                reason = str(e) if isinstance(e, UserError) else traceback.format_exc()
-            pipe.send((False, reason))
+        return getattr(measured, name)(*args)
 
 
 class Subject:
@@ -52,34 +48,27 @@ class Subject:
     ):
         self.name, self.failed = name, ""
         os.environ.update(environment)
-        context = multiprocessing.get_context("spawn")
-        self.pipe, other = context.Pipe()
-        args = (kind, words, name == "plain", real, other)
-        self.process = context.Process(target=serve, args=args)
-        self.process.start()
-        other.close()
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         self.rates: list[float] = []
         self.result: dict[str, Any] = {"setting": name, "options": shlex.join(words)}
-        self.said: list[str] = self.call("start") or []
+        self.said: list[str] = self._run(start, kind, words, name == "plain", real) or []
 
-    def call(self, *message: Any) -> Any:
+    def call(self, name: str, *args: Any) -> Any:
         """Have it do something; None where it fails, now or before."""
-        if self.failed:
-            return None
+        return None if self.failed else self._run(do, name, *args)
+
+    def _run(self, function: Any, *args: Any) -> Any:
         try:
-            self.pipe.send(message)
-            ok, result = self.pipe.recv()
-        except (EOFError, OSError):
-            ok, result = False, "the process ended (out of memory?)"
-        if not ok:
-            self.failed = str(result).strip()
-            self.pipe.close()
-            return None
-        return result
+            return self.pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            self.failed = "the process ended (out of memory?)"
+        except UserError as e:
+            self.failed = str(e)
+        except Exception as e:
+            self.failed = "".join(traceback.format_exception(e)).strip()
+        return None
 
     def close(self) -> None:
         """End the process."""
         self.call("close")
-        self.process.join(30)
-        if self.process.is_alive():
-            self.process.kill()
+        self.pool.shutdown()

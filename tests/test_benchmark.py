@@ -97,6 +97,21 @@ def test_loading_and_translating(tmp_path):
     assert all(float(row.split("|")[2]) > 0 for row in rows[1:])
 
 
+def test_without_the_first_setting_there_are_no_ratios(tmp_path):
+    data = unaligned(tmp_path / "data", 4)
+    result = benchmark(
+        "--loader", "--dataroot", data, "--gpu_ids", -1, "--settings", "", "--set",
+        "first=--norm nonsense", "--set", "mine=--serial_batches", "--num_threads", 0, "--seconds",
+        0.2, "--load_size", 40, "--crop_size", 32, "--rounds", 1,
+    )  # fmt: skip
+    assert result.code == 1
+    assert result.err.splitlines()[-1].endswith("not measured: first; the table says why")
+    rows = [line.split("|") for line in result.out.splitlines() if line.startswith("| ")]
+    assert [row[1].strip() for row in rows] == ["setting", "first", "mine"]
+    assert float(rows[2][2]) > 0
+    assert rows[2][4].strip() == "-"
+
+
 def test_several_processes(tmp_path):
     """Two reductions an iteration, of as many bytes as the networks have gradients."""
     file = tmp_path / "found.json"

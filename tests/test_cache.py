@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -53,6 +54,20 @@ def epochs(root, *words: str, count: int = 3):
         return tensors, dataset.dataset
     finally:
         dataset.close()
+
+
+def test_a_cache_is_gone_before_the_next_one_is_sized(pictures, monkeypatch):
+    flags = ["--decay_at_crop_size", "--n_epochs", "1"]
+    words = f"--dataroot {pictures} --gpu_ids -1 --load_size 36 --crop_size 32 --num_threads 0"
+    opt = TrainOptions([*words.split(), "--model", "cut", *flags]).parse(False)
+    dataset = create_dataset(opt)
+    list(dataset)
+    old, alive = weakref.ref(dataset.dataset.cache), []
+    monkeypatch.setattr("data.cache.free_memory", lambda: alive.append(old() is not None) or 2**30)
+    dataset.set_epoch(2)
+    assert alive
+    assert not any(alive)
+    assert dataset.dataset.cache is not None
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -465,6 +465,13 @@ def test_two_folders_that_do_not_match(tmp_path):
         dataset(tmp_path, "aligned")[0]
 
 
+def test_two_files_of_one_name_in_a_folder_have_no_partner_of_their_own(tmp_path):
+    for path in ("trainA/1.jpg", "trainA/1.png", "trainB/1.jpg"):
+        picture(tmp_path / path)
+    with pytest.raises(UserError, match=r"1\.jpg and .*1\.png .*which is the partner"):
+        dataset(tmp_path, "aligned")
+
+
 # ------------------------------------------------------------------------------------ other modes
 def test_colorization_gives_lab(tmp_path):
     # CIE Lab of sRGB's primaries under D65, as tables have it

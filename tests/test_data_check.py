@@ -257,6 +257,21 @@ def test_datasets_that_name_no_files(tmp_path, capsys, monkeypatch):
     assert sections(out)["what can't be used"] == ["item 2: no x, please"]
 
 
+def test_each_phase_of_a_dataset_that_names_no_files(tmp_path, capsys, monkeypatch):
+    unnamed = OWN.replace("image_paths", "files").replace(', "A_paths": path', "")
+    unnamed = unnamed.replace("{opt.dataroot}", "{opt.dataroot}/{opt.phase}")
+    for phase in ("train", "test"):
+        for i in range(2):
+            helpers.picture(tmp_path / phase / f"{i}.png", 40, 40)
+    helpers.truncated(tmp_path / "test" / "1.png")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "phases_dataset.py").write_text(unnamed.replace("Checked", "Phases"))
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path / "own")])
+    _, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", "phases")
+    rows = [line.split()[-2:] for line in out.splitlines()[2:4]]
+    assert rows == [["3", "1"], ["3", "2"]]
+
+
 @pytest.mark.parametrize("values", ["byte", "float"])
 def test_values_that_are_not_in_the_range(values, tmp_path, capsys, monkeypatch):
     item = 'self.transform_all(Image.open(path).convert("RGB"))'
@@ -286,6 +301,23 @@ def test_both_files_of_an_item_may_be_broken(tmp_path, capsys):
     _, out = run(capsys, "--dataroot", tmp_path, "--phase", "train")
     listed = sections(out)["what can't be used"]
     assert all(f"picture {p}: " in line for p, line in zip(broken, listed, strict=True))
+
+
+@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix"])
+def test_each_side_has_the_channels_of_its_network(model, tmp_path, capsys):
+    for side, channels in (("A", 3), ("B", 5)):
+        (tmp_path / f"train{side}").mkdir()
+        values = np.random.default_rng(channels).random((40, 40, channels), np.float32)
+        np.save(tmp_path / f"train{side}" / "0.npy", values)
+    words = ["--dataroot", tmp_path, "--model", model, "--value_range", "0", "1"]
+    words += ["--lambda_identity", "0"] * (model == "cycle_gan")
+    assert run(capsys, *words, "--input_nc", "3", "--output_nc", "5")[0] == 0
+    back = ["--input_nc", "5", "--output_nc", "3", "--direction", "BtoA"]
+    assert run(capsys, *words, *back)[0] == 0
+    code, out = run(capsys, *words, "--input_nc", "5", "--output_nc", "3")
+    assert code == 1
+    text = " ".join(sections(out)["what can't be used"])
+    assert "A/0.npy: the picture has 3 channels, the networks take 5 " in text
 
 
 @pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--num_threads", "-1"], ["--what"]])

@@ -24,6 +24,7 @@ from PIL import Image
 
 from models import load_generator
 from models.networks import define_G
+from scripts.demo import shrunk
 from tests import browser_helpers
 from tests.browser_helpers import PATIENCE
 from tests.helpers import (
@@ -44,6 +45,16 @@ PYTHON = str(DEMO) if DEMO.exists() else sys.executable
 browser = browser_helpers.browser
 WIDTHS = """selector => [...document.querySelectorAll(selector + ' img')].map(
     image => image.complete ? image.naturalWidth : 0)"""
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_large_pictures_keep_their_range_when_they_are_shrunk(dtype):
+    most = 1 if dtype is np.float32 else np.iinfo(dtype).max // 2
+    square = np.zeros((200, 100, 1), dtype)
+    square[80:120, 30:70] = most  # around an edge bicubic weights go beyond both values
+    small = shrunk(square, 60)
+    assert (small.shape, small.dtype) == ((60, 30, 1), dtype)
+    assert (small.min(), small.max()) == (0, most)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data.image_folder import make_dataset
 from models import load_generator
 from models.inference.export import (
     METADATA,
@@ -35,6 +37,7 @@ from tests.helpers import (
     succeed,
     unaligned,
 )
+from util.result_names import output_names
 
 NETWORKS = [(netG, norm) for netG in GENERATORS for norm in NORMS]
 QUICK = {("resnet_6blocks", "instance"), ("unet_128", "batch")}
@@ -345,6 +348,20 @@ def test_one_picture(negative, tmp_path):
     assert (result.code, "is the folder to read" in result.err) == (1, True)
     result = run("scripts/run_onnx.py", negative, tmp_path / "no.png", tmp_path / "out")
     assert (result.code, result.err) == (1, f"error: no folder or picture {tmp_path / 'no.png'}\n")
+
+
+def test_outputs_are_named_and_found_as_by_test_py(negative, tmp_path):
+    root = tmp_path / "in"
+    for name in ("a.jpg", "a.png", "b.png", "elsewhere/c.png"):
+        picture(root / name)
+    moved = (root / "elsewhere").rename(tmp_path / "elsewhere")
+    (root / "link").symlink_to(moved)
+    (moved / "back").symlink_to(root)
+    succeed("scripts/run_onnx.py", negative, root, tmp_path / "out")
+    relative = [os.path.relpath(path, root) for path in make_dataset(root)]
+    assert len(relative) == 4
+    names = [f"{name}.png" for name in output_names(relative)]
+    assert files_below(tmp_path / "out") == sorted(names)
 
 
 def test_pictures_are_written_whole_or_not_at_all(negative, tmp_path, monkeypatch):

@@ -431,7 +431,7 @@ def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, 
             dataset.close()
 
     flags_of_whole = "--dataroot x --gpu_ids -1 --load_size 32 --crop_size 32 --no_flip".split()
-    whole = reader(TrainOptions(flags_of_whole).parse(False), grayscale=False)
+    whole = reader(TrainOptions(flags_of_whole).parse(False), 3)
     scaled = [whole(str(path)) for path in sorted((pictures / "trainA").glob("*.png"))]
     for start in (0, 1):
         batches = epoch(2, start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from PIL import Image, ImageCms
 
 from data.base_dataset import open_picture
-from data.image_folder import list_images, list_pictures, make_dataset
+from data.image_folder import list_images, list_pictures, make_dataset, no_part
 from data.pictures.reading import Picture, read_picture
 from data.pictures.writing import write_picture
 from data.single_dataset import SingleDataset
@@ -77,6 +79,54 @@ def test_what_is_passed_over_is_counted(listing, tmp_path, capsys, monkeypatch):
     assert " (convert .gif, for example to .png)" in line
     if listing is list_pictures:
         assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "closed" / "b.png")
+
+    # not by permissions, which do not bind root
+    def denied(ordinary):
+        def read(folder="."):
+            if Path(folder).name == "closed":
+                raise PermissionError(13, "Permission denied", str(folder))
+            return ordinary(folder)
+
+        return read
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, denied(getattr(os, name)))
+    for read in (
+        lambda: make_dataset(tmp_path),
+        lambda: no_part(tmp_path / "closed", "trainA"),
+        lambda: make_dataset(tmp_path / "closed" / "missing"),
+    ):
+        with pytest.raises(UserError, match=r"can't read the folder .*closed: Permission denied$"):
+            read()
+
+
+def test_of_two_links_to_one_folder_the_first_by_name_is_followed(tmp_path, monkeypatch):
+    folder = picture(tmp_path / "elsewhere" / "a.png").parent
+    for name in ("x", "y"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).symlink_to(folder)
+    ordinary = os.scandir
+    for backwards in (False, True):
+
+        class Entries(contextlib.ExitStack):
+            def __init__(self, path, backwards=backwards):
+                super().__init__()
+                found = self.enter_context(ordinary(path))
+                self.found = iter(sorted(found, key=lambda e: e.name, reverse=backwards))
+
+            def __iter__(self):
+                return self.found
+
+            def __next__(self):
+                return next(self.found)
+
+        monkeypatch.setattr(os, "scandir", Entries)
+        assert make_dataset(tmp_path / "in") == [str(tmp_path / "in" / "x" / "a.png")]
 
 
 def test_results_below_the_folder_are_not_read_again(tmp_path, capsys):

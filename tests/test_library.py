@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,36 @@ def test_dependencies_are_those_of_the_requirements():
     wanted = (ROOT / "requirements.txt").read_text()
     for line in tomllib.loads(PROJECT)["project"]["dependencies"]:
         assert re.search(rf"^{re.escape(line)}\b", wanted, re.MULTILINE), line
+
+
+def test_names_of_one_import_statement():
+    statement = "import data, util.errors, options, models as m, util.files as f, json"
+    tree = image_translation._UnderThisName().visit(ast.parse(statement))
+    names: dict[str, Any] = {}
+    exec(compile(ast.fix_missing_locations(tree), "x", "exec"), names)
+    found = {key: names[key].__name__ for key in ("data", "util", "options", "m", "f", "json")}
+    own = {key: f"image_translation.{key}" for key in ("data", "util", "options")}
+    more = {"m": "image_translation.models", "f": "image_translation.util.files", "json": "json"}
+    assert found == own | more
+
+
+def test_options_of_several_values(trained):
+    with undisturbed():
+        facts = [
+            evaluate(
+                dataroot=trained / "data",
+                checkpoints_dir=trained,
+                name="x",
+                crop_size=32,
+                scores="L1",
+                seed=1,
+                **more,
+            )
+            for more in ({"value_range": (0, 255)}, {"value_range": [0, 255]}, {})
+        ]
+    values = [f["scores"]["fake_B"]["L1"]["value"] for f in facts]
+    # of pictures that are scaled before they are rounded to 8 bits, not after
+    assert values[0] == values[1] == pytest.approx(values[2], rel=0.05)
 
 
 def test_what_is_exported(trained, tmp_path, capfd):

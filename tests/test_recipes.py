@@ -9,6 +9,7 @@ import pytest
 
 from options.train_options import TrainOptions
 from scripts import recipes
+from tests.helpers import picture
 
 
 def row(recipe, seed, psnr, back=None):
@@ -63,6 +64,28 @@ def test_it_goes_on_where_it_was_ended(tmp_path, monkeypatch, capsys):
     assert done == [(r1, 1, 0), (ema, 2, 7), (r1, 2, 7)]
     recipes.main()
     assert len(done) == 3
+
+
+def test_epochs_are_as_long_as_the_larger_side_and_at_most_four_are_scored(tmp_path, monkeypatch):
+    for side, count in (("trainA", 2), ("trainB", 5)):
+        for i in range(count):
+            picture(tmp_path / "unaligned" / side / f"{i}.png")
+    runs, scored = [], []
+    monkeypatch.setattr(recipes, "run", lambda words, gpu: runs.append(words) or 1.0)
+
+    def scores(folder, dataroot, phase, epoch, gpu):
+        scored.append((phase, epoch))
+        return {"fake_B PSNR": 1.0}
+
+    def fitting(words, pictures, seconds, gpu):
+        assert pictures == 5
+        return 7
+
+    monkeypatch.setattr(recipes, "scores", scores)
+    monkeypatch.setattr(recipes, "epochs_that_fit", fitting)
+    assert recipes.measure(recipes.RECIPES["+ ema"], 1, tmp_path, 60, 0, "-1")["epochs"] == 7
+    assert [e for phase, e in scored if phase == "val"] == ["2", "4", "6", "latest"]
+    assert runs[0][-2:] == ["--save_epoch_freq", "2"]
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

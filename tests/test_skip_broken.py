@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data import create_dataset
 from data.loader import MAX_TRIES, EpochLoader
+from options.train_options import TrainOptions
 from tests import helpers
 from util.errors import UserError
 
@@ -53,6 +55,27 @@ def test_with_it_training_ends_and_lists_them_once(threads, pictures, tmp_path):
         assert line.startswith(f"  can't read the picture {pictures / path}: ")
     assert "iters 4)" not in result.err
     assert "End of epoch 3 / 3" in result.out
+
+
+@pytest.mark.parametrize("count", ["2", "6"])
+def test_the_first_batch_is_that_of_the_loader(count, pictures, tmp_path):
+    words = train_words(pictures, tmp_path, "--skip_broken", "--batch_size", count, model="pix2pix")
+    with helpers.undisturbed():
+        dataset = create_dataset(TrainOptions(words).parse(save=False))
+        first, batch = dataset.first(), next(iter(dataset))
+    assert len(first["A"]) == int(count)  # an epoch has 4 items
+    for name in ("A", "B"):
+        shared = min(4, int(count))
+        torch.testing.assert_close(first[name][:shared], batch[name][:shared], rtol=0, atol=0)
+
+
+def test_the_first_batch_is_of_one_size(tmp_path):
+    for i, height in enumerate((40, 50)):
+        helpers.picture(tmp_path / "pictures" / "train" / f"{i}.png", 80, height)
+    words = train_words(tmp_path / "pictures", tmp_path, "--batch_size", "2", model="pix2pix")
+    dataset = create_dataset(TrainOptions([*words, "--preprocess", "none"]).parse(save=False))
+    with pytest.raises(UserError, match="make no batch: say --batch_size 1"):
+        dataset.first()
 
 
 def test_listed_too_where_training_is_stopped(pictures, tmp_path):
