@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from PIL import Image
 import models
 from models import Translator, load_generator
 from models.networks import define_G
+from models.speed.acceleration import arithmetic
 from tests.helpers import (
     ROOT,
     aligned,
@@ -210,6 +212,75 @@ def test_precision(cycle):
     G = load_generator(cycle, device="cpu", precision="bf16")
     assert 0 < np.abs(G(array) - exact).mean() < 12
     assert np.abs(G(array, tile=16) - exact).mean() < 12
+
+
+class Watched(torch.nn.Module):
+    """A 1x1 convolution that notes what it is called with, and the flag for TF32."""
+
+    def __init__(self, *layers: torch.nn.Module):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), *layers)
+        self.shapes: list[tuple[int, ...]] = []
+        self.flags: list[bool] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(x.shape))
+        self.flags.append(torch.backends.cudnn.allow_tf32)
+        return self.layers(x)
+
+    def translator(self, precision: str = "tf32") -> Translator:
+        made = {"input_nc": 3, "output_nc": 3, "direction": "AtoB"}
+        G = Translator(self, torch.device("cpu"), made, Path("x"), None, precision)
+        self.shapes, self.flags = [], []  # without the search for sizes
+        return G
+
+
+@pytest.mark.parametrize("tile", [None, 32])
+def test_fp32_turns_tf32_off_in_tiles_too(tile, capfd):
+    for precision, flag in (("tf32", True), ("fp32", False)):
+        net = Watched()
+        net.translator(precision)(pixels(50, 40), tile=tile)
+        assert set(net.flags) == {flag}
+        assert torch.backends.cudnn.allow_tf32
+
+
+def test_threads_that_need_fp32_take_turns():
+    seen, came = [], threading.Event()
+
+    def other() -> None:
+        with arithmetic("fp32", "cpu"):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            came.set()
+
+    with arithmetic("fp32", "cpu"), arithmetic("fp32", "cpu"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert not came.wait(0.3)
+    thread.join(60)
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_tensors_are_split_into_batches_and_tiles(capfd):
+    x = torch.rand(5, 3, 40, 50) * 2 - 1
+    net = Watched()
+    G = net.translator()
+    assert torch.allclose(G(x, batch_size=2), net.layers(x), atol=1e-6)
+    assert [n for n, *_ in net.shapes] == [2, 2, 1]
+    net.shapes.clear()
+    assert torch.allclose(G(x[:2], tile=32), net.layers(x[:2]), atol=1e-6)
+    assert torch.allclose(G([x[0]], tile=32)[0], net.layers(x[:1])[0], atol=1e-6)
+    assert (40, 50) not in {shape[2:] for shape in net.shapes}
+
+
+def test_each_picture_of_a_tensor_has_its_own_statistics():
+    x = torch.rand(2, 3, 40, 50) * torch.tensor([0.1, 1.0])[:, None, None, None]
+    net = Watched(torch.nn.BatchNorm2d(3))
+    got = net.translator()(x)
+    alone = net.layers[0](x)
+    centred = alone - alone.mean((2, 3), keepdim=True)
+    wanted = centred / (centred.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(got, wanted, atol=1e-5)
 
 
 def test_a_range_of_values(cycle):
@@ -505,7 +576,7 @@ def test_training_at_full_depth(tmp_path):
         (["--only_outputs", "--model", "cycle_gan"], "--only_outputs needs --model test"),
         (["--skip_existing"], "--skip_existing needs --only_outputs"),
         (["--output_format", "jpg"], "--output_format needs --only_outputs"),
-        (["--value_range", "3", "3"], "the first must be the lower one"),
+        (["--value_range", "3", "3"], "the lower one first"),
     ],
 )
 def test_options_that_do_not_go_together(cycle, tmp_path, more, said):

@@ -19,6 +19,7 @@ from models import networks
 from models.speed import acceleration
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import forget_passes, prepared, share_pass
+from models.speed.steps import Steps
 from models.speed.sync_norm import synchronize_norms
 from tests.plain_models import batch, build, train, weights
 from tests.ranks import Group
@@ -223,6 +224,19 @@ def test_one_backward_for_two_optimizers_is_refused(tmp_path):
     model.optimizer_G.step()
     with pytest.raises(UserError, match=r"two optimizers step the same weights .*--accumulate 2"):
         model.second.step()
+
+
+def test_optimizers_that_take_turns_at_a_weight_have_sums_of_their_own():
+    p = nn.Parameter(torch.zeros(()))
+    steps = Steps(lambda: [p], accumulate=2)
+    steps.activate()
+    first, second = (torch.optim.SGD([p], lr=lr) for lr in (1.0, 10.0))
+    for slopes in ((2.0, 5.0), (4.0, 9.0)):
+        for optimizer, slope in zip((first, second), slopes, strict=True):
+            optimizer.zero_grad()
+            (slope * p).backward()
+            optimizer.step()
+    assert float(p) == -1 * 3.0 - 10 * 7.0
 
 
 def test_hooks_on_weights_are_refused(tmp_path):

@@ -47,10 +47,10 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
 class KeepsSize(nn.Module):
     """A generator for pictures of any size: (N, C, H, W) to (N, C', H, W)."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, rule: tuple[int, int] | None = None):
+        """`rule` is what `size_rule` found; None looks for it in the first call."""
         super().__init__()
-        self.net = net
-        self.rule: tuple[int, int] | None = None
+        self.net, self.rule = net, rule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.rule is None:

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.pictures.values import Range, fit_channels, to_unit
+from models.speed.acceleration import arithmetic
 from util.errors import UserError
 
 from .sizes import OWN, KeepsSize, size_rule
@@ -88,14 +87,6 @@ class TileOptions:
             raise UserError(f"tiles of {self.size} pixels can't overlap by {self.overlap}")
 
 
-def autocast_of(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """A function that makes the context in which a network computes with `--precision`."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    if dtype is None:
-        return contextlib.nullcontext
-    return functools.partial(torch.autocast, device.type, dtype)
-
-
 def tile_generators(model: object, options: TileOptions, precision: str = "tf32") -> None:
     """Replace the generators of a model by ones that compute in tiles."""
     for name, net in list(vars(model).items()):
@@ -120,9 +111,8 @@ class TiledNet(nn.Module):
             if max(picture.shape[1:]) <= self.options.size:
                 results.append(self.whole(picture[None])[0])
                 continue
-            autocast = autocast_of(self.precision, x.device)
             source = TensorRows(picture)
-            bands = translate_in_tiles(self.net, source, self.options, x.device, autocast)
+            bands = translate_in_tiles(self.net, source, self.options, x.device, self.precision)
             results.append(torch.cat([band.to(x.device) for band in bands], 1))
         return torch.stack(results)
 
@@ -154,12 +144,11 @@ def translate_in_tiles(
     source: RowSource,
     options: TileOptions,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+    precision: str = "tf32",
 ) -> Generator[torch.Tensor, None, None]:
     """Translate a picture of any size: bands (C', h, W) in [-1, 1], from top to bottom.
 
-    `autocast` makes the context in which the network computes. Raises UserError for networks that
-    can't be cut up, and where exact tiles have no room.
+    Raises UserError for networks that can't be cut up, and where exact tiles have no room.
     """
     room = Room(int(options.memory * 2**30), options.scratch)
     bands = None
@@ -175,7 +164,7 @@ def translate_in_tiles(
         bands = quick_tiles(net, source, options, device)
     while True:
         # not around the loop: while a generator waits, its contexts would hold for the caller
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), arithmetic(precision, device.type):
             band = next(bands, None)
         if band is None:
             return

@@ -8,10 +8,9 @@ out = G(Image.open("photo.jpg"))
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,13 @@ from torch import nn
 
 from data.pictures.reading import Picture, from_pil, naming, read_picture
 from data.pictures.values import FARTHEST, Range, change_depth, fit_channels, from_unit, to_unit
-from models.padding import apply_padded
-from models.speed.acceleration import independent_of_batch
+from models.speed.acceleration import arithmetic, independent_of_batch
 from util.errors import UserError, first_line, warn
 
-from .sizes import size_rule
-from .tiles import ArrayRows, TileOptions, autocast_of, translate_in_tiles
+from .sizes import KeepsSize, size_rule
+from .tiles import ArrayRows, TiledNet, TileOptions, translate_in_tiles
 
 _reading = threading.Lock()
-_computing = threading.Lock()
-
-
-@contextlib.contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """A context in which `fp32` is exact on a GPU too.
-
-    The flag for it is one for the whole process, so threads take turns.
-    """
-    if precision != "fp32" or not torch.backends.cudnn.allow_tf32:
-        yield
-        return
-    with _computing:
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.allow_tf32 = True
 
 
 class Translator:
@@ -83,7 +63,7 @@ class Translator:
         rule = size_rule(net, self.input_nc, device)
         if rule is None:
             warn(f"{type(net).__name__} gives pictures of other sizes than it takes, and so do we")
-        self._size_rule = rule or (1, 1)
+        self._any_size = KeepsSize(net, rule or (1, 1))
 
     def __repr__(self) -> str:
         kinds = f"{self.input_nc} to {self.output_nc} channels on {self.device}"
@@ -112,12 +92,13 @@ class Translator:
         """
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} is too small: at least 1")
+        options = TileOptions(tile) if isinstance(tile, int) else tile
         if isinstance(picture, (list, tuple)):
-            return self._list(picture, batch_size, tile)
-        return self._list([picture], 1, tile)[0]
+            return self._list(picture, batch_size, options)
+        return self._list([picture], batch_size, options)[0]
 
     def _list(
-        self, pictures: Sequence[Any], batch_size: int, tile: int | TileOptions | None
+        self, pictures: Sequence[Any], batch_size: int, tiles: TileOptions | None
     ) -> list[Any]:
         results: list[Any] = [None] * len(pictures)
         waiting: list[tuple[int, Any, Picture, torch.Tensor]] = []
@@ -132,11 +113,11 @@ class Translator:
 
         for i, given in enumerate(pictures):
             if isinstance(given, torch.Tensor):
-                results[i] = self._tensor(given)
+                results[i] = self._tensor(given, size, tiles)
                 continue
             read = self._read(given)
-            if tile is not None:
-                bands = list(self.tiled(read, tile))
+            if tiles is not None:
+                bands = list(self.tiled(read, tiles))
                 results[i] = self._like(given, read, Picture(np.concatenate(bands), read.alpha))
                 continue
             x = self.unit(read)
@@ -151,17 +132,16 @@ class Translator:
         """A picture as the network takes it: (input_nc, H, W) in [-1, 1], on the CPU."""
         return to_unit(fit_channels(picture.pixels, self.input_nc), self.value_range)
 
-    def run(self, batch: torch.Tensor) -> torch.Tensor:
+    def run(self, batch: torch.Tensor, tiles: TileOptions | None = None) -> torch.Tensor:
         """The network without gradients: (N, C, H, W) to (N, C', H, W) on `device`."""
         if batch.shape[1] != self.input_nc:
             raise UserError(
-                f"a tensor of shape {tuple(batch.shape)}: the network takes {self.input_nc} "
+                f"a tensor of {batch.shape[1]} channels: the network takes {self.input_nc} "
                 "channels, (N, C, H, W)"
             )
-        with torch.no_grad(), arithmetic(self._precision):
-            return apply_padded(
-                self.net, batch.to(self.device, non_blocking=True), *self._size_rule
-            )
+        net = TiledNet(self._any_size, tiles, self._precision) if tiles else self._any_size
+        with torch.no_grad(), arithmetic(self._precision, self.device.type):
+            return net(batch.to(self.device, non_blocking=True)).float()
 
     def finish(
         self, output: torch.Tensor, picture: Picture, dtype: np.dtype | type | None = None
@@ -178,18 +158,16 @@ class Translator:
         return self.value_range if np.dtype(dtype) == picture.pixels.dtype else None
 
     def tiled(
-        self, picture: Picture, tile: int | TileOptions, dtype: np.dtype | type | None = None
+        self, picture: Picture, tiles: TileOptions, dtype: np.dtype | type | None = None
     ) -> Generator[np.ndarray, None, None]:
         """The result of a large picture in bands (h, W, C'), top to bottom."""
-        options = TileOptions(tile) if isinstance(tile, int) else tile
         dtype = np.dtype(dtype or picture.pixels.dtype)
         source = ArrayRows(picture.pixels, self.input_nc, self.value_range)
-        autocast = autocast_of(self._precision, self.device)
-        for band in translate_in_tiles(self.net, source, options, self.device, autocast):
+        for band in translate_in_tiles(self.net, source, tiles, self.device, self._precision):
             yield from_unit(band, dtype, self.range_for(picture, dtype))
 
     # ------------------------------------------------------------------------------ kinds of input
-    def _tensor(self, x: torch.Tensor) -> torch.Tensor:
+    def _tensor(self, x: torch.Tensor, size: int, tiles: TileOptions | None) -> torch.Tensor:
         if x.dim() not in (3, 4) or 0 in x.shape:
             raise UserError(f"a tensor of shape {tuple(x.shape)}: it must be (N, C, H, W)")
         if not x.is_floating_point():
@@ -201,7 +179,9 @@ class Translator:
             raise UserError(
                 f"a tensor with values up to {largest:g} in magnitude: they must be in [-1, 1]"
             )
-        return self.run(x.float()) if x.dim() == 4 else self.run(x.float()[None])[0]
+        batch = x.float() if x.dim() == 4 else x.float()[None]
+        results = torch.cat([self.run(part, tiles) for part in batch.split(size)])
+        return results if x.dim() == 4 else results[0]
 
     def _read(self, given: Any) -> Picture:
         if self.options.get("model") == "colorization":

@@ -7,6 +7,9 @@ Losses and optimizers see float32, whatever precision the network uses inside.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import threading
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -40,6 +43,30 @@ def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     # a new size means a new search
     torch.backends.cudnn.benchmark = fixed_size and not deterministic
+
+
+_computing = threading.RLock()
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str, kind: str) -> Iterator[None]:
+    """Within, networks on a device of this type compute with this `--precision`.
+
+    The flag that makes `fp32` exact is one for the whole process, so threads take turns.
+    """
+    cudnn = torch.backends.cudnn
+    if precision in _DTYPES:
+        with torch.autocast(kind, _DTYPES[precision]):
+            yield
+    elif precision == "fp32":
+        with _computing:
+            before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+            try:
+                yield
+            finally:
+                cudnn.allow_tf32 = before
+    else:
+        yield
 
 
 def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str]) -> list[str]:

@@ -8,9 +8,9 @@ before the hooks that a model registers itself.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
@@ -22,8 +22,10 @@ from util.run.finite import all_finite
 
 from .gradient_scale import GradientScale
 
-_active: weakref.WeakSet[Steps] = weakref.WeakSet()
+_active: WeakSet[Steps] = WeakSet()
 _registered: Any = None
+
+Sums = dict[torch.Tensor, torch.Tensor]  # of gradients, by parameter
 
 
 class Steps:
@@ -41,9 +43,11 @@ class Steps:
     ):
         self.parameters, self.accumulate, self.scale = parameters, accumulate, scale
         self.inspect: Callable[[Optimizer], None] | None = None
-        self.counts: dict[Optimizer, int] = {}  # batches since the last step
-        self.sums: dict[Optimizer, list[torch.Tensor | None]] = {}  # their gradients
-        self._own: dict[Optimizer, bool] = {}
+        # batches since the last step, and the sums of their gradients: two optimizers may take
+        # turns at a weight
+        self.counts: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        self.sums: WeakKeyDictionary[Optimizer, Sums] = WeakKeyDictionary()
+        self._own: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._at_start: set[torch.Tensor] = set()
         self._used_by: dict[torch.Tensor, Optimizer] = {}  # since the last backward()
         self._watching = False
@@ -64,10 +68,6 @@ class Steps:
             self._at_start = set(self.parameters())
             self._watch(self._at_start)
 
-    def is_active(self) -> bool:
-        """Whether optimizer steps are handled."""
-        return self in _active
-
     # ------------------------------------------------------------------------------------ the step
     def owns(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer trains parameters of this model."""
@@ -76,7 +76,7 @@ class Steps:
             self._own[optimizer] = any(p in known for p in parameters_of(optimizer))
         return self._own[optimizer]
 
-    def before(self, optimizer: Optimizer, closure: Any) -> None:
+    def pre_step(self, optimizer: Optimizer, closure: Any) -> None:
         """Accumulate, average over ranks and check the gradients of an optimizer."""
         if closure is not None:
             raise UserError(
@@ -87,7 +87,7 @@ class Steps:
         if self._watching:
             self._check_can_be_done(optimizer, parameters)
             self._check_unchanged(parameters)
-        if not self._is_complete(optimizer):
+        if not self._count_batch(optimizer):
             # a gradient that overflows in fp16 has to get to where the scale learns of it
             if self.inspect is not None and self.scale is None:
                 self.inspect(optimizer)
@@ -116,42 +116,42 @@ class Steps:
     # -------------------------------------------------------------------------------- accumulation
     def gradients(self, optimizer: Optimizer) -> list[torch.Tensor | None]:
         """The accumulated gradients since the last step, one for each parameter."""
-        return self.sums.get(optimizer) or [None] * len(parameters_of(optimizer))
+        return [self.sums.get(optimizer, {}).get(p) for p in parameters_of(optimizer)]
 
     def resume(self, optimizer: Optimizer, count: int, sums: Sequence[torch.Tensor | None]) -> None:
         """Restore the number of accumulated batches and their gradients."""
         self.counts[optimizer] = count
         pairs = zip(parameters_of(optimizer), sums, strict=True)
-        self.sums[optimizer] = [None if s is None else alike(s, p) for p, s in pairs]
+        self.sums[optimizer] = {p: alike(s, p) for p, s in pairs if s is not None}
 
     def remember(self) -> Callable[[], None]:
         """A function that puts counts and sums back to what they are now."""
-        counts, sums = dict(self.counts), {o: list(own) for o, own in self.sums.items()}
+        counts, sums = self.counts.copy(), {o: dict(own) for o, own in self.sums.items()}
 
         def undo() -> None:
-            self.counts, self.sums = counts, sums
+            self.counts, self.sums = counts, WeakKeyDictionary(sums)
 
         return undo
 
-    def _is_complete(self, optimizer: Optimizer) -> bool:
+    def _count_batch(self, optimizer: Optimizer) -> bool:
+        """Count a batch; returns whether the optimizer is to step now."""
         self.counts[optimizer] = (self.counts.get(optimizer, 0) + 1) % self.accumulate
         return self.counts[optimizer] == 0
 
     def _accumulate(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         """Move gradients to the sums; an optimizer skips parameters whose gradient is None."""
-        sums = self.sums.setdefault(optimizer, [])
-        sums += [None] * (len(parameters) - len(sums))
-        for i, p in enumerate(parameters):
-            sums[i], p.grad = _added(sums[i], p.grad), None
+        sums = self.sums.setdefault(optimizer, {})
+        for p in parameters:
+            if p.grad is not None:
+                sums[p] = sums[p] + p.grad if p in sums else p.grad  # `remember` keeps the old one
+        drop_gradients(parameters)
 
     def _take_sums(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         if self.accumulate == 1:
             return
-        sums = self.sums.pop(optimizer, [])
-        sums += [None] * (len(parameters) - len(sums))
-        for p, before in zip(parameters, sums, strict=True):
-            total = _added(before, p.grad)
-            p.grad = None if total is None else total / self.accumulate
+        self._accumulate(optimizer, parameters)
+        for p, total in self.sums.pop(optimizer).items():
+            p.grad = total / self.accumulate
 
     # ---------------------------------------------------- changes of gradients by the model itself
     def _check_can_be_done(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
@@ -221,11 +221,7 @@ def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for steps in list(_active):
         if steps.owns(optimizer):
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
-            steps.before(optimizer, closure)
-
-
-def _added(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
-    return b if a is None else a if b is None else a + b  # `remember` keeps `a`
+            steps.pre_step(optimizer, closure)
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
