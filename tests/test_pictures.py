@@ -22,6 +22,7 @@ from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
 from tests.helpers import pixels
 from util.errors import UserError
+from util.picture_files import open_image
 from util.util import tensor2im
 
 RNG = np.random.default_rng(5)
@@ -201,6 +202,29 @@ def test_a_tiff_gets_the_resolution_that_it_had(tmp_path, dtype, dpi):
     with Image.open(path) as image:  # tags: XResolution, ResolutionUnit (2: inch)
         inches = image.tag_v2.get(296, 1) == 2  # type: ignore[attr-defined]
         assert (image.tag_v2[282] if inches else None) == dpi  # type: ignore[attr-defined]
+
+
+RARE_TIFF = {
+    "signed integers": (np.int16, {}),
+    "signed integers ": (np.int8, {}),
+    "integers of 32 bits": (np.uint32, {}),
+    "planes of 16 bits": (np.uint16, {"photometric": "rgb", "planarconfig": "separate"}),
+    "16 bits in which 0 is white": (np.uint16, {"photometric": "miniswhite"}),
+}
+
+
+@pytest.mark.parametrize("kind", RARE_TIFF)
+def test_what_pillow_misreads_is_read_by_value_or_refused(tmp_path, kind):
+    tifffile = pytest.importorskip("tifffile")
+    dtype, options = RARE_TIFF[kind]
+    limits, planes = np.iinfo(dtype), "planarconfig" in options
+    pixels = RNG.integers(limits.min, limits.max, (3, 20, 24) if planes else (20, 24), dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    with pytest.raises(UserError, match=rf"a\.tif: {kind.strip()} need their range"):
+        open_image(tmp_path / "a.tif")
+    wanted = pixels.transpose(1, 2, 0) if planes else pixels[..., None]
+    wanted = limits.max - wanted if "white" in kind else wanted
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, wanted)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])

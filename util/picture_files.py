@@ -98,14 +98,33 @@ def open_image(path: str | os.PathLike, mode: str = "RGB", upright: bool = True)
 
     16-bit grey and floats in [0, 1] are scaled to 8 by value. `upright` turns what a camera has
     stored sideways (EXIF) as viewers show it. Raises UserError, which names the file, where it
-    can't be decoded, and for other floats.
+    can't be decoded, and for other floats and rare kinds of TIFF.
     """
     with opened(path) as image:
+        if kind := misread_tiff(image):
+            raise UserError(f"{kind} need their range: {HOW_RANGE}")
         deep = image.mode.startswith(("I", "F"))
         decoded = (_to_8_bits(image) if deep else image).convert(mode)
         # asked after the pixels are there: Pillow turns TIFF itself while it reads them
         turn = TURNS.get(orientation(image)) if upright else None
         return decoded if turn is None else Image.fromarray(turn(np.asarray(decoded)))
+
+
+def misread_tiff(image: Image.Image) -> str | None:
+    """What is in a TIFF file that Pillow reads with wrong values; None for all others."""
+    if image.format != "TIFF":
+        return None
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    bits, kinds = max(tags.get(258, (1,))), tags.get(339, (1,))  # BitsPerSample, SampleFormat
+    if 2 in kinds:
+        return "signed integers"
+    if bits == 32 and 1 in kinds:
+        return "integers of 32 bits"
+    if bits == 16 and tags.get(284) == 2:  # PlanarConfiguration
+        return "planes of 16 bits"
+    if bits == 16 and tags.get(262) == 0:  # PhotometricInterpretation
+        return "16 bits in which 0 is white"
+    return None
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

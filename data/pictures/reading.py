@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from util.errors import UserError
-from util.picture_files import TURNS, frames, opened, orientation, reading
+from util.picture_files import TURNS, frames, misread_tiff, opened, orientation, reading
 
 TIFF = (".tif", ".tiff")
 # EXIF tags that are kept: description, maker, model, software, date, artist, computer, copyright;
@@ -85,7 +85,8 @@ def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
     path = getattr(image, "filename", "")
     if not path or not getattr(image, "tile", None):
         return None
-    if image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8:  # type: ignore[attr-defined]
+    deep = image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8  # type: ignore
+    if deep or misread_tiff(image):
         return _read_tiff
     if image.format == "PNG" and not image.mode.startswith("I"):
         with open(path, "rb") as file:
@@ -172,6 +173,8 @@ def _read_tiff(path: str | os.PathLike) -> Picture:
         pixels = page.asarray()
         if pixels.ndim == 3 and page.planarconfig == 2:
             pixels = pixels.transpose(1, 2, 0)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
+            pixels = np.iinfo(pixels.dtype).max - pixels
         samples = pixels.shape[2] if pixels.ndim == 3 else 1
         colours = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
         transparent = bool(page.extrasamples) and samples == colours + 1
