@@ -24,8 +24,8 @@ from torch import nn
 from data import create_dataset
 from data.loader import EpochOrder
 from models import create_model, cut_model, patch_nce
-from models.base_model import parameters_of
 from models.speed.layout import contiguous_gradients
+from models.speed.steps import parameters_of
 from models.speed.sync_norm import SyncBatchNorm2d, synchronize_norms
 from options.train_options import TrainOptions
 from tests import forked, ranks

@@ -11,10 +11,10 @@ from typing import Any
 class BackgroundWork:
     """Runs functions in threads; for encoding pictures, which releases the GIL.
 
-    `submit` blocks while twice as many functions are queued as there are threads, so that memory
-    stays bounded. Without threads it runs them at once. The next `submit` or `close` raises an
-    error of a function, unless `failed` is given, which is called with the error. The end of the
-    `with` block waits for all functions.
+    At most three functions a thread are queued or running; `submit` blocks beyond that, so that
+    memory stays bounded. Without threads it runs them at once. The next `submit` or `close` raises
+    an error of a function, unless `failed` is given, which is called with the error. The end of
+    the `with` block waits for all functions.
     """
 
     def __init__(self, threads: int):

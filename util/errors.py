@@ -21,8 +21,7 @@ from typing import NoReturn
 class UserError(ValueError):
     """A mistake of the user, in one line: what is wrong, was given, is allowed, and what to do.
 
-    An error of a DataLoader worker arrives in the main process with a traceback in its text; only
-    the last line is kept.
+    DataLoader workers re-raise with the traceback as text: only its last line is kept.
     """
 
     def __init__(self, message: str):

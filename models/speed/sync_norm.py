@@ -54,7 +54,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         self._check_input_dim(input)
-        if not self.training or not self.synchronized or distributed.sync_disabled():
+        if not self.training or not self.synchronized or distributed.norms_are_local():
             return self._plain(input)
         return self._synchronized(input)
 

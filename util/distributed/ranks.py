@@ -28,7 +28,7 @@ JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to connect
 TIMEOUT = timedelta(hours=2)  # of a collective: the other ranks wait while rank 0 validates
 AGENT_SECONDS = 3.0  # torchrun, which polls its processes, ends this one within that time
 
-_no_sync = False
+_local_norms = False
 _until_the_end = contextlib.ExitStack()
 
 
@@ -85,19 +85,19 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def no_sync() -> Iterator[None]:
-    """A context in which norms do not synchronize, for what one rank computes alone."""
-    global _no_sync
-    before, _no_sync = _no_sync, True
+def local_norms() -> Iterator[None]:
+    """Within, batch norm uses this rank's statistics only, for what one rank computes alone."""
+    global _local_norms
+    before, _local_norms = _local_norms, True
     try:
         yield
     finally:
-        _no_sync = before
+        _local_norms = before
 
 
-def sync_disabled() -> bool:
-    """Whether norms must not synchronize: within `no_sync`, or with a world size of 1."""
-    return _no_sync or world_size() == 1
+def norms_are_local() -> bool:
+    """Whether batch norm must not synchronize: in `local_norms`, or with a world size of 1."""
+    return _local_norms or world_size() == 1
 
 
 # ---------------------------------------------------------------------------------- start and end
@@ -145,15 +145,11 @@ def process_group() -> Iterator[None]:
 
 
 def _disconnect() -> None:
-    """Destroy the process group and end its threads, so that it can't hang.
+    """Destroy the process group and end its threads.
 
-    A thread that still has the tensor of the last collective needs Python's lock to let go of it.
-    If it asks for the lock when Python has begun to end, that aborts the process (before Python
-    3.14). The threads end with the group, so nothing may hold on to the group.
-
-    Before PyTorch 2.8 a group that goes waits for gloo's threads without letting go of Python's
-    lock, which a thread needs that still has the tensor of the last collective. Gloo's own part
-    does let go, so it has to be the last one to go.
+    Before Python 3.14 a gloo thread that releases its last tensor while Python shuts down aborts
+    the process. Destroying the group ends these threads, so drop every reference to it. Before
+    PyTorch 2.8 that deadlocks on the GIL unless gloo's backend is released last.
     """
     last = None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):

@@ -338,7 +338,7 @@ def new_run(folder: Path) -> str:
 
 
 def newest_save(folder: Path) -> tuple[str, int] | None:
-    """Run and number of images of the newest checkpoint in a folder; None where there is none."""
+    """(run, images seen) of the newest checkpoint, comparable across machines; None without one."""
     return next(((run, images) for run, images, _ in _ages(folder)[0].values()), None)
 
 

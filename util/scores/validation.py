@@ -100,7 +100,7 @@ class Validation:
         if not self.every or position.epoch % self.every:
             return
         if distributed.is_main():
-            with distributed.no_sync():
+            with distributed.local_norms():
                 visualizer.log_scores(self._score(position))
         distributed.barrier()
 
