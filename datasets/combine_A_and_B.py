@@ -10,12 +10,8 @@ the result x.jpg.
 from __future__ import annotations
 
 import concurrent.futures
-import functools
 import itertools
-import os
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from PIL import Image
@@ -58,34 +54,24 @@ def combine(pair: Pair) -> None:
     beside(a, b).save(path_ab, **options.get(path_ab.suffix.lower(), {}))
 
 
-def attempt(work: Callable[[Pair], None], pair: Pair) -> str | None:
-    """Do the work on a pair; returns what went wrong, since errors don't always pickle."""
+def attempt(pair: Pair) -> str | None:
+    """Combine a pair; returns what went wrong."""
     try:
-        work(pair)
+        combine(pair)
     except (UserError, OSError, ValueError, MemoryError) as e:
         return str(e) if isinstance(e, UserError) else f"{pair[0]}: {e!r}"
     return None
 
 
-def combine_all(pairs: list[Pair], processes: int | None = None) -> None:
-    """Combine each pair; `processes` of 1 stays in this process, None takes one per core.
+def combine_all(pairs: list[Pair], threads: int | None = None) -> None:
+    """Combine each pair, in threads: Pillow holds no lock while it decodes and encodes.
 
     Raises:
         UserError: Some pairs failed. The others have been tried all the same, so that one run
             shows all that is wrong.
     """
-    work = functools.partial(attempt, combine)
-    if processes == 1 or len(pairs) < 2:
-        results: Iterable[str | None] = map(work, pairs)
-        failures = [r for r in results if r]
-    else:
-        try:
-            with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-                failures = [r for r in pool.map(work, pairs, chunksize=16) if r]
-        except BrokenProcessPool as e:
-            raise UserError(
-                "a worker process was killed, perhaps for memory: use --no_multiprocessing"
-            ) from e
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        failures = [r for r in pool.map(attempt, pairs) if r]
     if failures:
         more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
         shown = "; ".join(failures[:SHOWN])
@@ -100,15 +86,17 @@ def pictures(folder: Path) -> list[Path]:
 def find_pairs(
     fold_a: Path, fold_b: Path, fold_ab: Path, num_imgs: int, use_ab: bool
 ) -> tuple[list[Pair], list[Path]]:
-    """The pairs of one split, and the pictures of A that have no partner."""
-    found = [p for p in pictures(fold_a) if not use_ab or "_A." in p.name][:num_imgs]
-    pairs, alone = [], []
-    for a in found:
-        b = fold_b / (a.name.replace("_A.", "_B.") if use_ab else a.name)
-        if b.is_file():
-            pairs.append((a, b, fold_ab / (a.name.replace("_A.", ".") if use_ab else a.name)))
-        else:
-            alone.append(a)
+    """The pairs of one split, and the pictures of both sides that have no partner."""
+    in_a = [p for p in pictures(fold_a) if not use_ab or "_A." in p.name]
+    in_b = [p for p in pictures(fold_b) if not use_ab or "_B." in p.name]
+    partners = {a: fold_b / (a.name.replace("_A.", "_B.") if use_ab else a.name) for a in in_a}
+    alone = [a for a, b in partners.items() if not b.is_file()]
+    alone += sorted({*in_b} - {*partners.values()})
+    pairs = [
+        (a, partners[a], fold_ab / (a.name.replace("_A.", ".") if use_ab else a.name))
+        for a in in_a[:num_imgs]
+        if partners[a].is_file()
+    ]
     return pairs, alone
 
 
@@ -120,7 +108,7 @@ def main() -> None:
     parser.add_argument("--fold_AB", required=True, type=Path, help="gets the combined pictures")
     parser.add_argument("--num_imgs", type=int, default=1000000, help="at most, of each split")
     parser.add_argument("--use_AB", action="store_true", help="pairs are x_A.jpg and x_B.jpg")
-    parser.add_argument("--no_multiprocessing", action="store_true", help="only one process")
+    parser.add_argument("--no_multiprocessing", action="store_true", help="only one thread")
     args = parser.parse_args()
     if args.num_imgs < 1:
         parser.error(f"--num_imgs {args.num_imgs}: must be 1 or more")
@@ -128,13 +116,15 @@ def main() -> None:
         if not getattr(args, flag).is_dir():
             parser.error(f"--{flag} {getattr(args, flag)}: there is no such folder")
 
-    splits = sorted(p.name for p in args.fold_A.iterdir() if p.is_dir())
-    splits = [s for s in splits if (args.fold_B / s).is_dir()]
+    sides = [{p.name for p in f.iterdir() if p.is_dir()} for f in (args.fold_A, args.fold_B)]
+    splits = sorted(sides[0] & sides[1])
     if not splits:
         raise UserError(
             f"{args.fold_A} and {args.fold_B} have no subfolder in common: "
             "the pictures must be in train, val or test below both"
         )
+    if one_sided := sorted(sides[0] ^ sides[1]):
+        print(f"left out, since only one side has them: {', '.join(one_sided)}")
     for split in splits:
         must_be_free(args.fold_AB / split)
     with staged(args.fold_AB) as folder:
@@ -144,7 +134,7 @@ def main() -> None:
                 args.fold_A / split, args.fold_B / split, folder / split, args.num_imgs, args.use_AB
             )
             if alone:
-                print(f"{split}: {len(alone)} of A have no partner in B, such as {alone[0].name}")
+                print(f"{split}: {len(alone)} have no partner, such as {alone[0]}")
             if pairs:
                 (folder / split).mkdir()
                 jobs[split] = pairs
@@ -155,7 +145,7 @@ def main() -> None:
                 f"a pair has {shape}"
             )
         everything = list(itertools.chain.from_iterable(jobs.values()))
-        combine_all(everything, 1 if args.no_multiprocessing else os.cpu_count())
+        combine_all(everything, 1 if args.no_multiprocessing else None)
     for split, pairs in jobs.items():
         print(f"{split}: {len(pairs)} pairs in {args.fold_AB / split}")
 

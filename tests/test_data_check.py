@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +205,18 @@ def test_the_program_runs_in_any_folder(tmp_path):
     result = helpers.run_process(program, "--dataroot", tmp_path / "good", cwd=tmp_path)
     assert (result.code, result.err) == (1, "")
     assert "for pairs side by side in one file say --model pix2pix" in result.out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_file_name_that_is_no_utf8(tmp_path):
+    helpers.unaligned(tmp_path)
+    with open(os.path.join(os.fsencode(tmp_path / "trainA"), b"caf\xe9.png"), "wb") as file:
+        file.write(b"no picture")
+    program = helpers.ROOT / "scripts/check_dataset.py"
+    more = {"PYTHONIOENCODING": "utf-8:strict"}  # as in most people's terminals
+    result = helpers.run_process(program, "--dataroot", tmp_path, more=more)
+    assert (result.code, result.err) == (1, "")
+    assert r"trainA/caf\udce9.png: " in result.out
 
 
 OWN = '''

@@ -391,10 +391,14 @@ def test_combine(tmp_path: Path, extra: list[str]):
         picture(tmp_path / f"A/train/{i}.png", (i, 10, 20))
         picture(tmp_path / f"B/train/{i}.png", (i, 200, 100))
     picture(tmp_path / "A/train/alone.png", RED)
+    picture(tmp_path / "B/train/other.png", RED)
+    picture(tmp_path / "A/val/0.png", RED)
     picture(tmp_path / "A/test/0.Png", RED)
     picture(tmp_path / "B/test/0.Png", GREEN)
     result = tool("combine_A_and_B", *fold(tmp_path), *extra)
-    assert "1 of A have no partner in B, such as alone.png" in result.stdout
+    alone = tmp_path / "A/train/alone.png"
+    assert f"train: 2 have no partner, such as {alone}\n" in result.stdout
+    assert "left out, since only one side has them: val\n" in result.stdout
     assert sorted(p.name for p in (tmp_path / "AB/train").iterdir()) == ["0.png", "1.png", "2.png"]
     for i in range(3):
         both = np.asarray(Image.open(tmp_path / f"AB/train/{i}.png"))
@@ -408,7 +412,9 @@ def test_combine_use_ab_and_num_imgs(tmp_path: Path):
     for i in range(3):
         picture(tmp_path / f"A/train/{i}_A.png", RED)
         picture(tmp_path / f"B/train/{i}_B.png", BLUE)
-    tool("combine_A_and_B", *fold(tmp_path), "--use_AB", "--num_imgs", "2")
+    result = tool("combine_A_and_B", *fold(tmp_path), "--use_AB", "--num_imgs", "2")
+    assert "no partner" not in result.stdout
+    assert "left out" not in result.stdout
     assert everything(tmp_path / "AB") == ["train", "train/0.png", "train/1.png"]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import signal
@@ -68,6 +69,8 @@ def one_line_errors() -> Iterator[None]:
     the program ends without a word. The rest are bugs and show.
     """
     leave_out_warnings()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         _raise_on_interrupt()
         try:
