@@ -12,6 +12,7 @@ from models.speed import acceleration, gradient_scale, layout
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
+from options.speed import choose_fast
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, run_process, succeed, unaligned
 
@@ -345,7 +346,7 @@ def test_what_fast_is_on_a_gpu(training, accumulate, bf16, wanted, tmp_path, mon
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     opt = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1").parse(save=False)
     opt.isTrain, opt.accumulate = training, accumulate
-    assert " ".join(acceleration.choose_fast(opt, torch.device("cuda"), set())) == wanted
+    assert " ".join(choose_fast(opt, torch.device("cuda"), set())) == wanted
     assert opt.cuda_graphs is ("--cuda_graphs" in wanted)
 
 
