@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import create_model, networks
-from models.speed import acceleration, gradient_scale, layout
+from models.speed import acceleration, gradient_scale, layout, passes
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
@@ -106,9 +106,9 @@ def test_batch_norm_and_dropout_keep_their_own_passes():
         ("instance", True, False),
     ]:
         net = networks.define_G(3, 3, 4, "resnet_6blocks", norm, dropout)
-        assert acceleration.fits_one_pass(net, x, x) is free
-        assert acceleration.fits_one_pass(net.eval(), x, x)
-    assert not acceleration.fits_one_pass(net, x, torch.rand(1, 3, 32, 36))
+        assert passes.fits_one_pass(net, x, x) is free
+        assert passes.fits_one_pass(net.eval(), x, x)
+    assert not passes.fits_one_pass(net, x, torch.rand(1, 3, 32, 36))
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path):
@@ -354,7 +354,7 @@ def test_auto_shares_passes_on_a_cpu_where_that_pays_and_stays_close():
     small, large = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 128, 128)
     found = {
         (choice, net): [
-            acceleration.wants_one_pass(Namespace(batch_passes=choice, netG=net), x)
+            passes.wants_one_pass(Namespace(batch_passes=choice, netG=net), x)
             for x in (small, large)
         ]
         for choice in ("auto", "on", "off")

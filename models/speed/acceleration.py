@@ -1,4 +1,4 @@
-"""Mixed precision, compilation and shared passes; the code of models does not change for them.
+"""Mixed precision, compilation and memory layout; the code of models does not change for them.
 
 `prepare` changes how a network computes. Names, shapes and files of its weights stay the same.
 Losses and optimizers see float32, whatever precision the network uses inside.
@@ -6,7 +6,6 @@ Losses and optimizers see float32, whatever precision the network uses inside.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -18,15 +17,13 @@ from util.errors import UserError
 
 from .gradient_scale import GradientScale
 from .layout import contiguous_gradients, keep_layout
-from .prepared import forget_passes, has_hooks, prepared
+from .passes import forget_passes
+from .prepared import prepared
 from .sync_norm import leave_out_of_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
-_PACKAGE = __name__.removesuffix(".speed.acceleration")
-_KNOWN = tuple(f"{_PACKAGE}.{name}" for name in ("networks", "norms", "antialias", "speed."))
-_KNOWN += ("torch.nn.",)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SHARING_PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
+_computing = threading.RLock()
 
 
 def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
@@ -39,9 +36,6 @@ def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     # a new size means a new search
     torch.backends.cudnn.benchmark = fixed_size and not deterministic
-
-
-_computing = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -131,34 +125,3 @@ def begin_iteration(graphs: bool = False) -> None:
     forget_passes()
     if graphs:  # the call imports the compiler
         torch.compiler.cudagraph_mark_step_begin()
-
-
-def independent_of_batch(net: nn.Module) -> bool:
-    """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
-    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    return not any(isinstance(module, mixing) and module.training for module in net.modules())
-
-
-def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
-    """Whether `--batch_passes` shares passes over pictures (N, C, H, W).
-
-    `auto` shares them on a GPU, which one picture does not keep busy, and on a CPU for ResNets if
-    pictures are not small. It does not for U-Nets on a CPU: instance norm over the few pixels of
-    the innermost maps amplifies rounding errors, so that results differ after a few steps.
-    """
-    if opt.batch_passes != "auto":
-        return opt.batch_passes == "on"
-    pays = "resnet" in opt.netG and pictures.shape[-2:].numel() >= SHARING_PAYS_ON_CPU
-    return pays or pictures.device.type == "cuda"
-
-
-def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
-    """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives.
-
-    A layer written elsewhere may mix the pictures of a batch. And where there are hooks, or weights
-    made anew in each pass (spectral norm), it counts how often a network is called.
-    """
-    known = all(type(m).__module__.startswith(_KNOWN) for m in net.modules())
-    own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
-    alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
-    return known and alike and independent_of_batch(net) and not (own_weights or has_hooks(net))
