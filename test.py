@@ -30,7 +30,7 @@ from models.inference.folder import FolderTranslation
 from models.inference.sizes import keep_sizes
 from models.inference.tiles import TileOptions, tile_generators
 from models.inference.translator import Translator
-from models.speed.acceleration import independent_of_batch
+from models.speed.passes import independent_of_batch
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork

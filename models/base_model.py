@@ -23,7 +23,8 @@ from .norms import add_spectral_norm
 from .schedulers import fast_forward, get_scheduler
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
-from .speed.prepared import prepared, share_pass
+from .speed.passes import fits_one_pass, share_pass, wants_one_pass
+from .speed.prepared import prepared
 from .speed.steps import Steps
 from .speed.sync_norm import synchronize_norms
 
@@ -283,9 +284,9 @@ class BaseModel(ModelFiles, ABC):
         returns the part of x: the same up to rounding. Else this does nothing, and `net(x)`
         computes as usual.
         """
-        shared = torch.is_grad_enabled() and acceleration.wants_one_pass(self.opt, inputs[0])
-        if shared and acceleration.fits_one_pass(net, *inputs):
-            share_pass(net, inputs)
+        shared = torch.is_grad_enabled() and wants_one_pass(self.opt, inputs[0])
+        if shared and fits_one_pass(net, *inputs):
+            share_pass(prepared(net), inputs)
 
     def remember_sums(self) -> Callable[[], None]:
         """A function that sets the gradients accumulated so far back to what they are now."""

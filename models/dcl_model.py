@@ -18,7 +18,7 @@ from util.image_pool import ImagePool
 
 from . import networks, patch_nce
 from .base_model import BaseModel
-from .speed.acceleration import fits_one_pass, wants_one_pass
+from .speed.passes import fits_one_pass, wants_one_pass
 
 
 class DCLModel(BaseModel):

@@ -19,7 +19,7 @@ from util.errors import UserError
 from .adversarial import add_options as add_discriminator_options
 from .init import init_net
 from .networks import GENERATORS, NORMS, ResnetGenerator
-from .speed.acceleration import independent_of_batch
+from .speed.passes import independent_of_batch
 
 FEATURE_NETWORKS = ("sample", "mlp_sample")
 Features = list[torch.Tensor]

@@ -16,13 +16,7 @@ import models
 from models.init import INIT_TYPES
 from models.networks import DISCRIMINATORS, GENERATORS
 from models.norms import NORMS
-from models.speed.acceleration import (
-    PRECISIONS,
-    choose_fast,
-    too_few_to_compile,
-    why_not_compile,
-    why_not_graphs,
-)
+from models.speed.acceleration import PRECISIONS
 from util import distributed
 from util.argument_types import experiment_name, number, whole_number
 from util.distributed import select_device
@@ -34,6 +28,8 @@ from util.run.saved_options import (
     parse_range,
     read_saved_options,
 )
+
+from .speed import choose_fast, too_few_to_compile, why_not_compile, why_not_graphs
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from models import create_model, networks
-from models.speed import acceleration, gradient_scale, layout
+from models.speed import acceleration, gradient_scale, layout, passes
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
+from options.speed import choose_fast
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, run_process, succeed, unaligned
 
@@ -105,9 +106,9 @@ def test_batch_norm_and_dropout_keep_their_own_passes():
         ("instance", True, False),
     ]:
         net = networks.define_G(3, 3, 4, "resnet_6blocks", norm, dropout)
-        assert acceleration.fits_one_pass(net, x, x) is free
-        assert acceleration.fits_one_pass(net.eval(), x, x)
-    assert not acceleration.fits_one_pass(net, x, torch.rand(1, 3, 32, 36))
+        assert passes.fits_one_pass(net, x, x) is free
+        assert passes.fits_one_pass(net.eval(), x, x)
+    assert not passes.fits_one_pass(net, x, torch.rand(1, 3, 32, 36))
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path):
@@ -345,7 +346,7 @@ def test_what_fast_is_on_a_gpu(training, accumulate, bf16, wanted, tmp_path, mon
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
     opt = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1").parse(save=False)
     opt.isTrain, opt.accumulate = training, accumulate
-    assert " ".join(acceleration.choose_fast(opt, torch.device("cuda"), set())) == wanted
+    assert " ".join(choose_fast(opt, torch.device("cuda"), set())) == wanted
     assert opt.cuda_graphs is ("--cuda_graphs" in wanted)
 
 
@@ -353,7 +354,7 @@ def test_auto_shares_passes_on_a_cpu_where_that_pays_and_stays_close():
     small, large = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 128, 128)
     found = {
         (choice, net): [
-            acceleration.wants_one_pass(Namespace(batch_passes=choice, netG=net), x)
+            passes.wants_one_pass(Namespace(batch_passes=choice, netG=net), x)
             for x in (small, large)
         ]
         for choice in ("auto", "on", "off")

@@ -8,7 +8,8 @@ import torch
 
 from models import create_model, networks
 from models.diffaug import KINDS, DiffAugment
-from models.speed.prepared import prepared, share_pass
+from models.speed.passes import share_pass
+from models.speed.prepared import prepared
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, TINY, aligned, run, seed_all, succeed, unaligned
 from util.errors import UserError

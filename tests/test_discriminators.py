@@ -12,7 +12,8 @@ from torch import nn
 
 from models import create_model, networks
 from models.norms import add_spectral_norm
-from models.speed.prepared import prepared, share_pass
+from models.speed.passes import share_pass
+from models.speed.prepared import prepared
 from models.weights import explain_mismatch
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, TINY, aligned, run, seed_all, succeed, unaligned

@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models import networks
-from models.speed import acceleration
+from models.speed import acceleration, passes
 from models.speed.gradient_scale import GradientScale
-from models.speed.prepared import forget_passes, prepared, share_pass
+from models.speed.passes import forget_passes, share_pass
+from models.speed.prepared import prepared
 from models.speed.steps import Steps
 from models.speed.sync_norm import synchronize_norms
 from tests.plain_models import batch, build, train, weights
@@ -184,25 +185,25 @@ class MinibatchStd(nn.Module):
 
 def test_networks_that_count_calls_or_mix_pictures_keep_their_own_passes():
     conv = nn.Conv2d(3, 4, 3)
-    assert acceleration.fits_one_pass(nn.Sequential(conv, nn.ReLU()), X, X)
-    assert not acceleration.fits_one_pass(nn.Sequential(conv, MinibatchStd()), X, X)
+    assert passes.fits_one_pass(nn.Sequential(conv, nn.ReLU()), X, X)
+    assert not passes.fits_one_pass(nn.Sequential(conv, MinibatchStd()), X, X)
     normed = nn.utils.parametrizations.spectral_norm(copy.deepcopy(conv))
-    assert not acceleration.fits_one_pass(nn.Sequential(normed), X, X)
-    assert not acceleration.fits_one_pass(nn.Sequential(nn.utils.spectral_norm(conv)), X, X)
+    assert not passes.fits_one_pass(nn.Sequential(normed), X, X)
+    assert not passes.fits_one_pass(nn.Sequential(nn.utils.spectral_norm(conv)), X, X)
     net = networks.define_D(3, 4, "basic", norm="none")
-    assert acceleration.fits_one_pass(net, X, X)
+    assert passes.fits_one_pass(net, X, X)
     net.model[0].register_forward_hook(lambda *_: None)
-    assert not acceleration.fits_one_pass(net, X, X)
+    assert not passes.fits_one_pass(net, X, X)
 
 
 def test_a_shared_pass_ends_at_a_step():
     """A fused optimizer changes weights without a new version of them."""
     net = nn.Conv2d(3, 1, 1)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1, fused=True)
-    share_pass(net, [X, X + 1])
+    share_pass(prepared(net), [X, X + 1])
     net(X).mean().backward()
     y = X + 1
-    share_pass(net, [X, y])
+    share_pass(prepared(net), [X, y])
     optimizer.step()
     torch.testing.assert_close(net(y), nn.functional.conv2d(y, net.weight, net.bias))
     forget_passes()
@@ -236,7 +237,7 @@ def test_optimizers_that_take_turns_at_a_weight_have_sums_of_their_own():
             optimizer.zero_grad()
             (slope * p).backward()
             optimizer.step()
-    assert float(p) == -1 * 3.0 - 10 * 7.0
+    assert p.item() == -1 * 3.0 - 10 * 7.0
 
 
 def test_hooks_on_weights_are_refused(tmp_path):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data.image_folder import note_frames
 from data.pictures.reading import Picture, naming, read_picture
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
-from models.speed.acceleration import independent_of_batch
+from models.speed.passes import independent_of_batch
 from util.background import BackgroundWork
 from util.errors import UserError, in_one_line
 from util.result_names import output_names

@@ -123,7 +123,7 @@ def _device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as e:
-        raise UserError(f"device '{device}' can't be used: {str(e).splitlines()[0]}") from e
+        raise UserError(f"device '{device}' can't be used: {first_line(e)}") from e
     return chosen
 
 

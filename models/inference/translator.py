@@ -21,7 +21,8 @@ from torch import nn
 
 from data.pictures.reading import Picture, from_pil, naming, read_picture
 from data.pictures.values import FARTHEST, Range, change_depth, fit_channels, from_unit, to_unit
-from models.speed.acceleration import arithmetic, independent_of_batch
+from models.speed.acceleration import arithmetic
+from models.speed.passes import independent_of_batch
 from util.errors import UserError, first_line, warn
 
 from .sizes import KeepsSize, size_rule

@@ -1,4 +1,4 @@
-"""Mixed precision, compilation and shared passes; the code of models does not change for them.
+"""Mixed precision, compilation and memory layout; the code of models does not change for them.
 
 `prepare` changes how a network computes. Names, shapes and files of its weights stay the same.
 Losses and optimizers see float32, whatever precision the network uses inside.
@@ -6,7 +6,6 @@ Losses and optimizers see float32, whatever precision the network uses inside.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -14,23 +13,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from util import distributed
 from util.errors import UserError
 
 from .gradient_scale import GradientScale
 from .layout import contiguous_gradients, keep_layout
-from .prepared import forget_passes, has_hooks, prepared
+from .passes import forget_passes
+from .prepared import prepared
 from .sync_norm import leave_out_of_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
-_PACKAGE = __name__.removesuffix(".speed.acceleration")
-_KNOWN = tuple(f"{_PACKAGE}.{name}" for name in ("networks", "norms", "antialias", "speed."))
-_KNOWN += ("torch.nn.",)
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SHARING_PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
-# Pictures from which on compiling saves more time than it takes, by `isTrain`: it takes about a
-# minute, and makes an iteration 20 to 50 ms shorter.
-COMPILING_PAYS = {True: 3000, False: 20000}
+_computing = threading.RLock()
 
 
 def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
@@ -43,9 +36,6 @@ def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     # a new size means a new search
     torch.backends.cudnn.benchmark = fixed_size and not deterministic
-
-
-_computing = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -67,62 +57,6 @@ def arithmetic(precision: str, kind: str) -> Iterator[None]:
                 cudnn.allow_tf32 = before
     else:
         yield
-
-
-def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str]) -> list[str]:
-    """Set the options that `--fast` stands for, unless given; returns them as text for the user."""
-    chosen = {}
-    if device.type == "cuda":
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen["precision"] = "bf16" if bf16 else "fp16"
-        chosen["compile"] = chosen["channels_last"] = True
-        # Not yet tried with fp16 or several processes; batches that are added up exclude them.
-        alone = distributed.world_size() == 1 and getattr(opt, "accumulate", 1) == 1
-        chosen["cuda_graphs"] = opt.isTrain and bf16 and alone
-    elif device.type == "cpu":
-        # without hardware support bf16 is emulated, and slower
-        if has_fast_bf16():
-            chosen["precision"] = "bf16"
-        chosen["compile"] = True
-    chosen["batch_passes"] = "on"
-    for name, value in chosen.items():
-        if name not in explicit:
-            setattr(opt, name, value)
-    flags = ("compile", "channels_last", "cuda_graphs")
-    return [f"--precision {opt.precision}", *(f"--{name}" for name in flags if getattr(opt, name))]
-
-
-def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:
-    """Why `--fast` should not compile for this number of pictures; None if it should."""
-    minimum = COMPILING_PAYS[opt.isTrain]
-    if pictures >= minimum:
-        return None
-    return (
-        f"it pays from {minimum} pictures on, and there are {pictures} in all (--compile does it "
-        "anyway)"
-    )
-
-
-def has_fast_bf16() -> bool:
-    """Whether the CPU has bf16 instructions."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = file.read()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def why_not_compile(opt: argparse.Namespace, device: torch.device) -> str | None:
-    """Why `--compile` does not work here; None if it does. Tries to compile a small function."""
-    if opt.preprocess in ("scale_width", "none"):
-        return f"--preprocess {opt.preprocess} gives pictures of many sizes"
-    try:
-        torch.compile(lambda x: (x * 2 + 1).relu())(torch.ones(8, device=device))
-    except Exception as e:
-        first = str(e).strip().splitlines()
-        return f"the compiler does not work here ({first[0][:120] if first else type(e).__name__})"
-    return None
 
 
 def prepare(
@@ -191,41 +125,3 @@ def begin_iteration(graphs: bool = False) -> None:
     forget_passes()
     if graphs:  # the call imports the compiler
         torch.compiler.cudagraph_mark_step_begin()
-
-
-def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
-    """Why `--cuda_graphs` does not work here; None if it does."""
-    if device.type != "cuda":
-        return "it needs a CUDA device"
-    return None if opt.compile else "it needs --compile"
-
-
-def independent_of_batch(net: nn.Module) -> bool:
-    """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
-    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    return not any(isinstance(module, mixing) and module.training for module in net.modules())
-
-
-def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
-    """Whether `--batch_passes` shares passes over pictures (N, C, H, W).
-
-    `auto` shares them on a GPU, which one picture does not keep busy, and on a CPU for ResNets if
-    pictures are not small. It does not for U-Nets on a CPU: instance norm over the few pixels of
-    the innermost maps amplifies rounding errors, so that results differ after a few steps.
-    """
-    if opt.batch_passes != "auto":
-        return opt.batch_passes == "on"
-    pays = "resnet" in opt.netG and pictures.shape[-2:].numel() >= SHARING_PAYS_ON_CPU
-    return pays or pictures.device.type == "cuda"
-
-
-def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
-    """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives.
-
-    A layer written elsewhere may mix the pictures of a batch. And where there are hooks, or weights
-    made anew in each pass (spectral norm), it counts how often a network is called.
-    """
-    known = all(type(m).__module__.startswith(_KNOWN) for m in net.modules())
-    own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
-    alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
-    return known and alike and independent_of_batch(net) and not (own_weights or has_hooks(net))

@@ -1,26 +1,23 @@
-"""Adds autocast, loss scaling, shared passes and augmentation, by a subclass of the class."""
+"""Gives a network, in place, a subclass of its class.
+
+That adds autocast, loss scaling, shared passes and augmentation.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import functools
-import itertools
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.hooks import RemovableHandle
 
 from .gradient_scale import GradientScale
-from .layout import contiguous_gradient
+from .passes import has_hooks, take
 
-# What `has_hooks` found, and when: a look at every layer in each call would take long.
-_hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
 _full_precision = False
 _uncompiled = False
 
@@ -36,7 +33,7 @@ class Prepared(nn.Module):
         """Return the result of a shared pass, or call the network with loss scaling."""
         learns = torch.is_grad_enabled()
         if learns and not kwargs and len(args) == 1:
-            result = _take(self, args[0])
+            result = take(self, args[0])
             if result is not None:
                 return result
         penalized = learns and _wants_input_gradients((args, kwargs))
@@ -117,24 +114,6 @@ def _subclass(mixin: type[Prepared], parent: type[nn.Module]) -> type[nn.Module]
     return type(parent.__name__, (mixin, parent), names)
 
 
-def has_hooks(net: nn.Module) -> bool:
-    """Whether a network has hooks of a model's own, which see what goes on inside."""
-    # goes up with every hook, whatever it is on; one that was removed counts until the next one
-    registered = RemovableHandle.next_id
-    known = _hooked.get(net)
-    if known is None or known[0] != registered:
-        kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-        hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
-        # those of torch make weights: spectral norm and the like
-        own = any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
-        _hooked[net] = known = registered, own
-    return known[1]
-
-
-def _is_of_torch(hook: Any) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")
-
-
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Within, prepared networks compute in float32."""
@@ -168,61 +147,3 @@ def _wants_input_gradients(inputs: Any) -> bool:
 def _in_float32(x: Any) -> Any:
     half = torch.is_tensor(x) and x.dtype in (torch.bfloat16, torch.float16)
     return x.float() if half else x
-
-
-# --------------------------------------------------------------------------------- shared passes
-class _Part(NamedTuple):
-    """The result of a shared pass for one of its inputs."""
-
-    input: torch.Tensor
-    versions: tuple[int, int]  # of the input and of the weights
-    result: Any
-
-
-_parts: weakref.WeakKeyDictionary[nn.Module, list[_Part]] = weakref.WeakKeyDictionary()
-
-
-def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-    """Run a network on inputs (N, C, H, W) as one larger batch.
-
-    `net(x)` then returns the part of x, once, unless x or the weights have changed in between.
-    """
-    _forget_at_steps()
-    _parts.pop(prepared(net), None)
-    results, weights = net(torch.cat(list(inputs))), _version(net)
-    starts = itertools.accumulate((len(x) for x in inputs), initial=0)
-    # not `split`, whose views can't be changed in place
-    _parts[net] = [
-        _Part(x, (x._version, weights), _rows(results, start, len(x)))
-        for x, start in zip(inputs, starts, strict=False)
-    ]
-
-
-def _rows(results: Any, start: int, length: int) -> Any:
-    return tree_map(lambda result: result.narrow(0, start, length), results)
-
-
-def forget_passes() -> None:
-    """Drop results that were not used."""
-    _parts.clear()
-
-
-@functools.cache
-def _forget_at_steps() -> None:
-    # fused optimizers change weights without a new version
-    register_optimizer_step_post_hook(lambda *_: forget_passes())
-
-
-def _take(net: nn.Module, x: Any) -> Any:
-    parts = _parts.get(net)
-    if not parts:
-        return None
-    found = next((part for part in parts if part.input is x), None)
-    if found is None:
-        return None
-    parts.remove(found)
-    return found.result if found.versions == (x._version, _version(net)) else None
-
-
-def _version(net: nn.Module) -> int:
-    return sum(p._version for p in net.parameters())

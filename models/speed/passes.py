@@ -1,0 +1,132 @@
+"""One pass of a network over several inputs: whether it gives the same, and whether it pays."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
+
+from .layout import contiguous_gradient
+
+_PACKAGE = __name__.removesuffix(".speed.passes")
+_KNOWN = tuple(f"{_PACKAGE}.{name}" for name in ("networks", "norms", "antialias", "speed."))
+_KNOWN += ("torch.nn.",)
+SHARING_PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
+# What `has_hooks` found, and when: a look at every layer in each call would take long.
+_hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
+
+
+def independent_of_batch(net: nn.Module) -> bool:
+    """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
+    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+    return not any(isinstance(module, mixing) and module.training for module in net.modules())
+
+
+def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
+    """Whether `--batch_passes` shares passes over pictures (N, C, H, W).
+
+    `auto` shares them on a GPU, which one picture does not keep busy, and on a CPU for ResNets if
+    pictures are not small. It does not for U-Nets on a CPU: instance norm over the few pixels of
+    the innermost maps amplifies rounding errors, so that results differ after a few steps.
+    """
+    if opt.batch_passes != "auto":
+        return opt.batch_passes == "on"
+    pays = "resnet" in opt.netG and pictures.shape[-2:].numel() >= SHARING_PAYS_ON_CPU
+    return pays or pictures.device.type == "cuda"
+
+
+def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
+    """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives.
+
+    A layer written elsewhere may mix the pictures of a batch. And where there are hooks, or weights
+    made anew in each pass (spectral norm), it counts how often a network is called.
+    """
+    known = all(type(m).__module__.startswith(_KNOWN) for m in net.modules())
+    own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
+    alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
+    return known and alike and independent_of_batch(net) and not (own_weights or has_hooks(net))
+
+
+def has_hooks(net: nn.Module) -> bool:
+    """Whether a network has hooks of a model's own, which see what goes on inside."""
+    # goes up with every hook, whatever it is on; one that was removed counts until the next one
+    registered = RemovableHandle.next_id
+    known = _hooked.get(net)
+    if known is None or known[0] != registered:
+        kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+        hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
+        # those of torch make weights: spectral norm and the like
+        own = any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
+        _hooked[net] = known = registered, own
+    return known[1]
+
+
+def _is_of_torch(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")
+
+
+class _Part(NamedTuple):
+    """The result of a shared pass for one of its inputs."""
+
+    input: torch.Tensor
+    versions: tuple[int, int]  # of the input and of the weights
+    result: Any
+
+
+_parts: weakref.WeakKeyDictionary[nn.Module, list[_Part]] = weakref.WeakKeyDictionary()
+
+
+def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    """Run a prepared network on inputs (N, C, H, W) as one larger batch.
+
+    `net(x)` then returns the part of x, once, unless x or the weights have changed in between.
+    """
+    _forget_at_steps()
+    _parts.pop(net, None)
+    results, weights = net(torch.cat(list(inputs))), _version(net)
+    starts = itertools.accumulate((len(x) for x in inputs), initial=0)
+    # not `split`, whose views can't be changed in place
+    _parts[net] = [
+        _Part(x, (x._version, weights), _rows(results, start, len(x)))
+        for x, start in zip(inputs, starts, strict=False)
+    ]
+
+
+def _rows(results: Any, start: int, length: int) -> Any:
+    return tree_map(lambda result: result.narrow(0, start, length), results)
+
+
+def forget_passes() -> None:
+    """Drop results that were not used."""
+    _parts.clear()
+
+
+@functools.cache
+def _forget_at_steps() -> None:
+    # fused optimizers change weights without a new version
+    register_optimizer_step_post_hook(lambda *_: forget_passes())
+
+
+def take(net: nn.Module, x: Any) -> Any:
+    """The part of a shared pass that belongs to x; None if there is none."""
+    parts = _parts.get(net)
+    if not parts:
+        return None
+    found = next((part for part in parts if part.input is x), None)
+    if found is None:
+        return None
+    parts.remove(found)
+    return found.result if found.versions == (x._version, _version(net)) else None
+
+
+def _version(net: nn.Module) -> int:
+    return sum(p._version for p in net.parameters())

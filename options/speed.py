@@ -1,0 +1,76 @@
+"""What `--fast`, `--compile` and `--cuda_graphs` come to on this machine."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from util import distributed
+from util.errors import first_line
+
+# Pictures from which on compiling saves more time than it takes, by `isTrain`: it takes about a
+# minute, and makes an iteration 20 to 50 ms shorter.
+COMPILING_PAYS = {True: 3000, False: 20000}
+
+
+def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str]) -> list[str]:
+    """Set the options that `--fast` stands for, unless given; returns them as text for the user."""
+    chosen = {}
+    if device.type == "cuda":
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        chosen["precision"] = "bf16" if bf16 else "fp16"
+        chosen["compile"] = chosen["channels_last"] = True
+        # Not yet tried with fp16 or several processes; batches that are added up exclude them.
+        alone = distributed.world_size() == 1 and getattr(opt, "accumulate", 1) == 1
+        chosen["cuda_graphs"] = opt.isTrain and bf16 and alone
+    elif device.type == "cpu":
+        # without hardware support bf16 is emulated, and slower
+        if has_fast_bf16():
+            chosen["precision"] = "bf16"
+        chosen["compile"] = True
+    chosen["batch_passes"] = "on"
+    for name, value in chosen.items():
+        if name not in explicit:
+            setattr(opt, name, value)
+    flags = ("compile", "channels_last", "cuda_graphs")
+    return [f"--precision {opt.precision}", *(f"--{name}" for name in flags if getattr(opt, name))]
+
+
+def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:
+    """Why `--fast` should not compile for this number of pictures; None if it should."""
+    minimum = COMPILING_PAYS[opt.isTrain]
+    if pictures >= minimum:
+        return None
+    return (
+        f"it pays from {minimum} pictures on, and there are {pictures} in all (--compile does it "
+        "anyway)"
+    )
+
+
+def has_fast_bf16() -> bool:
+    """Whether the CPU has bf16 instructions."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = file.read()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def why_not_compile(opt: argparse.Namespace, device: torch.device) -> str | None:
+    """Why `--compile` does not work here; None if it does. Tries to compile a small function."""
+    if opt.preprocess in ("scale_width", "none"):
+        return f"--preprocess {opt.preprocess} gives pictures of many sizes"
+    try:
+        torch.compile(lambda x: (x * 2 + 1).relu())(torch.ones(8, device=device))
+    except Exception as e:  # whatever the compiler and what it calls raise
+        return f"the compiler does not work here ({first_line(e)[:120]})"
+    return None
+
+
+def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
+    """Why `--cuda_graphs` does not work here; None if it does."""
+    if device.type != "cuda":
+        return "it needs a CUDA device"
+    return None if opt.compile else "it needs --compile"
