@@ -12,7 +12,6 @@ may have packages of those names: neither sees the other's.
 from __future__ import annotations
 
 import ast
-import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
@@ -112,7 +111,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
         elif value is not False:
             words.append(f"--{name}" if value is True else f"--{name}={value}")
     # what the programs print is told on stderr: stdout is the host's
-    with unchanged_process(), contextlib.redirect_stdout(sys.stderr):
+    with unchanged_process(sys.stderr):
         options_of_call = EvaluateOptions(words)
         options_of_call.PARSER = RaisingParser
         opt = options_of_call.parse(save=False)

@@ -20,7 +20,7 @@ from models.speed.acceleration import PRECISIONS
 from util import distributed
 from util.argument_types import experiment_name, number, whole_number
 from util.distributed import select_device
-from util.errors import OneLineParser, UserError
+from util.errors import OneLineParser, UserError, warn
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import (
     DEFAULT_NAME,
@@ -362,6 +362,11 @@ class BaseOptions:
             # the generator for the other direction: channels change places
             channels = saved.get("input_nc", ""), saved.get("output_nc", "")
             saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
+        elif against and "direction" in saved:
+            warn(
+                f"--direction {opt.direction}, but this experiment was trained --direction "
+                f"{saved['direction']}: its networks get pictures of the other side"
+            )
         changed: dict[str, Any] = {}
         for action in self.parser._actions:
             name = action.dest

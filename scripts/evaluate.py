@@ -24,7 +24,7 @@ end_quietly_on_interrupt()  # in front of the imports that take seconds
 from data import create_dataset
 from models import create_model
 from options.evaluate_options import EvaluateOptions
-from util.errors import one_line_errors
+from util.errors import run_tool
 from util.files import make_writable, write_whole
 from util.scores.evaluation import evaluate
 from util.scores.report import table
@@ -41,12 +41,11 @@ def main() -> None:
     make_writable(folder, "--results_dir")  # told now, not after the work
     facts = evaluate(opt, model, dataset)
     text = table(facts)
+    print(text)
     write_whole(folder / "scores.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
     write_whole(folder / "scores.txt", text + "\n")
-    print(text)
     print(f"wrote {os.path.join(folder, 'scores.json')} and scores.txt")
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_tool(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from util.display.loggers import RecordLogger
 from util.display.loss_record import LossRecord, cut_after, read_records, thin
 
 
@@ -137,3 +139,22 @@ def test_thin():
         assert kept[-1:] == list(range(n))[-1:]
     # What was shown stays shown while the curve grows, but for its end.
     assert set(thin(range(3000), 1000)[:-1]) <= set(thin(range(3100), 1000))
+
+
+def test_records_of_a_time_without_room_come_later(tmp_path, monkeypatch, capsys):
+    logger = RecordLogger(tmp_path, "losses", 0)
+    rows = [{"images": i, "progress": i / 9, "losses": {"G": float(i)}} for i in range(5)]
+    write, disk = LossRecord.append, {}
+
+    def append(self: LossRecord, record: dict) -> None:
+        if disk["full"]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, record)
+
+    monkeypatch.setattr(LossRecord, "append", append)
+    for i, row in enumerate(rows):
+        disk["full"] = i in (1, 2)
+        logger.log_losses(row)
+    logger.close()
+    assert read_records(tmp_path / "losses.jsonl") == rows
+    assert capsys.readouterr().err.count("No space left on device") == 1

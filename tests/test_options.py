@@ -404,6 +404,20 @@ def test_architecture_comes_back_at_test_time(tmp_path, capsys):
     assert all(f"{name}={SAVED[name]}" in told[0] for name in RESTORED)
 
 
+@pytest.mark.parametrize(
+    ("words", "train"),
+    [(["--model", "cycle_gan"], False), (["--continue_train"], True)],
+)
+def test_a_direction_against_the_training_is_said(words, train, tmp_path, capsys):
+    experiment(tmp_path, **{**SAVED, "input_nc": 3, "output_nc": 3})
+    parse(tmp_path, "--name", "x", *words, "--direction", "BtoA", train=train)
+    assert not capsys.readouterr().err
+    parse(tmp_path, "--name", "x", *words, "--direction", "AtoB", train=train)
+    assert "--direction AtoB, but this experiment was trained --direction BtoA" in (
+        capsys.readouterr().err
+    )
+
+
 def test_what_is_given_wins_over_what_was_saved(tmp_path, capsys):
     experiment(tmp_path, **SAVED)
     words = "--name x --model cycle_gan --netG resnet_6blocks --no_dropout --ngf=8".split()

@@ -20,6 +20,7 @@ from PIL import Image
 
 import models
 from models import Translator, load_generator
+from models.inference.loading import unchanged_process
 from models.networks import define_G
 from models.speed.acceleration import arithmetic
 from tests.helpers import (
@@ -242,6 +243,18 @@ def test_fp32_turns_tf32_off_in_tiles_too(tile, capfd):
         net.translator(precision)(pixels(50, 40), tile=tile)
         assert set(net.flags) == {flag}
         assert torch.backends.cudnn.allow_tf32
+
+
+def test_other_threads_print_as_ever_while_a_model_is_made(capsys):
+    printed = io.StringIO()
+    with unchanged_process(printed):
+        print("inside")
+        thread = threading.Thread(target=print, args=("outside",))
+        thread.start()
+        thread.join()
+    print("after")
+    assert printed.getvalue() == "inside\n"
+    assert capsys.readouterr().out == "outside\nafter\n"
 
 
 def test_threads_that_need_fp32_take_turns():

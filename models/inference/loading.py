@@ -7,6 +7,7 @@ import ast
 import contextlib
 import io
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def load_generator(
         name = f"G_{side}"
         path = choose_weights(folder, str(epoch), name, weights)
     state = checkpoint.load_weights(path, "cpu")
-    with _rebuilding, unchanged_process():
+    with unchanged_process(io.StringIO()):
         net, built = _rebuild(state, saved, path, name)
     options = {**saved, **built}
     options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
@@ -234,23 +235,38 @@ def _of_model(
     folder = path.parent
     values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
     values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = kind(argparse.Namespace(**values))
+    model = kind(argparse.Namespace(**values))
     net = getattr(model, "net" + name)
     if problem := _load(net, state):
         raise UserError(problem)
     return net, {**values, **_channels(state, values["input_nc"], values["output_nc"])}
 
 
+class _OfThread:
+    """Stands for `sys.stdout`: what one thread prints goes elsewhere."""
+
+    def __init__(self, usual: Any, other: Any):
+        self.usual, self.other, self.thread = usual, other, threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        here = threading.get_ident() == self.thread
+        return getattr(self.other if here else self.usual, name)
+
+
 @contextlib.contextmanager
-def unchanged_process() -> Iterator[None]:
-    """Restore random sources, warnings and backends at the end, which making a model changes."""
+def unchanged_process(prints: Any) -> Iterator[None]:
+    """Restore random sources, warnings and backends at the end, which making a model changes.
+
+    One thread at a time. What it prints within goes to the file `prints`.
+    """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
-    sources = randomness.get_state()
-    try:
-        with warnings.catch_warnings():
-            yield
-    finally:
-        cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = flags
-        randomness.set_state(sources)
+    with _rebuilding:
+        flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
+        sources = randomness.get_state()
+        elsewhere = contextlib.redirect_stdout(_OfThread(sys.stdout, prints))  # type: ignore
+        try:
+            with elsewhere, warnings.catch_warnings():
+                yield
+        finally:
+            cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = flags
+            randomness.set_state(sources)

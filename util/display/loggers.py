@@ -30,10 +30,19 @@ class RecordLogger(Logger):
             os.replace(path, aside(path))
         cut_after(path, key, resumed_at)
         self.record = LossRecord(path, key)
+        self.unwritten: list[dict[str, Any]] = []
 
     def log_losses(self, record: dict[str, Any]) -> None:
-        if self.key in record:
-            self.record.append(record)
+        if self.key not in record:
+            return
+        self.unwritten.append(record)
+        try:
+            while self.unwritten:
+                self.record.append(self.unwritten[0])
+                del self.unwritten[0]
+        except OSError as e:  # a full disk may have room again
+            if len(self.unwritten) == 1:
+                warn(f"{self.record.path}: {e.strerror or e}; tried again with the next record")
 
     log_scores = log_losses
 
