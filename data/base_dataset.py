@@ -20,10 +20,10 @@ from .cache import Kept, PictureCache
 from .image_folder import (
     PARTS,
     folder_of,
-    list_images,
     list_pictures,
     no_part,
     open_image,
+    quick_check,
     skip_broken_hint,
 )
 from .pictures.reading import naming, read_picture
@@ -83,14 +83,11 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             validation = hasattr(self.opt, "val_phase") and not self.opt.isTrain
             raise no_part(self.root, part, validation)
         self.folders.append(folder_of(folder))
-        most = self.opt.max_dataset_size
-        if getattr(self.opt, "value_range", None):
-            paths = list_pictures(folder, most)
-        else:
-            check = not getattr(self.opt, "skip_broken", False)
+        deep = bool(getattr(self.opt, "value_range", None))
+        paths = list_pictures(folder, self.opt.max_dataset_size, arrays=deep)
+        if not deep and not getattr(self.opt, "skip_broken", False):
             # other values of --preprocess scale first
-            crop = self.opt.crop_size if self.opt.preprocess == "crop" else 0
-            paths = list_images(folder, most, check, crop, columns)
+            quick_check(paths, self.opt.crop_size if self.opt.preprocess == "crop" else 0, columns)
         self.listed += len(paths) * columns
         return paths
 
