@@ -13,7 +13,6 @@ from typing import Any
 import torch.utils.data
 from PIL import Image
 
-from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .cache import Kept, PictureCache
@@ -128,10 +127,8 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     @staticmethod
     def transform(image: Image.Image, transform: Callable | None, path: str) -> Any:
         """Transform an open picture; errors name the file."""
-        try:
+        with naming(path):
             return image if transform is None else transform(image)
-        except UserError as e:
-            raise UserError(f"{path}: {e}") from e
 
     def relative_path(self, path: str) -> str:
         """`path` relative to the folder it was listed in, or else to `--dataroot`."""

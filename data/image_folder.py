@@ -16,7 +16,8 @@ from util.errors import UserError
 from util.files import NO_INPUT
 from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened, what_reads
 
-from .transforms import check_crop_size
+from .pictures.reading import naming
+from .transforms import check_crop
 
 # where a file of this kind ends: cheaper to look at than decoding, and tells a cut-off file
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -214,10 +215,8 @@ def quick_check(
         if not whole:
             with skip_broken_hint():
                 size = open_image(path).size  # an odd end need not be a fault: decoding decides
-        try:
-            check_crop_size(size[0] // columns, size[1], crop_size)
-        except UserError as e:
-            raise UserError(f"{path}: {e}") from e
+        with naming(path):
+            check_crop(size[0] // columns, size[1], crop_size)
         if time.monotonic() > end:
             break
     note_frames(several)
