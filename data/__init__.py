@@ -122,6 +122,8 @@ class CustomDatasetDataLoader:
         self.dataset.cache = open_cache(
             opt, self.dataset.listed or 2 * len(self.dataset), int(opt.num_threads)
         )
+        # training keeps the length of an epoch; in testing another picture would be a wrong result
+        broken = "replace" if opt.isTrain else "drop"
         self.loader = EpochLoader(
             self.dataset,
             batch_size=self.batch_size,
@@ -130,17 +132,11 @@ class CustomDatasetDataLoader:
             limit=opt.max_dataset_size,
             seed=seed,
             pin_memory=bool(opt.gpu_ids),
-            broken=self._treatment_of_broken(),
+            broken=broken if getattr(opt, "skip_broken", False) else "raise",
             # training may repeat items to fill batches, testing may not: test.py uses `take`
             rank=distributed.rank() if opt.isTrain else 0,
             processes=distributed.world_size() if opt.isTrain else 1,
         )
-
-    def _treatment_of_broken(self) -> str:
-        if not getattr(self.opt, "skip_broken", False):
-            return "raise"
-        # training keeps the length of an epoch; in testing another picture would be a wrong result
-        return "replace" if self.opt.isTrain else "drop"
 
     def load_data(self) -> CustomDatasetDataLoader:
         """Return the loader itself, as in the original."""

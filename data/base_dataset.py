@@ -13,17 +13,16 @@ from typing import Any
 import torch.utils.data
 from PIL import Image
 
-from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .cache import Kept, PictureCache
 from .image_folder import (
     PARTS,
     folder_of,
-    list_images,
     list_pictures,
     no_part,
     open_image,
+    quick_check,
     skip_broken_hint,
 )
 from .pictures.reading import naming, read_picture
@@ -83,14 +82,11 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             validation = hasattr(self.opt, "val_phase") and not self.opt.isTrain
             raise no_part(self.root, part, validation)
         self.folders.append(folder_of(folder))
-        most = self.opt.max_dataset_size
-        if getattr(self.opt, "value_range", None):
-            paths = list_pictures(folder, most)
-        else:
-            check = not getattr(self.opt, "skip_broken", False)
+        deep = bool(getattr(self.opt, "value_range", None))
+        paths = list_pictures(folder, self.opt.max_dataset_size, arrays=deep)
+        if not deep and not getattr(self.opt, "skip_broken", False):
             # other values of --preprocess scale first
-            crop = self.opt.crop_size if self.opt.preprocess == "crop" else 0
-            paths = list_images(folder, most, check, crop, columns)
+            quick_check(paths, self.opt.crop_size if self.opt.preprocess == "crop" else 0, columns)
         self.listed += len(paths) * columns
         return paths
 
@@ -131,10 +127,8 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     @staticmethod
     def transform(image: Image.Image, transform: Callable | None, path: str) -> Any:
         """Transform an open picture; errors name the file."""
-        try:
+        with naming(path):
             return image if transform is None else transform(image)
-        except UserError as e:
-            raise UserError(f"{path}: {e}") from e
 
     def relative_path(self, path: str) -> str:
         """`path` relative to the folder it was listed in, or else to `--dataroot`."""

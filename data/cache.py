@@ -8,6 +8,7 @@ import math
 import mmap
 import multiprocessing
 import sys
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +24,6 @@ WORKERS_ARE_STARTED_BY = "fork" if sys.platform == "linux" else None
 SHARES = {"auto": 0.5, "ram": 0.9, "off": 0.0}
 _CHANNELS = {"L": 1, "RGB": 3}
 _MODES = {channels: mode for mode, channels in _CHANNELS.items()}
-# seconds; the lock is held for about a millisecond, so after this its holder must be dead
-LOCK_TIMEOUT = 5.0
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # memory is taken when it is written to
 
 
@@ -35,14 +34,28 @@ class Kept(NamedTuple):
     original_size: tuple[int, int]
 
 
+class _Lock:
+    """Excludes other processes. One that is killed lets go of it, unlike multiprocessing's."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def __enter__(self) -> None:
+        import fcntl  # there is none where there is no fork
+
+        fcntl.lockf(self.file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        import fcntl
+
+        fcntl.lockf(self.file, fcntl.LOCK_UN)
+
+
 class PictureCache:
     """8-bit pictures by name, in anonymous shared memory that forked processes inherit.
 
     All processes share its content. When it is full, it takes no more pictures. Memory is
     allocated as the cache fills, and freed when the processes end. Needs a system with `fork`.
-
-    A process that is killed may hold the lock and leave a picture half written. The others then
-    stop using the cache.
     """
 
     def __init__(self, size: int, entries: int):
@@ -56,18 +69,13 @@ class PictureCache:
         numbers = np.frombuffer(table, np.int64)
         # bytes in use and number of pictures; a row for each picture
         self._counts, self._table = numbers[:2], numbers[2:].reshape(self.slots, fields)
-        self._lock = multiprocessing.get_context("fork").Lock()
-        self._lost = False
+        self._lock = _Lock()
 
     def get(self, name: str) -> Kept | None:
         """The picture of this name; None if it is not in the cache."""
         key = _hash(name)
-        if not self._locked():
-            return None
-        try:
+        with self._lock:
             row = self._table[self._slot(key)].tolist()
-        finally:
-            self._lock.release()
         found, offset, channels, width, height, *original = row
         if found != key:
             return None
@@ -85,19 +93,16 @@ class PictureCache:
             return
         key, channels = _hash(name), _CHANNELS[image.mode]
         pixels = image.tobytes()
-        if not self._locked():
-            return
-        try:
+        with self._lock:
             slot = self._slot(key)
             offset, count = self._counts.tolist()
             full = count >= self.entries or offset + len(pixels) > self.size
             if full or self._table[slot, 0] == key:
                 return
             self._pixels[offset : offset + len(pixels)] = pixels
-            self._table[slot] = (key, offset, channels, *image.size, *kept.original_size)
+            # in this order: one that is killed in between leaves a gap, and no picture half written
             self._counts[:] = offset + len(pixels), count + 1
-        finally:
-            self._lock.release()
+            self._table[slot] = (key, offset, channels, *image.size, *kept.original_size)
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -107,15 +112,6 @@ class PictureCache:
     def used(self) -> int:
         """Bytes of pixels."""
         return int(self._counts[0])
-
-    def __reduce__(self) -> tuple:
-        # a spawned process does not inherit the memory, so it gets None as its cache
-        return type(None), ()
-
-    def _locked(self) -> bool:
-        """Acquire the lock; False, from then on, if its holder has died."""
-        self._lost = self._lost or not self._lock.acquire(timeout=LOCK_TIMEOUT)
-        return not self._lost
 
     def _slot(self, key: int) -> int:
         """The row of a key, or the free row for it (linear probing)."""

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
-# Two batches of a worker wait, one is being made, one is in use. Where all slots are taken, a batch
-# goes over as PyTorch does it.
-MOST_SLOTS = 4
+# Two batches of a worker wait, one is being made, one is in use. Where all slots are taken or too
+# small, a batch goes over as PyTorch does it.
+MAX_SLOTS = 4
 HEADER = 64  # bytes; the first one says whether the slot is in use
 ALIGNED = 64
 
@@ -62,7 +62,7 @@ class SharedBatches:
         memory = self.slots[number]
         memory[0] = 1
         for name, layout in layouts.items():
-            torch.stack([item[name] for item in items], out=_look(memory, layout))
+            torch.stack([item[name] for item in items], out=_view(memory, layout))
         rest = [{k: v for k, v in item.items() if k not in layouts} for item in items]
         names = list(items[0])
         batch = {**default_collate(rest), **layouts}
@@ -71,17 +71,12 @@ class SharedBatches:
 
     def _free_slot(self, size: int) -> tuple[int, bool] | None:
         """The number of a slot of so many bytes, and whether the other end does not know it yet."""
-        free = [i for i, memory in enumerate(self.slots) if not memory[0]]
-        for number in free:
-            if len(self.slots[number]) >= size:
+        for number, memory in enumerate(self.slots):
+            if not memory[0] and len(memory) >= size:
                 return number, False
-        if not free and len(self.slots) == MOST_SLOTS:
+        if len(self.slots) == MAX_SLOTS:
             return None
-        memory = torch.zeros(size, dtype=torch.uint8).share_memory_()
-        if free:  # pictures have become larger
-            self.slots[free[0]] = memory
-            return free[0], True
-        self.slots.append(memory)
+        self.slots.append(torch.zeros(size, dtype=torch.uint8).share_memory_())
         return len(self.slots) - 1, True
 
     def close(self) -> None:
@@ -116,10 +111,10 @@ def _take_out(
     array = known.numpy()
     weakref.finalize(array, known.__setitem__, 0, 0).atexit = False
     whole = torch.from_numpy(array)
-    return {k: _look(whole, v) if isinstance(v, Layout) else v for k, v in items.items()}
+    return {k: _view(whole, v) if isinstance(v, Layout) else v for k, v in items.items()}
 
 
-def _look(memory: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _view(memory: torch.Tensor, layout: Layout) -> torch.Tensor:
     part = memory[layout.offset : layout.offset + _bytes(layout)]
     return part.view(layout.dtype).view(layout.shape)
 
@@ -130,13 +125,7 @@ def _bytes(layout: Layout) -> int:
 
 def _make_a_batch(values: list[Any]) -> bool:
     """Whether these are plain tensors of one kind and size, that are not empty."""
-    first = values[0]
-    return type(first) is torch.Tensor and all(
-        type(x) is torch.Tensor
-        and x.device.type == "cpu"
-        and x.layout == torch.strided
-        and not x.requires_grad
-        and x.numel() > 0
-        and (x.dtype, x.shape) == (first.dtype, first.shape)
-        for x in values
-    )
+    if not all(type(x) is torch.Tensor and x.numel() for x in values):
+        return False
+    kinds = {(x.dtype, x.shape, x.layout, x.device.type, x.requires_grad) for x in values}
+    return kinds == {(values[0].dtype, values[0].shape, torch.strided, "cpu", False)}

@@ -16,7 +16,8 @@ from util.errors import UserError
 from util.files import NO_INPUT
 from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened, what_reads
 
-from .transforms import check_crop_size
+from .pictures.reading import naming
+from .transforms import check_crop
 
 # where a file of this kind ends: cheaper to look at than decoding, and tells a cut-off file
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -166,15 +167,14 @@ def is_image_folder(dir: str | os.PathLike) -> bool:
         return False
 
 
-def find_images(
-    dir: str | os.PathLike,
-    max_dataset_size: float = float("inf"),
-    extensions: Sequence[str] = IMG_EXTENSIONS,
+def list_pictures(
+    dir: str | os.PathLike, max_dataset_size: float = float("inf"), arrays: bool = True
 ) -> list[str]:
     """Like `make_dataset`, with a line that counts the files which are no pictures.
 
-    Raises UserError where there are no pictures.
+    Takes `.npy` too, if `arrays`. Raises UserError where there are no pictures.
     """
+    extensions = [*IMG_EXTENSIONS, *([".npy"] if arrays else [])]
     paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
     # the others that only need a package more, or to be converted
@@ -189,36 +189,14 @@ def find_images(
     return paths
 
 
-def list_pictures(folder: str | os.PathLike, max_dataset_size: float = float("inf")) -> list[str]:
-    """Like `find_images`, for pictures of any depth: with `.npy`."""
-    return find_images(folder, max_dataset_size, [*IMG_EXTENSIONS, ".npy"])
-
-
-def list_images(
-    dir: str | os.PathLike,
-    max_dataset_size: float = float("inf"),
-    check: bool = True,
-    crop_size: int = 0,
-    columns: int = 1,
-) -> list[str]:
-    """Like `find_images`, and looks for broken pictures as far as that can be done in a moment.
-
-    `check` raises UserError for those, and for pictures of which a column, if there are several
-    side by side, is below `crop_size`.
-    """
-    paths = find_images(dir, max_dataset_size)
-    if check:
-        quick_check(paths, crop_size, columns)
-    return paths
-
-
 def quick_check(
     paths: Sequence[str], crop_size: int = 0, columns: int = 1, seconds: float = 2.0
 ) -> None:
     """Read the head and the tail of pictures, so that a broken one is known before work starts.
 
-    Raises UserError for the first that is no picture, is cut off, or is too small. Stops after
-    `seconds`: on a large or slow disk the rest is found when it is read.
+    Raises UserError for the first that is no picture, is cut off, or of which a column, if there
+    are several side by side, is below `crop_size`. Stops after `seconds`: on a large or slow disk
+    the rest is found when it is read.
     """
     end = time.monotonic() + seconds
     several: list[str] = []
@@ -237,10 +215,8 @@ def quick_check(
         if not whole:
             with skip_broken_hint():
                 size = open_image(path).size  # an odd end need not be a fault: decoding decides
-        try:
-            check_crop_size(size[0] // columns, size[1], crop_size)
-        except UserError as e:
-            raise UserError(f"{path}: {e}") from e
+        with naming(path):
+            check_crop(size[0] // columns, size[1], crop_size)
         if time.monotonic() > end:
             break
     note_frames(several)
@@ -278,7 +254,8 @@ class ImageFolder(Dataset):
         loader: Callable = default_loader,
     ):
         self.root = root
-        self.imgs = list_images(root)
+        self.imgs = list_pictures(root, arrays=False)
+        quick_check(self.imgs)
         self.transform = transform
         self.return_paths = return_paths
         self.loader = loader

@@ -99,7 +99,7 @@ class CropAt:
         self.position, self.size = position, size
 
     def __call__(self, picture: Any) -> Any:
-        check_crop(picture, self.size)
+        check_crop(*size_of(picture), self.size)
         left, top = self.position
         if size_of(picture) == (self.size, self.size):
             return picture
@@ -122,7 +122,7 @@ class RandomCrop(transforms.RandomCrop):
     """Cut a square from a random place, drawn as torchvision does."""
 
     def forward(self, img: Any) -> Any:
-        check_crop(img, self.size[0])
+        check_crop(*size_of(img), self.size[0])
         return super().forward(img)
 
 
@@ -149,13 +149,8 @@ class Mirror:
         return F.hflip(picture)
 
 
-def check_crop(picture: Any, size: int) -> None:
+def check_crop(width: int, height: int, size: int) -> None:
     """Raise UserError where a picture is smaller than the square to be cut from it."""
-    check_crop_size(*size_of(picture), size)
-
-
-def check_crop_size(width: int, height: int, size: int) -> None:
-    """Like `check_crop`, for a picture that need not be opened."""
     if min(width, height) < size:
         raise UserError(
             f"a picture of {width}x{height} is too small for --crop_size {size}: use a "

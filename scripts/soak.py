@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Try to lose a training: random faults at random moments, and no difference at the end.
 
-    python scripts/soak.py --hours 3 [--seed N] [--report table.md]
+    python scripts/soak.py --hours 3 [--seed N]
     python scripts/soak.py --repeat SEED
 
 Each case is a small training with random options. One run of it is left alone. Another one is
-killed, filled up, damaged and misled, goes on with --continue_train after each fault, and must
+killed, filled up and damaged, goes on with --continue_train after each fault, and must
 end with the same weights, optimizers, schedules and random state to the bit, and the same losses;
 after a change of the number of processes, with the same number of epochs and images.
 The first difference, hang or traceback ends the program with the seed that repeats the case; its
-folder is kept. Full and read-only disks need root, for a file system of their own; they are left
-out otherwise. Linux only.
+folder is kept. A full disk needs root, for a file system of its own; it is left out otherwise.
+Linux only. Faults that need no random moment are in tests/test_checkpoint_faults.py.
 """
 
 from __future__ import annotations
@@ -38,13 +38,27 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 from PIL import Image
-from soak_faults import FAULTS, NEED_DISK, RESHARD, Difference
 
 from util.errors import OneLineParser, one_line_errors
+from util.run.checkpoint import UNFINISHED, load_file
 
 PICTURES = 6
 PATIENCE = 60.0  # seconds without a sign of life that are a hang
+DAMAGED = "file of a save that is damaged, missing or swapped"
+FULL = "full disk"  # needs one of its own
+RESHARD = "another number of processes"  # in some cases only
 processes = multiprocessing.get_context("forkserver")
+counts: Counter[str] = Counter()  # what was done, and how many seconds the longest took
+
+
+class Difference(Exception):
+    """A fault had a consequence that it must not have."""
+
+
+def longest(what: str, begin: float) -> None:
+    """Count the seconds since `begin`, if they are the most so far."""
+    name = f"longest {what}, in seconds"
+    counts[name] = max(counts[name], round(time.monotonic() - begin))
 
 
 # -------------------------------------------------------------------------------------- set-ups
@@ -100,8 +114,8 @@ def random_setup(rng: random.Random) -> tuple[list[str], int]:
 
 
 # ------------------------------------------------------------------------------------- processes
-def train(argv: list[str], log: str, slow: float, clock: float) -> None:
-    """Entry of a forked training: on a disk that is `slow`, by a clock that is wrong."""
+def train(argv: list[str], log: str, slow: float) -> None:
+    """Entry of a forked training, on a disk that takes `slow` seconds to flush."""
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -113,10 +127,8 @@ def train(argv: list[str], log: str, slow: float, clock: float) -> None:
     import train as program
 
     torch.set_num_threads(1)
-    fsync, now, now_ns = os.fsync, time.time, time.time_ns
+    fsync = os.fsync
     os.fsync = lambda file: (time.sleep(slow), fsync(file))[1]
-    time.time = lambda: now() + clock
-    time.time_ns = lambda: now_ns() + int(clock * 1e9)
     with one_line_errors(), contextlib.suppress(KeyboardInterrupt):
         program.main()
 
@@ -124,11 +136,11 @@ def train(argv: list[str], log: str, slow: float, clock: float) -> None:
 class Running:
     """A training that goes on, of one process or of several under torchrun."""
 
-    def __init__(self, argv: list[str], log: Path, ranks: int, slow: float = 0, clock: float = 0):
+    def __init__(self, argv: list[str], log: Path, ranks: int, slow: float = 0):
         self.log, self.ranks, self.begin = log, ranks, time.monotonic()
         log.unlink(missing_ok=True)
         if ranks == 1:
-            self.process: Any = processes.Process(target=train, args=(argv, str(log), slow, clock))
+            self.process: Any = processes.Process(target=train, args=(argv, str(log), slow))
             self.process.start()
         else:
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -188,8 +200,8 @@ class Running:
 class Case:
     """One training, undisturbed and disturbed."""
 
-    def __init__(self, seed: int, table: Table):
-        self.rng, self.table, self.seed = random.Random(seed), table, seed
+    def __init__(self, seed: int):
+        self.rng = random.Random(seed)
         self.folder = Path(tempfile.mkdtemp(prefix=f"soak-{seed}-"))
         self.words, self.ranks = random_setup(self.rng)
         self.damaged = False  # whether files of saves were, so that some of them are passed over
@@ -220,10 +232,10 @@ class Case:
         return [*where, *self.words, *more]
 
     def start(self, *more: str) -> Running:
-        slow, clock = self.rng.choice([0, 0, 0.2]), self.rng.choice([0, 0, 1e7, -1e7])
         self.runs += 1
         argv = self.argv(self.disk, "--continue_train", *more)
-        return Running(argv, self.folder / f"log{self.runs}", self.ranks, slow, clock)
+        slow = self.rng.choice([0, 0, 0.2])
+        return Running(argv, self.folder / f"log{self.runs}", self.ranks, slow)
 
     def judge(self, run: Running) -> bool:
         """Whether the training came to its end; Difference where its end is not a clean one."""
@@ -267,15 +279,14 @@ class Case:
                     names = [
                         name
                         for name in FAULTS
-                        if (has_disk or name not in NEED_DISK)
-                        and (self.may_reshard or name != RESHARD)
+                        if (has_disk or name != FULL) and (self.may_reshard or name != RESHARD)
                     ]
                     weights = [FAULTS[name][1] for name in names]
                     name = self.rng.choices(names, weights)[0]
                     print(f"  {name}", flush=True)
                     left -= 1
                     done = FAULTS[name][0](self)
-                    self.table.counts[name] += 1
+                    counts[name] += 1
                 else:
                     run = self.start()
                     self.resumed_after(run)
@@ -290,7 +301,7 @@ class Case:
 
     def resumed_after(self, run: Running) -> None:
         run.wait(lambda: "(epoch" in run.text() or "nothing to do" in run.text())
-        self.table.resume = max(self.table.resume, time.monotonic() - run.begin)
+        longest("from the start to the next iteration", run.begin)
 
     def compare(self) -> None:
         """Hold what is on the disk against the undisturbed run; raises Difference."""
@@ -356,54 +367,204 @@ def own_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-class Table:
-    """What was done, and how long it took."""
+# ----------------------------------------------------------------------------------------- faults
+def moment(case: Case, run: Running) -> bool:
+    """Wait for a random moment: of the start, of an iteration, or of a save."""
+    kind = case.rng.choice(["start", "iteration", "save", "save"])
+    if case.ranks > 1:  # torchrun is there, and signals are no longer for Python's imports
+        run.wait(lambda: "End ---" in run.text())
+    if kind == "start":
+        time.sleep(case.rng.random())
+    elif kind == "iteration":
+        lines = case.rng.randint(1, 8)
+        run.wait(lambda: run.text().count("(epoch") >= lines)
+    else:
+        folder = case.experiment
+        saves, skip = ("*.tmp.pth", UNFINISHED), case.rng.randint(0, 3)
+        run.wait(lambda: run.text().count("saving the") > skip)
+        run.wait(lambda: any(next(folder.glob(f"{s}"), None) for s in saves))
+    time.sleep(case.rng.choice([0, 0.01, 0.05]) * case.rng.random())
+    return run.alive()
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.files, self.cases, self.resume, self.others = 0, 0, 0.0, 0.0
 
-    def __str__(self) -> str:
-        rows = [f"| {name} | {self.counts[name]} |" for name in FAULTS]
-        return "\n".join(
-            [
-                "| fault | times |",
-                "|---|---|",
-                *rows,
-                f"| files damaged in all | {self.files} |",
-                f"| trainings compared, without a difference | {self.cases} |",
-                f"| longest from the start to the next iteration | {self.resume:.0f} s |",
-                f"| longest end of the other ranks | {self.others:.0f} s |",
-            ]
-        )
+def sent(number: int, whom: str) -> Callable[[Case], bool]:
+    """A fault that sends a signal to one of the processes, or to all."""
+
+    def fault(case: Case) -> bool:
+        run = case.start()
+        if moment(case, run):
+            children = run.children()
+            begin = time.monotonic()
+            if whom == "main":
+                os.kill(run.process.pid, number)
+            elif whom == "child" and children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(case.rng.choice(children), number)
+            else:
+                run.end()
+            run.wait()
+            if run.ranks > 1:
+                wait_for(children, begin)
+                longest("end of the other ranks", begin)
+        run.wait()
+        return case.judge(run)
+
+    return fault
+
+
+def wait_for(ranks: list[int], begin: float) -> None:
+    """Wait for ranks to end, whose launcher has; Difference where they take a minute."""
+    for pid in ranks:
+        status = Path(f"/proc/{pid}/status")
+        with contextlib.suppress(OSError):  # there is none when it has ended
+            while "State:\tZ" not in status.read_text():
+                if time.monotonic() - begin > 60:
+                    raise Difference("a rank goes on without its launcher")
+                time.sleep(0.01)
+
+
+def full_disk(case: Case) -> bool:
+    run = case.start()
+    if not moment(case, run):
+        return case.judge(run)
+    case.record_counts = False
+    filler = case.disk / "filler"
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+    lines = run.text().count("(epoch")
+    run.wait(lambda: run.text().count("(epoch") > lines + 2)
+    if case.rng.random() < 0.5:
+        run.end()
+    run.wait()
+    filler.unlink(missing_ok=True)
+    return case.judge(run)
+
+
+def damage(path: Path, rng: random.Random) -> str:
+    """Flip bits, cut, delete, zero, or swap with the same file of another save."""
+    kind = rng.choice(["flip", "cut", "missing", "zeros", "swap"])
+    data = path.read_bytes()
+    others = [p for p in path.parent.glob("*_*" + path.name.partition("_")[2]) if p != path]
+    if kind == "swap" and others and "_" in path.name:
+        shutil.copy(rng.choice(others), path)
+    elif kind == "flip" and data:
+        changed = bytearray(data)
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+    elif kind == "zeros":
+        start = rng.randrange(len(data) + 1)
+        path.write_bytes(data[:start] + bytes(len(data) - start))
+    elif kind == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, rng.choice([0, rng.randrange(len(data) + 1)]))
+    return kind
+
+
+def damaged_files(case: Case) -> bool:
+    """Damage files between two runs: the newest whole checkpoint is taken, or one line says why."""
+    backup = case.folder / "backup"
+    shutil.rmtree(backup, ignore_errors=True)
+    if not case.experiment.exists():
+        return False
+    shutil.copytree(case.experiment, backup)
+    found = {p: images(p) for p in backup.glob("*_train_state.pth")}
+    before = {p.read_bytes(): n for p, n in found.items() if n is not None}
+    files = [p for p in case.experiment.iterdir() if p.suffix in (".pth", ".jsonl", ".txt")]
+    states = [p for p in files if p.name.endswith("_train_state.pth")]
+    files = [p for p in files if not p.name.startswith(".")] + states
+    flipped, case.damaged = False, True
+    for path in {case.rng.choice(files) for _ in range(case.rng.randint(1, 4))}:
+        kind = damage(path, case.rng)
+        flipped |= kind == "flip" and path in states
+        counts["files damaged in all"] += 1
+        if path.suffix == ".jsonl":
+            case.record_counts = False
+        print(f"    {path.name}: {kind}", flush=True)
+    now = [p.read_bytes() for p in case.experiment.glob("*_train_state.pth")]
+    whole = [before[content] for content in now if content in before]
+    run = case.start("--max_hours", "1e-9")
+    case.resumed_after(run)
+    run.wait()
+    done = case.judge(run)
+    taken = re.search(r"^resuming from '.*?': .* (\d+) in all", run.text(), re.M)
+    # a flipped bit may be one that carries nothing
+    fine = {max(whole, default=None), *(before.values() if flipped else [])}
+    if whole and (taken is None or int(taken[1]) not in fine):
+        if run.code() == 1 and "train_opt.txt" in run.text():
+            pass  # its options are unreadable: one line
+        else:
+            raise Difference(f"the newest whole save has {max(whole)} images; {run.text()[-500:]}")
+    if taken is None:
+        shutil.rmtree(case.experiment)
+        shutil.copytree(backup, case.experiment)
+        return False
+    return done
+
+
+def images(path: Path) -> int | None:
+    """The position of a checkpoint; None where an earlier fault has damaged it."""
+    with contextlib.suppress(Exception):
+        return load_file(path)["total_iters"]
+    return None
+
+
+def other_order(case: Case) -> bool:
+    """The same pictures, in another order on the disk."""
+    case.make_pictures()
+    return False
+
+
+def other_number(case: Case) -> bool:
+    """Go on with another number of processes: not the same to the bit, but nothing is lost."""
+    case.ranks = case.rng.choice([n for n in (1, 2, 3) if n != case.ranks])
+    case.resharded = True
+    run = case.start()
+    if moment(case, run):
+        run.end()
+    run.wait()
+    return case.judge(run)
+
+
+# how often each is drawn is the second number
+FAULTS: dict[str, tuple[Callable[[Case], bool], int]] = {
+    "SIGKILL": (sent(signal.SIGKILL, "main"), 4),
+    "power cut: SIGKILL to all processes": (sent(signal.SIGKILL, "all"), 4),
+    "SIGKILL to a rank or a loading process": (sent(signal.SIGKILL, "child"), 2),
+    "SIGTERM": (sent(signal.SIGTERM, "main"), 2),
+    "SIGINT": (sent(signal.SIGINT, "main"), 2),
+    FULL: (full_disk, 3),
+    DAMAGED: (damaged_files, 6),
+    "other order of pictures": (other_order, 1),
+    RESHARD: (other_number, 4),
+}
 
 
 def main() -> None:
     parser = OneLineParser(description="Try to lose a training.")
     parser.add_argument("--hours", type=float, default=0.0)
-    parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first case")
     parser.add_argument("--repeat", type=int, metavar="SEED", help="one case only")
-    parser.add_argument("--report", type=Path, help="write the table to this file")
     given = parser.parse_args()
     processes.set_forkserver_preload(["train"])
-    table, end = Table(), time.monotonic() + given.hours * 3600 + given.minutes * 60
+    end = time.monotonic() + given.hours * 3600
     seed = given.seed if given.repeat is None else given.repeat
-    while True:
-        case = Case(seed, table)
-        print(f"seed {seed}: {case.ranks} x {' '.join(case.words)}", flush=True)
-        try:
+    try:
+        while True:
+            case = Case(seed)
+            print(f"seed {seed}: {case.ranks} x {' '.join(case.words)}", flush=True)
             case.run()
-        except Difference as difference:
-            print(f"DIFFERENCE: {difference}\n  repeat it with --repeat {seed}; {case.folder}")
-            sys.exit(1)
-        table.cases += 1
-        if given.report:
-            given.report.write_text(f"{table}\n")
-        seed += 1
-        if given.repeat is not None or time.monotonic() > end:
-            break
-    print(table)
+            counts["trainings compared, without a difference"] += 1
+            seed += 1
+            if given.repeat is not None or time.monotonic() > end:
+                break
+    except Difference as difference:
+        print(f"DIFFERENCE: {difference}\n  repeat it with --repeat {seed}; {case.folder}")
+        sys.exit(1)
+    finally:
+        print("| fault | times |\n|---|---|")
+        print(*(f"| {what} | {n} |" for what, n in counts.items()), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

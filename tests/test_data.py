@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from data import create_dataset, find_dataset_using_name
 from data.base_dataset import get_params, get_transform
-from data.image_folder import ImageFolder, list_images, make_dataset, open_image
+from data.image_folder import ImageFolder, list_pictures, make_dataset, open_image
 from data.transforms import ToUnit
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
@@ -220,7 +220,7 @@ def test_pictures_are_found_by_their_endings_in_any_case(tmp_path):
         (tmp_path / name).write_text("no picture")
     found = make_dataset(tmp_path)
     assert found == sorted(str(tmp_path / name) for name in names)
-    assert [open_image(p).size for p in list_images(tmp_path)] == [(8, 8)] * 7
+    assert [open_image(p).size for p in list_pictures(tmp_path, arrays=False)] == [(8, 8)] * 7
 
 
 def test_max_dataset_size(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageCms
 
 from data.base_dataset import open_picture
-from data.image_folder import list_images, list_pictures, make_dataset, no_part
+from data.image_folder import ImageFolder, list_pictures, make_dataset, no_part
 from data.pictures.reading import Picture, read_picture
 from data.pictures.writing import write_picture
 from data.single_dataset import SingleDataset
@@ -63,22 +63,20 @@ def test_hidden_files_are_no_pictures(tmp_path):
     assert make_dataset(tmp_path) == [str(tmp_path / "a.png"), str(tmp_path / "sub" / "c.png")]
 
 
-@pytest.mark.parametrize("listing", [list_images, list_pictures])
-def test_what_is_passed_over_is_counted(listing, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("arrays", [False, True])
+def test_what_is_passed_over_is_counted(arrays, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("data.image_folder.IMG_EXTENSIONS", IMG_EXTENSIONS[:8])
     picture(tmp_path / "a.png")
     for name in ("1.gif", "2.GIF", "sub/3.heic", "._x.gif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    if listing is list_images and ".heic" in IMG_EXTENSIONS:
-        (tmp_path / "sub/3.heic").unlink()
-        (tmp_path / "sub/3.xyz").write_bytes(b"x")
-    assert len(listing(tmp_path)) == 1
+    np.save(tmp_path / "b.npy", np.zeros((4, 4)))
+    assert len(list_pictures(tmp_path, arrays=arrays)) == 1 + arrays
     line = capsys.readouterr().out.strip()
     assert line.startswith(f"skipped in {tmp_path}: 2 .gif, 1 .")
+    assert (" .npy" in line) == (not arrays)
     assert " (convert .gif, for example to .png)" in line
-    if listing is list_pictures:
-        assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
+    assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -159,7 +157,7 @@ def test_several_frames(tmp_path, capsys):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     for name in ("a.tif", "b.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
-    paths = list_images(tmp_path)
+    paths = ImageFolder(str(tmp_path)).imgs
     line = capsys.readouterr().out.strip()
     assert line == f"several frames in {tmp_path / 'a.tif'} and 1 more: the first one is taken"
     assert [open_image(path).getpixel((0, 0)) for path in paths] == [(255, 0, 0)] * 2
@@ -174,7 +172,7 @@ def test_newer_kinds(ending, tmp_path):
     if ending not in IMG_EXTENSIONS:
         pytest.skip("neither Pillow nor pillow-heif reads it here")
     Image.new("RGB", (32, 24), (200, 30, 40)).save(tmp_path / f"a{ending}")
-    (path,) = list_images(tmp_path)
+    (path,) = list_pictures(tmp_path, arrays=False)
     for pixels in (np.asarray(open_image(path)), read_picture(path).pixels):
         assert pixels.shape == (24, 32, 3)
         assert np.abs(pixels.astype(int) - (200, 30, 40)).max() < 12

@@ -26,7 +26,7 @@ def soak(root: Path, *words: object) -> subprocess.CompletedProcess:
 
 
 def test_two_minutes_without_a_difference():
-    result = soak(ROOT, "--minutes", 2, "--seed", 1)
+    result = soak(ROOT, "--hours", 2 / 60, "--seed", 1)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert "| trainings compared, without a difference |" in result.stdout
 
@@ -50,7 +50,7 @@ def test_finds_a_random_state_that_is_not_restored(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
     # cut draws its patches at random in each iteration
     seed = first_seed(lambda words, ranks: ranks == 1 and "cut" in words)
-    result = soak(tmp_path, "--minutes", 5, "--seed", seed)
+    result = soak(tmp_path, "--hours", 5 / 60, "--seed", seed)
     assert result.returncode == 1, result.stdout[-3000:]
     assert "DIFFERENCE: " in result.stdout
     assert "Error" not in result.stderr
