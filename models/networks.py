@@ -43,6 +43,10 @@ class ResnetGenerator(nn.Module):
     `antialias` and `antialias_up` take the downsampling and upsampling of `antialias.py`.
     """
 
+    # multiple and minimum of a side; 8 pixels are 2 in the residual blocks, the smallest size that
+    # reflection padding takes
+    fits = 4, 8
+
     def __init__(
         self,
         input_nc: int,
@@ -103,10 +107,9 @@ class ResnetGenerator(nn.Module):
         of (N, C, h, w), one feature map a layer. The feature map of a norm is taken after its ReLU.
         With `encode_only` returns the features alone and runs no layer behind the last of them.
         """
-        # 8 pixels are 2 in the residual blocks, the smallest size that reflection padding takes
         if not layers:
-            return apply_padded(self.model, input, multiple=4, minimum=8)
-        x = pad_to_fit(input, multiple=4, minimum=8)
+            return apply_padded(self.model, input, *self.fits)
+        x = pad_to_fit(input, *self.fits)
         # in the published code a ReLU works in place, and so changes the feature map of the norm
         is_relu = [isinstance(layer, nn.ReLU) for layer in (*self.model, None)]
         rectified = [number + is_relu[number + 1] for number in layers]
@@ -188,7 +191,7 @@ class UnetGenerator(nn.Module):
         antialias_up: bool = False,
     ):
         super().__init__()
-        self.size_multiple = 2**num_downs
+        self.fits = 2**num_downs, 2**num_downs  # multiple and minimum of a side
         block = functools.partial(
             UnetSkipConnectionBlock,
             norm_layer=norm_layer,
@@ -205,7 +208,7 @@ class UnetGenerator(nn.Module):
         self.model = block(output_nc, ngf, input_nc=input_nc, submodule=net, outermost=True)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return apply_padded(self.model, input, self.size_multiple, minimum=self.size_multiple)
+        return apply_padded(self.model, input, *self.fits)
 
 
 class UnetSkipConnectionBlock(nn.Module):

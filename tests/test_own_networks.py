@@ -75,7 +75,7 @@ def octo(tmp_path_factory) -> Iterator[Path]:
         (nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 3, 7)), (1, 4)),
         (nn.Sequential(nn.PixelUnshuffle(32), nn.PixelShuffle(32)), (32, 32)),
         (Twice(), None),
-        (networks.define_G(3, 3, 4, "unet_128"), (1, 1)),  # pads by itself
+        (networks.define_G(3, 3, 4, "unet_128"), (128, 128)),  # knows it by itself
     ],
 )
 def test_sizes_are_found_by_trying(net, rule):

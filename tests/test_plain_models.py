@@ -482,6 +482,21 @@ def test_a_whole_network_is_saved_as_without_modes(flags, protocol, tmp_path):
         assert torch.equal(loaded(x), wanted(x))
 
 
+def test_the_module_of_a_network_is_itself_and_not_a_part_of_it(tmp_path):
+    """As where the original wraps it in a DataParallel, but with the keys of what is inside."""
+    plain = nn.Sequential(nn.Conv2d(3, 3, 1))
+    net: Any = prepared(copy.deepcopy(plain), with_module=True)
+    assert net.module is net
+    assert [*net.modules()][1:] == [net[0]]
+    assert net.state_dict().keys() == plain.state_dict().keys()
+    copied: Any = copy.deepcopy(net)
+    assert copied.module is copied
+    torch.save(net, tmp_path / "net.pth")
+    loaded = torch.load(tmp_path / "net.pth", weights_only=False)
+    assert vars(loaded).keys() == vars(plain).keys()
+    assert torch.equal(loaded[0].weight, plain[0].weight)
+
+
 def test_rates_follow_new_options_and_keep_their_ratios(tmp_path):
     first = build("ttur", tmp_path)
     first.update_learning_rate()

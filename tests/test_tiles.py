@@ -177,8 +177,6 @@ def test_quick_tiles_have_common_statistics(size):
 
 def test_quick_tiles_blend_to_what_is_there():
     class Same(nn.Module):
-        size_multiple = 4
-
         def forward(self, x):
             return x
 

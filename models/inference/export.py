@@ -23,8 +23,7 @@ from util.errors import UserError
 from util.files import make_writable, replacing, sha256
 
 from .loading import load_generator
-from .sizes import OWN, KeepsSize, size_rule
-from .streaming import size_needed
+from .sizes import PADS_ITSELF, KeepsSize, size_rule
 
 INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
@@ -209,16 +208,13 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
 
     Raises UserError where a package is missing.
     """
-    if isinstance(net, OWN):
-        inner, (multiple, least) = net.model, size_needed(net)
-    else:
-        rule = size_rule(net, input_nc, torch.device("cpu"))
-        if rule is None:
-            raise UserError(
-                f"{type(net).__name__} gives pictures of other sizes than it takes: no export"
-            )
-        inner, (multiple, least) = net, rule
-    assert isinstance(inner, nn.Module)
+    rule = size_rule(net, input_nc, torch.device("cpu"))
+    if rule is None:
+        raise UserError(
+            f"{type(net).__name__} gives pictures of other sizes than it takes: no export"
+        )
+    multiple, least = rule
+    inner: Any = net.model if isinstance(net, PADS_ITSELF) else net
     example = torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5)
     writer: Callable = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[form]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,18 +9,18 @@ from models.base_model import BaseModel
 from models.networks import ResnetGenerator, UnetGenerator
 from models.padding import apply_padded
 
-OWN = (ResnetGenerator, UnetGenerator)  # these pad by themselves
+PADS_ITSELF = (ResnetGenerator, UnetGenerator)  # to what it `fits`
 
 
 def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int, int] | None:
-    """The number of which height and width must be multiples, and the least size; found by trying.
+    """The number of which height and width must be multiples, and the least size.
 
-    It is the smallest power of two, up to 256, for which pictures keep their size. None if there is
-    none, for example where a network enlarges pictures. The network runs in evaluation mode, which
-    uses no random numbers.
+    Networks that pad by themselves know it. For others it is found by trying: the smallest power of
+    two, up to 256, for which pictures keep their size. None if there is none, for example where a
+    network enlarges pictures. The network runs in evaluation mode, which uses no random numbers.
     """
-    if isinstance(net, OWN):
-        return 1, 1
+    if isinstance(net, PADS_ITSELF):
+        return net.fits
 
     def keeps(height: int, width: int) -> bool:
         x = torch.zeros(1, input_nc, height, width, device=device)
@@ -61,7 +61,7 @@ class KeepsSize(nn.Module):
 def keep_sizes(model: BaseModel) -> None:
     """Make the generators of a model take pictures of any size and give it back."""
     generators = [net for name, net in model.networks().items() if name.startswith("G")]
-    wrapped = {net: KeepsSize(net) for net in generators if not isinstance(net, OWN)}
+    wrapped = {net: KeepsSize(net) for net in generators if not isinstance(net, PADS_ITSELF)}
     for name, value in list(vars(model).items()):
         if isinstance(value, nn.Module) and value in wrapped:
             setattr(model, name, wrapped[value])

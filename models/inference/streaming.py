@@ -29,8 +29,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.antialias import BlurredConv2d, BlurredConvTranspose2d, Downsample, Upsample
-from models.networks import ResnetBlock, ResnetGenerator, UnetGenerator, UnetSkipConnectionBlock
+from models.networks import ResnetBlock, UnetSkipConnectionBlock
 from util.errors import UserError
+
+from .sizes import PADS_ITSELF
 
 INSTANCE = nn.InstanceNorm2d
 BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -46,21 +48,6 @@ class RowSource(Protocol):
     def rows(self, top: int, bottom: int) -> torch.Tensor:
         """Rows [top, bottom) as (C, h, W) in [-1, 1], on the CPU."""
         ...
-
-
-def size_needed(net: nn.Module) -> tuple[int, int]:
-    """The number of which height and width must be multiples in a generator, and the least size.
-
-    Raises UserError for a network that is not a ResNet or U-Net of this code.
-    """
-    if isinstance(net, ResnetGenerator):
-        return 4, 8
-    if isinstance(net, UnetGenerator):
-        return net.size_multiple, net.size_multiple
-    raise UserError(
-        f"{type(net).__name__} can't be run in exact tiles, only ResNet and U-Net generators can: "
-        "use --tile_mode quick"
-    )
 
 
 def uses_own_statistics(module: nn.Module) -> bool:
@@ -234,7 +221,8 @@ class Storage:
 class Stream:
     """Runs a network over a picture, layer by layer.
 
-    `band_pixels` bounds what is computed at once, in pixels of the picture.
+    `band_pixels` bounds what is computed at once, in pixels of the picture. Raises UserError for a
+    network that is not a ResNet or U-Net of this code.
     """
 
     def __init__(
@@ -245,8 +233,13 @@ class Stream:
         room: Room,
         band_pixels: int = 2**18,
     ):
+        if not isinstance(net, PADS_ITSELF):
+            raise UserError(
+                f"{type(net).__name__} can't be run in exact tiles, only ResNet and U-Net "
+                "generators can: use --tile_mode quick"
+            )
         self.net, self.source, self.room = net, source, room
-        self.picture = extended(source, *size_needed(net), device)
+        self.picture = extended(source, *net.fits, device)
         self.band_rows = max(8, band_pixels // self.picture.width)
 
     def run(self) -> Iterator[torch.Tensor]:

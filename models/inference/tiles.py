@@ -31,7 +31,7 @@ from data.pictures.values import Range, fit_channels, to_unit
 from models.speed.acceleration import arithmetic
 from util.errors import UserError
 
-from .sizes import OWN, KeepsSize, size_rule
+from .sizes import PADS_ITSELF, KeepsSize, size_rule
 from .streaming import (
     Room,
     Rows,
@@ -39,7 +39,6 @@ from .streaming import (
     Stream,
     extended,
     scratch_needed,
-    size_needed,
     uses_own_statistics,
 )
 
@@ -90,7 +89,7 @@ class TileOptions:
 def tile_generators(model: object, options: TileOptions, precision: str = "tf32") -> None:
     """Replace the generators of a model by ones that compute in tiles."""
     for name, net in list(vars(model).items()):
-        if isinstance(net, (*OWN, KeepsSize)):
+        if isinstance(net, (*PADS_ITSELF, KeepsSize)):
             setattr(model, name, TiledNet(net, options, precision))
 
 
@@ -176,7 +175,7 @@ def quick_tiles(
     net: nn.Module, source: RowSource, options: TileOptions, device: torch.device
 ) -> Iterator[torch.Tensor]:
     """Overlapping tiles with common statistics, blended; see above."""
-    rule = size_needed(net) if isinstance(net, OWN) else size_rule(net, source.channels, device)
+    rule = size_rule(net, source.channels, device)
     if rule is None:
         raise UserError(
             f"{type(net).__name__} can't be run in tiles: it gives pictures of other sizes than it "

@@ -67,7 +67,8 @@ class Prepared(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return {name: x for name, x in state.items() if name not in Prepared.__annotations__}
+        ours = Prepared.__annotations__
+        return {name: x for name, x in state.items() if name not in ours and x is not self}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle as the network was before, for `torch.save(net)`: this class is in no module."""
@@ -78,40 +79,33 @@ class Prepared(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Copies are prepared as well."""
-        ours, (mixin, parent) = type(self), type(self).__bases__
+        ours, (_, parent) = type(self), type(self).__bases__
         self.__class__ = parent
         try:
             copied = copy.deepcopy(self, memo)
         finally:
             self.__class__ = ours
-        copied.__class__ = _subclass(mixin, type(copied))  # type: ignore[arg-type]
+        copied.__class__ = _subclass(type(copied))  # type: ignore[arg-type]
         return copied
-
-
-class _InProcesses(Prepared):
-    """With several processes: has a `.module`, as a `DataParallel` wrapper would."""
-
-    @property
-    def module(self) -> nn.Module:
-        return self
 
 
 def prepared(net: nn.Module, with_module: bool = False) -> nn.Module:
     """Change the class of a network in place to a subclass of the same name with `Prepared`.
 
-    Does nothing for scripted networks. `with_module` makes `net.module` the network itself.
+    Does nothing for scripted networks. `with_module` makes `net.module` the network
+    itself, as where a `DataParallel` wraps it.
     """
-    parent = type(net)
     if not isinstance(net, (Prepared, torch.jit.ScriptModule)):
-        mixin = _InProcesses if with_module and not hasattr(net, "module") else Prepared
-        net.__class__ = _subclass(mixin, parent)
+        net.__class__ = _subclass(type(net))
+        if with_module and not hasattr(net, "module"):
+            net.__dict__["module"] = net  # not as a submodule
     return net
 
 
 @functools.cache
-def _subclass(mixin: type[Prepared], parent: type[nn.Module]) -> type[nn.Module]:
+def _subclass(parent: type[nn.Module]) -> type[nn.Module]:
     names = {n: getattr(parent, n) for n in ("__module__", "__qualname__", "__doc__")}
-    return type(parent.__name__, (mixin, parent), names)
+    return type(parent.__name__, (Prepared, parent), names)
 
 
 @contextlib.contextmanager
