@@ -196,7 +196,8 @@ class BaseModel(ModelFiles, ABC):
 
     def begin_iteration(self) -> None:
         """Start an iteration: outputs of earlier ones may be overwritten (--cuda_graphs)."""
-        acceleration.begin_iteration(self.opt.cuda_graphs)
+        if self.opt.cuda_graphs:  # the call imports the compiler
+            torch.compiler.cudagraph_mark_step_begin()
 
     def _begin_iterations(self) -> None:
         """Make `set_input` start an iteration, whatever training loop calls it."""
@@ -284,9 +285,12 @@ class BaseModel(ModelFiles, ABC):
         returns the part of x: the same up to rounding. Else this does nothing, and `net(x)`
         computes as usual.
         """
-        shared = torch.is_grad_enabled() and wants_one_pass(self.opt, inputs[0])
-        if shared and fits_one_pass(net, *inputs):
+        if torch.is_grad_enabled() and self.shares_pass(net, *inputs):
             share_pass(prepared(net), inputs)
+
+    def shares_pass(self, net: nn.Module, *inputs: torch.Tensor) -> bool:
+        """Whether `--batch_passes` has one pass of a network over these inputs (N, C, H, W)."""
+        return wants_one_pass(self.opt, inputs[0]) and fits_one_pass(net, *inputs)
 
     def remember_sums(self) -> Callable[[], None]:
         """A function that sets the gradients accumulated so far back to what they are now."""

@@ -18,7 +18,6 @@ from util.image_pool import ImagePool
 
 from . import networks, patch_nce
 from .base_model import BaseModel
-from .speed.passes import fits_one_pass, wants_one_pass
 
 
 class DCLModel(BaseModel):
@@ -124,8 +123,7 @@ class DCLModel(BaseModel):
         `--batch_passes` may make one pass of the two. Features that are not known are None.
         """
         layers = [] if self.flipped else self.nce_layers
-        shared = wants_one_pass(self.opt, source) and fits_one_pass(netG, source, target)
-        if self.opt.nce_idt and shared:
+        if self.opt.nce_idt and self.shares_pass(netG, source, target):
             (fake, same), (features, _) = patch_nce.translate(netG, [source, target], layers)
         else:
             (fake,), (features,) = patch_nce.translate(netG, [source], layers)

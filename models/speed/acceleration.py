@@ -17,7 +17,6 @@ from util.errors import UserError
 
 from .gradient_scale import GradientScale
 from .layout import contiguous_gradients, keep_layout
-from .passes import forget_passes
 from .prepared import prepared
 from .sync_norm import leave_out_of_compiling
 
@@ -71,7 +70,7 @@ def prepare(
 ) -> None:
     """Prepare a network in place for these modes; its weights keep their names.
 
-    `graphs` uses CUDA graphs: outputs are overwritten after the next `begin_iteration`.
+    `graphs` uses CUDA graphs: outputs are overwritten after the next `BaseModel.begin_iteration`.
     `recompute` is gradient checkpointing of residual blocks: less memory, more time.
     `scale` is the loss scaling for training in fp16.
 
@@ -118,10 +117,3 @@ def use_fused_step(optimizer: torch.optim.Optimizer, device: torch.device, fast:
         for group in [optimizer.defaults, *optimizer.param_groups]:
             if group["fused"] is None and not group["foreach"]:
                 group["fused"] = True
-
-
-def begin_iteration(graphs: bool = False) -> None:
-    """Drop shared passes of the last iteration; with `graphs` its outputs may be overwritten."""
-    forget_passes()
-    if graphs:  # the call imports the compiler
-        torch.compiler.cudagraph_mark_step_begin()
