@@ -133,8 +133,8 @@ def _rebuild(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network with these weights loaded, and the options that it was built with.
 
-    The saved model's own code knows best. Where it fails, tries the architecture in the saved
-    options, then that which the weights suggest, and warns: other networks may have equal weights.
+    The saved model's own code knows best. Where it fails, the saved options and the weights tell
+    the architecture, with a warning: other networks may have equal weights.
     """
     failed = ""
     if "model" in saved:
@@ -142,13 +142,13 @@ def _rebuild(
             return _of_model(state, saved, path, name)
         except (Exception, SystemExit) as e:  # the code may have changed, or need other options
             failed = f"--model {saved['model']} fails: {first_line(e)}"
-    problems: list[str] = []
-    looks = _as_it_looks(state, saved)
-    sampling = looks.pop("antialias", ())  # known from the weights alone
-    for built in (_as_saved(state, saved), looks):
-        if built.get("netG") not in GENERATORS:
-            continue
-        down, up = (*sampling, False, False)[:2]
+    reason = f"; {failed}" if failed else ""
+    looks = describe({key.removeprefix("module."): value for key, value in state.items()})
+    # the keys of a ResNet show whether it has dropout; without saved options as test.py: it has
+    no_dropout = saved.get("no_dropout") == "True"
+    built = {"no_dropout": no_dropout, **looks, **_as_saved(state, saved)}
+    down, up = (*built.pop("antialias", ()), False, False)[:2]  # known from the weights alone
+    if built.keys() >= {"ngf", "norm", "input_nc", "output_nc"} and built.get("netG") in GENERATORS:
         net = GENERATORS[built["netG"]](
             built["input_nc"],
             built["output_nc"],
@@ -162,11 +162,8 @@ def _rebuild(
             if failed:
                 warn(f"{path}: its network is a guess from options and weights, as {failed}")
             return net, built
-        problems.append(problem)
-    reason = f"; {failed}" if failed else ""
-    looks = describe({key.removeprefix("module."): value for key, value in state.items()})
-    if problems and looks:
-        raise UserError(f"the weights in {path} do not fit: {problems[-1]}{reason}")
+        if looks:
+            raise UserError(f"the weights in {path} do not fit: {problem}{reason}")
     what = looks.get("netG") or looks.get("netD") or "no network of this code"
     raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{reason}")
 
@@ -181,26 +178,12 @@ def _load(net: nn.Module, state: State) -> str | None:
 
 
 def _as_saved(state: State, saved: dict[str, str]) -> dict[str, Any]:
-    """The generator's options in `train_opt.txt`; empty if some are missing."""
-    try:
-        counts = {name: int(saved[name]) for name in ("ngf", "input_nc", "output_nc")}
-    except (KeyError, ValueError):
-        return {}
-    if not {"netG", "norm"} <= saved.keys() or saved["norm"] not in NORMS:
-        return {}
-    counts.update(_channels(state, counts["input_nc"], counts["output_nc"]))
-    no_dropout = saved.get("no_dropout") == "True"
-    return {"netG": saved["netG"], "norm": saved["norm"], "no_dropout": no_dropout, **counts}
-
-
-def _as_it_looks(state: State, saved: dict[str, str]) -> dict[str, Any]:
-    """The generator's options as far as the weights show them, the others as they were saved."""
-    found = describe({key.removeprefix("module."): value for key, value in state.items()})
-    if saved.get("norm") in NORMS:
-        found["norm"] = saved["norm"]
-    if "no_dropout" not in found:
-        # without saved options as test.py: with dropout
-        found["no_dropout"] = saved.get("no_dropout") == "True"
+    """The generator's options in `train_opt.txt`, as far as it has them, but for dropout."""
+    known = {"netG": GENERATORS, "norm": NORMS}
+    found: dict[str, Any] = {n: saved[n] for n, names in known.items() if saved.get(n) in names}
+    with contextlib.suppress(KeyError, ValueError):
+        found.update({name: int(saved[name]) for name in ("ngf", "input_nc", "output_nc")})
+        found.update(_channels(state, found["input_nc"], found["output_nc"]))
     return found
 
 
