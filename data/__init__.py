@@ -135,7 +135,7 @@ class CustomDatasetDataLoader:
             broken=broken if getattr(opt, "skip_broken", False) else "raise",
             # training may repeat items to fill batches, testing may not: test.py uses `take`
             rank=distributed.rank() if opt.isTrain else 0,
-            processes=distributed.world_size() if opt.isTrain else 1,
+            world_size=distributed.world_size() if opt.isTrain else 1,
         )
 
     def load_data(self) -> CustomDatasetDataLoader:
@@ -160,7 +160,7 @@ class CustomDatasetDataLoader:
 
     def take(self, items: Sequence[int]) -> None:
         """Restrict epochs to these items, given by their positions in the order."""
-        self.loader.order.only = items
+        self.loader.order.positions = items
 
     def first(self) -> dict[str, Any]:
         """A batch from the beginning of the order, loaded in this process."""

@@ -26,7 +26,7 @@ from util.picture_files import frames, is_image_file, opened, orientation
 from . import find_dataset_using_name
 from .base_dataset import open_picture
 from .loader import EpochLoader
-from .pictures.values import FARTHEST
+from .pictures.values import MAX_MAGNITUDE
 
 PHASES = ("train", "val", "test")
 SHOWN = 10  # files of each kind, unless all are asked for
@@ -132,7 +132,7 @@ def _check_values(key: str, x: torch.Tensor, paths: Sequence[Any], found: Findin
     if not x.is_floating_point():
         found.problems[f"{key} is a tensor of {x.dtype}, not of floats in [-1, 1]"][file] = None
         found.skippable = False
-    elif not (largest := float(x.abs().max())) <= FARTHEST:
+    elif not (largest := float(x.abs().max())) <= MAX_MAGNITUDE:
         title = f"{key} has values far out of [-1, 1], which models expect"
         found.remarks[title][f"{file}: up to {largest:g} in magnitude"] = None
 
@@ -142,8 +142,8 @@ def _check_folder(
 ) -> None:
     as_stored = getattr(opt, "ignore_orientation", False)
     with ThreadPoolExecutor() as pool:
-        looks = pool.map(lambda path: _look(path, as_stored), [p for p in paths if p not in broken])
-        looks = [look for look in looks if look is not None]
+        whole = [path for path in paths if path not in broken]
+        looks = [x for x in pool.map(lambda path: _read_header(path, as_stored), whole) if x]
     for path, _, remarks in looks:
         for remark in remarks:
             found.remarks[remark][path] = None
@@ -158,7 +158,7 @@ def _check_folder(
                 found.remarks[title][f"{path}: {facts[i]}"] = None
 
 
-def _look(path: str, as_stored: bool) -> tuple[str, tuple[str, str, str], list[str]] | None:
+def _read_header(path: str, as_stored: bool) -> tuple[str, tuple[str, str, str], list[str]] | None:
     """The path; size, mode and format by the header; what is unusual. None for no picture."""
     if not is_image_file(path):
         return None

@@ -39,7 +39,7 @@ class Draw(NamedTuple):
 class EpochOrder(Sampler):
     """The items of one epoch: a permutation made from (seed, epoch), or 0, 1, 2, ...
 
-    With `share` (rank, number of processes, batch size) those of one process of several: each takes
+    With `share` (rank, world size, batch size) those of one process of several: each takes
     its part of every batch of them all. Where the last one does not divide evenly, the first items
     come again, so that every process has as many.
     """
@@ -49,7 +49,7 @@ class EpochOrder(Sampler):
     ):
         self.size, self.shuffle, self.seed, self.share = size, shuffle, seed, share
         self.epoch, self.start = 0, 0
-        self.only: Sequence[int] | None = None  # places in the order; None: all
+        self.positions: Sequence[int] | None = None  # in the order; None: all
 
     def __iter__(self) -> Iterator[Draw]:
         if self.shuffle:
@@ -61,14 +61,14 @@ class EpochOrder(Sampler):
             yield Draw(index, derived_seed(self.seed, self.epoch, index))
 
     def _own(self, order: list[int]) -> Iterator[int]:
-        if self.only is not None:
-            yield from (order[i] for i in self.only)
+        if self.positions is not None:
+            yield from (order[i] for i in self.positions)
             return
-        rank, processes, batch_size = self.share
-        for first in range(self.start, len(order), processes * batch_size):
-            batch = order[first : first + processes * batch_size]
-            part = -(-len(batch) // processes)
-            batch += [order[i % len(order)] for i in range(processes * part - len(batch))]
+        rank, world_size, batch_size = self.share
+        for first in range(self.start, len(order), world_size * batch_size):
+            batch = order[first : first + world_size * batch_size]
+            part = -(-len(batch) // world_size)
+            batch += [order[i % len(order)] for i in range(world_size * part - len(batch))]
             yield from batch[rank * part : (rank + 1) * part]
 
     def __len__(self) -> int:
@@ -201,7 +201,7 @@ class EpochLoader:
     """Iterating over it gives the batches of the epoch that was set, else of the next one.
 
     `broken` says what to do with items that can't be loaded, see `SeededItems`; `self.broken`
-    collects the reasons, once each. Of several `processes` each gets its share of the items.
+    collects the reasons, once each. Of `world_size` processes each gets its share.
     """
 
     def __init__(
@@ -215,11 +215,11 @@ class EpochLoader:
         pin_memory: bool = False,
         broken: str = "raise",
         rank: int = 0,
-        processes: int = 1,
+        world_size: int = 1,
     ):
         size = int(min(len(dataset), limit))
         seed = new_seed() if seed is None else seed
-        self.order = EpochOrder(size, shuffle, seed, (rank, processes, batch_size))
+        self.order = EpochOrder(size, shuffle, seed, (rank, world_size, batch_size))
         self.collate = Collate()
         self.loader = DataLoader(
             SeededItems(dataset, broken, size),

@@ -62,6 +62,10 @@ def open_model(path: Path, device: str):
     return session, session.get_modelmeta().custom_metadata_map
 
 
+def refuse(e: OSError) -> None:
+    stop(f"can't read the folder {e.filename}: {e.strerror}")
+
+
 def find_pictures(root: Path, translated: Path) -> list[Path]:
     """`root`, or all pictures below it, except hidden ones and those in folders of results."""
     source = root.parent if root.is_file() else root
@@ -73,7 +77,7 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
         stop(f"no folder or picture {root}")
     paths: list[Path] = []
     seen = {translated.resolve()}
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
         here = Path(folder)
         if here.resolve() in seen or (here != root and NO_INPUT in names):
             below.clear()

@@ -364,6 +364,24 @@ def test_outputs_are_named_and_found_as_by_test_py(negative, tmp_path):
     assert files_below(tmp_path / "out") == sorted(names)
 
 
+def test_a_folder_that_cannot_be_read_is_named(negative, tmp_path, monkeypatch):
+    picture(tmp_path / "in" / "closed" / "a.png")
+    ordinary = os.scandir
+
+    def denied(folder):  # not by permissions, which do not bind root
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return ordinary(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    result = run("scripts/run_onnx.py", negative, tmp_path / "in", tmp_path / "out")
+    closed = tmp_path / "in" / "closed"
+    assert (result.code, result.err) == (
+        1,
+        f"error: can't read the folder {closed}: Permission denied\n",
+    )
+
+
 def test_pictures_are_written_whole_or_not_at_all(negative, tmp_path, monkeypatch):
     picture(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "folder.png").mkdir()  # is no picture in spite of its name

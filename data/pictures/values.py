@@ -12,7 +12,7 @@ from util.errors import UserError
 from util.picture_files import HOW_RANGE, check_floats
 
 Range = tuple[float, float]
-FARTHEST = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
+MAX_MAGNITUDE = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
 
 
 def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:

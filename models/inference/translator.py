@@ -20,7 +20,14 @@ from PIL import Image
 from torch import nn
 
 from data.pictures.reading import Picture, from_pil, naming, read_picture
-from data.pictures.values import FARTHEST, Range, change_depth, fit_channels, from_unit, to_unit
+from data.pictures.values import (
+    MAX_MAGNITUDE,
+    Range,
+    change_depth,
+    fit_channels,
+    from_unit,
+    to_unit,
+)
 from models.speed.acceleration import arithmetic
 from models.speed.passes import independent_of_batch
 from util.errors import UserError, first_line, warn
@@ -176,7 +183,7 @@ class Translator:
                 f"a tensor of {x.dtype}: give floats in [-1, 1], of bytes x / 127.5 - 1, or an "
                 "array (H, W, C)"
             )
-        if not (largest := x.abs().amax().item()) <= FARTHEST:
+        if not (largest := x.abs().amax().item()) <= MAX_MAGNITUDE:
             raise UserError(
                 f"a tensor with values up to {largest:g} in magnitude: they must be in [-1, 1]"
             )
