@@ -23,7 +23,7 @@ end_quietly_on_interrupt()  # in front of the imports that take seconds
 from models.ema import WEIGHTS
 from models.inference.export import ENDINGS, export_generator
 from util.argument_types import experiment_name
-from util.errors import OneLineParser, one_line_errors
+from util.errors import OneLineParser, run_tool
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,5 +57,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    run_tool(main)

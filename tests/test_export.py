@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -200,7 +201,7 @@ def test_onnx_without_torch(trained, tmp_path):
     for source, name in (
         ("a.png", "a.png"),
         ("grey.png", "grey.png"),
-        ("sub/b.JPG", "sub/b.png"),
+        ("sub/b.JPG", "sub/b.JPG.png"),
         ("sub/b.png", "sub/b.png.png"),
     ):
         with Image.open(folder / source) as given, Image.open(tmp_path / "out" / name) as got:
@@ -298,6 +299,21 @@ def test_a_file_that_differs_is_not_kept(trained, tmp_path, monkeypatch):
     result = run("scripts/export.py", *words, "--output", path)
     assert result.code == 1
     assert "differs from PyTorch by 0.5" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["torchscript", pytest.param("pt2", marks=needs_free_sizes)])
+def test_a_full_disk_is_one_line(trained, form, tmp_path, monkeypatch):
+    """PyTorch itself aborts the process where it can't write."""
+
+    def write_bytes(self: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    words = ["--checkpoints_dir", trained, "--name", "x", "--format", form]
+    ending = {"torchscript": "pt", "pt2": "pt2"}[form]
+    result = run("scripts/export.py", *words, "--output", tmp_path / f"f.{ending}")
+    assert (result.code, result.err) == (1, "error: [Errno 28] No space left on device\n")
     assert list(tmp_path.iterdir()) == []
 
 

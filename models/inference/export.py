@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import os
 import warnings
@@ -213,63 +214,45 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
         raise UserError(
             f"{type(net).__name__} gives pictures of other sizes than it takes: no export"
         )
-    multiple, least = rule
-    inner: Any = net.model if isinstance(net, PADS_ITSELF) else net
-    example = torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5)
-    writer: Callable = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[form]
-    path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside of torch
-        writer(inner, multiple, least, example, path, metadata)
+        content = _content(net, input_nc, form, metadata, *rule)
+    path.write_bytes(content)  # not by torch, which a full disk aborts
 
 
-def _graph(inner: nn.Module, multiple: int, least: int, example: torch.Tensor):
+def _content(
+    net: nn.Module, input_nc: int, form: str, metadata: dict[str, str], multiple: int, least: int
+) -> bytes:
+    inner: Any = net.model if isinstance(net, PADS_ITSELF) else net
+    content = io.BytesIO()
+    if form == "torchscript":
+        # no layer depends on the size of its input, so a trace of the layers is right for all sizes
+        fitting = torch.zeros(2, input_nc, 2 * least, 3 * least)
+        traced = torch.jit.trace(inner, fitting, check_trace=False)
+        script = torch.jit.script(AnySizeScript(traced, multiple, least).eval())
+        torch.jit.save(script, content, _extra_files={METADATA: json.dumps(metadata)})
+        return content.getvalue()
+    example = (torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5),)
     anything = torch.export.Dim.DYNAMIC
     shapes = ({0: anything, 2: anything, 3: anything},)
-    net = AnySize(inner, multiple, least).eval()
-    return torch.export.export(net, (example,), dynamic_shapes=shapes, strict=False)
-
-
-def _onnx(
-    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
-) -> None:
-    need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
+    any_size = AnySize(inner, multiple, least).eval()
+    graph = torch.export.export(any_size, example, dynamic_shapes=shapes, strict=False)
+    if form == "pt2":
+        torch.export.save(graph, content, extra_files={METADATA: json.dumps(metadata)})
+        return content.getvalue()
     import onnx
 
-    program = torch.onnx.export(
-        _graph(inner, multiple, least, example),
-        (example,),
-        dynamo=True,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        external_data=False,
-        verbose=False,
+    names = {"input_names": [INPUT], "output_names": [OUTPUT]}
+    program: Any = torch.onnx.export(
+        graph, example, dynamo=True, external_data=False, verbose=False, **names
     )
-    assert program is not None
     model = program.model_proto
     for value in (model.graph.input[0], model.graph.output[0]):
         dims = value.type.tensor_type.shape.dim
         for i, name in ((0, "batch"), (2, "height"), (3, "width")):
             dims[i].dim_param = name
     onnx.helper.set_model_props(model, metadata)
-    onnx.save(model, str(path))
-
-
-def _torchscript(
-    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
-) -> None:
-    # no layer depends on the size of its input, so a trace of the layers is right for all sizes
-    fitting = torch.zeros(2, example.shape[1], 2 * least, 3 * least)
-    traced = torch.jit.trace(inner, fitting, check_trace=False)
-    script = torch.jit.script(AnySizeScript(traced, multiple, least).eval())
-    torch.jit.save(script, str(path), _extra_files={METADATA: json.dumps(metadata)})
-
-
-def _pt2(
-    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
-) -> None:
-    program = _graph(inner, multiple, least, example)
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+    return model.SerializeToString()
 
 
 def reader(form: str, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
