@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.inference.streaming import Room, Stream, scratch_needed
+from models.inference.streaming import ScratchSpace, Stream, scratch_needed
 from models.inference.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
 from models.networks import define_G
 from tests.helpers import ROOT, pixels
@@ -94,15 +94,15 @@ def test_exact_tiles_of_anti_aliased_generators(netG, size, up):
 def test_files_take_what_memory_does_not(tmp_path):
     net, x = network("resnet_6blocks"), scene(120, 100)
     wanted = whole(net, x)
-    room = Room(20_000, tmp_path)
+    space = ScratchSpace(20_000, tmp_path)
     with torch.no_grad():
-        bands = list(Stream(net, TensorRows(x), CPU, room, 2000).run())
-    assert room.files > 4
+        bands = list(Stream(net, TensorRows(x), CPU, space, 2000).run())
+    assert space.files > 4
     assert apart(torch.cat(bands, 1), wanted) < 1e-4
-    assert room.used == 0
+    assert space.used == 0
     # full size and 4 channels, half the size and 8 channels: the first two and the last two maps
-    assert room.peak == 4 * (4 * 120 * 100 + 8 * 60 * 50)
-    assert scratch_needed(net, TensorRows(x)) == room.peak
+    assert space.peak == 4 * (4 * 120 * 100 + 8 * 60 * 50)
+    assert scratch_needed(net, TensorRows(x)) == space.peak
 
 
 def test_scratch_files_are_in_the_folder_and_leave_nothing_there(tmp_path, monkeypatch):

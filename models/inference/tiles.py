@@ -33,9 +33,9 @@ from util.errors import UserError
 
 from .sizes import PADS_ITSELF, KeepsSize, size_rule
 from .streaming import (
-    Room,
     Rows,
     RowSource,
+    ScratchSpace,
     Stream,
     extended,
     scratch_needed,
@@ -149,12 +149,12 @@ def translate_in_tiles(
 
     Raises UserError for networks that can't be cut up, and where exact tiles have no room.
     """
-    room = Room(int(options.memory * 2**30), options.scratch)
+    space = ScratchSpace(int(options.memory * 2**30), options.scratch)
     bands = None
     if options.mode != "quick":
         try:
-            room.check(scratch_needed(net, source))
-            bands = Stream(net, source, device, room, options.size**2).run()
+            space.check(scratch_needed(net, source))
+            bands = Stream(net, source, device, space, options.size**2).run()
         except UserError as e:
             if options.mode == "exact":
                 raise
