@@ -159,7 +159,7 @@ class AnySize(nn.Module):
 
     def __init__(self, net: nn.Module, multiple: int, least: int):
         super().__init__()
-        self.net, self.multiple, self.fewest = net, multiple, least // multiple
+        self.net, self.multiple, self.min_multiples = net, multiple, least // multiple
 
     def _padded(self, size: int):
         """The size to pad to.
@@ -168,8 +168,8 @@ class AnySize(nn.Module):
         would guard in each layer whether padded and unpadded sizes are equal.
         """
         steps = (torch.full((), size, dtype=torch.int64) + (self.multiple - 1)) // self.multiple
-        count = steps.clamp(min=self.fewest).item()  # no int(): that would fix it
-        torch._check(count >= self.fewest)
+        count = steps.clamp(min=self.min_multiples).item()  # no int(): that would fix it
+        torch._check(count >= self.min_multiples)
         torch._check(count <= _LARGEST)
         return self.multiple * count
 
@@ -206,7 +206,7 @@ class AnySizeScript(nn.Module):
 def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[str, str]) -> None:
     """Write a generator that `frozen` returned to a file, `metadata` in it.
 
-    Raises UserError where a package is missing.
+    Raises UserError for a generator that does not keep sizes.
     """
     rule = size_rule(net, input_nc, torch.device("cpu"))
     if rule is None:
@@ -215,61 +215,49 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
         )
     multiple, least = rule
     inner: Any = net.model if isinstance(net, PADS_ITSELF) else net
-    example = torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5)
-    writer: Callable = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[form]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    extra = {METADATA: json.dumps(metadata)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside of torch
-        writer(inner, multiple, least, example, path, metadata)
+        if form == "torchscript":
+            # no layer depends on the size of its input, so a trace is right for all sizes
+            fitting = torch.zeros(2, input_nc, 2 * least, 3 * least)
+            traced = torch.jit.trace(inner, fitting, check_trace=False)
+            script = torch.jit.script(AnySizeScript(traced, multiple, least).eval())
+            torch.jit.save(script, str(path), _extra_files=extra)
+            return
+        example = (torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5),)
+        anything = torch.export.Dim.DYNAMIC
+        shapes = ({0: anything, 2: anything, 3: anything},)
+        graph = AnySize(inner, multiple, least).eval()
+        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+        if form == "pt2":
+            torch.export.save(program, path, extra_files=extra)
+        else:
+            _save_onnx(program, example, path, metadata)
 
 
-def _graph(inner: nn.Module, multiple: int, least: int, example: torch.Tensor):
-    anything = torch.export.Dim.DYNAMIC
-    shapes = ({0: anything, 2: anything, 3: anything},)
-    net = AnySize(inner, multiple, least).eval()
-    return torch.export.export(net, (example,), dynamic_shapes=shapes, strict=False)
-
-
-def _onnx(
-    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
+def _save_onnx(
+    program: torch.export.ExportedProgram, example: tuple[Any], path: Path, metadata: dict[str, str]
 ) -> None:
-    need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
     import onnx
 
-    program = torch.onnx.export(
-        _graph(inner, multiple, least, example),
-        (example,),
+    converted = torch.onnx.export(
+        program,
+        example,
         dynamo=True,
         input_names=[INPUT],
         output_names=[OUTPUT],
         external_data=False,
         verbose=False,
     )
-    assert program is not None
-    model = program.model_proto
+    assert converted is not None
+    model = converted.model_proto
     for value in (model.graph.input[0], model.graph.output[0]):
         dims = value.type.tensor_type.shape.dim
         for i, name in ((0, "batch"), (2, "height"), (3, "width")):
             dims[i].dim_param = name
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, str(path))
-
-
-def _torchscript(
-    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
-) -> None:
-    # no layer depends on the size of its input, so a trace of the layers is right for all sizes
-    fitting = torch.zeros(2, example.shape[1], 2 * least, 3 * least)
-    traced = torch.jit.trace(inner, fitting, check_trace=False)
-    script = torch.jit.script(AnySizeScript(traced, multiple, least).eval())
-    torch.jit.save(script, str(path), _extra_files={METADATA: json.dumps(metadata)})
-
-
-def _pt2(
-    inner: nn.Module, multiple: int, least: int, example: torch.Tensor, path: Path, metadata: dict
-) -> None:
-    program = _graph(inner, multiple, least, example)
-    torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
 
 
 def reader(form: str, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
