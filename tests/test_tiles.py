@@ -175,6 +175,19 @@ def test_quick_tiles_have_common_statistics(size):
     assert errors[0] < errors[1] / 3
 
 
+def test_a_network_is_as_it_was_while_its_tiles_wait():
+    """For another thread, or for a caller that does something else in between."""
+    net, x = network("resnet_6blocks"), scene(150, 131)
+    wanted = whole(net, x)
+    quick = TileOptions(64, 16, "quick")
+    rows = [translate_in_tiles(net, TensorRows(y), quick, CPU) for y in (x, x / 3)]
+    together = [torch.cat(parts, 1) for parts in zip(*zip(*rows, strict=True), strict=True)]
+    assert torch.equal(together[0], tiled(net, x, quick))
+    assert torch.equal(together[1], tiled(net, x / 3, quick))
+    next(translate_in_tiles(net, TensorRows(x / 3), quick, CPU))
+    assert torch.equal(whole(net, x), wanted)
+
+
 def test_quick_tiles_blend_to_what_is_there():
     class Same(nn.Module):
         def forward(self, x):
