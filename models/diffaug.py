@@ -37,13 +37,11 @@ class DiffAugment:
     A discriminator that sees `condition_nc` + `picture_nc` channels has the condition in front.
     Both are moved and cut alike, since what belongs together has to stay at one place. Colours
     of the condition stay: those of a label map are its meaning.
-    `strength` scales all ranges; 0 is the identity.
     """
 
-    def __init__(self, policy: str, condition_nc: int, picture_nc: int, strength: float = 1.0):
+    def __init__(self, policy: str, condition_nc: int, picture_nc: int):
         self.policy = policy.split(",")
         self.condition_nc, self.picture_nc = condition_nc, picture_nc
-        self.strength = strength
         self._draws: torch.Tensor | None = None
         self._again = False
 
@@ -84,9 +82,7 @@ class DiffAugment:
             self._again = False
 
     def _color(self, x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        brightness, saturation, contrast = (
-            ((draws - 0.5) * self.strength).view(-1, 3, 1, 1, 1).unbind(1)
-        )
+        brightness, saturation, contrast = (draws - 0.5).view(-1, 3, 1, 1, 1).unbind(1)
         x = x + brightness
         gray = x.mean(1, keepdim=True)
         x = gray + (x - gray) * (1 + 2 * saturation)
@@ -96,7 +92,7 @@ class DiffAugment:
     def _translated(self, x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         for dim, share in ((2, draws[:, 0]), (3, draws[:, 1])):
             size = x.shape[dim]
-            most = int(size * 0.125 * self.strength + 0.5)
+            most = int(size * 0.125 + 0.5)
             # where each row (or column) of the result comes from, counted in the padded picture
             start = _whole(share, 2 * most + 1)
             source = start[:, None] + torch.arange(size, device=x.device)
@@ -108,7 +104,7 @@ class DiffAugment:
     def _cut(self, x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         inside = []
         for size, share in ((x.shape[2], draws[:, 0]), (x.shape[3], draws[:, 1])):
-            length = int(size * 0.5 * self.strength + 0.5)
+            length = int(size * 0.5 + 0.5)
             start = _whole(share, size + 1 - length % 2) - length // 2
             distance = torch.arange(size, device=x.device) - start[:, None]
             inside.append((distance >= 0) & (distance < length))

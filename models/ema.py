@@ -52,7 +52,9 @@ class WeightAverage(nn.Module):
         state = net.state_dict()
         trained = dict(net.named_parameters(remove_duplicate=False))
         self.decay, self.keys = decay, list(state)
-        self.is_averaged = [k in trained and _is_fraction(v) for k, v in state.items()]
+        self.is_averaged = [
+            k in trained and (v.is_floating_point() or v.is_complex()) for k, v in state.items()
+        ]
         copies = (value.detach().clone() for value in state.values())
         self.means = nn.ParameterList(nn.Parameter(c, requires_grad=False) for c in copies)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
@@ -100,10 +102,6 @@ class WeightAverage(nn.Module):
             yield
         finally:
             _copy(own, tensors)
-
-
-def _is_fraction(value: torch.Tensor) -> bool:
-    return value.is_floating_point() or value.is_complex()
 
 
 @torch.no_grad()

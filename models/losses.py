@@ -159,7 +159,7 @@ class GradientPenalty:
         self.weight, self.every = weight, every
         # calls and newest value of each discriminator, in the order in which a model has them
         self._of: dict[nn.Module, tuple[int, torch.Tensor | float]] = {}
-        self._loaded: list[tuple[int, torch.Tensor | float]] = []
+        self._loaded: list[tuple[int, torch.Tensor | float]] = []  # and not asked for since
 
     def __call__(
         self, netD: nn.Module, real: torch.Tensor, fake: torch.Tensor
@@ -168,7 +168,9 @@ class GradientPenalty:
         if self.kind is None:
             return 0.0
         penalty: torch.Tensor | float = 0.0
-        calls, latest = self._of.get(netD) or self._next_loaded()
+        if netD not in self._of:
+            self._of[netD] = self._loaded.pop(0) if self._loaded else (0, 0.0)
+        calls, latest = self._of[netD]
         if calls % self.every == 0:
             kind, constant, weight = "mixed", 1.0, self.weight * self.every
             if self.kind == "r1":
@@ -182,13 +184,9 @@ class GradientPenalty:
         """The newest penalty of `netD`, to show."""
         return self._of.get(netD, (0, 0.0))[1]
 
-    def _next_loaded(self) -> tuple[int, torch.Tensor | float]:
-        rest = self._loaded[len(self._of) :]
-        return rest[0] if rest else (0, 0.0)
-
     def state_dict(self) -> dict[str, Any]:
         """Calls and newest values, in the order of the discriminators."""
-        return {"of": [*self._of.values(), *self._loaded[len(self._of) :]]}
+        return {"of": [*self._of.values(), *self._loaded]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""

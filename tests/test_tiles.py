@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.inference.streaming import Room, Stream, scratch_needed
+from models.inference.streaming import ScratchSpace, Stream, scratch_needed
 from models.inference.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
 from models.networks import define_G
 from tests.helpers import ROOT, pixels
@@ -94,15 +94,15 @@ def test_exact_tiles_of_anti_aliased_generators(netG, size, up):
 def test_files_take_what_memory_does_not(tmp_path):
     net, x = network("resnet_6blocks"), scene(120, 100)
     wanted = whole(net, x)
-    room = Room(20_000, tmp_path)
+    space = ScratchSpace(20_000, tmp_path)
     with torch.no_grad():
-        bands = list(Stream(net, TensorRows(x), CPU, room, 2000).run())
-    assert room.files > 4
+        bands = list(Stream(net, TensorRows(x), CPU, space, 2000).run())
+    assert space.files > 4
     assert apart(torch.cat(bands, 1), wanted) < 1e-4
-    assert room.used == 0
+    assert space.used == 0
     # full size and 4 channels, half the size and 8 channels: the first two and the last two maps
-    assert room.peak == 4 * (4 * 120 * 100 + 8 * 60 * 50)
-    assert scratch_needed(net, TensorRows(x)) == room.peak
+    assert space.peak == 4 * (4 * 120 * 100 + 8 * 60 * 50)
+    assert scratch_needed(net, TensorRows(x)) == space.peak
 
 
 def test_scratch_files_are_in_the_folder_and_leave_nothing_there(tmp_path, monkeypatch):
@@ -173,6 +173,19 @@ def test_quick_tiles_have_common_statistics(size):
     own = torch.cat([whole(net, part) for part in x.split(128, 2)], 2)
     errors = [float((y - wanted).abs().mean()) for y in (common, own)]
     assert errors[0] < errors[1] / 3
+
+
+def test_a_network_is_as_it_was_while_its_tiles_wait():
+    """For another thread, or for a caller that does something else in between."""
+    net, x = network("resnet_6blocks"), scene(150, 131)
+    wanted = whole(net, x)
+    quick = TileOptions(64, 16, "quick")
+    rows = [translate_in_tiles(net, TensorRows(y), quick, CPU) for y in (x, x / 3)]
+    together = [torch.cat(parts, 1) for parts in zip(*zip(*rows, strict=True), strict=True)]
+    assert torch.equal(together[0], tiled(net, x, quick))
+    assert torch.equal(together[1], tiled(net, x / 3, quick))
+    next(translate_in_tiles(net, TensorRows(x / 3), quick, CPU))
+    assert torch.equal(whole(net, x), wanted)
 
 
 def test_quick_tiles_blend_to_what_is_there():

@@ -160,7 +160,7 @@ class AnySize(nn.Module):
 
     def __init__(self, net: nn.Module, multiple: int, least: int):
         super().__init__()
-        self.net, self.multiple, self.fewest = net, multiple, least // multiple
+        self.net, self.multiple, self.min_multiples = net, multiple, least // multiple
 
     def _padded(self, size: int):
         """The size to pad to.
@@ -169,8 +169,8 @@ class AnySize(nn.Module):
         would guard in each layer whether padded and unpadded sizes are equal.
         """
         steps = (torch.full((), size, dtype=torch.int64) + (self.multiple - 1)) // self.multiple
-        count = steps.clamp(min=self.fewest).item()  # no int(): that would fix it
-        torch._check(count >= self.fewest)
+        count = steps.clamp(min=self.min_multiples).item()  # no int(): that would fix it
+        torch._check(count >= self.min_multiples)
         torch._check(count <= _LARGEST)
         return self.multiple * count
 
@@ -207,7 +207,7 @@ class AnySizeScript(nn.Module):
 def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[str, str]) -> None:
     """Write a generator that `frozen` returned to a file, `metadata` in it.
 
-    Raises UserError where a package is missing.
+    Raises UserError for a generator that does not keep sizes.
     """
     rule = size_rule(net, input_nc, torch.device("cpu"))
     if rule is None:

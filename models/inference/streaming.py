@@ -76,7 +76,7 @@ class Rows:
         self.rows, self.inputs, self.costly = rows, inputs, costly
 
 
-def each(function: Callable[[torch.Tensor], torch.Tensor], x: Rows) -> Rows:
+def pointwise(function: Callable[[torch.Tensor], torch.Tensor], x: Rows) -> Rows:
     """A function of each value; it must not change what it is given."""
     return Rows(x.shape, lambda top, bottom: function(x.rows(top, bottom)), x)
 
@@ -117,7 +117,7 @@ def convolved(
     return Rows((len(weight), height, width), rows, x, costly=True)
 
 
-def upconvolved(
+def conv_transposed(
     x: Rows,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -147,8 +147,8 @@ def upconvolved(
 
 
 # ---------------------------------------------------------------------------------------- storage
-class Room:
-    """Storage for maps: up to `memory` bytes on the device, beyond that in unnamed files."""
+class ScratchSpace:
+    """Space for stored maps: up to `memory` bytes on the device, beyond that in unnamed files."""
 
     def __init__(self, memory: int, scratch: str | os.PathLike | None = None):
         self.memory, self.scratch = memory, Path(scratch or tempfile.gettempdir())
@@ -175,25 +175,25 @@ class Room:
             )
 
 
-class Storage:
+class StoredMap:
     """All rows of a map, until nothing refers to it any more.
 
     They are written from top to bottom. A file has rows first, (H, C, W), so that a band is in one
     piece.
     """
 
-    def __init__(self, room: Room, shape: tuple[int, int, int], like: torch.Tensor):
+    def __init__(self, space: ScratchSpace, shape: tuple[int, int, int], like: torch.Tensor):
         """`like` has the type and the device of the map."""
-        self.room, self.shape, self.like = room, shape, like.new_empty(0)
+        self.space, self.shape, self.like = space, shape, like.new_empty(0)
         self.size = math.prod(shape) * like.element_size()
-        fits = room.used + self.size <= room.memory
+        fits = space.used + self.size <= space.memory
         self.data = like.new_empty(1, *shape) if fits else None
-        self.file: Any = None if fits else room.open_file()
-        room.used += self.size
-        room.peak = max(room.peak, room.used)
+        self.file: Any = None if fits else space.open_file()
+        space.used += self.size
+        space.peak = max(space.peak, space.used)
 
     def __del__(self) -> None:
-        self.room.used -= self.size
+        self.space.used -= self.size
         if self.file is not None:
             self.file.close()
 
@@ -230,7 +230,7 @@ class Stream:
         net: nn.Module,
         source: RowSource,
         device: torch.device,
-        room: Room,
+        space: ScratchSpace,
         band_pixels: int = 2**18,
     ):
         if not isinstance(net, PADS_ITSELF):
@@ -238,7 +238,7 @@ class Stream:
                 f"{type(net).__name__} can't be run in exact tiles, only ResNet and U-Net "
                 "generators can: use --tile_mode quick"
             )
-        self.net, self.source, self.room = net, source, room
+        self.net, self.source, self.space = net, source, space
         self.picture = extended(source, *net.fits, device)
         self.band_rows = max(8, band_pixels // self.picture.width)
 
@@ -266,21 +266,21 @@ class Stream:
     def store(self, x: Rows) -> Rows:
         """Compute all rows, and keep them instead of what they were computed from."""
         if x.inputs:
-            storage = None
+            stored = None
             for top, bottom in self.bands(x, x.height):
                 rows = x.rows(top, bottom)
-                storage = storage or Storage(self.room, x.shape, rows)
-                storage.write(top, rows)
-            assert storage is not None
-            x.rows, x.inputs, x.costly = storage.rows, (), False
+                stored = stored or StoredMap(self.space, x.shape, rows)
+                stored.write(top, rows)
+            assert stored is not None
+            x.rows, x.inputs, x.costly = stored.rows, (), False
         return x
 
-    def settle(self, x: Rows) -> Rows:
+    def store_convolutions(self, x: Rows) -> Rows:
         """Make rows cheap to read again: store the convolutions that they are computed from."""
         if x.costly:
             return self.store(x)
         for source in x.inputs:
-            self.settle(source)
+            self.store_convolutions(source)
         return x
 
     def statistics(self, x: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -300,10 +300,10 @@ class Stream:
 def scratch_needed(net: nn.Module, source: RowSource) -> int:
     """Bytes of the maps that are stored at a time, at most, with 4 bytes a value."""
     # on this device only shapes are computed
-    room, meta = Room(sys.maxsize), torch.device("meta")
-    stream = Stream(copy.deepcopy(net).to(meta), source, meta, room, sys.maxsize)
+    space, meta = ScratchSpace(sys.maxsize), torch.device("meta")
+    stream = Stream(copy.deepcopy(net).to(meta), source, meta, space, sys.maxsize)
     stream.layer(stream.net.model, stream.picture)  # type: ignore[arg-type]
-    return room.peak
+    return space.peak
 
 
 def extended(source: RowSource, multiple: int, least: int, device: torch.device) -> Rows:
@@ -328,7 +328,7 @@ def _sequence(stream: Stream, module: nn.Sequential, x: Rows) -> Rows:
 
 
 def _convolution(stream: Stream, module: Any, x: Rows) -> Rows:
-    x = stream.settle(x)
+    x = stream.store_convolutions(x)
     if any(module.padding):
         vertical, horizontal = module.padding
         x = padded(x, (horizontal, horizontal, vertical, vertical), "constant")
@@ -337,21 +337,21 @@ def _convolution(stream: Stream, module: Any, x: Rows) -> Rows:
 
 def _transposed(stream: Stream, module: Any, x: Rows) -> Rows:
     shape = module.stride[0], module.groups, module.padding[0], module.output_padding[0]
-    return upconvolved(stream.settle(x), module.weight, module.bias, *shape)
+    return conv_transposed(stream.store_convolutions(x), module.weight, module.bias, *shape)
 
 
 def _downsample(stream: Stream, module: Downsample, x: Rows) -> Rows:
-    x = padded(stream.settle(x), (1, 1, 1, 1), "reflect")
+    x = padded(stream.store_convolutions(x), (1, 1, 1, 1), "reflect")
     return convolved(x, module.filt, None, 2, len(module.filt))
 
 
 def _upsample(stream: Stream, module: Upsample, x: Rows) -> Rows:
-    x = padded(stream.settle(x), (1, 1, 1, 1), "replicate")
-    return upconvolved(x, module.filt, None, 2, len(module.filt), crop=3)
+    x = padded(stream.store_convolutions(x), (1, 1, 1, 1), "replicate")
+    return conv_transposed(x, module.filt, None, 2, len(module.filt), crop=3)
 
 
 def _blur(stream: Stream, filt: torch.Tensor, x: Rows) -> Rows:
-    x = padded(stream.settle(x), (1, 1, 1, 1), "replicate")
+    x = padded(stream.store_convolutions(x), (1, 1, 1, 1), "replicate")
     return convolved(x, filt, None, 1, len(filt))
 
 
@@ -365,7 +365,7 @@ def _blurred_transposed(stream: Stream, module: BlurredConvTranspose2d, x: Rows)
 
 def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
     if uses_own_statistics(module):
-        mean, variance = stream.statistics(stream.settle(x))
+        mean, variance = stream.statistics(stream.store_convolutions(x))
     else:
         mean, variance = module.running_mean, module.running_var
     scale = (variance.double() + module.eps).rsqrt()
@@ -377,16 +377,17 @@ def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
         y = (rows.float() - mean).mul_(scale)
         return y if module.bias is None else y.add_(module.bias[:, None, None])
 
-    return each(normalize, x)
+    return pointwise(normalize, x)
 
 
 def _dropout(stream: Stream, module: nn.Dropout, x: Rows) -> Rows:
     # stored, or the rows would be drawn anew each time that they are read
-    return stream.store(each(module, stream.settle(x))) if module.training else x
+    return stream.store(pointwise(module, stream.store_convolutions(x))) if module.training else x
 
 
 def _resnet_block(stream: Stream, module: ResnetBlock, x: Rows) -> Rows:
-    x = stream.store(stream.settle(x))  # or the next block would hold all maps of this one
+    # or the next block would hold all maps of this one
+    x = stream.store(stream.store_convolutions(x))
     y = stream.layer(module.conv_block, x)
     return Rows(x.shape, lambda top, bottom: x.rows(top, bottom) + y.rows(top, bottom), x, y)
 
@@ -395,7 +396,7 @@ def _unet_level(stream: Stream, module: UnetSkipConnectionBlock, x: Rows) -> Row
     if module.outermost:
         return stream.layer(module.model, x)
     first, *others = module.model
-    skip = inner = stream.settle(stream.layer(first, x))
+    skip = inner = stream.store_convolutions(stream.layer(first, x))
     for layer in others:
         inner = stream.layer(layer, inner)
 
@@ -420,11 +421,11 @@ LAYERS: dict[Any, Callable[[Stream, Any, Rows], Rows]] = {
     (INSTANCE, *BATCH): _norm,
     nn.ReflectionPad2d: lambda stream, module, x: padded(x, module.padding, "reflect"),
     nn.ReplicationPad2d: lambda stream, module, x: padded(x, module.padding, "replicate"),
-    nn.ReLU: lambda stream, module, x: each(F.relu, x),
-    nn.LeakyReLU: lambda stream, module, x: each(
+    nn.ReLU: lambda stream, module, x: pointwise(F.relu, x),
+    nn.LeakyReLU: lambda stream, module, x: pointwise(
         lambda rows: F.leaky_relu(rows, module.negative_slope), x
     ),
-    nn.Tanh: lambda stream, module, x: each(torch.tanh, x),
+    nn.Tanh: lambda stream, module, x: pointwise(torch.tanh, x),
     nn.Dropout: _dropout,
     nn.Identity: lambda stream, module, x: x,
 }

@@ -17,7 +17,8 @@ code. What else looks at the whole picture, such as attention, sees a tile.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import copy
+import functools
 import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -33,9 +34,9 @@ from util.errors import UserError
 
 from .sizes import PADS_ITSELF, KeepsSize, size_rule
 from .streaming import (
-    Room,
     Rows,
     RowSource,
+    ScratchSpace,
     Stream,
     extended,
     scratch_needed,
@@ -149,12 +150,12 @@ def translate_in_tiles(
 
     Raises UserError for networks that can't be cut up, and where exact tiles have no room.
     """
-    room = Room(int(options.memory * 2**30), options.scratch)
+    space = ScratchSpace(int(options.memory * 2**30), options.scratch)
     bands = None
     if options.mode != "quick":
         try:
-            room.check(scratch_needed(net, source))
-            bands = Stream(net, source, device, room, options.size**2).run()
+            space.check(scratch_needed(net, source))
+            bands = Stream(net, source, device, space, options.size**2).run()
         except UserError as e:
             if options.mode == "exact":
                 raise
@@ -190,23 +191,24 @@ def quick_tiles(
     tops, lefts = (_starts(n, tile, step) for n in (picture.height, picture.width))
     across = _weights(lefts, picture.width, tile, overlap)
     down = _weights(tops, picture.height, tile, overlap)
-    with common_statistics(net, picture, device, len(tops) * len(lefts) > 1):
-        held = torch.zeros(0, 0, 0)  # sums of the rows that the next row of tiles shares
-        for row, top in enumerate(tops):
-            bottom = min(picture.height, top + tile)
-            strip = picture.rows(top, bottom)
-            sums = torch.zeros(0)
-            for column, left in enumerate(lefts):
-                right = min(picture.width, left + tile)
-                result = net(strip[..., left:right].contiguous().to(device))[0].float().cpu()
-                if column == 0:
-                    sums = torch.zeros(result.shape[0], bottom - top, picture.width)
-                sums[..., left:right] += result * across[column] * down[row][:, None]
-            if row:
-                sums[:, : held.shape[1]] += held
-            end = tops[row + 1] if row + 1 < len(tops) else picture.height
-            yield sums[:, : max(0, min(end, source.height) - top), : source.width]
-            held = sums[:, end - top :]
+    if len(tops) * len(lefts) > 1:
+        net = with_common_statistics(net, picture, device)
+    held = torch.zeros(0, 0, 0)  # sums of the rows that the next row of tiles shares
+    for row, top in enumerate(tops):
+        bottom = min(picture.height, top + tile)
+        strip = picture.rows(top, bottom)
+        sums = torch.zeros(0)
+        for column, left in enumerate(lefts):
+            right = min(picture.width, left + tile)
+            result = net(strip[..., left:right].contiguous().to(device))[0].float().cpu()
+            if column == 0:
+                sums = torch.zeros(result.shape[0], bottom - top, picture.width)
+            sums[..., left:right] += result * across[column] * down[row][:, None]
+        if row:
+            sums[:, : held.shape[1]] += held
+        end = tops[row + 1] if row + 1 < len(tops) else picture.height
+        yield sums[:, : max(0, min(end, source.height) - top), : source.width]
+        held = sums[:, end - top :]
 
 
 def _starts(length: int, tile: int, step: int) -> list[int]:
@@ -235,15 +237,18 @@ def _weights(starts: list[int], length: int, tile: int, overlap: int) -> list[to
     return [(w / total[start : start + len(w)]).float() for start, w in pairs]
 
 
-@contextlib.contextmanager
-def common_statistics(
-    net: nn.Module, picture: Rows, device: torch.device, several: bool
-) -> Iterator[None]:
-    """A context in which norms use the statistics of sample tiles, not those of each tile."""
-    norms = [m for m in net.modules() if uses_own_statistics(m)]
-    if not norms or not several:
-        yield
-        return
+def with_common_statistics(net: nn.Module, picture: Rows, device: torch.device) -> nn.Module:
+    """A copy whose norms use the statistics of sample tiles, not those of each tile.
+
+    It has the same weights. A copy, since the network may be called while tiles wait, by another
+    thread too.
+    """
+    if not any(uses_own_statistics(m) for m in net.modules()):
+        return net
+    held = [x for m in net.modules() for x in (*m._parameters.values(), *m._buffers.values())]
+    # old-style weight norm keeps what it computes in an attribute, which can't be copied
+    held += [x for m in net.modules() for x in vars(m).values() if torch.is_tensor(x)]
+    net = copy.deepcopy(net, {id(x): x for x in held})
     learned: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def learn(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -258,17 +263,13 @@ def common_statistics(
         return F.batch_norm(x, mean, variance, weight, bias, eps=eps)  # type: ignore[arg-type]
 
     def use(function: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> None:
-        for module in norms:
-            module.forward = lambda x, m=module: function(m, x)  # type: ignore[method-assign]
+        for module in filter(uses_own_statistics, net.modules()):
+            module.forward = functools.partial(function, module)  # type: ignore[method-assign]
 
-    try:
-        use(learn)
-        net(_samples(picture).to(device))
-        use(apply)
-        yield
-    finally:
-        for module in norms:
-            module.__dict__.pop("forward", None)
+    use(learn)
+    net(_samples(picture).to(device))
+    use(apply)
+    return net
 
 
 def _samples(picture: Rows) -> torch.Tensor:

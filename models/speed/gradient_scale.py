@@ -26,7 +26,7 @@ class GradientScale:
 
     def __init__(self, factor: float = 2.0**16):
         self.factor = factor
-        self.good_steps = 0
+        self.growth_tracker = 0
         self.inside = False  # of a network
         self._checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -79,11 +79,11 @@ class GradientScale:
 
         Raises UserError if the factor becomes too small.
         """
-        self.good_steps = self.good_steps + 1 if finite else 0
+        self.growth_tracker = self.growth_tracker + 1 if finite else 0
         if not finite:
             self.factor /= 2
-        elif self.good_steps == GROW_AFTER:
-            self.factor, self.good_steps = self.factor * 2, 0
+        elif self.growth_tracker == GROW_AFTER:
+            self.factor, self.growth_tracker = self.factor * 2, 0
         if self.factor < SMALLEST:
             raise UserError(
                 "--precision fp16: gradients are not finite at any scale; numbers in the networks "
@@ -92,12 +92,12 @@ class GradientScale:
 
     def state_dict(self) -> dict[str, Any]:
         """Factor and counter, under the names that `torch.amp.GradScaler` gives them."""
-        return {"scale": self.factor, "_growth_tracker": self.good_steps}
+        return {"scale": self.factor, "_growth_tracker": self.growth_tracker}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load a state; it may be empty, from a run with another precision."""
         self.factor = float(state.get("scale", self.factor))
-        self.good_steps = int(state.get("_growth_tracker", 0))
+        self.growth_tracker = int(state.get("_growth_tracker", 0))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientScale:
         return self  # copies of a network share the factor
