@@ -47,6 +47,7 @@ def main() -> None:
         model.setup(opt)
         contiguous_gradients(model.networks().values())
         at = run.resume()  # the position: epoch, images seen in it, images seen in all
+        validation.resume(at)
         last_epoch = opt.n_epochs + opt.n_epochs_decay
         if at.epoch > last_epoch:
             print(

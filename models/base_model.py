@@ -18,6 +18,7 @@ from util.errors import UserError, warn
 
 from . import ema
 from .diffaug import DiffAugment
+from .losses import GradientPenalty
 from .model_files import ModelFiles, SaveFolder, initial_rates
 from .norms import add_spectral_norm
 from .schedulers import fast_forward, get_scheduler
@@ -292,9 +293,15 @@ class BaseModel(ModelFiles, ABC):
         """Whether `--batch_passes` has one pass of a network over these inputs (N, C, H, W)."""
         return wants_one_pass(self.opt, inputs[0]) and fits_one_pass(net, *inputs)
 
-    def remember_sums(self) -> Callable[[], None]:
-        """A function that sets the gradients accumulated so far back to what they are now."""
-        return self._steps.remember()
+    def remember(self) -> Callable[[], None]:
+        """Snapshot accumulated gradients and penalties; returns a function that restores them."""
+        undos = [self._steps.remember(), *(p.remember() for p in self.held(GradientPenalty))]
+
+        def undo() -> None:
+            for one in undos:
+                one()
+
+        return undo
 
     def inspect_steps(self, inspect: Callable[[torch.optim.Optimizer], None] | None) -> None:
         """Call a function before each optimizer step; it may set gradients to None."""

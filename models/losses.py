@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -183,6 +184,15 @@ class GradientPenalty:
     def latest(self, netD: nn.Module) -> torch.Tensor | float:
         """The newest penalty of `netD`, to show."""
         return self._of.get(netD, (0, 0.0))[1]
+
+    def remember(self) -> Callable[[], None]:
+        """Snapshot calls and values; returns a function that restores them."""
+        of, loaded = dict(self._of), list(self._loaded)
+
+        def undo() -> None:
+            self._of, self._loaded = of, loaded
+
+        return undo
 
     def state_dict(self) -> dict[str, Any]:
         """Calls and newest values, in the order of the discriminators."""

@@ -425,6 +425,33 @@ def test_best_weights_are_kept_across_a_resume(paired, tmp_path):
     load_generator(tmp_path / "one", epoch="best", device="cpu")
 
 
+def test_the_best_of_epochs_that_are_given_up_does_not_count(paired, tmp_path):
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1, "--n_epochs", 3]
+    words += ["--keep_states", 3, "--save_epoch_freq", 1]
+    succeed("train.py", *where, *words, "--lr", "0.01")
+    back = succeed("train.py", *where, *words, "--lr", "0", "--continue_train", "--epoch", 1)
+    records = read_records(tmp_path / "x" / "scores.jsonl", "scores")
+    assert [r["epoch"] for r in records] == [1, 2, 3]
+    facts = json.loads((tmp_path / "x" / "best_scores.json").read_text())
+    assert facts["value"] == min(r["scores"]["L1"] for r in records)
+    assert "lies ahead" in back.out or facts["epoch"] == 1
+
+
+def test_a_training_that_was_killed_before_its_first_save_starts_anew(paired, tmp_path):
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
+    succeed("train.py", *where, *words)
+    for path in (tmp_path / "x").glob("*.pth"):  # leave only what validation has written
+        if not path.name.startswith("best_net_"):
+            path.unlink()
+    again = succeed("train.py", *where, *words, "--continue_train")
+    assert "so this starts anew" in again.out
+    assert "best so far" not in again.out
+    (earlier,) = (tmp_path / "x").glob("earlier.*")
+    assert (earlier / "best_net_G.pth").exists()
+
+
 def test_best_of_unpaired_is_by_the_cycle(unpaired, tmp_path):
     where = ["--dataroot", unpaired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
     succeed("train.py", *where, "--model", "cycle_gan", *TINY, *SHORT, "--val_freq", 1)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from util.display.loggers import RecordLogger
-from util.display.loss_record import LossRecord, cut_after, read_records, thin
+from util.display.loss_record import LossRecord, cut, read_records, thin
+from util.run.position import Position
 
 
 def record(images: int, **losses) -> dict:
@@ -107,15 +108,15 @@ def test_foreign_lines_are_left_out(tmp_path):
     assert [r["losses"] for r in read_records(path)] == [record(1)["losses"]] * 2 + [{"G": 1.0}]
 
 
-def test_cut_after(tmp_path):
+def test_cut(tmp_path):
     path = tmp_path / "losses.jsonl"
     write(path, 10)
     with open(path, "ab") as f:
         f.write(b"a foreign line\n")
     whole = path.read_bytes()
-    cut_after(path, "losses", 20)
+    cut(path, "losses", lambda r: r["images"] <= 20)
     assert path.read_bytes() == whole
-    cut_after(path, "losses", 6)
+    cut(path, "losses", lambda r: r["images"] <= 6)
     assert images(path) == [1, 2, 3, 4, 5, 6]
     assert b"a foreign line\n" in path.read_bytes()
     with closing(LossRecord(path)) as losses:
@@ -141,8 +142,16 @@ def test_thin():
     assert set(thin(range(3000), 1000)[:-1]) <= set(thin(range(3100), 1000))
 
 
+def test_scores_of_an_epoch_that_is_scored_again_are_dropped(tmp_path):
+    rows = [{"images": 8 * e, "progress": e, "epoch": e, "scores": {"L1": 0.1}} for e in (1, 2)]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # saved with the last iteration of epoch 2, in front of its scores
+    RecordLogger(tmp_path, "scores", Position(epoch=2, epoch_iter=8, total_iters=16)).close()
+    assert [r["epoch"] for r in read_records(tmp_path / "scores.jsonl", "scores")] == [1]
+
+
 def test_records_of_a_time_without_room_come_later(tmp_path, monkeypatch, capsys):
-    logger = RecordLogger(tmp_path, "losses", 0)
+    logger = RecordLogger(tmp_path, "losses", Position())
     rows = [{"images": i, "progress": i / 9, "losses": {"G": float(i)}} for i in range(5)]
     write, disk = LossRecord.append, {}
 

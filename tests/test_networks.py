@@ -18,6 +18,7 @@ from models.weights import explain_mismatch, fit_state_dict
 from options.train_options import TrainOptions
 from tests.helpers import seed_all
 from util.errors import UserError
+from util.scores.validation import undisturbed
 
 CPU = torch.device("cpu")
 
@@ -412,6 +413,29 @@ def test_a_changed_rate_counts_for_plateau_too(tmp_path):
     new = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "3")
     new.load_training_state(old.training_state(), vars(old.opt))
     assert new.learning_rate() == pytest.approx(0.6)
+
+
+def test_validation_leaves_the_statistics_of_all_modules(tmp_path):
+    model = template_model(tmp_path)
+    model.teacher = nn.BatchNorm2d(3)  # not in model_names
+    before = copy.deepcopy(model.teacher.state_dict())
+    with undisturbed(model):
+        model.teacher(torch.rand(2, 3, 4, 4))
+        assert model.teacher.num_batches_tracked == 1
+    for name, value in model.teacher.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_iteration_that_is_skipped_does_not_count_for_the_penalty(tmp_path):
+    model, x = template_model(tmp_path), torch.rand(1, 3, 4, 4)
+    net = nn.Conv2d(3, 1, 1)
+    model.penalty = networks.GradientPenalty("lsgan", "r1", 1.0, 2)
+    undo = model.remember()
+    assert model.penalty(net, x, x) > 0
+    undo()
+    assert model.penalty.latest(net) == 0
+    assert model.penalty(net, x, x) > 0  # as if for the first time
+    assert model.penalty(net, x, x) == 0
 
 
 def test_what_a_subclass_of_the_loss_learns_is_saved(tmp_path):

@@ -14,21 +14,24 @@ from util.run.position import Position
 
 from .base import Logger
 from .console import ConsoleLogger, TextFileLogger
-from .loss_record import LossRecord, cut_after, read_records
+from .loss_record import LossRecord, cut, read_records
 from .page import PageLogger
 
 
 class RecordLogger(Logger):
     """Appends each record that has `key` as a line of `<key>.jsonl`, which other views read."""
 
-    def __init__(self, folder: Path, key: str, resumed_at: int):
-        """`resumed_at` is the number of images seen when a run is resumed, 0 for a new one."""
+    def __init__(self, folder: Path, key: str, position: Position):
+        """`position` is where a run is resumed; nothing has been seen there by a new one."""
         self.name, self.key = f"{key}.jsonl", key
         path = folder / self.name
-        if not resumed_at and path.exists() and path.stat().st_size:
+        if not position.total_iters and path.exists() and path.stat().st_size:
             # of an earlier training under this name: kept, but not gone on with
             os.replace(path, aside(path))
-        cut_after(path, key, resumed_at)
+        images, epoch = position.total_iters, position.epoch
+        # a save at the end of an epoch comes before its scores, which are computed again
+        scores = key == "scores"
+        cut(path, key, lambda r: r["images"] <= images and not (scores and r["epoch"] >= epoch))
         self.record = LossRecord(path, key)
         self.unwritten: list[dict[str, Any]] = []
 
@@ -93,8 +96,8 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     wanted: list[tuple[bool, Callable[[], Logger]]] = [
         (True, ConsoleLogger),
         (True, lambda: TextFileLogger(folder / "loss_log.txt")),
-        (True, lambda: RecordLogger(folder, "losses", position.total_iters)),
-        (opt.val_freq > 0, lambda: RecordLogger(folder, "scores", position.total_iters)),
+        (True, lambda: RecordLogger(folder, "losses", position)),
+        (opt.val_freq > 0, lambda: RecordLogger(folder, "scores", position)),
         (not opt.no_html, page),
         (opt.display_id > 0, visdom),
         (opt.use_tensorboard, tensorboard),

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,14 +83,14 @@ def thin(points: Sequence[T], limit: int) -> list[T]:
     return kept
 
 
-def cut_after(path: Path, key: str, images: int) -> None:
-    """Drop the records of more than `images` images; other lines are kept as they are.
+def cut(path: Path, key: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the records that are not to be kept; other lines stay as they are.
 
     For a run that goes on from a checkpoint older than its last record.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     records = [parse_record(line, key) for line in lines]
-    kept = [x for x, r in zip(lines, records, strict=True) if r is None or r["images"] <= images]
+    kept = [x for x, r in zip(lines, records, strict=True) if r is None or keep(r)]
     if len(kept) < len(lines):
         with replacing(path) as temporary:
             temporary.write_bytes(b"".join(kept))

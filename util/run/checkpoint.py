@@ -312,7 +312,9 @@ def find_checkpoint(
             f"no whole save in {folder} ({'; '.join(skipped)}); restore the files, or delete the "
             f"*_{STATE}.pth to go on from weights alone"
         )
-    wanted, saved = suffix or "latest", exported_files(folder)
+    # the best so far of a validation comes before the first save, and is no save to go on from
+    saved = [name for name in exported_files(folder) if not name.startswith("best_net_")]
+    wanted = suffix or "latest"
     missing = [n for n in names if not weights_path(folder, wanted, n).exists()]
     if names and not missing:
         return FoundCheckpoint(wanted)

@@ -89,10 +89,10 @@ class FiniteGuard:
         others = [(t, t.detach().clone()) for t in self.model.trained_tensors() if t not in stepped]
         pools = self.model.held(ImagePool)
         contents = [(pool, list(pool.images)) for pool in pools]
-        undo_sums = self.model.remember_sums()
+        undo_model = self.model.remember()
 
         def undo() -> None:
-            undo_sums()
+            undo_model()
             for tensor, value in others:
                 tensor.copy_(value)
             for pool, images in contents:

@@ -133,6 +133,7 @@ class TrainingRun:
         found: FoundCheckpoint | None = self.model.resumed
         if found is None:
             print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
+            _set_aside(self.folder)  # the best so far of a validation
             return None
         for reason in found.skipped:
             warn(f"a save is not whole and is passed over: {reason}")

@@ -71,11 +71,20 @@ class Validation:
             if needs_network and self.by in self.evaluator.left_out:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
         self.count = int(min(opt.num_val, len(self.dataset)))
-        self.best = self._read_best() if opt.continue_train else None
-        if self.best is not None:
+        self.best: dict[str, Any] | None = None
+
+    def resume(self, position: Position) -> None:
+        """Go on from the best so far; of a training that goes back, from none that lies ahead."""
+        if not self.every or not distributed.is_main() or not position.total_iters:
+            return
+        best = self._read_best()
+        if best is not None and best["images"] > position.total_iters:
+            print(f"the best so far, of epoch {best['epoch']}, lies ahead: it starts anew")
+        elif best is not None:
+            self.best = best
             print(
-                f"best so far: {self.by} {self.best['value']:.5g} of epoch {self.best['epoch']}, "
-                f"kept as best_net_*.pth"
+                f"best so far: {self.by} {best['value']:.5g} of epoch {best['epoch']}, kept as "
+                "best_net_*.pth"
             )
 
     def _read_best(self) -> dict[str, Any] | None:
@@ -182,7 +191,7 @@ def undisturbed(model: Any) -> Iterator[None]:
     they are restored.
     """
     held = dict(vars(model))
-    modules = [m for net in model.networks().values() for m in net.modules()]
+    modules = list(dict.fromkeys(m for n in model.all_modules().values() for m in n.modules()))
     modes = [(module, module.training) for module in modules]
     buffers = [(b, b.clone()) for module in modules for b in module.buffers(recurse=False)]
     with _undisturbed_random():
