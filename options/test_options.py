@@ -117,6 +117,20 @@ options of another model: python test.py --model pix2pix --help"""
         parser.set_defaults(load_size=parser.get_default("crop_size"))
         return parser
 
+    def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        super().restore_saved(opt, explicit)
+        saved = read_saved_options(Path(opt.checkpoints_dir) / opt.name)
+        size, scaled = saved.get("crop_size"), "resize_and_crop"
+        same = saved.get("preprocess") == opt.preprocess == scaled
+        kept = (
+            opt.keep_size or opt.tile or opt.only_outputs or {"crop_size", "load_size"} & explicit
+        )
+        if same and not kept and size != str(opt.crop_size):
+            print(
+                f"pictures are scaled to {opt.crop_size}, the training had {size}: --crop_size "
+                f"{size} takes that"
+            )
+
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().choose_speed(opt, explicit)
         if "num_threads" in explicit:

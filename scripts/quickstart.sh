@@ -4,7 +4,8 @@
 #
 # Usage: scripts/quickstart.sh
 #
-# After the installation about five minutes on a CPU; a GPU is used if there is one.
+# After the installation about six minutes on two free cores; a GPU is used if there is one. What
+# was stopped goes on; delete checkpoints/quickstart to train anew.
 set -euo pipefail
 
 if [ $# != 0 ]; then
@@ -27,7 +28,7 @@ common=(--dataroot ./datasets/worldmaps_mini/unaligned --name "$name" --model cy
 settings=(--netG unet_128 --ngf 16 --ndf 32 --antialias --no_antialias --ema 0.995
     --diffaug translation,cutout --lr 0.001 --lambda_A 7 --lambda_B 5 --lambda_identity 1
     --n_epochs 50 --n_epochs_decay 98 --fast --seed 3 --num_threads 0 --display_id 0
-    --save_epoch_freq 1000)
+    --save_epoch_freq 1000 --continue_train)
 
 begun=$SECONDS
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -36,7 +37,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     "$python" train.py "${common[@]}" "${device[@]}" "${settings[@]}" --batch_size 2
 else
     device=(--gpu_ids -1)
-    echo "quickstart: training on two processor cores, about five minutes"
+    echo "quickstart: training on two processor cores, about six minutes if they are free"
     # a process for each of the two pictures of a batch, so that both cores compute
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     "$python" -m torch.distributed.run --standalone --nproc_per_node 2 \

@@ -411,11 +411,33 @@ def test_architecture_comes_back_at_test_time(tmp_path, capsys):
 def test_a_direction_against_the_training_is_said(words, train, tmp_path, capsys):
     experiment(tmp_path, **{**SAVED, "input_nc": 3, "output_nc": 3})
     parse(tmp_path, "--name", "x", *words, "--direction", "BtoA", train=train)
-    assert not capsys.readouterr().err
+    assert "--direction" not in capsys.readouterr().err
     parse(tmp_path, "--name", "x", *words, "--direction", "AtoB", train=train)
     assert "--direction AtoB, but this experiment was trained --direction BtoA" in (
         capsys.readouterr().err
     )
+
+
+def test_options_that_are_dropped_in_going_on_are_said(tmp_path, capsys):
+    experiment(tmp_path, netG="unet_128", crop_size=128, lr=0.0002, batch_size=4, display_freq=7)
+    words = ["--name", "x", "--continue_train"]
+    parse(tmp_path, *words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "had batch_size=4, crop_size=128;" in line
+    assert "goes on with batch_size=1, crop_size=256" in line
+    parse(tmp_path, *words, "--batch_size", "2", "--crop_size", "128")
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [((), True), (("--crop_size", "64"), False), (("--preprocess", "none"), False)],
+)
+def test_another_size_than_that_of_the_training_is_said(words, said, tmp_path, capsys):
+    experiment(tmp_path, **{**SAVED, "preprocess": "resize_and_crop", "crop_size": 128})
+    parse(tmp_path, "--name", "x", *words, train=False)
+    printed = capsys.readouterr().out
+    assert ("scaled to 256, the training had 128: --crop_size 128" in printed) == said
 
 
 def test_what_is_given_wins_over_what_was_saved(tmp_path, capsys):

@@ -280,6 +280,12 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
         reasons = [f"{name}: {why}" for name, why in result.left_out.items()]
         reasons.append("pairs need --dataset_mode aligned, or a dataset with paired = True")
         reasons.append("sets need --model cycle_gan")
+        names = [str(name) for name in model.visual_names]
+        if not any(name.startswith(("fake", "rec_")) for name in names):
+            reasons = [
+                f"scores are those of pictures called fake_B beside real_B, and --model "
+                f"{opt.model} has visual_names {', '.join(names)}"
+            ]
         raise UserError(f"nothing could be scored: {'; '.join(reasons)}")
     return report(opt, model, result)
 
