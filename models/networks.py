@@ -303,7 +303,7 @@ class NLayerDiscriminator(nn.Module):
         ]
         for n in range(1, n_layers):
             layers += [*block(widths[n - 1], widths[n], stride), *subsample(widths[n])]
-        layers += block(widths[-2], widths[-1], stride=1)
+        layers += block(widths[max(0, n_layers - 1)], widths[-1], stride=1)
         layers += [nn.Conv2d(widths[-1], 1, kernel_size=4, stride=1, padding=1)]
         self.model = nn.Sequential(*layers)
 
