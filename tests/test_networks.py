@@ -117,7 +117,9 @@ def test_patchgan_output_size(layers, size):
     assert y.shape == (1, 1, size // 2**layers - 2, 2 * size // 2**layers - 2)
 
 
-@pytest.mark.parametrize(("layers", "patch"), [(0, 16), (1, 16), (2, 34), (3, 70), (4, 142), (5, 286)])
+@pytest.mark.parametrize(
+    ("layers", "patch"), [(0, 16), (1, 16), (2, 34), (3, 70), (4, 142), (5, 286)]
+)
 def test_patchgan_receptive_field(layers, patch):
     """The sizes that pix2pix, section 6.2, names: 16, 70 and 286."""
     net = networks.NLayerDiscriminator(1, ndf=1, n_layers=layers, norm_layer=norms.no_norm)
