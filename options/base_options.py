@@ -362,7 +362,7 @@ class BaseOptions:
             # the generator for the other direction: channels change places
             channels = saved.get("input_nc", ""), saved.get("output_nc", "")
             saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
-        elif against and "direction" in saved and distributed.is_main():
+        elif against and opt.model != "test" and "direction" in saved and distributed.is_main():
             warn(
                 f"--direction {opt.direction}, but this experiment was trained --direction "
                 f"{saved['direction']}: its networks get pictures of the other side"
