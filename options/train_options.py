@@ -64,7 +64,8 @@ options of another model: python train.py --model pix2pix --help"""
         add("--display_id", type=int, default=1, help="window of the visdom page; 0: no visdom")
         add("--display_server", default="http://localhost", help="address of the visdom server")
         add("--display_env", default="main", help="environment on the visdom page")
-        add("--display_port", type=whole_number(1), default=8097, help="port of the visdom server")
+        port = whole_number(1, 65535)
+        add("--display_port", type=port, default=8097, help="port of the visdom server")
         add(
             "--update_html_freq",
             type=whole_number(1),

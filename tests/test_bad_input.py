@@ -90,6 +90,7 @@ TRAINING_ONLY = {
     ),
     "identity by default": (["--output_nc", "1"], ["--lambda_identity 0.5", "3 and 1"]),
     "test model": (["--model", "test"], ["--model test"]),
+    "port": (["--display_port", "99999"], ["--display_port", "at most 65535"]),
     "on_nan": (["--on_nan", "ignore"], ["--on_nan", "ignore"]),
     "momentum": (["--model", "cut", "--beta2", "1.5"], ["--beta2", "1.5", "below 1"]),
     "negative weight": (["--model", "cut", "--lambda_NCE", "-1"], ["--lambda_NCE", "at least 0"]),
