@@ -4,8 +4,9 @@
     python scripts/recipes.py --dataroot ./datasets/worldmaps_mini [--minutes 2] [--seeds 1,2,3]
     python scripts/recipes.py --page docs/recipes.md
 
-Each training takes the same time: processor time without a GPU, time on the clock with one. A short
-training measures how long an iteration takes; as many epochs are run as fit. The dataroot holds
+Each training takes the same time: processor time without a GPU, time on the clock with one. A
+short one first measures how long an iteration takes, from which come the epochs of the schedule; a
+training whose time is up in its last epoch is stopped, and scored as it is then. The dataroot holds
 `unaligned/` and `aligned/`, as datasets/prepare_worldmaps_dataset.py makes them. Figures are
 appended to --results, one JSON object a line; what is there is not run again, so that the command
 goes on where it was ended. --page writes the tables of that file into a page.
@@ -16,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -73,31 +76,47 @@ RECIPES: dict[str, tuple[str, str]] = {
     "pix2pix with all that helps": ("aligned", BEST_PIX),
 }
 SAVES = 4  # epochs that are scored, the last one among them
+# runs a script that ends itself, as a user would with SIGTERM, when a timer of the process is up
+TIMED = """
+import runpy, signal, sys
+timer, number, seconds, *sys.argv = sys.argv[1:]
+signal.signal(int(number), lambda *_: signal.raise_signal(signal.SIGTERM))
+signal.setitimer(int(timer), float(seconds))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
-def run(words: Iterable[str], gpu: bool) -> float:
-    """Run train.py; its seconds on the processor, or by the clock with a GPU."""
+def run(words: Iterable[str], gpu: bool, limit: float = 0) -> float:
+    """Run train.py, and stop it after `limit` seconds; returns how many it took.
+
+    Seconds are those of the processor, or of the clock with a GPU. 0 is no limit.
+    """
 
     def now() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return time.monotonic() if gpu else used.ru_utime + used.ru_stime
 
     begin = now()
-    command = [sys.executable, str(ROOT / "train.py"), *words]
+    if gpu:
+        timer = (signal.ITIMER_REAL, int(signal.SIGALRM))
+    else:
+        timer = (signal.ITIMER_PROF, int(signal.SIGPROF))
+    command = [sys.executable, "-c", TIMED, *map(str, (*timer, limit)), str(ROOT / "train.py")]
+    command += words
     result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
+    if result.returncode not in (0, 128 + signal.SIGTERM):
         why = result.stderr.strip().rpartition("\n")[2]
         raise UserError(f"{' '.join(command)} failed: {why}")
     return now() - begin
 
 
 def epochs_that_fit(words: list[str], pictures: int, seconds: float, gpu: bool) -> int:
-    """How many epochs take so long, from two short trainings."""
+    """How many epochs take at least so long, from two short trainings."""
     few, more, size = 1, 4, 20
     short = [*words, "--max_dataset_size", str(size), "--n_epochs_decay", "0", "--name", "trial"]
     begin, end = (run([*short, "--n_epochs", str(n)], gpu) for n in (few, more))
     image = (end - begin) / (more - few) / size
-    return max(2, round((seconds - begin + few * size * image) / (image * pictures)))
+    return max(2, math.ceil((seconds - begin + few * size * image) / (image * pictures)))
 
 
 def scores(folder: Path, dataroot: Path, phase: str, epoch: str, gpu: str) -> dict[str, float]:
@@ -143,8 +162,9 @@ def measure(
         decay = epochs // 2
         every = -(-epochs // SAVES)
         how += ["--n_epochs", str(epochs - decay), "--n_epochs_decay", str(decay)]
-        taken = run([*how, "--save_epoch_freq", str(every)], gpu != "-1")
-        saved = [str(e) for e in range(every, epochs, every)] + ["latest"]
+        taken = run([*how, "--save_epoch_freq", str(every)], gpu != "-1", seconds)
+        saved = [str(e) for e in range(every, epochs, every) if any(folder.glob(f"x/{e}_net_*"))]
+        saved.append("latest")
         validation = {e: scores(folder, dataroot, "val", e, gpu)["fake_B PSNR"] for e in saved}
         best = max(validation, key=lambda e: validation[e])
         return {
