@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from options.train_options import TrainOptions
 from scripts import recipes
 from tests.helpers import picture
+from util.errors import UserError
 
 
 def row(recipe, seed, psnr, back=None):
@@ -71,7 +73,15 @@ def test_epochs_are_as_long_as_the_larger_side_and_at_most_four_are_scored(tmp_p
         for i in range(count):
             picture(tmp_path / "unaligned" / side / f"{i}.png")
     runs, scored = [], []
-    monkeypatch.setattr(recipes, "run", lambda words, gpu: runs.append(words) or 1.0)
+
+    def run(words, gpu, limit):
+        assert limit == 60
+        runs.append(words)
+        saves = Path(words[words.index("--checkpoints_dir") + 1]) / "x"
+        saves.mkdir()
+        for epoch in "2", "4", "latest":  # stopped in the sixth
+            (saves / f"{epoch}_net_G_A.pth").touch()
+        return 60.0
 
     def scores(folder, dataroot, phase, epoch, gpu):
         scored.append((phase, epoch))
@@ -81,11 +91,25 @@ def test_epochs_are_as_long_as_the_larger_side_and_at_most_four_are_scored(tmp_p
         assert pictures == 5
         return 7
 
+    monkeypatch.setattr(recipes, "run", run)
     monkeypatch.setattr(recipes, "scores", scores)
     monkeypatch.setattr(recipes, "epochs_that_fit", fitting)
     assert recipes.measure(recipes.RECIPES["+ ema"], 1, tmp_path, 60, 0, "-1")["epochs"] == 7
-    assert [e for phase, e in scored if phase == "val"] == ["2", "4", "6", "latest"]
+    assert [e for phase, e in scored if phase == "val"] == ["2", "4", "latest"]
     assert runs[0][-2:] == ["--save_epoch_freq", "2"]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_training_is_stopped_when_its_time_is_up(gpu, tmp_path, monkeypatch):
+    """On the clock, or after so much work of the processor, of which sleeping is none."""
+    script = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    script += "time.sleep(0.5 if '-1' in sys.argv else 0)\nwhile True: pass\n"
+    (tmp_path / "train.py").write_text(script)
+    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    assert 0.4 <= recipes.run([] if gpu else ["-1"], gpu, 0.4) < 1.5
+    (tmp_path / "train.py").write_text("raise SystemExit('no data')")
+    with pytest.raises(UserError, match="no data"):
+        recipes.run([], gpu, 60)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
