@@ -27,6 +27,7 @@ from data.base_dataset import reader
 from data.image_folder import folder_of, list_pictures
 from models import create_model
 from models.inference.folder import FolderTranslation
+from models.inference.recorded import record_passes
 from models.inference.sizes import keep_sizes
 from models.inference.tiles import TileOptions, tile_generators
 from models.inference.translator import Translator
@@ -54,6 +55,8 @@ def main() -> None:
     model.setup(opt)
     if opt.eval:
         model.eval()
+    if not (opt.compile or TileOptions.of(opt)):
+        record_passes(model.networks().values())
     if opt.keep_size and dataset is not None:
         keep_sizes(model)
 

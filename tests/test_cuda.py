@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from models import networks
+from models.inference.recorded import record_passes
 from models.speed import acceleration
 from tests import test_acceleration
 from tests.helpers import SHORT, aligned, succeed, unaligned
@@ -42,7 +44,9 @@ def test_first_losses_are_those_of_the_cpu(model, tmp_path):
 
 
 @pytest.mark.parametrize("flags", ["", "--precision bf16", "--precision fp16", "--fast"])
-@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix", "cycle_gan --gan_mode wgangp"])
+@pytest.mark.parametrize(
+    "model", ["cycle_gan", "pix2pix", "cycle_gan --gan_mode wgangp", "cut", "dcl"]
+)
 def test_losses_stay_finite(model, flags, tmp_path):
     net = build(tmp_path, f"--model {model} {flags}")
     for _ in range(5):
@@ -81,6 +85,35 @@ def test_recorded_networks_give_the_same_losses(model, tmp_path):
             found[-1].append(first_losses(net))
     for wanted, ours in zip(*found, strict=True):
         assert ours == pytest.approx(wanted, rel=2e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["resnet_6blocks instance", "unet_128 batch"])
+def test_recorded_passes_give_the_same(kind):
+    """Whatever sizes come, random numbers of dropout included, and after changes of the network."""
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = False
+    netG, norm = kind.split()
+    nets = [networks.define_G(3, 3, 8, netG, norm, use_dropout=True).cuda() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    record_passes(nets[1:])
+    sizes = [128, 128, 128, 100, 128, 100, 100, 128]
+    changes = {4: lambda net: net.eval(), 6: swap_weights}
+    found = []
+    for net in nets:
+        torch.manual_seed(1)
+        pictures = [torch.rand(1, 3, size, 96, device="cuda") for size in 2 * sizes]
+        found.append([])
+        with torch.no_grad():
+            for i, picture in enumerate(pictures):
+                changes.get(i, lambda net: None)(net)
+                found[-1].append(net(picture))
+    assert len(nets[1].forward.recordings) > 2
+    for wanted, ours in zip(*found, strict=True):  # some kernels add up in varying order
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-3)
+
+
+def swap_weights(net) -> None:
+    for weight in net.parameters():
+        weight.data = weight.data * 1.1
 
 
 @pytest.mark.parametrize("flags", ["--grad_checkpoint", "--precision bf16"])

@@ -23,6 +23,7 @@ from .run.position import Position
 
 ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
 ADVICE_SHARE = 0.3
+SMALL = 2**20  # values of a picture up to which results wait on the GPU to be encoded
 
 
 class Visualizer:
@@ -256,12 +257,19 @@ def write_visuals(
         path.parent.mkdir(parents=True, exist_ok=True)
         # inputs of the models here, in files as large as they are
         source = input_path if label in ("real", "real_A") and aspect_ratio == 1 else None
-        # a copy, for tensors too: a model may use the memory of a result again
-        tensor = torch.is_tensor(image)
-        own = image.detach()[:1].to("cpu", copy=True) if tensor else util.tensor2im(image)
+        own = _copy(image) if torch.is_tensor(image) else util.tensor2im(image)
         encoders.submit(_write_result, own, path, aspect_ratio, source)
         files.append(file)
     return files
+
+
+def _copy(pictures: torch.Tensor) -> torch.Tensor:
+    """A copy of the first picture: a model may use the memory of a result again.
+
+    Where it is, so that nothing waits for a GPU; of a large one on the CPU, since many may queue.
+    """
+    first = pictures.detach()[:1]
+    return first.clone() if first.numel() <= SMALL else first.to("cpu", copy=True)
 
 
 def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:

@@ -31,6 +31,11 @@ def independent_of_batch(net: nn.Module) -> bool:
     return not any(isinstance(module, mixing) and module.training for module in net.modules())
 
 
+def written_here(net: nn.Module) -> bool:
+    """Whether all layers are PyTorch's or from here, so that it is known what they do."""
+    return all(type(module).__module__.startswith(_KNOWN) for module in net.modules())
+
+
 def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
     """Whether `--batch_passes` shares passes over pictures (N, C, H, W).
 
@@ -50,10 +55,11 @@ def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
     A layer written elsewhere may mix the pictures of a batch. And where there are hooks, or weights
     made anew in each pass (spectral norm), it counts how often a network is called.
     """
-    known = all(type(m).__module__.startswith(_KNOWN) for m in net.modules())
     own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
     alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
-    return known and alike and independent_of_batch(net) and not (own_weights or has_hooks(net))
+    if not (written_here(net) and alike and independent_of_batch(net)):
+        return False
+    return not (own_weights or has_hooks(net))
 
 
 def has_hooks(net: nn.Module) -> bool:

@@ -1,0 +1,66 @@
+"""Passes of a network recorded as CUDA graphs: its hundred and more kernels start as one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.networks import ResnetGenerator, UnetGenerator
+from models.speed.passes import has_hooks, written_here
+
+SMALL = 2**20  # values of a batch up to which starting kernels takes longer than they do
+AS_WRITTEN = 2  # passes of each shape before it is recorded; cuDNN searches in the first
+SHAPES = 8  # that are recorded; each keeps its memory
+
+
+class RecordedPasses:
+    """The forward pass of a generator without gradients: recorded once for a shape, then replayed.
+
+    Takes pictures (N, C, H, W) as `forward` does, and returns a tensor that is the caller's.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.net, self.forward = net, net.forward
+        self.layers = list(net.modules())
+        self.tensors = [*net.parameters(), *net.buffers()]
+        self.seen: Counter[tuple] = Counter()
+        self.recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, input: torch.Tensor, *features: Any, **more: Any) -> Any:
+        as_written = features or more or torch.is_grad_enabled() or has_hooks(self.net)
+        if as_written or input.numel() > SMALL:
+            return self.forward(input, *features, **more)
+        # a recording reads weights where they were, and has the layers' modes in it
+        state = *(t.data_ptr() for t in self.tensors), *(m.training for m in self.layers)
+        key = input.shape, input.stride(), input.dtype, torch.is_inference_mode_enabled(), state
+        self.seen[key] += 1
+        if key not in self.recordings:
+            if self.seen[key] <= AS_WRITTEN or len(self.recordings) == SHAPES:
+                return self.forward(input)
+            self.recordings[key] = self._record(input)
+        graph, fixed, result = self.recordings[key]
+        fixed.copy_(input)
+        graph.replay()
+        return result.clone()
+
+    def _record(self, x: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
+        fixed, graph = x.clone(), torch.cuda.CUDAGraph()
+        # what other threads do meanwhile, such as loading and encoding, is no part of it
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = self.forward(fixed)
+        return graph, fixed, result
+
+
+def record_passes(nets: Iterable[nn.Module]) -> None:
+    """Have generators on a GPU record their passes; only those whose layers are all known here.
+
+    What layers written elsewhere do besides starting kernels would be lost in a recording.
+    """
+    for net in nets:
+        known = isinstance(net, (ResnetGenerator, UnetGenerator)) and written_here(net)
+        if known and next(net.parameters()).is_cuda:
+            net.forward = RecordedPasses(net)
