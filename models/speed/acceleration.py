@@ -22,6 +22,7 @@ from .sync_norm import leave_out_of_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+VARIANTS = 8  # of a compiled network, by what it is called with and whether it learns
 _computing = threading.RLock()
 
 
@@ -103,6 +104,8 @@ def prepare(
         # Inductor by itself stays with (N, C, H, W) where a convolution has few outputs, as the
         # last one of each generator; cuDNN then spends a quarter of the time on changing layouts.
         options = {"triton.cudagraphs": graphs, "force_layout_optimization": on_gpu}
+        # all networks share the code of `Prepared.forward`, and the limit is for that code
+        torch._dynamo.config.recompile_limit += VARIANTS
         prepared(net).compile(dynamic=False, options=options)
 
 
