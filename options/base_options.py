@@ -74,6 +74,7 @@ class BaseOptions:
         self.argv = shlex.split(cmd_line) if isinstance(cmd_line, str) else cmd_line
         self.parser: argparse.ArgumentParser
         self.message = ""
+        self.saved: dict[str, str] = {}  # what the experiment was trained with, as text
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Add the options that training and testing share."""
@@ -356,7 +357,7 @@ class BaseOptions:
         names = self.restored_names(opt)
         # without anything saved the options are those of a run that failed early
         trained = bool(names) and next(folder.glob("[!.]*.pth"), None) is not None
-        saved = read_saved_options(folder) if trained else {}
+        saved = self.saved if trained else {}
         against = "direction" in explicit and opt.direction != saved.get("direction")
         if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:
             # the generator for the other direction: channels change places
@@ -400,6 +401,7 @@ class BaseOptions:
         opt.isTrain = self.isTrain
         explicit = self.explicit_options()
         opt.name = self.name_with_suffix(opt)
+        self.saved = read_saved_options(Path(opt.checkpoints_dir) / opt.name)
         if not self.isTrain and "load_size" not in explicit:
             opt.load_size = opt.crop_size
         self.restore_saved(opt, explicit)

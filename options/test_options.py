@@ -119,9 +119,8 @@ options of another model: python test.py --model pix2pix --help"""
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().restore_saved(opt, explicit)
-        saved = read_saved_options(Path(opt.checkpoints_dir) / opt.name)
-        size, scaled = saved.get("crop_size"), "resize_and_crop"
-        same = saved.get("preprocess") == opt.preprocess == scaled
+        size, scaled = self.saved.get("crop_size"), "resize_and_crop"
+        same = self.saved.get("preprocess") == opt.preprocess == scaled
         kept = (
             opt.keep_size or opt.tile or opt.only_outputs or {"crop_size", "load_size"} & explicit
         )
@@ -144,8 +143,7 @@ options of another model: python test.py --model pix2pix --help"""
             opt.num_threads = max(opt.num_threads, min(8, cores // 2))
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        folder = Path(opt.checkpoints_dir) / opt.name
-        if opt.model == "test" and read_saved_options(folder).get("model") == "colorization":
+        if opt.model == "test" and self.saved.get("model") == "colorization":
             self.parser.error(
                 f"{opt.name} was trained with --model colorization, which turns lightness into "
                 "colour: say --model colorization, --model test can't"

@@ -14,7 +14,7 @@ from util import distributed
 from util.argument_types import number, whole_number
 from util.errors import warn
 from util.run import checkpoint
-from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS, read_saved_options
+from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
 from util.scores.evaluation import SCORES
 
 from .base_options import BaseOptions
@@ -215,7 +215,7 @@ options of another model: python train.py --model pix2pix --help"""
         super().restore_saved(opt, explicit)
         if not opt.continue_train:
             return
-        saved = read_saved_options(Path(opt.checkpoints_dir) / opt.name)
+        saved = self.saved
         others = ("basic", "speed", "display", "validation", self.SAVES)
         groups = [g for g in self.parser._action_groups if g.title not in others]
         names = {action.dest for g in groups for action in g._group_actions}

@@ -223,6 +223,7 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
 def _content(
     net: nn.Module, input_nc: int, form: str, metadata: dict[str, str], multiple: int, least: int
 ) -> bytes:
+    extra = {METADATA: json.dumps(metadata)}
     inner: Any = net.model if isinstance(net, PADS_ITSELF) else net
     content = io.BytesIO()
     if form == "torchscript":
@@ -230,7 +231,7 @@ def _content(
         fitting = torch.zeros(2, input_nc, 2 * least, 3 * least)
         traced = torch.jit.trace(inner, fitting, check_trace=False)
         script = torch.jit.script(AnySizeScript(traced, multiple, least).eval())
-        torch.jit.save(script, content, _extra_files={METADATA: json.dumps(metadata)})
+        torch.jit.save(script, content, _extra_files=extra)
         return content.getvalue()
     example = (torch.zeros(2, input_nc, 2 * multiple + 3, 3 * multiple + 5),)
     anything = torch.export.Dim.DYNAMIC
@@ -238,7 +239,7 @@ def _content(
     any_size = AnySize(inner, multiple, least).eval()
     graph = torch.export.export(any_size, example, dynamic_shapes=shapes, strict=False)
     if form == "pt2":
-        torch.export.save(graph, content, extra_files={METADATA: json.dumps(metadata)})
+        torch.export.save(graph, content, extra_files=extra)
         return content.getvalue()
     import onnx
 
