@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import math
 import shlex
@@ -17,7 +18,7 @@ from models.init import INIT_TYPES
 from models.networks import DISCRIMINATORS, GENERATORS
 from models.norms import NORMS
 from models.speed.acceleration import PRECISIONS
-from util import distributed
+from util import distributed, find_class
 from util.argument_types import experiment_name, number, whole_number
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError, warn
@@ -285,11 +286,22 @@ class BaseOptions:
         basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
         if unknown:
-            known = [s for a in parser._actions for s in a.option_strings]
-            close = difflib.get_close_matches(unknown[0].split("=")[0], known, 1)
-            hint = f"; did you mean {close[0]}?" if close else f" of --model {opt.model}"
+            hint = self._meant(unknown[0].partition("=")[0], parser, opt.model)
             parser.error(f"unknown option '{unknown[0]}'{hint}")
         return opt
+
+    def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
+        """A hint for an unknown option: which models have it, or what is spelled like it."""
+        having = []
+        for name in find_class.names("models", "model"):
+            with contextlib.suppress(Exception):  # another model's file may be half written
+                other = self.initialize(argparse.ArgumentParser(add_help=False))
+                other = self._extended(other, models.get_option_setter(name))
+                having += [name] if option in other._option_string_actions else []
+        if having:
+            return f" of --model {model}: it belongs to {' and '.join(having)}"
+        close = difflib.get_close_matches(option, parser._option_string_actions, 1)
+        return f"; did you mean {close[0]}?" if close else f" of --model {model}"
 
     def _extended(self, parser: argparse.ArgumentParser, setter: Callable) -> Any:
         """The parser with what the `modify_commandline_options` of a class adds."""

@@ -40,8 +40,8 @@ else
     echo "quickstart: training on two processor cores, about six minutes if they are free"
     # a process for each of the two pictures of a batch, so that both cores compute
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    "$python" -m torch.distributed.run --standalone --nproc_per_node 2 \
-        train.py "${common[@]}" "${device[@]}" "${settings[@]}"
+    launch='import sys; from util.distributed.launch import launch; sys.exit(launch(2, sys.argv[1:]))'
+    "$python" -c "$launch" train.py "${common[@]}" "${device[@]}" "${settings[@]}"
 fi
 "$python" test.py "${common[@]}" "${device[@]}" --num_test all
 

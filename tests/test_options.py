@@ -222,6 +222,13 @@ def test_did_you_mean(given, meant, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_an_option_of_another_model(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "--lambda_L1=50")
+    hint = "unknown option '--lambda_L1=50' of --model cycle_gan: it belongs to"
+    assert f"{hint} colorization and pix2pix" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
