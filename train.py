@@ -62,6 +62,7 @@ def main() -> None:
         if stopped:
             print(f"stopped: {run.stop.reason}; --continue_train goes on from here")
             sys.exit(run.stop.exit_code)
+        validation.tell_best()
         page = "" if opt.no_html else f"; losses and pictures: {run.folder / 'web' / 'index.html'}"
         print(f"trained: the weights are in {run.folder}{page}")
 

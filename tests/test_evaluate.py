@@ -413,6 +413,7 @@ def test_best_weights_are_kept_across_a_resume(paired, tmp_path):
     assert records[0] == records[1]
     values = [r["scores"]["PSNR"] for r in records[0]]
     best = int(np.argmax(values)) + 1
+    assert f"\nbest: PSNR {max(values):.5g} of epoch {best}, kept as best_net_" in one.out
     for name in ("one", "two"):
         facts = json.loads((tmp_path / name / "best_scores.json").read_text())
         assert (facts["by"], facts["epoch"]) == ("PSNR", best)

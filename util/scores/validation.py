@@ -82,10 +82,13 @@ class Validation:
             print(f"the best so far, of epoch {best['epoch']}, lies ahead: it starts anew")
         elif best is not None:
             self.best = best
-            print(
-                f"best so far: {self.by} {best['value']:.5g} of epoch {best['epoch']}, kept as "
-                "best_net_*.pth"
-            )
+            self.tell_best("best so far")
+
+    def tell_best(self, title: str = "best") -> None:
+        """Print which epoch is the best, if there has been a validation."""
+        if self.every and distributed.is_main() and self.best:
+            value = f"{self.by} {self.best['value']:.5g}"
+            print(f"{title}: {value} of epoch {self.best['epoch']}, kept as best_net_*.pth")
 
     def _read_best(self) -> dict[str, Any] | None:
         try:
