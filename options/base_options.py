@@ -21,15 +21,11 @@ from models.speed.acceleration import PRECISIONS
 from util import distributed, find_class
 from util.argument_types import experiment_name, number, whole_number
 from util.distributed import select_device
-from util.errors import OneLineParser, UserError, warn
+from util.errors import OneLineParser, UserError
 from util.randomness import new_seed, seed_everything
-from util.run.saved_options import (
-    DEFAULT_NAME,
-    GENERATOR_OPTIONS,
-    parse_range,
-    read_saved_options,
-)
+from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
+from .restoring import restore
 from .speed import choose_fast, too_few_to_compile, why_not_compile, why_not_graphs
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
@@ -365,42 +361,14 @@ class BaseOptions:
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         """Set the architecture that the experiment was trained with, and print what was set."""
-        folder = Path(opt.checkpoints_dir) / opt.name
         names = self.restored_names(opt)
         # without anything saved the options are those of a run that failed early
-        trained = bool(names) and next(folder.glob("[!.]*.pth"), None) is not None
-        saved = self.saved if trained else {}
-        against = "direction" in explicit and opt.direction != saved.get("direction")
-        if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:
-            # the generator for the other direction: channels change places
-            channels = saved.get("input_nc", ""), saved.get("output_nc", "")
-            saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
-        elif against and opt.model != "test" and "direction" in saved and distributed.is_main():
-            warn(
-                f"--direction {opt.direction}, but this experiment was trained --direction "
-                f"{saved['direction']}: its networks get pictures of the other side"
-            )
-        changed: dict[str, Any] = {}
-        for action in self.parser._actions:
-            name = action.dest
-            kind: Any = action.type or str
-            if name not in names or name in explicit or name not in saved:
-                continue
-            try:
-                if action.nargs == 0:
-                    value = saved[name] == "True"
-                elif action.nargs == 2:
-                    value = (pair := parse_range(saved[name])) and list(pair)
-                else:
-                    value = kind(saved[name])
-            except (ValueError, TypeError, argparse.ArgumentTypeError):
-                continue
-            if value != getattr(opt, name) and value in (action.choices or [value]):
-                changed[name] = value
-                setattr(opt, name, value)
-        if changed:
-            what = ", ".join(f"{k}={v}" for k, v in changed.items())
-            print(f"options taken from {folder / 'train_opt.txt'}: {what}")
+        folder = Path(opt.checkpoints_dir) / opt.name
+        if names and next(folder.glob("[!.]*.pth"), None) is not None:
+            changed = restore(opt, self.parser, names, explicit, self.saved)
+            if changed:
+                what = ", ".join(f"{k}={v}" for k, v in changed.items())
+                print(f"options taken from {folder / 'train_opt.txt'}: {what}")
 
     def parse(self, save: bool = True) -> argparse.Namespace:
         """Parse and check the options, and seed all random sources with `--seed`.

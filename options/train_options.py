@@ -12,13 +12,13 @@ from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
 from util import distributed
 from util.argument_types import number, whole_number
-from util.errors import warn
 from util.run import checkpoint
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
 from util.scores.evaluation import SCORES
 
 from .base_options import BaseOptions
 from .evaluate_options import add_weights
+from .restoring import warn_of_dropped
 from .test_options import picture_count
 
 
@@ -215,16 +215,10 @@ options of another model: python train.py --model pix2pix --help"""
         super().restore_saved(opt, explicit)
         if not opt.continue_train:
             return
-        saved = self.saved
         others = ("basic", "speed", "display", "validation", self.SAVES)
         groups = [g for g in self.parser._action_groups if g.title not in others]
         names = {action.dest for g in groups for action in g._group_actions}
-        names = (names & saved.keys()) - explicit - {"phase", "epoch_count"}
-        now = {name: str(getattr(opt, name)) for name in sorted(names)}
-        dropped = [name for name, value in now.items() if value != saved[name]]
-        if dropped and distributed.is_main():
-            was, here = (", ".join(f"{n}={v[n]}" for n in dropped) for v in (saved, now))
-            warn(f"this training had {was}; they are not given now, so it goes on with {here}")
+        warn_of_dropped(opt, names - explicit - {"phase", "epoch_count"}, self.saved)
 
     def go_on_after_restart(self, opt: argparse.Namespace) -> None:
         """Set --continue_train if torchrun has restarted the processes after a failure."""

@@ -1,0 +1,65 @@
+"""Options as an experiment was trained with them: set again, or said to be missing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Container, Iterable
+from typing import Any
+
+from util import distributed
+from util.errors import warn
+from util.run.saved_options import parse_range
+
+
+def restore(
+    opt: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+    names: Container[str],
+    explicit: set[str],
+    saved: dict[str, str],
+) -> dict[str, Any]:
+    """Set the options of these names that are not given to what is saved; returns the changes.
+
+    What the parser would not take is left as it is.
+    """
+    against = "direction" in explicit and opt.direction != saved.get("direction")
+    if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:
+        # the generator for the other direction: channels change places
+        channels = saved.get("input_nc", ""), saved.get("output_nc", "")
+        saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
+    elif against and opt.model != "test" and "direction" in saved and distributed.is_main():
+        warn(
+            f"--direction {opt.direction}, but this experiment was trained --direction "
+            f"{saved['direction']}: its networks get pictures of the other side"
+        )
+    changed: dict[str, Any] = {}
+    for action in parser._actions:
+        name = action.dest
+        if name not in names or name in explicit or name not in saved:
+            continue
+        try:
+            value = _value(action, saved[name])
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            continue
+        if value != getattr(opt, name) and value in (action.choices or [value]):
+            changed[name] = value
+            setattr(opt, name, value)
+    return changed
+
+
+def _value(action: argparse.Action, text: str) -> Any:
+    if action.nargs == 0:
+        return text == "True"
+    if action.nargs == 2:
+        return (pair := parse_range(text)) and list(pair)
+    kind: Any = action.type or str
+    return kind(text)
+
+
+def warn_of_dropped(opt: argparse.Namespace, names: Iterable[str], saved: dict[str, str]) -> None:
+    """Warn of options of these names that the training had and that are not given any more."""
+    now = {name: str(getattr(opt, name)) for name in sorted(names) if name in saved}
+    dropped = [name for name, value in now.items() if value != saved[name]]
+    if dropped and distributed.is_main():
+        was, here = (", ".join(f"{n}={v[n]}" for n in dropped) for v in (saved, now))
+        warn(f"this training had {was}; they are not given now, so it goes on with {here}")
