@@ -63,7 +63,7 @@ def main() -> None:
     save = f"iter{opt.load_iter}" if opt.load_iter > 0 else opt.epoch
     web_dir = Path(opt.results_dir, opt.name, f"{opt.phase}_{save}")
     make_writable(web_dir, "--results_dir")
-    if opt.only_outputs and web_dir.samefile(opt.dataroot):
+    if opt.only_outputs and web_dir.samefile(folder_of(opt.dataroot)):
         raise UserError(
             f"--dataroot {opt.dataroot} is where results are written, which would replace its "
             "pictures: choose another --results_dir"
@@ -170,6 +170,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         opt.num_threads,
         TileOptions.of(opt),
         None if opt.preprocess == "none" else reader(opt, opt.input_nc),
+        not opt.ignore_orientation,
     )
     jobs = work.jobs(paths, folder_of(opt.dataroot), out)
     if opt.skip_existing:

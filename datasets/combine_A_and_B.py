@@ -21,7 +21,6 @@ from util.errors import OneLineParser, UserError, run_tool
 from util.files import must_be_free, staged
 from util.picture_files import is_image_file, open_image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
 # with 4:2:0 colours would bleed over the seam from one picture into the other
 JPEG = {"quality": 95, "subsampling": 0}
 SHOWN = 5  # of the failures, so that the line stays readable
@@ -80,7 +79,13 @@ def combine_all(pairs: list[Pair], threads: int | None = None) -> None:
 
 def pictures(folder: Path) -> list[Path]:
     """The pictures directly in a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if is_image_file(p, EXTENSIONS) and p.is_file())
+    return sorted(p for p in folder.iterdir() if is_image_file(p) and p.is_file())
+
+
+def target(name: str) -> str:
+    """The name of a combined picture; PNG for formats that are not written here."""
+    written = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
+    return name if name.lower().endswith(written) else str(Path(name).with_suffix(".png"))
 
 
 def find_pairs(
@@ -93,7 +98,7 @@ def find_pairs(
     alone = [a for a, b in partners.items() if not b.is_file()]
     alone += sorted({*in_b} - {*partners.values()})
     pairs = [
-        (a, partners[a], fold_ab / (a.name.replace("_A.", ".") if use_ab else a.name))
+        (a, partners[a], fold_ab / target(a.name.replace("_A.", ".") if use_ab else a.name))
         for a in in_a[:num_imgs]
         if partners[a].is_file()
     ]

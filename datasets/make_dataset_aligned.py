@@ -12,12 +12,12 @@ import os
 import sys
 from pathlib import Path
 
-from combine_A_and_B import EXTENSIONS, Pair, combine_all
+from combine_A_and_B import Pair, combine_all
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from util.errors import OneLineParser, UserError, run_tool
 from util.files import must_be_free, staged
-from util.picture_files import is_image_file
+from util.picture_files import IMG_EXTENSIONS, is_image_file
 
 
 def picture_tree(folder: Path) -> list[Path]:
@@ -28,9 +28,9 @@ def picture_tree(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: trainA, trainB, testA and testB are needed")
-    found = [p for p in folder.rglob("*") if is_image_file(p, EXTENSIONS) and p.is_file()]
+    found = [p for p in folder.rglob("*") if is_image_file(p) and p.is_file()]
     if not found:
-        raise UserError(f"{folder} holds no pictures ({', '.join(EXTENSIONS)})")
+        raise UserError(f"{folder} holds no pictures ({', '.join(IMG_EXTENSIONS)})")
     return sorted(found)
 
 

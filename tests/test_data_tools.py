@@ -430,6 +430,13 @@ def test_combine_formats(tmp_path: Path, end: str):
     assert close(both[:, 16 + edge :], BLUE)
 
 
+def test_combine_writes_what_only_readers_know_as_png(tmp_path: Path):
+    for side, colour in (("A", RED), ("B", BLUE)):
+        picture(tmp_path / f"{side}/train/1.png", colour).rename(tmp_path / f"{side}/train/1.AVIF")
+    tool("combine_A_and_B", *fold(tmp_path))
+    assert everything(tmp_path / "AB") == ["train", "train/1.png"]
+
+
 def test_combine_reads_16_bits_by_value(tmp_path: Path):
     for side in "AB":
         (tmp_path / side / "train").mkdir(parents=True)

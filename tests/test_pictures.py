@@ -17,7 +17,7 @@ from data.image_folder import list_pictures
 from data.pictures.reading import Picture, read_picture
 from data.pictures.values import fit_channels, from_unit, to_unit
 from data.pictures.writing import write_bands, write_picture
-from models.inference.folder import FolderTranslation
+from models.inference.folder import FolderTranslation, Job
 from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
 from tests.helpers import pixels
@@ -279,6 +279,40 @@ def test_pictures_come_upright_where_that_is_asked_for(tmp_path, ending, orienta
         assert read_picture(file).size == (20, 12)
 
 
+def test_a_tiff_that_pillow_does_not_know_comes_upright_with_its_profile(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    colours = values(np.float32, 3, 12, 20)
+    tags = [(274, "H", 1, 6, True), (34675, "B", 3, b"icc", True)]
+    tifffile.imwrite(tmp_path / "a.tif", colours, photometric="rgb", extratags=tags)
+    picture = read_picture(tmp_path / "a.tif", upright=True)
+    assert np.array_equal(picture.pixels, np.rot90(colours, -1))
+    assert picture.info == {"icc_profile": b"icc"}
+    assert np.array_equal(read_picture(tmp_path / "a.tif").pixels, colours)
+    assert FolderTranslation(identity(3), upright=False)._read(
+        Job(str(tmp_path / "a.tif"), tmp_path / "b.png")
+    ).picture.size == (20, 12)
+
+
+def test_colours_that_are_no_rgb_are_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", values(np.uint16, 3), photometric="cielab")
+    with pytest.raises(UserError, match=r"a\.tif: colours of CIE Lab"):
+        read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("mode", "key"), [("RGB", (0, 0, 0)), ("L", 0), ("1", 0)])
+def test_a_colour_may_stand_for_transparency(tmp_path, mode, key):
+    image = Image.fromarray(values(np.uint8, 3)).convert(mode)
+    image.paste(key, (2, 3, 9, 8))
+    image.save(tmp_path / "a.png", transparency=key)
+    with Image.open(tmp_path / "a.png") as stored:
+        wanted = np.asarray(stored.convert("RGBA"))
+    assert (wanted[3:8, 2:9, 3] == 0).all()
+    read = read_picture(tmp_path / "a.png")
+    assert np.array_equal(read.alpha, wanted[..., 3])
+    assert np.array_equal(read.pixels, wanted[..., : read.pixels.shape[2]])
+
+
 def test_damaged_notes_are_no_damage(tmp_path):
     Image.fromarray(pixels(20, 12)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff")
     assert read_picture(tmp_path / "a.jpg", upright=True).size == (20, 12)
@@ -304,6 +338,23 @@ def test_8_bits_are_the_bits_of_the_transforms():
     unit = to_unit(pixels)
     assert torch.equal(unit, wanted)
     np.testing.assert_array_equal(from_unit(unit * 0.9, np.uint8), tensor2im(unit[None] * 0.9))
+
+
+def test_scaled_pictures_have_8_bits_whatever_the_range(tmp_path):
+    def half(path):
+        return torch.full((1, 4, 4), -0.5)
+
+    work = FolderTranslation(identity(1, (0.0, 4095.0)), threads=0, prepare=half)
+    assert work.run(work.jobs([str(tmp_path / "a.npy")], tmp_path, tmp_path / "out")) == []
+    (file,) = (tmp_path / "out").iterdir()
+    assert (read_picture(file).pixels == 64).all()
+
+
+def test_deep_grey_with_transparency_is_an_array(tmp_path):
+    grey, alpha = values(np.uint16, 1), values(np.uint16, 1)[..., 0]
+    write_picture(tmp_path / "a.png", grey, alpha)
+    found = identity(1)(tmp_path / "a.png")
+    assert np.array_equal(found, np.dstack([grey, alpha]))
 
 
 def test_outputs_of_8_bits(tmp_path):

@@ -445,6 +445,16 @@ def test_only_outputs(cycle, tmp_path):
     assert Image.open(results(cycle) / "deep" / "b.png.png").mode == "RGBA"
 
 
+def test_inputs_are_not_replaced_by_their_results(cycle):
+    file = picture(results(cycle) / "a.png")
+    before = file.read_bytes()
+    for given in (file.parent, file):
+        result = run("test.py", *test_program(cycle, given, "--only_outputs"))
+        assert result.code == 1
+        assert "is where results are written" in result.err
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [("jpg", ["a.jpg", "b.jpg"]), ("webp", ["a.webp", "b.webp"]), ("tiff", ["a.tiff", "b.tiff"]),

@@ -61,7 +61,7 @@ def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
         except UserError as e:
             if ending not in TIFF or not isinstance(e.__cause__, Image.UnidentifiedImageError):
                 raise
-        return _read_tiff(path)  # a kind of TIFF that Pillow does not know
+        return _foreign_tiff(path, upright)  # a kind that Pillow does not know
 
 
 def from_pil(image: Image.Image, upright: bool = False) -> Picture:
@@ -73,8 +73,12 @@ def from_pil(image: Image.Image, upright: bool = False) -> Picture:
     picture = _from_pil(image) if decode is None else decode(image.filename)  # type: ignore
     picture.info, picture.frames = _info(image), frames(image)
     # asked after decoding: Pillow itself turns TIFF then
-    turn = TURNS.get(orientation(image)) if upright else None
-    if turn is not None:
+    return _turned(picture, orientation(image) if upright else 1)
+
+
+def _turned(picture: Picture, orientation: int) -> Picture:
+    """The picture as viewers show it, changed in place."""
+    if (turn := TURNS.get(orientation)) is not None:
         picture.pixels = np.ascontiguousarray(turn(picture.pixels))
         picture.alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
     return picture
@@ -105,7 +109,7 @@ def _from_pil(image: Image.Image) -> Picture:
     if image.mode == "F":
         return Picture(_values(image, np.float32))
     transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or (
-        image.mode == "P" and "transparency" in image.info
+        image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
     )
     grey = image.mode in ("1", "L", "LA", "La")
     wanted = ("LA" if transparent else "L") if grey else "RGBA" if transparent else "RGB"
@@ -166,10 +170,21 @@ def _read_png(path: str | os.PathLike) -> Picture:
     return _split_alpha(picture.pixels, picture.pixels.shape[2] in (2, 4))
 
 
+def _foreign_tiff(path: str | os.PathLike, upright: bool) -> Picture:
+    picture = _read_tiff(path)
+    with package("tifffile", "TIFF").TiffFile(path) as file:
+        tags = file.pages[0].tags
+        profile = tags.valueof("InterColorProfile")
+        picture.info = {"icc_profile": profile} if profile else {}
+        return _turned(picture, int(tags.valueof("Orientation", 1)) if upright else 1)
+
+
 def _read_tiff(path: str | os.PathLike) -> Picture:
     tifffile = package("tifffile", "TIFF of more than 8 bits")
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
+        if page.photometric in (8, 9, 10):
+            raise UserError("colours of CIE Lab with more than 8 bits: convert them to RGB")
         pixels = page.asarray()
         if pixels.ndim == 3 and page.planarconfig == 2:
             pixels = pixels.transpose(1, 2, 0)

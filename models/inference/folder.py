@@ -63,6 +63,7 @@ class FolderTranslation:
     threads: int = 4
     tiles: TileOptions | None = None
     prepare: Callable[[str], torch.Tensor] | None = None
+    upright: bool = True
 
     def __post_init__(self) -> None:
         if self.tiles is not None:
@@ -157,7 +158,7 @@ class FolderTranslation:
                 x = self.prepare(job.source)
                 # stands for 8-bit pixels; a resized picture has no alpha
                 return Ready(job, Picture(np.empty((0, 0, 1), np.uint8)), x)
-            picture = read_picture(job.source, upright=True)
+            picture = read_picture(job.source, self.upright)
             if self.tiles is not None and max(picture.size) > self.tiles.size:
                 return Ready(job, picture, None)
             return Ready(job, picture, self.translator.unit(picture))

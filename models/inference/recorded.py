@@ -14,7 +14,7 @@ from models.speed.passes import has_hooks, written_here
 
 SMALL = 2**20  # values of a batch up to which starting kernels takes longer than they do
 AS_WRITTEN = 2  # passes of each shape before it is recorded; cuDNN searches in the first
-SHAPES = 8  # that are recorded; each keeps its memory
+SHAPES = 8  # that are recorded
 
 
 class RecordedPasses:
@@ -26,7 +26,6 @@ class RecordedPasses:
     def __init__(self, net: nn.Module):
         self.net, self.forward = net, net.forward
         self.layers = list(net.modules())
-        self.tensors = [*net.parameters(), *net.buffers()]
         self.seen: Counter[tuple] = Counter()
         self.recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
 
@@ -35,7 +34,9 @@ class RecordedPasses:
         if as_written or input.numel() > SMALL:
             return self.forward(input, *features, **more)
         # a recording reads weights where they were, and has the layers' modes in it
-        state = *(t.data_ptr() for t in self.tensors), *(m.training for m in self.layers)
+        tensors = (t for m in self.layers for t in (*m._parameters.values(), *m._buffers.values()))
+        weights = (t.data_ptr() for t in tensors if t is not None)
+        state = *weights, *(m.training for m in self.layers)
         key = input.shape, input.stride(), input.dtype, torch.is_inference_mode_enabled(), state
         self.seen[key] += 1
         if key not in self.recordings:
@@ -49,8 +50,10 @@ class RecordedPasses:
 
     def _record(self, x: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
         fixed, graph = x.clone(), torch.cuda.CUDAGraph()
+        # results are copied before anything else is replayed, so all can share their memory
+        pool = next((other.pool() for other, *_ in self.recordings.values()), None)
         # what other threads do meanwhile, such as loading and encoding, is no part of it
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             result = self.forward(fixed)
         return graph, fixed, result
 

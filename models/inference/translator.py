@@ -162,8 +162,9 @@ class Translator:
         return Picture(from_unit(output, dtype, self.range_for(picture, dtype)), alpha)
 
     def range_for(self, picture: Picture, dtype: np.dtype | type) -> Range | None:
-        """The range of results: that of the inputs, unless they are of another type."""
-        return self.value_range if np.dtype(dtype) == picture.pixels.dtype else None
+        """The range of results: that of the inputs, if those are known and of the same type."""
+        known = picture.pixels.size and np.dtype(dtype) == picture.pixels.dtype
+        return self.value_range if known else None
 
     def tiled(
         self, picture: Picture, tiles: TileOptions, dtype: np.dtype | type | None = None
@@ -245,7 +246,12 @@ class Translator:
         if array:
             flat = getattr(given, "ndim", 3) == 2 and pixels.shape[2] == 1
             return pixels[..., 0] if flat else pixels
-        return to_pil(pixels)
+        try:
+            return to_pil(pixels)
+        except UserError:
+            if isinstance(given, Image.Image):
+                raise
+            return pixels
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:
