@@ -85,7 +85,9 @@ def stateful_parts(model: Any) -> dict[str, Stateful]:
     return {
         name: part
         for name, part in held(vars(model), Stateful)
-        if not isinstance(part, saved_apart) and not any(part is s for s in model.schedulers)
+        if not isinstance(part, saved_apart)
+        and not any(part is s for s in model.schedulers)
+        and hasattr(type(part), "state_dict")  # a class that is held has none itself
     }
 
 

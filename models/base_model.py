@@ -100,7 +100,12 @@ class BaseModel(ModelFiles, ABC):
         self.is_set_up = True
         if self.isTrain:
             self._equip_discriminators()
-        for net in self.networks().values():
+        for name, net in self.networks().items():
+            if others := [k for k, v in net.state_dict().items() if not torch.is_tensor(v)]:
+                raise UserError(
+                    f"net{name} has a state that is no tensor ({others[0]}), and files of weights "
+                    "hold tensors: make it one in get_extra_state"
+                )
             net.to(self.device)
             if several or self.gpu_ids:  # where the original wraps networks
                 prepared(net, with_module=True)
@@ -370,8 +375,8 @@ class BaseModel(ModelFiles, ABC):
     @staticmethod
     def set_requires_grad(nets: nn.Module | list[nn.Module], requires_grad: bool = False) -> None:
         """Freeze or unfreeze networks: a frozen one computes no gradients of its weights."""
-        for net in nets if isinstance(nets, list) else [nets]:
-            for parameter in net.parameters():
+        for net in nets if isinstance(nets, (list, tuple)) else [nets]:
+            for parameter in net.parameters() if net is not None else ():
                 parameter.requires_grad = requires_grad
 
 

@@ -170,7 +170,8 @@ class CUTModel(BaseModel):
             loss_NCE = (self.loss_NCE + self.loss_NCE_Y) * 0.5
         loss = self.loss_G_GAN + loss_NCE
         if opt.lambda_feat > 0:  # of the picture whose output is known
-            features = networks.feature_matching(self.netD, self.idt_B, self.real_B)
+            real = self.real_B.flip(3) if self.flipped else self.real_B
+            features = networks.feature_matching(self.netD, self.idt_B, real)
             self.loss_G_feat = features * opt.lambda_feat
             loss = loss + self.loss_G_feat
         return loss

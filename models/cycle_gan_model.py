@@ -96,7 +96,8 @@ class CycleGANModel(BaseModel):
 
     def forward(self):
         """Translate both ways, and back."""
-        if self.isTrain and self.opt.lambda_identity > 0:
+        as_here = type(self).backward_G is CycleGANModel.backward_G  # with one backward() for all
+        if self.isTrain and self.opt.lambda_identity > 0 and as_here:
             # what backward_G will give to the same networks can share a pass
             self.batch_passes(self.netG_A, self.real_A, self.real_B)
             self.batch_passes(self.netG_B, self.real_B, self.real_A)

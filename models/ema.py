@@ -26,7 +26,7 @@ from util.run.checkpoint import weights_path
 from util.run.saved_options import read_saved_options
 
 from .attributes import unwrap
-from .speed.steps import parameters_of
+from .speed.steps import is_inside_step, parameters_of
 
 if TYPE_CHECKING:
     from .base_model import BaseModel
@@ -138,7 +138,7 @@ def _after_any_step(
     *_: Any,
 ) -> None:
     model, stepped = alive(), set(parameters_of(optimizer))
-    if model is None:
+    if model is None or is_inside_step(optimizer):
         return
     for name, average in averages.items():
         net = unwrap(model.networks()[name])

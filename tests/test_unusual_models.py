@@ -183,10 +183,13 @@ class MinibatchStd(nn.Module):
         return x + x.std(0, keepdim=True)
 
 
-def test_networks_that_count_calls_or_mix_pictures_keep_their_own_passes():
+def test_networks_that_count_calls_or_mix_pictures_keep_their_own_passes(monkeypatch):
     conv = nn.Conv2d(3, 4, 3)
     assert passes.fits_one_pass(nn.Sequential(conv, nn.ReLU()), X, X)
-    assert not passes.fits_one_pass(nn.Sequential(conv, MinibatchStd()), X, X)
+    mixing = nn.Sequential(conv, MinibatchStd())
+    assert not passes.fits_one_pass(mixing, X, X)
+    monkeypatch.setattr(MinibatchStd, "__module__", "models.networks")  # as the docs say
+    assert not passes.fits_one_pass(mixing, X, X)
     normed = nn.utils.parametrizations.spectral_norm(copy.deepcopy(conv))
     assert not passes.fits_one_pass(nn.Sequential(normed), X, X)
     assert not passes.fits_one_pass(nn.Sequential(nn.utils.spectral_norm(conv)), X, X)

@@ -18,8 +18,14 @@ from torch.utils.hooks import RemovableHandle
 from .layout import contiguous_gradient
 
 _PACKAGE = __name__.removesuffix(".speed.passes")
-_KNOWN = tuple(f"{_PACKAGE}.{name}" for name in ("networks", "norms", "antialias", "speed."))
-_KNOWN += ("torch.nn.",)
+# by name: a class that somebody adds to one of these files may mix the pictures of a batch
+_KNOWN = {
+    f"{_PACKAGE}.networks": "ResnetGenerator ResnetBlock UnetGenerator UnetSkipConnectionBlock "
+    "NLayerDiscriminator MultiscaleDiscriminator PixelDiscriminator",
+    f"{_PACKAGE}.antialias": "Downsample Upsample BlurredConv2d BlurredConvTranspose2d",
+    f"{_PACKAGE}.speed.layout": "LayoutKeepingInstanceNorm",
+    f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
+}
 SHARING_PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
 # What `has_hooks` found, and when: a look at every layer in each call would take long.
 _hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
@@ -32,8 +38,13 @@ def independent_of_batch(net: nn.Module) -> bool:
 
 
 def written_here(net: nn.Module) -> bool:
-    """Whether all layers are PyTorch's or from here, so that it is known what they do."""
-    return all(type(module).__module__.startswith(_KNOWN) for module in net.modules())
+    """Whether all layers are PyTorch's or come along, so that it is known what they do."""
+
+    def known(layer: type) -> bool:
+        file = layer.__module__
+        return file.startswith("torch.nn.") or layer.__name__ in _KNOWN.get(file, "").split()
+
+    return all(known(type(module)) for module in net.modules())
 
 
 def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:

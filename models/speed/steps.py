@@ -8,7 +8,9 @@ before the hooks that a model registers itself.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -218,10 +220,30 @@ class Steps:
 
 
 def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if is_inside_step(optimizer):
+        return
     for steps in list(_active):
         if steps.owns(optimizer):
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             steps.pre_step(optimizer, closure)
+
+
+def is_inside_step(optimizer: Optimizer) -> bool:
+    """Whether a hook that torch calls is about a `super().step()`, inside a step of the same.
+
+    torch calls the hooks of all optimizers for both.
+    """
+    frame: FrameType | None = sys._getframe(2)  # torch's wrapper around `step`
+    while frame is not None and frame.f_code.co_name != "wrapper":  # it may be called through C
+        frame = frame.f_back
+    if frame is None:
+        return False
+    wrapper, outer = frame.f_code, frame.f_back
+    while outer is not None:
+        if outer.f_code is wrapper and outer.f_locals.get("self") is optimizer:
+            return True
+        outer = outer.f_back
+    return False
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:

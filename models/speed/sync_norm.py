@@ -123,14 +123,11 @@ def synchronize_norms(net: nn.Module, double_backward: bool = False) -> int:
     """
     converted = 0
     for module in net.modules():
-        for name, child in module.named_children():
-            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-                norm = SyncBatchNorm2d.__new__(SyncBatchNorm2d)
-                # shares the parameters, which an optimizer may already hold
-                norm.__dict__ = child.__dict__
-                norm.process_group = None
-                setattr(module, name, norm)
-                child, converted = norm, converted + 1
-            if isinstance(child, SyncBatchNorm2d):
-                child.synchronized, child.double_backward = True, double_backward
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            # the same object: an optimizer may hold its parameters, and lists or attributes itself
+            module.__class__ = SyncBatchNorm2d
+            module.process_group = None  # type: ignore[assignment]
+            converted += 1
+        if isinstance(module, SyncBatchNorm2d):
+            module.synchronized, module.double_backward = True, double_backward
     return converted
