@@ -24,7 +24,7 @@ from models.speed.trial import compiling_costs
 from options.train_options import TrainOptions
 from util import distributed
 from util.distributed import launch
-from util.errors import one_line_errors
+from util.errors import one_line_errors, say
 from util.run.position import Position
 from util.run.training_run import TrainingRun
 from util.scores.validation import Validation
@@ -102,7 +102,7 @@ def train(
                 run.guard.check()
                 visualizer.log_losses(model.get_current_losses(), model.learning_rate())
             if crossed(opt.save_latest_freq, before, at.total_iters):
-                print(f"saving the latest model (epoch {epoch}, total_iters {at.total_iters})")
+                say(f"saving the latest model (epoch {epoch}, total_iters {at.total_iters})")
                 run.save(f"iter_{at.total_iters}" if opt.save_by_iter else "latest", position=at)
             if run.stop.on_any_rank():
                 run.save("latest", position=at)
@@ -116,13 +116,13 @@ def train(
         # run makes an iteration, however short --max_hours is.
         stopping = run.stop.on_any_rank() and begun < at.total_iters and epoch < last_epoch
         if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
-            print(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
+            say(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
             run.save("latest", str(epoch), position=at)
         elif stopping:
             run.save("latest", position=at)
         visualizer.end_epoch(epoch)
         seconds = time.time() - epoch_start
-        print(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
+        say(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
         if stopping:
             return True
     return False

@@ -22,6 +22,7 @@ from util import distributed, find_class
 from util.argument_types import experiment_name, number, whole_number
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
+from util.files import write_whole
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
@@ -467,6 +468,6 @@ class BaseOptions:
         path = folder / ("train_opt.txt" if self.isTrain else "test_opt.txt")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.message + "\n", encoding="utf-8")
+            write_whole(path, self.message + "\n")
         except OSError as e:
             print(f"warning: the options were not saved to {path}: {e.strerror}", file=sys.stderr)

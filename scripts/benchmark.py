@@ -40,7 +40,7 @@ import platform
 import shlex
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -52,7 +52,7 @@ from models import create_model
 from options.test_options import TestOptions
 from scripts.measuring import PARTS, Loading, Training, Translating, train_as_rank
 from scripts.subjects import Subject
-from util.argument_types import whole_number
+from util.argument_types import numbers, whole_number
 from util.distributed.launch import launch
 from util.errors import OneLineParser, UserError, one_line_errors
 
@@ -86,18 +86,6 @@ def own_setting(text: str) -> tuple[str, str]:
     if not equal:
         raise argparse.ArgumentTypeError(f"'{text}': say NAME=FLAGS")
     return name, flags
-
-
-def numbers(what: str) -> Callable[[str], list[int]]:
-    """An argparse type: whole numbers above 0, with commas."""
-
-    def parse(text: str) -> list[int]:
-        parts = text.split(",")
-        if not all(part.isdecimal() and int(part) for part in parts):
-            raise argparse.ArgumentTypeError(f"'{text}': say numbers{what} above 0, with commas")
-        return [int(part) for part in parts]
-
-    return parse
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:

@@ -32,6 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from util.argument_types import number, numbers
 from util.errors import OneLineParser, UserError, one_line_errors
 from util.files import write_whole
 
@@ -232,13 +233,17 @@ def write_page(page: Path, results: Path) -> None:
 def main() -> None:
     parser = OneLineParser(description="Compare recipes in equal time.")
     parser.add_argument("--dataroot", type=Path, help="has unaligned/ and aligned/")
-    parser.add_argument("--minutes", type=float, default=2.0, help="for each training")
-    parser.add_argument("--seeds", default="1,2,3", help="numbers, with commas")
+    parser.add_argument(
+        "--minutes", type=number(positive=True), default=2.0, help="for each training"
+    )
+    parser.add_argument("--seeds", type=numbers(""), default="1,2,3", help="numbers, with commas")
     parser.add_argument("--only", default=",".join(RECIPES), help="recipes, with commas")
     parser.add_argument("--gpu_ids", default="-1", help="-1 for the CPU")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "recipes.jsonl")
     parser.add_argument("--page", type=Path, help="write the tables into this page, and end")
     given = parser.parse_args()
+    if given.page and not given.page.is_file():
+        parser.error(f"--page {given.page}: there is no such page")
     if given.page:
         write_page(given.page, given.results)
         return
@@ -247,7 +252,8 @@ def main() -> None:
     names = given.only.split(",")
     if unknown := [name for name in names if name not in RECIPES]:
         parser.error(f"--only: no recipe {unknown[0]!r}; there are {', '.join(RECIPES)}")
-    for seed in map(int, given.seeds.split(",")):
+    given.results.parent.mkdir(parents=True, exist_ok=True)
+    for seed in given.seeds:
         for name in names:
             key = {"recipe": name, "seed": seed, "minutes": given.minutes}
             key["data"] = given.dataroot.resolve().name

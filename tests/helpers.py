@@ -126,7 +126,7 @@ def succeed(program: str, *argv: object) -> Finished:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Put back the signal handlers and random sources that a program changes for good."""
-    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
     handlers = {n: signal.getsignal(n) for n in numbers}
     sources = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

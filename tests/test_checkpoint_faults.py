@@ -26,11 +26,12 @@ import torch
 from models import create_model
 from options.train_options import TrainOptions
 from tests import forked, helpers
-from util.errors import UserError
+from util.errors import UserError, say, warn
 from util.run import checkpoint
 from util.run.finite import MOST_IN_A_ROW, FiniteGuard
 from util.run.position import Position
 from util.run.stopping import ExperimentLock, StopRequest
+from util.scores.validation import Validation
 
 NETS = ("G_A", "G_B", "D_A", "D_B")
 
@@ -749,7 +750,8 @@ def wait_for(log: Path, text: str, process: Any, count: int = 1) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)],
 )
 def test_signals_save_and_tell(number, code, pictures, tmp_path):
     log = tmp_path / "log"
@@ -1017,3 +1019,81 @@ def test_a_folder_that_cannot_be_written_to(pictures, tmp_path):
     result = helpers.run("train.py", *words(pictures, tmp_path / "file"))
     assert result.code == 1
     assert "can't write to" in one_line(result.err)
+
+
+# ----------------------------------------------------------------- what is no damage, or no signal
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_a_lack_of_memory_does_not_count_as_damage(error, fresh, copied, monkeypatch):
+    """It would go back to an older save, and then write over the newest."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        load(fresh, copied)
+
+
+def test_a_save_that_may_not_be_read_does_not_count_as_damage(fresh, copied, monkeypatch):
+    opened = checkpoint.load_file
+
+    def refuse(path, *device):
+        with checkpoint._readable(path):
+            if path.name.startswith("latest_train"):
+                raise PermissionError(13, "Permission denied")
+            return opened(path, *device)
+
+    monkeypatch.setattr(checkpoint, "load_file", refuse)
+    with pytest.raises(UserError, match=r"latest_train_state\.pth: Permission denied"):
+        load(fresh, copied)
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_closed_terminal_stops_a_run_unless_under_nohup(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    request = StopRequest()
+    try:
+        request.install()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert bool(request) is not ignored
+        assert request.exit_code == (0 if ignored else 129)
+    finally:
+        request.uninstall()
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_lines_for_a_terminal_that_is_gone_are_dropped(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    monkeypatch.setattr("sys.stderr", Gone())
+    say("a line")
+    warn("a line")
+
+
+def test_the_best_weights_are_those_of_one_epoch(tmp_path, monkeypatch):
+    """Also where the disk gets full between two networks."""
+    validation: Any = Validation.__new__(Validation)
+    validation.folder, validation.by, validation.best, validation.opt = tmp_path, "L1", None, None
+    full = False
+
+    def save_networks(suffix: str) -> None:
+        (tmp_path / f"{suffix}_net_A.pth").write_text(str(full))
+        if full:
+            raise OSError(28, "No space left on device")
+        (tmp_path / f"{suffix}_net_B.pth").write_text(str(full))
+
+    validation.model = SimpleNamespace(save_networks=save_networks)
+    monkeypatch.setattr("util.scores.validation.report", lambda *_: {})
+    evaluation: Any = None
+    validation._keep(Position(epoch=1), 2.0, evaluation)
+    full = True
+    validation._keep(Position(epoch=2), 1.0, evaluation)
+    assert {p.name: p.read_text() for p in tmp_path.glob("*.pth")} == {
+        "best_net_A.pth": "False",
+        "best_net_B.pth": "False",
+    }
+    assert validation.best is not None
+    assert validation.best["epoch"] == 1

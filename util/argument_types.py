@@ -42,6 +42,18 @@ def number(below: float = math.inf, positive: bool = False) -> Callable[[str], f
     return parse
 
 
+def numbers(what: str) -> Callable[[str], list[int]]:
+    """Whole numbers above 0, with commas."""
+
+    def parse(text: str) -> list[int]:
+        parts = text.split(",")
+        if not all(part.isdecimal() and int(part) for part in parts):
+            raise argparse.ArgumentTypeError(f"'{text}': say numbers{what} above 0, with commas")
+        return [int(part) for part in parts]
+
+    return parse
+
+
 def experiment_name(text: str) -> str:
     """A relative path, without `..`, of a folder in `--checkpoints_dir`."""
     outside = os.path.isabs(text) or os.pardir in text.split(os.sep)

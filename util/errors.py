@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 class UserError(ValueError):
@@ -44,9 +44,19 @@ class RaisingParser(OneLineParser):
         raise UserError(" ".join(message.split()))
 
 
+def say(message: str, file: TextIO | None = None) -> None:
+    """Print a line; where the terminal is gone, work goes on without it."""
+    try:
+        print(message, file=file, flush=True)
+    except BrokenPipeError:  # `| head` ends a program
+        raise
+    except OSError:
+        pass
+
+
 def warn(message: str) -> None:
     """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    say(f"warning: {message}", sys.stderr)
 
 
 def first_line(e: BaseException) -> str:
@@ -88,7 +98,7 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)
     except (MemoryError, RuntimeError) as e:
-        if _is_lack_of_memory(e):
+        if is_lack_of_memory(e):
             reason = (
                 "out of memory: choose a smaller --batch_size, --crop_size or --ngf, or leave "
                 "memory to this process"
@@ -131,7 +141,8 @@ def leave_out_warnings() -> None:
     warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
-def _is_lack_of_memory(e: Exception) -> bool:
+def is_lack_of_memory(e: Exception) -> bool:
+    """Whether an error of Python or torch says that there was too little memory."""
     # by its name, since this file does not import torch; on the CPU torch has no class for it
     words = "allocate memory|not enough memory|size calculation overflow"
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"

@@ -136,4 +136,7 @@ def make_writable(folder: str | os.PathLike, option: str) -> None:
 
 def mark_as_results(folder: str | os.PathLike) -> None:
     """Have a folder, and those below it, left out where the pictures of one above it are listed."""
-    Path(folder, NO_INPUT).touch()
+    try:
+        Path(folder, NO_INPUT).touch()
+    except OSError as e:
+        raise UserError(f"can't write to {folder}: {e.strerror or e}") from e

@@ -129,10 +129,11 @@ class Visualizer:
         if slow and self.total_time > ADVICE_AFTER and not self.advised:
             self.advised = True
             share = self.total_waited / self.total_time
-            tqdm.write(
-                f"{share:.0%} of the time goes to waiting for pictures: more --num_threads (now "
-                f"{self.opt.num_threads}) or smaller files on a faster disk would help"
-            )
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                tqdm.write(
+                    f"{share:.0%} of the time goes to waiting for pictures: more --num_threads "
+                    f"(now {self.opt.num_threads}) or smaller files on a faster disk would help"
+                )
         return (elapsed - waited) / images, waited / images
 
     def log_losses(self, losses: Mapping[str, float], lr: float) -> None:

@@ -39,6 +39,9 @@ class RecordLogger(Logger):
         if self.key not in record:
             return
         self.unwritten.append(record)
+        self._write()
+
+    def _write(self) -> None:
         try:
             while self.unwritten:
                 self.record.append(self.unwritten[0])
@@ -50,6 +53,7 @@ class RecordLogger(Logger):
     log_scores = log_losses
 
     def close(self) -> None:
+        self._write()
         self.record.close()
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from util.errors import UserError, first_line
+from util.errors import UserError, first_line, is_lack_of_memory
 from util.files import replacing
 
 STATE = "train_state"
@@ -111,6 +111,8 @@ def _readable(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as e:  # damaged files make the unpickler raise nearly anything
+        if is_lack_of_memory(e):
+            raise
         reason = first_line(e)
         if isinstance(e, pickle.UnpicklingError):
             reason = "it holds more than tensors and plain values, or is no PyTorch file"
@@ -303,6 +305,8 @@ def find_checkpoint(
             if absent := ", ".join(n for n in names if n not in state["weights"]):
                 raise UserError(f"it was saved without {absent}: by another --model?")
         except UserError as e:
+            if isinstance(e.__cause__, PermissionError):  # whole, but not ours to read
+                raise
             skipped.append(f"{candidate}: {e}")
         else:
             unfinished = suffix is None and (folder / UNFINISHED).exists()

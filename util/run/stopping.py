@@ -14,8 +14,8 @@ from typing import Any
 from util import distributed
 from util.errors import UserError, warn
 
-# Slurm can send SIGUSR1 some time before the limit of a job
-SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, s)]
+# SIGHUP: the terminal is closed; Slurm can send SIGUSR1 some time before the limit of a job
+SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, s)]
 TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal it is the exit code
 SAME_SIGNAL = 5.0  # seconds within which torchrun may send a signal again
 LINGER = 60  # seconds after SIGTERM until a loading process ends
@@ -41,7 +41,8 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for name in SIGNALS:
                 number = getattr(signal, name)
-                self.before[number] = signal.signal(number, self._handle)
+                if name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                    self.before[number] = signal.signal(number, self._handle)
 
     def uninstall(self) -> None:
         """Restore the signal handlers."""
@@ -53,7 +54,8 @@ class StopRequest:
         again = SAME_SIGNAL if distributed.launched() else 0.0
         if self.reason is not None:
             if time.monotonic() - self.since >= again:
-                os.write(2, b"\nended at once: the save before this one counts\n")
+                with contextlib.suppress(OSError):
+                    os.write(2, b"\nended at once: the save before this one counts\n")
                 os._exit(128 + number)
             return
         self.since = time.monotonic()
@@ -62,7 +64,8 @@ class StopRequest:
         # os.write: print is not safe in a handler that interrupts a print
         message = f"\n{self.reason}: finishing this iteration and saving; once more ends at once\n"
         if distributed.is_main():
-            os.write(2, message.encode())
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, message.encode())
 
     def __bool__(self) -> bool:
         if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:

@@ -270,8 +270,7 @@ class TrainingRun:
         distributed.barrier()
         if self.failed:
             raise UserError(
-                f"the training is over, but {self.failed}; --continue_train goes on from the older "
-                "save"
+                f"the run is over, but {self.failed}; --continue_train goes on from the older save"
             )
 
 
@@ -284,13 +283,18 @@ def _set_aside(folder: Path) -> None:
     if not files:
         return
     earlier = aside(folder / "earlier")
-    earlier.mkdir()
     best = folder / "best_scores.json"
     options = folder / "train_opt.txt"
-    if options.exists():
-        shutil.copy2(options, earlier)
-    for path in [*files, *([best] if best.exists() else [])]:
-        os.replace(path, earlier / path.name)
+    try:
+        earlier.mkdir()
+        if options.exists():
+            shutil.copy2(options, earlier)
+        for path in [*files, *([best] if best.exists() else [])]:
+            os.replace(path, earlier / path.name)
+    except OSError as e:
+        raise UserError(
+            f"the weights of an earlier training can't be moved to {earlier}: {e.strerror or e}"
+        ) from e
     print(
         f"the weights of an earlier training under this name were moved to {earlier} "
         "(--continue_train goes on with a training instead)"

@@ -98,6 +98,7 @@ class Evaluator:
         self.lpips: Lpips | None = None
         if not self.paired:
             self._leave_out(PAIRED, "the data are no pairs")
+            self.left_out |= {"cityscapes": "the data are no pairs"} if cityscapes else {}
         if opt.dataset_mode == "single":
             self._leave_out(SETS, "there are no pictures to compare with")
         try:
@@ -192,6 +193,10 @@ class _Collected:
             self._score(name, "LPIPS", self._lpips, as_rgb(fake), as_rgb(real))
             a, b = as_rgb(real), as_rgb(fake)
             if self.evaluator.cityscapes and a is not None and b is not None:
+                if a.shape != b.shape:
+                    sizes = " and ".join("x".join(map(str, x.shape[:1:-1])) for x in (a, b))
+                    self._leave_out("cityscapes", f"sizes differ: {sizes}")
+                    return
                 self.labels[name].add(*(x[0].permute(1, 2, 0).numpy() for x in (a, b)))
 
     def _lpips(self, fake: torch.Tensor | None, real: torch.Tensor | None) -> float:
@@ -238,7 +243,7 @@ class _Collected:
         names = visual.replace("fake", "real", 1), visual
         real, fake = (np.array(list(self.features[name].values())) for name in names)
         if min(len(real), len(fake)) < 2:
-            for name in SETS:
+            for name in self.wanted & {*SETS}:
                 self._leave_out(name, "it needs at least two pictures on each side")
         if "FID" in self.wanted:
             scores["FID"] = Score(metrics.fid(real, fake), None, len(fake))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from util import distributed, randomness
-from util.errors import UserError, in_one_line, warn
+from util.errors import UserError, in_one_line, say, warn
 from util.files import write_whole
 from util.run.position import Position
 
@@ -23,6 +23,7 @@ from .evaluation import PAIRED, SETS, Evaluation, Evaluator
 from .report import better, report
 
 BEST = "best_scores.json"
+WRITTEN = "best_new"  # the suffix of weights until all are whole
 
 
 class Validation:
@@ -151,7 +152,7 @@ class Validation:
         """Print which weights are better."""
         which = "averaged" if better(self.by, averaged, raw) else "raw"
         which = "neither" if averaged == raw else which
-        print(f"better weights: {which} ({self.by} {averaged:.4g} averaged, {raw:.4g} raw)")
+        say(f"better weights: {which} ({self.by} {averaged:.4g} averaged, {raw:.4g} raw)")
 
     def _keep(self, position: Position, value: float, result: Evaluation) -> None:
         """Write the weights, then their scores; if killed in between, the epoch is repeated."""
@@ -162,12 +163,16 @@ class Validation:
             "images": position.total_iters,
         }
         try:
-            self.model.save_networks("best")
+            self.model.save_networks(WRITTEN)
+            for path in self.folder.glob(f"{WRITTEN}_net_*.pth"):
+                path.replace(path.with_name(path.name.replace(WRITTEN, "best", 1)))
             facts = report(self.opt, self.model, result, "best")
             facts |= best
             # JSON of Python can hold an infinite PSNR
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
         except (OSError, RuntimeError) as e:
+            for path in self.folder.glob(f"{WRITTEN}_net_*.pth"):
+                path.unlink()
             reason = in_one_line(e, 200)
             warn(f"best_net_*.pth of epoch {position.epoch} could not be saved: {reason}")
             return
