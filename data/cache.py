@@ -40,6 +40,9 @@ class _Lock:
     def __init__(self) -> None:
         self.file = tempfile.TemporaryFile()  # noqa: SIM115
 
+    def __del__(self) -> None:
+        self.file.close()
+
     def __enter__(self) -> None:
         import fcntl  # there is none where there is no fork
 

@@ -220,3 +220,10 @@ def test_says_why_it_is_off(pictures, words, capsys):
     _, dataset = epochs(pictures, "--cache_images", "ram", "--num_threads", "0", *words, count=1)
     assert dataset.cache is None
     assert "--cache_images is off: with --value_range" in capsys.readouterr().out
+
+
+def test_the_lock_leaves_no_file_open():
+    cache = PictureCache(100, 1)
+    file = cache._lock.file
+    del cache
+    assert file.closed

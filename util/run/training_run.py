@@ -270,7 +270,8 @@ class TrainingRun:
         distributed.barrier()
         if self.failed:
             raise UserError(
-                f"the run is over, but {self.failed}; --continue_train goes on from the older save"
+                f"the training is over, but {self.failed}; --continue_train goes on from the older "
+                "save"
             )
 
 
