@@ -183,15 +183,16 @@ def _read_tiff(path: str | os.PathLike) -> Picture:
     tifffile = package("tifffile", "TIFF of more than 8 bits")
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
-        if page.photometric in (8, 9, 10):
+        kinds = tifffile.PHOTOMETRIC
+        if page.photometric in (kinds.CIELAB, kinds.ICCLAB, kinds.ITULAB):
             raise UserError("colours of CIE Lab with more than 8 bits: convert them to RGB")
         pixels = page.asarray()
         if pixels.ndim == 3 and page.planarconfig == 2:
             pixels = pixels.transpose(1, 2, 0)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and pixels.dtype.kind == "u":
+        if page.photometric == kinds.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         samples = pixels.shape[2] if pixels.ndim == 3 else 1
-        colours = 3 if page.photometric == tifffile.PHOTOMETRIC.RGB else 1
+        colours = 3 if page.photometric == kinds.RGB else 1
         transparent = bool(page.extrasamples) and samples == colours + 1
     picture = _from_array(np.ascontiguousarray(pixels))
     return _split_alpha(picture.pixels, transparent)

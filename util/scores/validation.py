@@ -164,14 +164,14 @@ class Validation:
         }
         try:
             self.model.save_networks(WRITTEN)
-            for path in self.folder.glob(f"{WRITTEN}_net_*.pth"):
+            for path in self.folder.glob(f"{WRITTEN}_*"):
                 path.replace(path.with_name(path.name.replace(WRITTEN, "best", 1)))
             facts = report(self.opt, self.model, result, "best")
             facts |= best
             # JSON of Python can hold an infinite PSNR
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
         except (OSError, RuntimeError) as e:
-            for path in self.folder.glob(f"{WRITTEN}_net_*.pth"):
+            for path in self.folder.glob(f"{WRITTEN}_*"):
                 path.unlink()
             reason = in_one_line(e, 200)
             warn(f"best_net_*.pth of epoch {position.epoch} could not be saved: {reason}")
