@@ -38,7 +38,7 @@ from util.background import BackgroundWork
 from util.errors import UserError, one_line_errors, warn
 from util.files import make_writable, mark_as_results
 from util.html import HTML
-from util.result_names import ResultNames
+from util.result_names import ResultNames, results_folder
 from util.visualizer import write_visuals
 
 
@@ -60,8 +60,7 @@ def main() -> None:
     if opt.keep_size and dataset is not None:
         keep_sizes(model)
 
-    save = f"iter{opt.load_iter}" if opt.load_iter > 0 else opt.epoch
-    web_dir = Path(opt.results_dir, opt.name, f"{opt.phase}_{save}")
+    web_dir = results_folder(opt)
     make_writable(web_dir, "--results_dir")
     if opt.only_outputs and web_dir.samefile(folder_of(opt.dataroot)):
         raise UserError(

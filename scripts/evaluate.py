@@ -26,6 +26,7 @@ from models import create_model
 from options.evaluate_options import EvaluateOptions
 from util.errors import run_tool
 from util.files import make_writable, write_whole
+from util.result_names import results_folder
 from util.scores.evaluation import evaluate
 from util.scores.report import table
 
@@ -37,7 +38,7 @@ def main() -> None:
     options.decide_compile(opt, int(min(opt.num_test, len(dataset))))
     model = create_model(opt)
     model.setup(opt)
-    folder = Path(opt.results_dir) / opt.name / f"{opt.phase}_{model.load_suffix()}"
+    folder = results_folder(opt)
     make_writable(folder, "--results_dir")  # told now, not after the work
     facts = evaluate(opt, model, dataset)
     text = table(facts)

@@ -284,7 +284,7 @@ def test_frequencies_count_pictures_whatever_the_batch_size(tmp_path):
     assert result.out.count("saving the latest model") == 3
 
     translate(data, tmp_path, "template", "--load_iter", "10")
-    assert (tmp_path / "r" / "x" / "test_iter10" / "index.html").exists()
+    assert (tmp_path / "r" / "x" / "test_latest_iter10" / "index.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+
+def results_folder(opt: argparse.Namespace) -> Path:
+    """`<results_dir>/<name>/<phase>_<epoch>`; with `--load_iter`, `_iter<n>` behind that."""
+    save = f"{opt.epoch}_iter{opt.load_iter}" if opt.load_iter > 0 else opt.epoch
+    return Path(opt.results_dir, opt.name, f"{opt.phase}_{save}")
 
 
 def result_name(relative_path: str, taken: set[str]) -> str:
