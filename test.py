@@ -25,11 +25,9 @@ from tqdm import tqdm
 from data import create_dataset, equal_batches
 from data.base_dataset import reader
 from data.image_folder import folder_of, list_pictures
-from models import create_model
 from models.inference.folder import FolderTranslation
-from models.inference.recorded import record_passes
-from models.inference.sizes import keep_sizes
-from models.inference.tiles import TileOptions, tile_generators
+from models.inference.testing import model_for_testing
+from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
 from models.speed.passes import independent_of_batch
 from options.test_options import TestOptions
@@ -51,14 +49,7 @@ def main() -> None:
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)
     options.decide_compile(opt, int(min(opt.num_test, count)))
-    model = create_model(opt)
-    model.setup(opt)
-    if opt.eval:
-        model.eval()
-    if not (opt.compile or TileOptions.of(opt)):
-        record_passes(model.networks().values())
-    if opt.keep_size and dataset is not None:
-        keep_sizes(model)
+    model = model_for_testing(opt)
 
     web_dir = results_folder(opt)
     make_writable(web_dir, "--results_dir")
@@ -93,9 +84,6 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     batchable = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
     if opt.batch_size > 1 and not batchable:
         print("batch size 1: the results of this model depend on the batch")
-    if tiles := TileOptions.of(opt):
-        tile_generators(model, tiles, opt.precision)
-
     own = distributed.shard(range(count))
     if len(own) < count:
         dataset.take(own)

@@ -98,8 +98,8 @@ def evaluate(**options: Any) -> dict[str, Any]:
     UserError where something is missing, or an option is wrong.
     """
     from .data import create_dataset
-    from .models import create_model
     from .models.inference.loading import unchanged_process
+    from .models.inference.testing import model_for_testing
     from .options.evaluate_options import EvaluateOptions
     from .util.errors import RaisingParser
     from .util.scores.evaluation import evaluate as score
@@ -117,9 +117,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
         opt = options_of_call.parse(save=False)
         dataset = create_dataset(opt)
         options_of_call.decide_compile(opt, int(min(opt.num_test, len(dataset))))
-        model = create_model(opt)
-        model.setup(opt)
-        return score(opt, model, dataset)
+        return score(opt, model_for_testing(opt), dataset)
 
 
 def __getattr__(name: str) -> Any:

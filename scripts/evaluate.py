@@ -22,7 +22,7 @@ from util.errors import end_quietly_on_interrupt
 end_quietly_on_interrupt()  # in front of the imports that take seconds
 
 from data import create_dataset
-from models import create_model
+from models.inference.testing import model_for_testing
 from options.evaluate_options import EvaluateOptions
 from util.errors import run_tool
 from util.files import make_writable, write_whole
@@ -36,8 +36,7 @@ def main() -> None:
     opt = options.parse(save=False)
     dataset = create_dataset(opt)
     options.decide_compile(opt, int(min(opt.num_test, len(dataset))))
-    model = create_model(opt)
-    model.setup(opt)
+    model = model_for_testing(opt)
     folder = results_folder(opt)
     make_writable(folder, "--results_dir")  # told now, not after the work
     facts = evaluate(opt, model, dataset)

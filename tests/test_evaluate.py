@@ -92,6 +92,24 @@ def test_scores_of_pairs_are_those_of_saved_pictures(paired):
         assert found[name]["pictures"] == 3
 
 
+def test_scores_of_tiles_are_those_of_tiles(paired):
+    shutil.copytree(paired / "p", paired / "bright")
+    file = paired / "bright" / "latest_net_G.pth"
+    weights = torch.load(file, weights_only=True)  # of a network whose pictures are nearly grey
+    torch.save({name: 10 * w if w.dim() == 4 else w for name, w in weights.items()}, file)
+    quick = ["--tile", 16, "--tile_mode", "quick", "--tile_overlap", 0, "--eval"]
+    whole = evaluate(paired, "bright", "--keep_size", "--eval")["scores"]["fake_B"]["L1"]["value"]
+    tiled = evaluate(paired, "bright", *quick)["scores"]["fake_B"]["L1"]["value"]
+    assert abs(whole - tiled) > 1e-3  # tiles have edges of their own
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", paired, "--name", "bright"]
+    words = ["--results_dir", paired / "tiles", *PIX2PIX, "--gpu_ids", "-1", *quick]
+    succeed("test.py", *where, *words)
+    images = paired / "tiles" / "bright" / "test_latest" / "images"
+    pairs = [(p, p.with_name(p.name.replace("fake", "real"))) for p in images.glob("*_fake_B.png")]
+    each = [[np.asarray(Image.open(p), np.float64) for p in pair] for pair in pairs]
+    assert tiled == pytest.approx(np.mean([np.abs(a - b).mean() for a, b in each]) / 255, abs=1e-9)
+
+
 def test_report_says_what_it_holds_for(paired):
     facts = evaluate(paired, "p", "--num_test", 2, "--epoch", 1)
     assert (facts["name"], facts["model"], facts["epoch"]) == ("p", "pix2pix", "1")

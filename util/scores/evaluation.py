@@ -278,8 +278,6 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
     Raises UserError where nothing can be scored.
     """
     evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)
-    if opt.eval:
-        model.eval()
     with contextlib.closing(dataset):
         result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
     if not result.scores:

@@ -1,0 +1,31 @@
+"""A trained model as test.py and scripts/evaluate.py use it."""
+
+from __future__ import annotations
+
+import argparse
+
+from models import create_model
+from models.base_model import BaseModel
+
+from .recorded import record_passes
+from .sizes import keep_sizes
+from .tiles import TileOptions, tile_generators
+
+
+def model_for_testing(opt: argparse.Namespace) -> BaseModel:
+    """Load the model of the command line, and apply --eval, --keep_size and --tile to it.
+
+    With `--only_outputs` its generator stays as it is: a `Translator` does the last two.
+    """
+    model = create_model(opt)
+    model.setup(opt)
+    if opt.eval:
+        model.eval()
+    tiles = TileOptions.of(opt)
+    if not (opt.compile or tiles):
+        record_passes(model.networks().values())
+    if opt.keep_size and not opt.only_outputs:
+        keep_sizes(model)
+    if tiles and not opt.only_outputs:
+        tile_generators(model, tiles, opt.precision)
+    return model
