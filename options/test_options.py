@@ -101,7 +101,7 @@ options of another model: python test.py --model pix2pix --help"""
         add(
             "--only_outputs",
             action="store_true",
-            help="no page: write results under the names of the inputs",
+            help="no page: write results under the names of the inputs, of their sizes",
         )
         add(
             "--output_format",

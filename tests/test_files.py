@@ -90,6 +90,13 @@ def test_the_temporary_file_is_hidden_beside_it_with_the_same_ending(tmp_path):
         assert re.fullmatch(r"\.picture\.tar\.[0-9a-f]+\.tmp\.gz", temporary.name)
 
 
+@pytest.mark.parametrize("letter", ["a", "山"])
+def test_names_of_any_length(tmp_path, letter):
+    name = letter * (240 // len(letter.encode())) + ".png"
+    write_whole(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_permissions_are_those_of_an_ordinary_new_file(tmp_path):
     (tmp_path / "ordinary").write_text("")
     write_whole(tmp_path / "replaced", "")

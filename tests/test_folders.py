@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from data.base_dataset import open_picture
+from data.base_dataset import open_picture, reader
 from data.image_folder import ImageFolder, list_pictures, make_dataset, no_part
 from data.pictures.reading import Picture, read_picture
 from data.pictures.writing import write_picture
@@ -245,6 +245,36 @@ def test_what_deep_files_say_about_themselves(name, tmp_path):
     if name == "a.png":  # turned at full depth
         turned = read_picture(tmp_path / name, upright=True)
         np.testing.assert_array_equal(turned.pixels, np.rot90(pixels, -1))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "b.png", "b.tif"])
+def test_names_of_people_keep_their_letters(name, tmp_path):
+    dtype = np.uint8 if name[0] == "a" else np.uint16
+    exif, person = Image.Exif(), "© José 山田".encode()
+    exif[ARTIST] = person
+    (tmp_path / "in").mkdir()
+    pixels = np.zeros((20, 12, 3), dtype)
+    write_picture(tmp_path / "in" / name, pixels, None, {"exif": exif.tobytes()})
+    work = FolderTranslation(identity(), "same", threads=0)
+    (job,) = work.jobs([str(tmp_path / "in" / name)], tmp_path / "in", tmp_path / "out")
+    assert work.run([job]) == []
+    for path in (job.source, job.target):
+        assert Path(path).read_bytes().count(person) == 1
+
+
+@pytest.mark.parametrize("kind", ["same", "png"])
+def test_scaled_pictures_keep_their_profile(kind, tmp_path):
+    path = photograph(tmp_path / "in" / "a.jpg")
+    opt = options(tmp_path, preprocess="resize_and_crop", load_size=32, crop_size=32)
+    work = FolderTranslation(identity(), kind, threads=0, prepare=reader(opt, 3))
+    (job,) = work.jobs([str(path)], tmp_path / "in", tmp_path / "out")
+    assert work.run([job]) == []
+    with Image.open(job.target) as image:
+        assert (image.size, image.info["icc_profile"]) == ((32, 32), SRGB)
+        assert image.getexif().get(ARTIST) == ("Ada" if kind == "same" else None)
+    with Image.open(path) as image:
+        assert identity()(image).info["icc_profile"] == SRGB
+    assert identity()(path).info["icc_profile"] == SRGB
 
 
 def test_a_profile_of_grey_is_not_written_into_colour(tmp_path):

@@ -228,6 +228,62 @@ def test_what_pillow_misreads_is_read_by_value_or_refused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_each_frame_of_a_stack_is_its_own(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    stack = RNG.integers(0, 30000, (3, 20, 24)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    G = identity(1, (0.0, 30000.0))
+    with Image.open(tmp_path / "a.tif") as image:
+        for i in (2, 0, 1):
+            image.seek(i)
+            np.testing.assert_allclose(np.asarray(G(image)), stack[i], atol=0.01)
+
+
+def test_decoded_tiff_is_read_by_value_or_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    G = identity(1, (-1000.0, 3000.0))
+    signed = RNG.integers(-1000, 3000, (20, 24)).astype(np.int16)
+    tifffile.imwrite(tmp_path / "a.tif", signed)
+    with Image.open(tmp_path / "a.tif") as image:
+        np.testing.assert_array_equal(np.asarray(G(image)), signed)  # read at its full depth
+        image.load()
+        np.testing.assert_array_equal(np.asarray(G(image)), signed)  # as Pillow has decoded it
+    np.testing.assert_array_equal(np.asarray(G(Image.fromarray(signed.astype(np.int32)))), signed)
+    with pytest.raises(UserError, match="need a range"):
+        identity(1)(Image.fromarray(signed.astype(np.int32)))
+    for kind in ("16 bits in which 0 is white", "integers of 32 bits"):
+        dtype, options = RARE_TIFF[kind]
+        tifffile.imwrite(tmp_path / "b.tif", signed.astype(dtype), **options)
+        with Image.open(tmp_path / "b.tif") as image:
+            image.load()
+            with pytest.raises(UserError, match=f"{kind} with wrong values: give the path"):
+                G(image)
+
+
+@pytest.mark.parametrize("kind", ["unspecified", "assocalpha", "unassalpha"])
+def test_the_last_of_four_samples(tmp_path, kind):
+    """Alpha where the file says so, else another channel for a network that takes four."""
+    tifffile = pytest.importorskip("tifffile")
+    pixels = RNG.integers(0, 65536, (20, 24, 4)).astype(np.uint16)
+    pixels[:5, :, 3], pixels[5:10, :, 3] = 65535, 0
+    stored = pixels.copy()
+    if kind == "assocalpha":
+        pixels[5:10, :, :3] = 0  # nothing is left of them
+        pixels[10:, :, 3] = stored[10:, :, 3] = 32768
+        share = pixels[..., 3:] / 65535
+        stored[..., :3] = (pixels[..., :3] * share).round()
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=[kind])
+    out = identity(3)(tmp_path / "a.tif")  # three channels and alpha
+    np.testing.assert_allclose(out.astype(int), pixels, atol=2 if kind == "assocalpha" else 0)
+    picture = read_picture(tmp_path / "a.tif")
+    if kind == "unspecified":
+        np.testing.assert_array_equal(picture.pixels, pixels)
+        np.testing.assert_array_equal(identity(4)(tmp_path / "a.tif"), pixels)
+    else:
+        np.testing.assert_array_equal(picture.alpha, pixels[..., 3])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
 def test_round_trip_of_a_range(tmp_path, dtype):
     pixels = RNG.integers(100, 4000, (20, 24, 5)).astype(dtype)
     np.save(tmp_path / "a.npy", pixels)

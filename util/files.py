@@ -41,7 +41,8 @@ def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    # a name may have 255 bytes, which those of pictures use up
+    temporary = path.with_name(f".{path.stem[:48]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
         if flush:
@@ -119,8 +120,8 @@ def aside(path: str | os.PathLike) -> Path:
 
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Write a text file in UTF-8 in one step; see `replacing`."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:  # names of files may be no UTF-8
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def make_writable(folder: str | os.PathLike, option: str) -> None:

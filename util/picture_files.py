@@ -36,6 +36,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: np.rot90,
 }
 
+SIGNED = "signed integers"  # one of the kinds of `misread_tiff`
 HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
 _opening = threading.Lock()
@@ -117,7 +118,7 @@ def misread_tiff(image: Image.Image) -> str | None:
     tags = image.tag_v2  # type: ignore[attr-defined]
     bits, kinds = max(tags.get(258, (1,))), tags.get(339, (1,))  # BitsPerSample, SampleFormat
     if 2 in kinds:
-        return "signed integers"
+        return SIGNED
     if bits == 32 and 1 in kinds:
         return "integers of 32 bits"
     if bits == 16 and tags.get(284) == 2:  # PlanarConfiguration

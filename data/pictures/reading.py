@@ -7,6 +7,7 @@ hold any number of channels.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -18,7 +19,15 @@ import numpy as np
 from PIL import Image
 
 from util.errors import UserError
-from util.picture_files import TURNS, frames, misread_tiff, opened, orientation, reading
+from util.picture_files import (
+    SIGNED,
+    TURNS,
+    frames,
+    misread_tiff,
+    opened,
+    orientation,
+    reading,
+)
 
 TIFF = (".tif", ".tiff")
 # EXIF tags that are kept: description, maker, model, software, date, artist, computer, copyright;
@@ -87,11 +96,14 @@ def _turned(picture: Picture, orientation: int) -> Picture:
 def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
     """The function that reads a file of which Pillow would keep 8 bits of 16; else None."""
     path = getattr(image, "filename", "")
+    misread = misread_tiff(image)
     if not path or not getattr(image, "tile", None):
+        if misread and not (misread == SIGNED and image.mode == "I"):  # which Pillow has right
+            raise UserError(f"Pillow reads {misread} with wrong values: give the path of the file")
         return None
     deep = image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8  # type: ignore
-    if deep or misread_tiff(image):
-        return _read_tiff
+    if deep or misread:
+        return functools.partial(_read_tiff, page=image.tell())
     if image.format == "PNG" and not image.mode.startswith("I"):
         with open(path, "rb") as file:
             depth = file.read(25)[24]  # of the header, which is always the first thing
@@ -104,8 +116,9 @@ def _from_pil(image: Image.Image) -> Picture:
         return Picture(_values(image, np.uint16))
     if image.mode == "I":
         levels = _values(image, np.int32)
-        depth = np.uint16 if levels.max(initial=0) > 255 else np.uint8
-        return Picture(levels.clip(0, np.iinfo(depth).max).astype(depth))
+        if levels.min() < 0 or levels.max() > 65535:
+            return Picture(levels)
+        return Picture(levels.astype(np.uint16 if levels.max() > 255 else np.uint8))
     if image.mode == "F":
         return Picture(_values(image, np.float32))
     transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or (
@@ -126,13 +139,25 @@ def _info(image: Image.Image) -> dict[str, Any]:
             info["dpi"] = tuple(float(n) for n in image.info["dpi"])
     with contextlib.suppress(Exception):
         given, exif = image.getexif(), Image.Exif()
-        exif.update({tag: given[tag] for tag in EXIF_TEXTS if tag in given})
+        exif.update({tag: as_stored(given[tag]) for tag in EXIF_TEXTS if tag in given})
         for part in _EXIF_PARTS:
             if values := given.get_ifd(part):
-                exif[part] = dict(values)
+                exif[part] = {tag: as_stored(value) for tag, value in values.items()}
         if len(exif):
             info["exif"] = exif.tobytes()
     return info
+
+
+def as_stored(value: Any) -> Any:
+    """The bytes of an EXIF text that is not ASCII: Pillow reads Latin-1, and writes "?" for it."""
+    return value if not isinstance(value, str) or value.isascii() else value.encode("latin-1")
+
+
+def read_info(path: str | os.PathLike) -> dict[str, Any]:
+    """The metadata of a file, as in `Picture`; none of what Pillow can't open."""
+    with contextlib.suppress(UserError), opened(path, any_size=True) as image:
+        return _info(image)
+    return {}
 
 
 def _values(image: Image.Image, dtype: type, mode: str | None = None) -> np.ndarray:
@@ -179,23 +204,45 @@ def _foreign_tiff(path: str | os.PathLike, upright: bool) -> Picture:
         return _turned(picture, int(tags.valueof("Orientation", 1)) if upright else 1)
 
 
-def _read_tiff(path: str | os.PathLike) -> Picture:
+def _read_tiff(path: str | os.PathLike, page: int = 0) -> Picture:
     tifffile = package("tifffile", "TIFF of more than 8 bits")
     with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
+        frame = file.pages[page]
         kinds = tifffile.PHOTOMETRIC
-        if page.photometric in (kinds.CIELAB, kinds.ICCLAB, kinds.ITULAB):
+        if frame.photometric in (kinds.CIELAB, kinds.ICCLAB, kinds.ITULAB):
             raise UserError("colours of CIE Lab with more than 8 bits: convert them to RGB")
-        pixels = page.asarray()
-        if pixels.ndim == 3 and page.planarconfig == 2:
+        pixels = frame.asarray()
+        if pixels.ndim == 3 and frame.planarconfig == 2:
             pixels = pixels.transpose(1, 2, 0)
-        if page.photometric == kinds.MINISWHITE and pixels.dtype.kind == "u":
+        if frame.photometric == kinds.MINISWHITE and pixels.dtype.kind == "u":
             pixels = np.iinfo(pixels.dtype).max - pixels
         samples = pixels.shape[2] if pixels.ndim == 3 else 1
-        colours = 3 if page.photometric == kinds.RGB else 1
-        transparent = bool(page.extrasamples) and samples == colours + 1
+        colours = 3 if frame.photometric == kinds.RGB else 1
+        # a sample of no said meaning may be infrared or another stain
+        extra = frame.extrasamples[0] if frame.extrasamples and samples == colours + 1 else 0
     picture = _from_array(np.ascontiguousarray(pixels))
-    return _split_alpha(picture.pixels, transparent)
+    picture = _split_alpha(picture.pixels, bool(extra))
+    if extra == tifffile.EXTRASAMPLE.ASSOCALPHA and picture.alpha is not None:
+        picture.pixels = _unmultiplied(picture.pixels, picture.alpha)
+    return picture
+
+
+def _unmultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, C) that were stored multiplied by their opacity (H, W)."""
+    whole = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0
+    opacity = alpha[..., None] / whole
+    values = np.divide(pixels, opacity, out=np.zeros(pixels.shape), where=opacity > 0)
+    values = values.round() if pixels.dtype.kind in "ui" else values
+    return values.clip(0, whole).astype(pixels.dtype)
+
+
+def without_alpha(picture: Picture, channels: int) -> Picture:
+    """The picture for so many channels: the last of 2 or 4 is its alpha if that is one more."""
+    have = picture.pixels.shape[2]
+    if picture.alpha is None and have in (2, 4) and have == channels + 1:
+        picture.alpha = picture.pixels[..., -1]
+        picture.pixels = picture.pixels[..., :-1]
+    return picture
 
 
 def _from_array(array: np.ndarray) -> Picture:

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 from util.errors import UserError
 from util.files import replacing
 
-from .reading import EXIF_TEXTS, TIFF, package
+from .reading import EXIF_TEXTS, TIFF, as_stored, package
 from .values import change_depth
 
 # --output_format: ending of the files
@@ -49,6 +49,11 @@ def check_writable(ending: str, channels: int, dtype: np.dtype | type, alpha: bo
 def holds_alpha(ending: str) -> bool:
     """Whether transparency can be written to files of this ending."""
     return ending in (".png", ".webp", ".avif", ".heic", ".heif", *TIFF)
+
+
+def fits_profile(info: dict[str, Any], channels: int) -> bool:
+    """Whether a colour profile is for so many channels: one for CMYK does not fit RGB."""
+    return info.get("icc_profile", b"")[16:20] == (b"GRAY" if channels == 1 else b"RGB ")
 
 
 def write_picture(
@@ -81,8 +86,7 @@ def write_bands(
         alpha = None
     check_writable(ending, channels, dtype, alpha is not None)
     info = dict(info or {})
-    # a profile for grey or CMYK does not fit RGB
-    if info.get("icc_profile", b"")[16:20] != (b"GRAY" if channels == 1 else b"RGB "):
+    if not fits_profile(info, channels):
         info.pop("icc_profile", None)
     if alpha is not None:
         bands = _with_alpha(bands, alpha)
@@ -144,7 +148,7 @@ def _write_pillow(path: Path, array: np.ndarray, info: dict[str, Any]) -> None:
         settings["quality"] = 95
     elif path.suffix.lower() in TIFF:
         settings["compression"] = "tiff_adobe_deflate"
-        settings["exif"] = _exif_texts(info).tobytes()
+        settings["exif"] = _exif_texts(info)
     try:
         Image.fromarray(_plane(array)).save(path, **settings)
     except OSError as e:
@@ -158,7 +162,7 @@ def _exif_texts(info: dict[str, Any]) -> Image.Exif:
     """The EXIF that TIFF can hold: neither libtiff nor tifffile writes its nested parts."""
     given, texts = Image.Exif(), Image.Exif()
     given.load(info.get("exif", b""))
-    texts.update({tag: given[tag] for tag in EXIF_TEXTS if tag in given})
+    texts.update({tag: as_stored(given[tag]) for tag in EXIF_TEXTS if tag in given})
     return texts
 
 

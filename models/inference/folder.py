@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from data.image_folder import note_frames
-from data.pictures.reading import Picture, naming, read_picture
+from data.pictures.reading import Picture, naming, read_info, read_picture, without_alpha
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.passes import independent_of_batch
 from util.background import BackgroundWork
@@ -157,8 +157,10 @@ class FolderTranslation:
             if self.prepare is not None:
                 x = self.prepare(job.source)
                 # stands for 8-bit pixels; a resized picture has no alpha
-                return Ready(job, Picture(np.empty((0, 0, 1), np.uint8)), x)
+                pixels, info = np.empty((0, 0, 1), np.uint8), read_info(job.source)
+                return Ready(job, Picture(pixels, info=info), x)
             picture = read_picture(job.source, self.upright)
+            picture = without_alpha(picture, self.translator.input_nc)
             if self.tiles is not None and max(picture.size) > self.tiles.size:
                 return Ready(job, picture, None)
             return Ready(job, picture, self.translator.unit(picture))

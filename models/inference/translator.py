@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.pictures.reading import Picture, from_pil, naming, read_picture
+from data.pictures.reading import Picture, from_pil, naming, read_picture, without_alpha
 from data.pictures.values import (
     MAX_MAGNITUDE,
     Range,
@@ -28,6 +28,7 @@ from data.pictures.values import (
     from_unit,
     to_unit,
 )
+from data.pictures.writing import fits_profile
 from models.speed.acceleration import arithmetic
 from models.speed.passes import independent_of_batch
 from util.errors import UserError, first_line, warn
@@ -211,7 +212,7 @@ class Translator:
         if isinstance(given, (str, os.PathLike)):
             picture = read_picture(given, upright=True)
             with naming(given):
-                return self._without_alpha(picture)
+                return without_alpha(picture, self.input_nc)
         if isinstance(given, np.ndarray):
             array = given[..., None] if given.ndim == 2 else given
             if array.ndim != 3 or array.dtype.kind not in "uif" or 0 in array.shape:
@@ -219,18 +220,11 @@ class Translator:
                     f"an array of shape {given.shape} and type {given.dtype}: it must be "
                     "(H, W, C) of integers or floats"
                 )
-            return self._without_alpha(Picture(array))
+            return without_alpha(Picture(array), self.input_nc)
         raise UserError(
             f"can't translate a {type(given).__name__}: give a picture of Pillow, a path, "
             "an array (H, W, C), a tensor, or a list of these"
         )
-
-    def _without_alpha(self, picture: Picture) -> Picture:
-        """Take the last of 2 or 4 channels as alpha if the network takes one less."""
-        channels = picture.pixels.shape[2]
-        if picture.alpha is None and channels in (2, 4) and channels == self.input_nc + 1:
-            return Picture(picture.pixels[..., :-1], picture.pixels[..., -1])
-        return picture
 
     def _like(self, given: Any, read: Picture, result: Picture) -> Any:
         """The result as the same kind of object that was given."""
@@ -247,11 +241,14 @@ class Translator:
             flat = getattr(given, "ndim", 3) == 2 and pixels.shape[2] == 1
             return pixels[..., 0] if flat else pixels
         try:
-            return to_pil(pixels)
+            image = to_pil(pixels)
         except UserError:
             if isinstance(given, Image.Image):
                 raise
             return pixels
+        if fits_profile(read.info, result.pixels.shape[2]):
+            image.info["icc_profile"] = read.info["icc_profile"]
+        return image
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:
@@ -261,8 +258,9 @@ def to_pil(pixels: np.ndarray) -> Image.Image:
         return Image.merge("LA", [Image.fromarray(pixels[..., i]) for i in range(2)])
     if pixels.dtype == np.uint8 and channels in (1, 3, 4):
         return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    if channels == 1 and pixels.dtype in (np.uint16, np.float32):
-        return Image.fromarray(pixels[..., 0])
+    if channels == 1 and pixels.dtype in (np.uint16, np.int16, np.int32, np.float32):
+        wide = np.int32 if pixels.dtype == np.int16 else pixels.dtype  # Pillow has no mode for it
+        return Image.fromarray(pixels[..., 0].astype(wide))
     raise UserError(
         f"Pillow has no pictures of {channels} channels of {pixels.dtype}: give an array instead"
     )

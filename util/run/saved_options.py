@@ -30,7 +30,7 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
     """
     path = Path(folder) / f"{phase}_opt.txt"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return {}
     matches = (_LINE.match(line) for line in lines)
