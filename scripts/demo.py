@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from data.pictures.reading import read_picture
-from data.pictures.values import change_depth
+from data.pictures.values import Range, change_depth, from_unit, to_unit
 from models import load_generator
 from models.ema import WEIGHTS
 from models.inference.translator import to_pil
@@ -98,9 +98,13 @@ def shrunk(pixels: np.ndarray, largest: int) -> np.ndarray:
     return (values.round() if pixels.dtype.kind in "ui" else values).astype(pixels.dtype)
 
 
-def shown(pixels: np.ndarray, alpha: np.ndarray | None) -> Image.Image:
-    """Pixels (H, W, C) as a browser can show them: 8 bits, with transparency if there is any."""
-    parts = [change_depth(part, np.uint8) for part in (pixels, alpha) if part is not None]
+def shown(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None) -> Image.Image:
+    """Pixels (H, W, C) as a browser can show them: 8 bits, with transparency if there is any.
+
+    `known` are the values that become black and white; None: the ends of their type.
+    """
+    parts = [from_unit(to_unit(pixels, known), np.uint8)]
+    parts += [] if alpha is None else [change_depth(alpha, np.uint8)]
     return to_pil(np.concatenate(parts, axis=2))
 
 
@@ -131,7 +135,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             start = time.perf_counter()
             result = G(pixels)
             seconds = time.perf_counter() - start
-            before, after = shown(pixels, alpha), shown(result, alpha)
+            before, after = (shown(x, alpha, G.value_range) for x in (pixels, result))
         except Exception as e:
             # do not show the folder of uploads on this machine
             said = str(e).replace(given, Path(given).name)

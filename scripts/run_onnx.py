@@ -91,30 +91,45 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
     return paths
 
 
-def read_picture(path: Path, channels: int, low: float, high: float):
-    """A picture as an array (1, C, H, W) of float32 from `low` to `high`, and its transparency."""
+def refuse_rare_tiff(stored) -> None:
+    """Raise ValueError for TIFF of which Pillow reads wrong values, by the tags of the file."""
+    bits, kinds, ends_white, planes = (stored.tag_v2.get(n, (1,)) for n in (258, 339, 262, 284))
+    deep = max(bits) > 8
+    if deep and (2 in kinds or ends_white == 0 or planes == 2 or (max(bits) > 16 and 1 in kinds)):
+        raise ValueError("a rare kind of TIFF: convert it to unsigned 16 bits")
+
+
+def read_picture(path: Path, channels: int, low: float, high: float, known: list[float]):
+    """A picture as an array (1, C, H, W) of float32 from `low` to `high`, and its transparency.
+
+    `known` are the values of pictures that become these two, if the model was trained with some.
+    """
     import numpy as np
     from PIL import Image, ImageOps
 
     with Image.open(path) as stored:
+        if stored.format == "TIFF":
+            refuse_rare_tiff(stored)
         image = ImageOps.exif_transpose(stored)  # as it is shown, not as the camera lay
         deep = image.mode[0] in "IF"
         transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
         transparent = transparent and not deep
         alpha = image.convert("RGBA").getchannel("A") if transparent else None
+        first, last = known or (0, 255)
         if deep:  # grey of 16 bits, or of floats in [0, 1]: by value
             levels = np.asarray(image).astype(np.float32)
-            if image.mode == "F" and not (levels.min() >= 0 and levels.max() <= 1):
-                raise ValueError("floats must be in [0, 1]")
-            if image.mode == "F":
-                levels = levels * 255
-            elif image.mode != "I" or levels.max() > 255:
-                levels = levels / 257
+            if not known and image.mode == "F":
+                last = 1
+                if not (levels.min() >= 0 and levels.max() <= 1):
+                    raise ValueError("floats must be in [0, 1]")
+            elif not known and (image.mode != "I" or levels.max() > 255):
+                last = 65535
             levels = np.repeat(levels[..., None], channels, axis=2)
         else:
             levels = np.asarray(image.convert("L" if channels == 1 else "RGB"), np.float32)
             levels = levels.reshape(*levels.shape[:2], channels)
-    values = (levels / 255 * (high - low) + low).transpose(2, 0, 1)[None].astype(np.float32)
+    unit = (levels - first) / (last - first)
+    values = (unit * (high - low) + low).transpose(2, 0, 1)[None].astype(np.float32)
     return values, alpha
 
 
@@ -146,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     if inputs not in (1, 3) or outputs not in (1, 3):
         stop(f"{args.model} takes {inputs} channels and gives {outputs}: pictures have 1 or 3")
     low, high = map(float, metadata.get("value_range", "-1 1").split())
+    known = [float(word) for word in metadata.get("pictures", "").split()]
     print(", ".join(f"{key}: {value}" for key, value in sorted(metadata.items())))
 
     paths = find_pictures(args.pictures, args.translated)
@@ -163,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         several = times[name.with_suffix("")] > 1
         name = name.with_name((name.name if several else name.stem) + ".png")
         try:
-            picture, alpha = read_picture(path, inputs, low, high)
+            picture, alpha = read_picture(path, inputs, low, high, known)
             values = session.run(None, {given.name: picture})[0]
             write_picture(values, alpha, args.translated / name, low, high)
         except Exception as e:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from models import load_generator
 from models.networks import define_G
-from scripts.demo import shrunk
+from scripts.demo import shown, shrunk
 from tests import browser_helpers
 from tests.browser_helpers import PATIENCE
 from tests.helpers import (
@@ -55,6 +55,14 @@ def test_large_pictures_keep_their_range_when_they_are_shrunk(dtype):
     small = shrunk(square, 60)
     assert (small.shape, small.dtype) == ((60, 30, 1), dtype)
     assert (small.min(), small.max()) == (0, most)
+
+
+def test_pictures_are_shown_by_the_range_of_the_model():
+    levels = np.array([[[0], [2048], [4095]]], np.uint16)
+    assert np.asarray(shown(levels, None, (0.0, 4095.0))).tolist() == [[0, 128, 255]]
+    floats = np.array([[[-1000.0], [1000.0], [5000.0]]], np.float32)
+    assert np.asarray(shown(floats, None, (-1000.0, 3000.0))).tolist() == [[0, 128, 255]]
+    assert np.asarray(shown(levels * 16, None, None)).tolist() == [[0, 128, 255]]
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,12 @@ import torch
 from PIL import Image
 
 from data.image_folder import make_dataset
+from data.pictures.reading import Picture
 from models import load_generator
 from models.inference.export import (
     METADATA,
     export,
+    export_generator,
     frozen,
     has_free_sizes,
     largest_difference,
@@ -364,6 +366,41 @@ def test_one_picture(negative, tmp_path):
     assert (result.code, "is the folder to read" in result.err) == (1, True)
     result = run("scripts/run_onnx.py", negative, tmp_path / "no.png", tmp_path / "out")
     assert (result.code, result.err) == (1, f"error: no folder or picture {tmp_path / 'no.png'}\n")
+
+
+def test_values_of_the_training_are_in_the_file(tmp_path):
+    """The file and the network agree on 12-bit pictures after a training with their range."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "x"
+    folder.mkdir()
+    net = define_G(1, 1, 4, "resnet_6blocks", "instance")
+    torch.save(net.state_dict(), folder / "latest_net_G.pth")
+    said = "netG: resnet_6blocks\nngf: 4\nnorm: instance\ninput_nc: 1\noutput_nc: 1\n"
+    (folder / "train_opt.txt").write_text(said + "direction: AtoB\nvalue_range: [0.0, 4095.0]\n")
+    levels = np.random.default_rng(0).integers(0, 4096, (20, 24)).astype(np.uint16)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(levels).save(tmp_path / "in" / "a.png")
+    written = export_generator(folder, "onnx").path
+    succeed("scripts/run_onnx.py", written, tmp_path / "in", tmp_path / "out")
+    G = load_generator(folder, device="cpu")
+    assert G.value_range == (0.0, 4095.0)
+    wanted = G.run(G.unit(Picture(levels[..., None]))[None])[0, 0].numpy()
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        np.testing.assert_allclose(np.asarray(image), (wanted + 1) * 127.5, atol=0.6)
+
+
+@pytest.mark.parametrize("kind", ["signed", "white", "planes", "wide"])
+def test_tiff_that_pillow_misreads_is_refused(negative, tmp_path, kind):
+    tifffile = pytest.importorskip("tifffile")
+    dtype = {"signed": np.int16, "wide": np.uint32}.get(kind, np.uint16)
+    shape = (3, 8, 9) if kind == "planes" else (8, 9)
+    how = {
+        "white": {"photometric": "miniswhite"},
+        "planes": {"photometric": "rgb", "planarconfig": "separate"},
+    }.get(kind, {})
+    tifffile.imwrite(tmp_path / "a.tif", np.full(shape, 900, dtype), **how)
+    result = run("scripts/run_onnx.py", negative, tmp_path / "a.tif", tmp_path / "out")
+    assert (result.code, "convert it to unsigned 16 bits" in result.err) == (1, True)
 
 
 def test_outputs_are_named_and_found_as_by_test_py(negative, tmp_path):
