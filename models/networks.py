@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from util.errors import UserError
 
@@ -31,6 +30,7 @@ from .losses import (  # noqa: F401
 from .norms import NORMS, NormLayer, get_norm_layer, inplace_after, needs_bias  # noqa: F401
 from .padding import apply_padded, pad_to_fit
 from .schedulers import LR_POLICIES, get_scheduler  # noqa: F401
+from .speed.recompute import recomputed
 
 Identity = nn.Identity
 
@@ -166,7 +166,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
-            return x + checkpoint(self.conv_block, x, use_reentrant=False)
+            return x + recomputed(self.conv_block, x)
         return x + self.conv_block(x)
 
 
