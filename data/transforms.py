@@ -30,7 +30,7 @@ def split_deterministic(
     """Split a transform before its first random or parametrized step: deterministic part, rest."""
     steps = transform.transforms
     same = (FitChannels, transforms.Grayscale, transforms.Resize, ScaleWidth, MakeMultiple)
-    drawn = [i for i, step in enumerate(steps) if not isinstance(step, same)]
+    drawn = [i for i, step in enumerate(steps) if type(step) not in same]
     first = drawn[0] if drawn else len(steps)
     return transforms.Compose(steps[:first]), transforms.Compose(steps[first:])
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -108,7 +107,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
     for name, value in options.items():
         if isinstance(value, (tuple, list)):
             words += [f"--{name}", *map(str, value)]
-        elif value is not False:
+        elif value is not False and value is not None:
             words.append(f"--{name}" if value is True else f"--{name}={value}")
     # what the programs print is told on stderr: stdout is the host's
     with unchanged_process(sys.stderr):
@@ -127,8 +126,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(models, name)
     if name == "export":
-        with warnings.catch_warnings():
-            from .models.inference.export import export_generator
+        from .models.inference.export import export_generator
 
         return export_generator
     if name == "UserError":

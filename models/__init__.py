@@ -7,10 +7,10 @@ To add a model `dummy`, write `models/dummy_model.py` with a subclass of `BaseMo
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from util.errors import UserError
 from util.find_class import find_class
 
 from .base_model import BaseModel
@@ -30,10 +30,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # not at the top: these import the data package, which may import this one
+    # not at the top: it takes a second, and training does not need it
     if name in ("Translator", "load_generator"):
-        with warnings.catch_warnings():  # the data package sets warning filters for its programs
-            from .inference import loading
+        from .inference import loading
 
         return getattr(loading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -55,5 +54,11 @@ def get_option_setter(model_name: str) -> Callable:
 def create_model(opt: argparse.Namespace) -> BaseModel:
     """Create the model of `opt.model`; call its `setup` before use."""
     model = find_model_using_name(opt.model)(opt)
+    for name, value in vars(model).items():
+        if callable(getattr(BaseModel, name, None)) and not callable(value):
+            raise UserError(
+                f"{type(model).__name__} sets self.{name}, which hides the method of BaseModel: "
+                "give it another name"
+            )
     print(f"model [{type(model).__name__}] was created")
     return model

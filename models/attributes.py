@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import deque
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -10,7 +11,6 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import nn
 
-from .losses import GANLoss
 from .speed.gradient_scale import GradientScale
 from .speed.steps import Steps
 
@@ -40,7 +40,7 @@ def held(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator
         return
     if hasattr(values, "__dict__") and not isinstance(values, _CLOSED):
         values = dict(vars(values))
-    if isinstance(values, (dict, list, tuple)) and depth:
+    if isinstance(values, (dict, list, tuple, deque)) and depth:
         items = values.items() if isinstance(values, dict) else enumerate(values)
         for key, value in items:
             yield from held(value, kind, f"{name}.{key}" if name else str(key), depth - 1)
@@ -60,9 +60,8 @@ def unnamed_modules(model: Any) -> dict[str, nn.Module]:
     named: dict[int, Any] = {}
     for net in model.networks().values():
         named |= state(net)
-    # the labels of a GANLoss are known from the options; a subclass may have more
-    others = {n: net for n, net in model.all_modules().items() if type(net) is not GANLoss}
-    return {name: net for name, net in others.items() if state(net).keys() - named.keys()}
+    modules = model.all_modules()
+    return {name: net for name, net in modules.items() if state(net).keys() - named.keys()}
 
 
 def loose_tensors(model: Any) -> list[torch.Tensor]:

@@ -175,9 +175,9 @@ class BaseModel(ModelFiles, ABC):
         for net in found.values():
             if opt.diffaug:
                 augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
-                prepared(net).augment = augment  # type: ignore[assignment]
-            if opt.spectral_norm:
-                add_spectral_norm(net)
+                prepared(net).prepared_augment = augment  # type: ignore[assignment]
+        for net in set(found.values()) if opt.spectral_norm else ():
+            add_spectral_norm(net)
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
@@ -331,6 +331,7 @@ class BaseModel(ModelFiles, ABC):
         """
         listed = {n: "loss_" + n for n in self.loss_names if isinstance(n, str)}
         self._warn_of_missing("loss_names", listed)
+        self._warn_of_unused_augmentation()
         names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
 
@@ -344,6 +345,19 @@ class BaseModel(ModelFiles, ABC):
                 warn(
                     f"{type(self).__name__}: {where} has '{name}', but there is no attribute "
                     f"{attribute} so far: it is not shown"
+                )
+
+    def _warn_of_unused_augmentation(self) -> None:
+        """Warn once of each discriminator that --diffaug has not reached."""
+        for name, net in self._discriminators().items():
+            augment = getattr(net, "prepared_augment", None)
+            if augment is None or augment.calls or name in self._told_missing:
+                continue
+            self._told_missing.add(name)
+            if distributed.is_main():
+                warn(
+                    f"--diffaug: net{name} was never called as a function of a batch so far, so "
+                    f"nothing is augmented: call net{name}(x), not its parts or net{name}.forward"
                 )
 
     def present_losses(self) -> list[str]:

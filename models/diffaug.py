@@ -44,6 +44,7 @@ class DiffAugment:
         self.condition_nc, self.picture_nc = condition_nc, picture_nc
         self._draws: torch.Tensor | None = None
         self._again = False
+        self.calls = 0
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Augment a batch (N, C, H, W) of values in [-1, 1]; gradients flow through."""
@@ -58,6 +59,7 @@ class DiffAugment:
                 "--diffaug is for discriminators that are called with one batch of pictures "
                 f"(N, C, H, W), and this one is called with {found}: leave --diffaug out"
             )
+        self.calls += 1
         again = self._draws if self._again else None
         draws = torch.rand(len(x), 7, device=x.device) if again is None else again
         self._draws = draws

@@ -94,7 +94,7 @@ def feature_matching(
     goes to `real`.
     """
     fake = fake if isinstance(fake, Judged) else netD(fake)
-    augment = getattr(netD, "augment", None)
+    augment = getattr(netD, "prepared_augment", None)
     with augment.repeated() if augment else contextlib.nullcontext():
         wanted = netD(real)
     layers = (itertools.chain(*judged.features) for judged in (fake, wanted))

@@ -62,8 +62,10 @@ class ModelFiles:
         return dict(attributes.held(vars(self), nn.Module))
 
     def all_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those of `optimizers`, then others that attributes hold."""
-        return list(dict.fromkeys([*self.optimizers, *self.held(torch.optim.Optimizer)]))
+        """Those of `optimizers`, then others that attributes hold, and those that wrap others."""
+        outer = [*self.optimizers, *self.held(torch.optim.Optimizer)]
+        inner = [x for o in outer for x in vars(o).values() if isinstance(x, torch.optim.Optimizer)]
+        return list(dict.fromkeys([*outer, *inner]))
 
     def held(self, kind: type[T]) -> list[T]:
         """All objects of a class that attributes hold."""
@@ -108,6 +110,8 @@ class ModelFiles:
         def save(epoch: int | str) -> None:
             save_networks(epoch)
             for name, average in self._averages.items() if distributed.is_main() else ():
+                if not average.steps:  # a model may average by itself what no optimizer steps
+                    continue
                 path = ema.average_path(self.save_dir, str(epoch), name)
                 checkpoint.save_file(average.weights(), path)
 
@@ -124,7 +128,8 @@ class ModelFiles:
         nets = self.networks()
         with contextlib.ExitStack() as stack:
             for name, average in self._averages.items():
-                stack.enter_context(average.lent_to(unwrap(nets[name])))
+                if average.steps:
+                    stack.enter_context(average.lent_to(unwrap(nets[name])))
             yield bool(self._averages)
 
     def load_networks(self, epoch: int | str) -> None:

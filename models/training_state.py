@@ -79,7 +79,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
         theirs.update({k: own[k] for k in ("fused", "foreach") if k in own})
     optimizer.load_state_dict(saved)
     for p, moments in optimizer.state.items():
-        for name, value in moments.items():
+        for name, value in moments.items() if isinstance(moments, dict) else ():
             if torch.is_tensor(value) and value.dim() > 1 and value.shape == p.shape:
                 moments[name] = alike(value, p)
 

@@ -143,7 +143,7 @@ def test_accumulated_batches_have_one_scale(tmp_path, monkeypatch):
         model = build(tmp_path, "--model cycle_gan --accumulate 2")
         model._steps.scale = scale
         for net in model.networks().values():
-            prepared(net).gradient_scale = scale
+            prepared(net).prepared_scale = scale
         for i in range(4):
             model.set_input(batch(seed=i))
             model.optimize_parameters()

@@ -155,8 +155,8 @@ def test_every_call_of_a_discriminator_is_augmented(model, passes, tmp_path):
     model = build(tmp_path, f"--model {model} {words}")
     seen = []
     for net in model._discriminators().values():
-        inner = net.augment
-        net.augment = lambda x, inner=inner: seen.append((x, inner(x))) or seen[-1][1]
+        inner = net.prepared_augment
+        net.prepared_augment = lambda x, inner=inner: seen.append((x, inner(x))) or seen[-1][1]
     model.set_input(batch())
     model.optimize_parameters()
     assert sum(len(x) for x, _ in seen) == 3 * len(model._discriminators())
@@ -168,7 +168,7 @@ def test_every_call_of_a_discriminator_is_augmented(model, passes, tmp_path):
 
 def test_shared_passes_draw_as_passes_of_their_own_do(tmp_path):
     net = prepared(networks.define_D(3, 4, "basic", norm="instance"))
-    net.augment = DiffAugment(ALL, 3, 3)
+    net.prepared_augment = DiffAugment(ALL, 3, 3)
     a, b = noise(1, 3, 32, 32), noise(1, 3, 32, 32)
     torch.manual_seed(2)
     wanted = net(a), net(b)
@@ -179,8 +179,8 @@ def test_shared_passes_draw_as_passes_of_their_own_do(tmp_path):
 
 def test_a_gradient_penalty_is_that_of_the_picture_before_it(tmp_path):
     net = prepared(networks.define_D(3, 4, "pixel", norm="none"))
-    net.autocast_to = "cpu", torch.bfloat16
-    augment = net.augment = DiffAugment("color", 3, 3)
+    net.prepared_autocast = "cpu", torch.bfloat16
+    augment = net.prepared_augment = DiffAugment("color", 3, 3)
     x = noise(2, 3, 8, 8)
     _, gradients = networks.cal_gradient_penalty(net, x, x, torch.device("cpu"), "real")
     points = x.clone().requires_grad_()

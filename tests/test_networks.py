@@ -453,7 +453,7 @@ def test_what_a_subclass_of_the_loss_learns_is_saved(tmp_path):
     model.tempered.temperature.data.fill_(1)
     model.load_training_state(state, vars(model.opt))
     assert model.tempered.temperature == 0.5
-    assert "plain" not in state["modules"]
+    assert state["modules"]["plain"]["real_label"] == 1  # which a model may change as it trains
 
 
 def test_an_unknown_policy_is_raised_not_returned():

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from data.transforms import split_deterministic
 from models import create_model
 from models.attributes import stateful_parts
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
+from models.ema import WeightAverage
+from models.networks import define_G
+from models.speed import acceleration
 from models.speed.steps import Steps
 from models.speed.sync_norm import SyncBatchNorm2d, synchronize_norms
+from models.training_state import load_optimizer
 from options.train_options import TrainOptions
+from tests import plain_models
+from tests.ranks import Group
 from tests.test_acceleration import batch, build
+from util import distributed
 from util.errors import UserError
+from util.light_torchvision import transforms
+from util.run.training_run import TrainingRun
 
 
 class Calling(torch.optim.SGD):
@@ -128,3 +139,193 @@ def test_feature_matching_of_flipped_pictures(tmp_path, monkeypatch):
         model.idt_B = model.real_B.flip(3) if flipped else model.real_B
         model.compute_G_loss()
         assert model.loss_G_feat.item() == 0
+
+
+def judged(kind: Any, tmp_path, flags: str) -> torch.Tensor:
+    """The loss of a discriminator with something called `augment`, in a mode."""
+    model: Any = build(tmp_path, f"--model pix2pix --netG unet_128 {flags}")
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(3, 1, 3), nn.LeakyReLU())
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+            if kind != "method":
+                self.augment = {
+                    "function": lambda x: 2 * x, "module": nn.Hardtanh(-0.1, 0.1), "flag": False
+                }[kind]  # fmt: skip
+
+        def forward(self, x):
+            changed = x if kind == "flag" else self.augment(x)
+            return self.net(changed)
+
+        if kind == "method":
+
+            def augment(self, x):
+                return 2 * x
+
+    model.netD = Own()
+    model.prepare_network(model.netD)
+    return model.netD(batch(size=128)["A"]).mean()
+
+
+@pytest.mark.parametrize("kind", ["function", "module", "method", "flag"])
+def test_a_network_may_have_an_augment_of_its_own(kind, tmp_path):
+    plain, half = (judged(kind, tmp_path, flags) for flags in ("", "--precision bf16"))
+    assert half.item() == pytest.approx(plain.item(), rel=0.02)
+
+
+def test_diffaug_that_reaches_nothing_is_told_once(tmp_path, capsys):
+    model: Any = build(tmp_path, "--model pix2pix --netG unet_128 --diffaug color")
+    model.set_input(batch(size=128))
+    whole = model.netD
+    model.forward()
+    model.loss_D_real = whole.forward(torch.cat((model.real_A, model.fake_B), 1)).mean()
+    for _ in range(2):
+        model.get_current_losses()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "--diffaug" in line]
+    assert lines == [
+        "warning: --diffaug: netD was never called as a function of a batch so far, so nothing is "
+        "augmented: call netD(x), not its parts or netD.forward"
+    ]
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """As people derive one to start with other weights."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.constant_(self.weight, 0.5)
+
+
+def test_norms_that_only_begin_differently_are_synchronized():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), OwnNorm(4))
+    assert synchronize_norms(net) == 1
+    assert isinstance(net[1], SyncBatchNorm2d)
+    assert net[1].weight.tolist() == [0.5] * 4
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_checkpointed_blocks_count_a_batch_once(norm):
+    """The buffers and gradients of --grad_checkpoint are those of the plain network."""
+    torch.manual_seed(0)
+    net = define_G(3, 3, 4, "resnet_6blocks", norm)
+    ours = copy.deepcopy(net)
+    acceleration.prepare(ours, torch.device("cpu"), recompute=True)
+    x = torch.rand(2, 3, 16, 16)
+    for one in (net, ours):
+        for _ in range(3):
+            one(x).square().mean().backward()
+    for key, value in net.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+    for a, b in zip(net.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+def test_an_average_of_ones_own_is_not_averaged_again(tmp_path, monkeypatch):
+    """--ema has nothing to say of a network that no optimizer steps."""
+    model: Any = build(tmp_path, "--model pix2pix --netG unet_128 --ema 0.9")
+    own = copy.deepcopy(model.netG)
+    model.netG_own, model.model_names = own, [*model.model_names, "G_own"]
+    model._averages["G_own"] = WeightAverage(own, 0.9)
+    model.set_input(batch(size=128))
+    model.optimize_parameters()
+    with torch.no_grad():
+        own.load_state_dict(model.netG.state_dict())
+    model.save_dir.mkdir(parents=True, exist_ok=True)
+    model.save_networks("latest")
+    saved = {path.name for path in model.save_dir.glob("*_ema.pth")}
+    assert saved == {"latest_net_G_ema.pth"}
+    before = own.state_dict()["model.model.0.weight"].clone()
+    with model.averaged_weights():
+        assert torch.equal(own.state_dict()["model.model.0.weight"], before)
+
+
+class Sharpness(torch.optim.Optimizer):
+    """An optimizer around another one, as SAM is mostly written."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, options)
+        self.base = torch.optim.Adam(self.param_groups, **options)
+        self.param_groups = self.base.param_groups
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+def test_what_holds_a_state_comes_back(tmp_path):
+    """Labels that change, modules in a deque, and optimizers inside others."""
+    models = [build(tmp_path, "--model pix2pix --netG unet_128") for _ in range(2)]
+    for model in models:
+        model.more = deque([nn.Linear(2, 2)])
+        model.optimizers[0] = model.optimizer_G = Sharpness(model.netG.parameters(), lr=0.01)
+    saved, fresh = models
+    saved.set_input(batch(size=128))
+    saved.optimize_parameters()
+    saved.criterionGAN.real_label.fill_(0.9)
+    fresh.load_training_state(copy.deepcopy(saved.training_state()), vars(saved.opt))
+    assert fresh.criterionGAN.real_label.item() == pytest.approx(0.9)
+    assert torch.equal(fresh.more[0].weight, saved.more[0].weight)
+    theirs, ours = saved.optimizer_G.base.state_dict(), fresh.optimizer_G.base.state_dict()
+    assert theirs["state"].keys() == ours["state"].keys() != set()
+    assert all(
+        torch.equal(ours["state"][k]["exp_avg"], v["exp_avg"]) for k, v in theirs["state"].items()
+    )
+
+
+def test_an_optimizer_may_keep_a_number(tmp_path):
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.state["count"] = 7
+    load_optimizer(optimizer, {**optimizer.state_dict(), "state": {"count": 8}})
+    assert optimizer.state["count"] == 8
+
+
+def test_attributes_that_hide_methods_are_named(tmp_path, monkeypatch):
+    class Hiding(CycleGANModel):
+        def __init__(self, opt):
+            super().__init__(opt)
+            self.networks = [self.netG_A]
+
+    monkeypatch.setattr("models.find_model_using_name", lambda name: Hiding)
+    flags = "--dataroot . --model cycle_gan --gpu_ids -1 --ngf 4 --ndf 4 --checkpoints_dir"
+    with pytest.raises(UserError, match=r"Hiding sets self\.networks, which hides the method"):
+        create_model(TrainOptions(f"{flags} {tmp_path}").parse(save=False))
+
+
+def test_a_layer_may_have_a_method_called_recompute():
+    class Layer(nn.Linear):
+        def recompute(self):
+            return 7
+
+    net = nn.Sequential(Layer(2, 2))
+    acceleration.prepare(net, torch.device("cpu"), recompute=True)
+    assert net[0].recompute() == 7
+
+
+def test_a_step_drawn_at_random_is_not_cached():
+    class Sizes(transforms.Resize):
+        def forward(self, img):
+            return super().forward(img)
+
+    kept, rest = split_deterministic(transforms.Compose([transforms.Resize(8), Sizes(4)]))
+    assert (len(kept.transforms), len(rest.transforms)) == (1, 1)
+
+
+def buffers_in_two_processes(folder: str) -> None:
+    model: Any = plain_models.build("ttur", folder)
+    model.netG.norm = nn.InstanceNorm2d(3, track_running_stats=True)
+    model.netG.norm.running_mean.fill_(distributed.rank())
+    run = TrainingRun(model.opt, model, [])
+    run.guard.check()
+    for _ in range(2):
+        run._compare_buffers()
+
+
+def test_buffers_of_each_process_are_told(tmp_path):
+    group = Group(tmp_path / "log", 2, buffers_in_two_processes, str(tmp_path))
+    assert group.wait() == 0, group.text()
+    lines = [line for line in group.text().splitlines() if "another one" in line]
+    assert len(lines) == 1
+    assert "G.norm.running_mean is another one in each process, as are 0 more" in lines[0]

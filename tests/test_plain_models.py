@@ -409,7 +409,7 @@ def test_scaled_gradients_are_those_of_plain_ones(float64):
     """First and second order, of weights, inputs and frozen networks; powers of two are exact."""
     net = networks.define_D(3, 4, "basic", norm="none")
     ours = prepared(copy.deepcopy(net))
-    ours.gradient_scale = GradientScale(2.0**10)
+    ours.prepared_scale = GradientScale(2.0**10)
     found = []
     for d in (net, ours):
         x = picture(0, torch.float64)[0].clone().requires_grad_(True) * 1.0  # not a leaf

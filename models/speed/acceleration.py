@@ -17,6 +17,7 @@ from util.errors import UserError
 
 from .gradient_scale import GradientScale
 from .layout import contiguous_gradients, keep_layout
+from .passes import written_here
 from .prepared import prepared
 from .sync_norm import leave_out_of_compiling
 
@@ -88,14 +89,17 @@ def prepare(
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         contiguous_gradients([net])
     for module in net.modules():
-        if hasattr(module, "recompute"):
+        if isinstance(getattr(module, "recompute", None), bool):
             module.recompute = recompute  # type: ignore[assignment]
-    # recurrent layers hold flattened copies of their weights, which GradientScale does not reach
-    scalable = not any(isinstance(module, nn.RNNBase) for module in net.modules())
-    if precision in _DTYPES and (precision != "fp16" or scalable):
+    if scale is not None and not _can_be_scaled(net):
+        print(
+            f"--precision fp16: a {type(net).__name__} has layers that are not known here, and "
+            "learns in float32"
+        )
+    elif precision in _DTYPES:
         prepared(net)
-        net.autocast_to = device.type, _DTYPES[precision]  # type: ignore[assignment]
-        net.gradient_scale = scale  # type: ignore[assignment]
+        net.prepared_autocast = device.type, _DTYPES[precision]  # type: ignore[assignment]
+        net.prepared_scale = scale  # type: ignore[assignment]
     if compiled:
         leave_out_of_compiling()
         on_gpu = device.type == "cuda"
@@ -107,6 +111,13 @@ def prepare(
         # all networks share the code of `Prepared.forward`, and the limit is for that code
         torch._dynamo.config.recompile_limit += VARIANTS
         prepared(net).compile(dynamic=False, options=options)
+
+
+def _can_be_scaled(net: nn.Module) -> bool:
+    """Whether `GradientScale` reaches all that a network computes with."""
+    # recurrent layers hold flattened copies of their weights
+    others = (isinstance(m, nn.RNNBase) or "forward" in vars(m) for m in net.modules())
+    return written_here(net) and not any(others)
 
 
 def use_fused_step(optimizer: torch.optim.Optimizer, device: torch.device, fast: bool) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from util.errors import UserError
 
@@ -22,21 +21,20 @@ class GradientScale:
     Many gradients underflow in fp16 (Micikevicius et al. 2018, section 3.2). So the gradient at the
     output of a network is multiplied by the factor, and the gradients at its inputs and weights are
     divided by it. The factor is a power of two, so this is exact.
+
+    It is for networks made of layers that are known (`written_here`): others may keep tensors from
+    one call to the next, or use weights that are no parameters of theirs, which it would not reach.
     """
 
     def __init__(self, factor: float = 2.0**16):
         self.factor = factor
         self.growth_tracker = 0
         self.inside = False  # of a network
-        self._checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def call(
         self, net: nn.Module, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
     ) -> Any:
-        """`function(*args, **kwargs)`, which runs the network, with scaled gradients inside.
-
-        Raises UserError where gradients would go past what is scaled.
-        """
+        """`function(*args, **kwargs)`, which runs the network, with scaled gradients inside."""
         if self.inside:  # one network is a part of another
             return function(*args, **kwargs)
         factor = self.factor
@@ -46,12 +44,10 @@ class GradientScale:
             return _ScaleGradient.apply(x, 1 / factor) if wanted else x
 
         def leave(x: Any) -> Any:
-            if not torch.is_tensor(x) or x.grad_fn is None or hasattr(x, "is_outside"):
+            if not torch.is_tensor(x) or x.grad_fn is None:
                 return x
             # a copy, since what a custom function gives can't be changed in place
-            x = _ScaleGradient.apply(x, factor).clone()
-            x.is_outside = True  # so that what is kept from an earlier pass is not scaled again
-            return x
+            return _ScaleGradient.apply(x, factor).clone()
 
         owners = [(m, name, p) for m in net.modules() for name, p in m._parameters.items()]
         entered = {p: enter(p) for _, _, p in owners if p is not None}
@@ -66,12 +62,6 @@ class GradientScale:
             self.inside = False
             for module, name, p in owners:
                 module._parameters[name] = p
-        if net not in self._checked:
-            self._checked.add(net)
-            _check_paths(net, result, [*entered.values(), *tree_leaves((args, kwargs))])
-        for module in net.modules():
-            if not type(module).__module__.startswith("torch.nn."):
-                _replace_kept(module, leave)
         return tree_map(leave, result)
 
     def update(self, finite: bool) -> None:
@@ -101,45 +91,6 @@ class GradientScale:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientScale:
         return self  # copies of a network share the factor
-
-
-def _check_paths(net: nn.Module, result: Any, entered: list[Any]) -> None:
-    """Raise UserError where gradients come to, or from, what the network was not known to use."""
-    scaled = {x.grad_fn for x in entered if torch.is_tensor(x)}
-    plain = (torch.Tensor, str, int, float, bool, type(None))
-    leaves = tree_leaves(result)
-    unknown = [type(x).__name__ for x in leaves if not isinstance(x, plain)]
-    reason = f"it returns a {unknown[0]}" if unknown else ""
-    nodes = [x.grad_fn for x in leaves if torch.is_tensor(x) and x.requires_grad]
-    seen = set(nodes)
-    while nodes and not reason:
-        node = nodes.pop()
-        if node in scaled:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            reason = "it computes activations again with use_reentrant=True"
-        elif hasattr(node, "variable") or isinstance(node, _ScaleGradient._backward_cls):
-            reason = "it uses weights or tensors that are neither parameters of it nor its inputs"
-        before = [n for n, _ in node.next_functions if n is not None and n not in seen]
-        nodes += before
-        seen.update(before)
-    if reason:
-        raise UserError(
-            f"--precision fp16 can't scale the gradients of a {type(net).__name__}: {reason}; "
-            "--precision bf16 needs no scale"
-        )
-
-
-def _replace_kept(module: nn.Module, leave: Callable[[Any], Any]) -> None:
-    """Scale what a forward pass keeps in attributes, such as features, as its results."""
-    for name, value in list(vars(module).items()):
-        kept = isinstance(value, (torch.Tensor, list, tuple, dict)) and name not in _OF_MODULES
-        leaves = tree_leaves(value) if kept else []
-        if any(torch.is_tensor(x) and x.grad_fn is not None for x in leaves):
-            setattr(module, name, tree_map(leave, value))
-
-
-_OF_MODULES = frozenset(vars(nn.Module()))
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -25,9 +25,10 @@ _uncompiled = False
 class Prepared(nn.Module):
     """The mixin that `prepared` puts in front of the class of a network."""
 
-    autocast_to: tuple[str, torch.dtype] | None = None  # device type, dtype
-    gradient_scale: GradientScale | None = None
-    augment: Callable[..., torch.Tensor] | None = None  # in front of the network, in float32
+    # long names, since networks have attributes of their own
+    prepared_autocast: tuple[str, torch.dtype] | None = None  # device type, dtype
+    prepared_scale: GradientScale | None = None
+    prepared_augment: Callable[..., torch.Tensor] | None = None  # of what goes in, in float32
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of a shared pass, or call the network with loss scaling."""
@@ -37,9 +38,9 @@ class Prepared(nn.Module):
             if result is not None:
                 return result
         penalized = learns and _wants_input_gradients((args, kwargs))
-        if self.augment is not None:
-            args, kwargs = (self.augment(*args, *kwargs.values()),), {}
-        scale = self.gradient_scale if learns else None
+        if self.prepared_augment is not None:
+            args, kwargs = (self.prepared_augment(*args, *kwargs.values()),), {}
+        scale = self.prepared_scale if learns else None
         # Hooks may carry tensors out of a network past its outputs, where gradients are not scaled.
         # And a compiled network looks for hooks once; not at all if another one has the same code.
         hooked = (scale is not None or self._compiled_call_impl is not None) and has_hooks(self)
@@ -56,12 +57,12 @@ class Prepared(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute in autocast, and return float32."""
-        scale = self.gradient_scale
+        scale = self.prepared_scale
         # `net.forward(x)` does not go through `__call__`, where gradients are scaled
         unscaled = scale is not None and not scale.inside and torch.is_grad_enabled()
-        if self.autocast_to is None or _full_precision or unscaled:
+        if self.prepared_autocast is None or _full_precision or unscaled:
             return super().forward(*args, **kwargs)
-        kind, dtype = self.autocast_to
+        kind, dtype = self.prepared_autocast
         with torch.autocast(kind, dtype):
             return tree_map(_in_float32, super().forward(*args, **kwargs))
 

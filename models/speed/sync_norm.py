@@ -123,7 +123,8 @@ def synchronize_norms(net: nn.Module, double_backward: bool = False) -> int:
     """
     converted = 0
     for module in net.modules():
-        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        if isinstance(module, kinds) and type(module).forward is kinds[0].forward:
             # the same object: an optimizer may hold its parameters, and lists or attributes itself
             module.__class__ = SyncBatchNorm2d
             module.process_group = None  # type: ignore[assignment]

@@ -43,6 +43,7 @@ class TrainingRun:
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)
         self.failed: str | None = None  # why the last save failed
+        self.compared_buffers = False
 
     @functools.cached_property
     def guard(self) -> FiniteGuard:
@@ -222,6 +223,7 @@ class TrainingRun:
                 "several processes a model may change weights only by steps of torch.optim "
                 "optimizers, the same steps in all processes"
             )
+        self._compare_buffers()
         state = self._state(position)
         if not distributed.is_main():
             return
@@ -241,6 +243,22 @@ class TrainingRun:
             checkpoint.prune_states(self.folder, self.opt.keep_states)
         except OSError as e:
             warn(f"an old training state can't be deleted: {e}")
+
+    def _compare_buffers(self) -> None:
+        """In the first save, warn of buffers that each process has by itself."""
+        if self.compared_buffers:
+            return
+        self.compared_buffers = True
+        named = [
+            (n, *b) for n, net in self.model.all_modules().items() for b in net.named_buffers()
+        ]
+        floats = [(f"{n}.{key}", b) for n, key, b in named if b.is_floating_point()]
+        own = [name for name, b in floats if not distributed.same_on_all_ranks([b])]
+        if own and distributed.is_main():
+            warn(
+                f"{own[0]} is another one in each process, as are {len(own) - 1} more buffers, and "
+                "those of the first are saved: average them over processes where they are made"
+            )
 
     def _state(self, position: Position) -> dict[str, Any]:
         plain = (str, int, float, bool, type(None), list)
