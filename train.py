@@ -13,6 +13,7 @@ from util.errors import end_quietly_on_interrupt
 end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import argparse
+import functools
 import sys
 import time
 
@@ -94,9 +95,9 @@ def train(
             model.track_metric()
 
             # frequencies are in images, whatever the batch size
-            if at.due(opt.display_freq, before, len(dataset)):
+            save = crossed(opt.update_html_freq, before, at.total_iters)
+            if save or at.due(opt.display_freq, before, len(dataset)):
                 model.compute_visuals()
-                save = crossed(opt.update_html_freq, before, at.total_iters)
                 visualizer.display_current_results(model.get_current_visuals(), epoch, save)
             if at.due(opt.print_freq, before, len(dataset)):
                 run.guard.check()
@@ -108,22 +109,25 @@ def train(
                 run.save("latest", position=at)
                 return True
 
+        stopping = functools.partial(run.stop.is_urgent, begun < at.total_iters)
         with uncompiled():  # networks would be compiled once more, without gradients
-            validation.end_epoch(at, visualizer)
+            unfinished = validation.end_epoch(at, visualizer, stopping)
+        if unfinished:  # --continue_train begins it anew
+            run.save("latest", position=at)
+            return run.stop.on_any_rank()
         model.update_learning_rate()
         at.next_epoch()
-        # not only in the next iteration: loading processes end a minute after a signal. But each
-        # run makes an iteration, however short --max_hours is.
-        stopping = run.stop.on_any_rank() and begun < at.total_iters and epoch < last_epoch
+        # not only in the next iteration: loading processes end a minute after a signal
+        stopped = run.stop.on_any_rank() and begun < at.total_iters and epoch < last_epoch
         if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
             say(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")
             run.save("latest", str(epoch), position=at)
-        elif stopping:
+        elif stopped:
             run.save("latest", position=at)
         visualizer.end_epoch(epoch)
         seconds = time.time() - epoch_start
         say(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
-        if stopping:
+        if stopped:
             return True
     return False
 

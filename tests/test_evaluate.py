@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -25,6 +27,7 @@ from util.errors import UserError
 from util.scores import metrics
 from util.scores.evaluation import Evaluator, levels, parse_scores
 from util.scores.report import table
+from util.scores.validation import Validation
 from util.util import tensor2im
 
 PIX2PIX = "--model pix2pix --netG resnet_6blocks".split()
@@ -464,11 +467,82 @@ def test_a_training_that_was_killed_before_its_first_save_starts_anew(paired, tm
     for path in (tmp_path / "x").glob("*.pth"):  # leave only what validation has written
         if not path.name.startswith("best_net_"):
             path.unlink()
+    (tmp_path / "x" / "best_net_D.pth").rename(tmp_path / "x" / ".best_new_net_D.pth")
     again = succeed("train.py", *where, *words, "--continue_train")
     assert "so this starts anew" in again.out
     assert "best so far" not in again.out
     (earlier,) = (tmp_path / "x").glob("earlier.*")
     assert (earlier / "best_net_G.pth").exists()
+
+
+@pytest.mark.parametrize("how", ["signal", "--max_hours"])
+def test_a_stop_does_not_wait_for_the_end_of_validation(paired, tmp_path, monkeypatch, how):
+    """It goes on with that validation, to the same weights and scores, and always gets on."""
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1, "--n_epochs", 2]
+    succeed("train.py", *where, "--name", "whole", *words)
+    limit = ["--max_hours", 1e-9] if how == "--max_hours" else []
+    scored = []
+    until_stopped = Validation._until_stopped
+
+    def counted(self):
+        for item in until_stopped(self):
+            scored.append(item["A_paths"])
+            if how == "signal" and len(scored) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield item
+
+    monkeypatch.setattr(Validation, "_until_stopped", counted)
+    for _ in range(12):
+        finished = run("train.py", *where, "--name", "x", *words, "--continue_train", *limit)
+        assert finished.code in (0, 128 + signal.SIGTERM), finished.err
+        if "trained: " in finished.out:
+            break
+        assert "stopped: " in finished.out
+    # one of two pictures before the signal, and all of two epochs
+    assert len(scored) == (5 if how == "signal" else 4)
+    wanted, ours = weights_of(tmp_path / "whole"), weights_of(tmp_path / "x")
+    assert [key for key in wanted if not torch.equal(wanted[key], ours[key])] == []
+    records = [read_records(tmp_path / n / "scores.jsonl", "scores") for n in ("whole", "x")]
+    assert [r["scores"] for r in records[0]] == [r["scores"] for r in records[1]]
+
+
+def test_the_best_of_other_pictures_does_not_count(paired, tmp_path):
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
+    succeed("train.py", *where, *words)
+    again = succeed("train.py", *where, *words, "--n_epochs", 2, "--continue_train", "--num_val", 1)
+    assert "was that of 2 pictures of val: with 1 pictures of val it starts anew" in again.err
+    facts = json.loads((tmp_path / "x" / "best_scores.json").read_text())
+    assert (facts["epoch"], facts["of"]) == (2, "1 pictures of val")
+
+
+def test_scores_of_an_earlier_training_are_not_those_of_a_new_one(paired, tmp_path):
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*PIX2PIX, *TINY, *SHORT]
+    succeed("train.py", *where, *words, "--val_freq", 1)
+    succeed("train.py", *where, *words)
+    assert read_records(tmp_path / "x" / "scores.jsonl", "scores") == []
+    assert len(list((tmp_path / "x").glob("scores.*.jsonl"))) == 1
+    assert "val) L1" not in (tmp_path / "x" / "web" / "index.html").read_text()
+    more = ["--val_freq", 1, "--n_epochs", 2, "--continue_train"]
+    succeed("train.py", *where, *words, *more)
+    records = read_records(tmp_path / "x" / "scores.jsonl", "scores")
+    assert [r["epoch"] for r in records] == [2]
+
+
+def test_the_best_is_set_aside_where_weights_alone_are_gone_on_with(paired, tmp_path):
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
+    succeed("train.py", *where, *words)
+    best = (tmp_path / "x" / "best_net_G.pth").read_bytes()
+    for path in (tmp_path / "x").glob("*_train_state.pth"):
+        path.unlink()
+    again = succeed("train.py", *where, *words, "--continue_train")
+    assert "the best weights so far under this name were moved to" in again.out
+    (earlier,) = (tmp_path / "x").glob("earlier.*")
+    assert (earlier / "best_net_G.pth").read_bytes() == best
+    assert not (earlier / "latest_net_G.pth").exists()
 
 
 def test_best_of_unpaired_is_by_the_cycle(unpaired, tmp_path):
@@ -525,6 +599,7 @@ def test_scores_on_the_live_page(tmp_path):
     ("words", "said"),
     [
         (["--best_by", "SSIM", "--model", "cycle_gan"], "--best_by SSIM needs pairs"),
+        (["--model", "cut"], "--model cut goes no cycle to score: choose --best_by FID or KID"),
         (
             ["--model", "pix2pix", "--dataroot", "elsewhere"],
             "needs pictures to score (--val_phase val)",

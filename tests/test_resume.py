@@ -112,9 +112,10 @@ def test_a_signal_while_validating_stops_before_the_next_epoch(
 ):
     """Which would need the loading processes, and a scheduler's signal ends them in a minute."""
 
-    def signalled(self, position, visualizer):
+    def signalled(self, position, visualizer, stopping):
         if position.epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        return False
 
     argv = command(pictures, tmp_path, "cycle_gan", "--num_threads", "0")
     with monkeypatch.context() as patched:

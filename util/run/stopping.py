@@ -72,6 +72,14 @@ class StopRequest:
             self.reason = f"--max_hours {self.max_hours:g} have gone by"
         return self.reason is not None
 
+    def is_urgent(self, progressed: bool) -> bool:
+        """Whether to stop in the middle of something long: after a signal in any case.
+
+        After `--max_hours` only if this run has `progressed`: one that always stops at the same
+        place would never get on.
+        """
+        return bool(self) and (self.exit_code != 0 or progressed)
+
     def on_any_rank(self) -> bool:
         """Whether any rank should stop: the same answer on all ranks, which all have to call it."""
         own = (self.exit_code or TIME_IS_UP) if self else 0

@@ -23,7 +23,11 @@ from .evaluation import PAIRED, SETS, Evaluation, Evaluator
 from .report import better, report
 
 BEST = "best_scores.json"
-WRITTEN = "best_new"  # the suffix of weights until all are whole
+WRITTEN = ".best_new"  # the suffix of weights until all are whole; hidden, so no save to go on from
+
+
+class _Stopped(Exception):
+    """The run is to stop before all pictures are scored."""
 
 
 class Validation:
@@ -67,11 +71,17 @@ class Validation:
                 f"--best_by {self.by} needs pairs, which --dataset_mode {opt.dataset_mode} does "
                 "not give (a dataset of pairs says paired = True); choose cycle, FID or KID"
             )
+        if self.by == "cycle" and not any(str(n).startswith("rec_") for n in model.visual_names):
+            raise UserError(
+                f"--val_freq: --model {opt.model} goes no cycle to score: choose --best_by FID or "
+                "KID, or leave --val_freq out"
+            )
         with _undisturbed_random():
             self.evaluator = Evaluator(self.opt, paired, wanted)
             if needs_network and self.by in self.evaluator.left_out:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
         self.count = int(min(opt.num_val, len(self.dataset)))
+        self.of = f"{self.count} pictures of {opt.val_phase}"
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -95,6 +105,7 @@ class Validation:
         try:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
+            of = best.get("of", self.of)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -103,19 +114,30 @@ class Validation:
         if kept["by"] != self.by:
             warn(f"the best so far was by {kept['by']}: --best_by {self.by} starts anew")
             return None
+        if of != self.of:
+            warn(f"the best so far was that of {of}: with {self.of} it starts anew")
+            return None
         return kept
 
-    def end_epoch(self, position: Position, visualizer: Any) -> None:
+    def end_epoch(
+        self, position: Position, visualizer: Any, stopping: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Score the model if `--val_freq` divides this epoch; log scores, keep the best weights.
 
-        Rank 0 does this, and the others wait.
+        Rank 0 does this, and the others wait. Returns whether it was left unfinished because of
+        `stopping`, which is asked before each picture.
         """
         if not self.every or position.epoch % self.every:
-            return
+            return False
+        unfinished = False
         if distributed.is_main():
-            with distributed.local_norms():
-                visualizer.log_scores(self._score(position))
-        distributed.barrier()
+            self.stopping = stopping
+            try:
+                with distributed.local_norms():
+                    visualizer.log_scores(self._score(position))
+            except _Stopped:
+                unfinished = True
+        return distributed.broadcast_object(unfinished)
 
     def _score(self, position: Position) -> dict[str, Any]:
         """Compute the scores of the model, as a record for loggers."""
@@ -146,7 +168,13 @@ class Validation:
 
     def _run(self) -> Evaluation:
         with undisturbed(self.model):
-            return self.evaluator.run(self.model, self.dataset, self.count)
+            return self.evaluator.run(self.model, self._until_stopped(), self.count)
+
+    def _until_stopped(self) -> Iterator[dict[str, Any]]:
+        for data in self.dataset:
+            if self.stopping():
+                raise _Stopped
+            yield data
 
     def _compare(self, averaged: float, raw: float) -> None:
         """Print which weights are better."""
@@ -161,6 +189,7 @@ class Validation:
             "value": value,
             "epoch": position.epoch,
             "images": position.total_iters,
+            "of": self.of,
         }
         try:
             self.model.save_networks(WRITTEN)
