@@ -115,7 +115,7 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
             )
             found.problems[what][f"{key}: {len(different)} sizes"] = None
             found.skippable = False
-    broken = {path for path in paths if any(f"{path}: " in reason for reason in reasons)}
+    broken = {path for path in paths if any(path in reason for reason in reasons)}
     folders = {
         os.path.relpath(folder, opt.dataroot): [p for p in paths if Path(p).is_relative_to(folder)]
         for folder in getattr(dataset, "folders", [])

@@ -36,11 +36,11 @@ def restore(
     model: ModelFiles, state: dict[str, Any], steps: Steps, options: dict[str, Any]
 ) -> None:
     """Load what `collect` returned, also in older versions, in a run with these options."""
-    optimizers = model.all_optimizers()
+    optimizers, betas = model.all_optimizers(), getattr(model.opt, "beta1", None)
     if len(state["optimizers"]) == len(model.optimizers):  # older versions saved only these
         optimizers = model.optimizers
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        load_optimizer(optimizer, saved)
+        load_optimizer(optimizer, saved, options.get("beta1", betas) != betas)
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=True):
         resume(scheduler, saved, model.opt, options.get("lr_policy", model.opt.lr_policy))
     parts, modules = stateful_parts(model), unnamed_modules(model)
@@ -69,14 +69,17 @@ def restore(
             steps.resume(optimizer, count, sums)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load a state that may come from another `--channels_last`, `--fast` or device.
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, saved: dict[str, Any], other_betas: bool = False
+) -> None:
+    """Load a state that may come from another `--channels_last`, `--fast`, `--beta1` or device.
 
     Which kernels step is up to this run, and fused ones take weights and moments to lie in memory
-    alike, without a look.
+    alike, without a look. With `other_betas` those of this run stay.
     """
+    own_settings = ("fused", "foreach", *(["betas"] if other_betas else []))
     for theirs, own in zip(saved.get("param_groups", ()), optimizer.param_groups, strict=False):
-        theirs.update({k: own[k] for k in ("fused", "foreach") if k in own})
+        theirs.update({k: own[k] for k in own_settings if k in own})
     optimizer.load_state_dict(saved)
     for p, moments in optimizer.state.items():
         for name, value in moments.items() if isinstance(moments, dict) else ():

@@ -52,6 +52,27 @@ class Antialias(argparse.Action):
         namespace.no_antialias = namespace.no_antialias_up = False
 
 
+# names in the original of 2017 and 2018, and of now
+RENAMED = {
+    "batchSize": "batch_size",
+    "display_single_pane_ncols": "display_ncols",
+    "fineSize": "crop_size",
+    "how_many": "num_test",
+    "identity": "lambda_identity",
+    "loadSize": "load_size",
+    "nThreads": "num_threads",
+    "niter": "n_epochs",
+    "niter_decay": "n_epochs_decay",
+    "no_lsgan": "gan_mode vanilla",
+    "ntest": "num_test",
+    "resize_or_crop": "preprocess",
+    "which_direction": "direction",
+    "which_epoch": "epoch",
+    "which_model_netD": "netD",
+    "which_model_netG": "netG",
+}
+
+
 class BaseOptions:
     """Defines the options that training and testing share, and parses a command line.
 
@@ -289,6 +310,8 @@ class BaseOptions:
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: which models have it, or what is spelled like it."""
+        if renamed := RENAMED.get(option.removeprefix("--")):
+            return f": an older name of --{renamed}"
         having = []
         for name in find_class.names(models.__name__, "model"):
             with contextlib.suppress(Exception):  # another model's file may be half written
@@ -437,6 +460,8 @@ class BaseOptions:
         """
         if opt.fast and opt.compile and "compile" not in self.explicit_options():
             reason = too_few_to_compile(opt, pictures) or why_not_compile(opt, opt.device)
+            # of any process: they compute alike
+            reason = next(filter(None, distributed.all_gather_object(reason)), None)
             self._compile_unless(opt, reason or trial())
         if opt.compile:
             minutes = "a minute or more" if opt.device.type == "cuda" else "one to three minutes"

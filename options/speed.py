@@ -34,7 +34,8 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
         if name not in explicit:
             setattr(opt, name, value)
     flags = ("compile", "channels_last", "cuda_graphs")
-    return [f"--precision {opt.precision}", *(f"--{name}" for name in flags if getattr(opt, name))]
+    turned_on = [f"--{name}" for name in flags if getattr(opt, name)]
+    return [f"--precision {opt.precision}", *turned_on, f"--batch_passes {opt.batch_passes}"]
 
 
 def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:

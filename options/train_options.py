@@ -218,6 +218,7 @@ options of another model: python train.py --model pix2pix --help"""
         others = ("basic", "speed", "display", "validation", self.SAVES)
         groups = [g for g in self.parser._action_groups if g.title not in others]
         names = {action.dest for g in groups for action in g._group_actions}
+        names |= {"val_freq", "on_nan", "precision", "deterministic"}
         warn_of_dropped(opt, names - explicit - {"phase", "epoch_count"}, self.saved)
 
     def go_on_after_restart(self, opt: argparse.Namespace) -> None:
@@ -249,6 +250,12 @@ options of another model: python train.py --model pix2pix --help"""
                 f"nothing to train from --epoch_count {opt.epoch_count} on: raise one, or say "
                 "--continue_train to go on"
             )
+        for name in sorted({"epoch", "load_iter"} & explicit):
+            if getattr(opt, name) not in ("latest", 0) and not opt.continue_train:
+                self.parser.error(
+                    f"--{name} {getattr(opt, name)} has no effect on a training that begins: add "
+                    "--continue_train to go on from that save, or leave it out"
+                )
         unused = sorted({"best_by", "val_phase", "num_val"} & explicit)
         if unused and not opt.val_freq:
             self.parser.error(

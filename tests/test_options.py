@@ -655,3 +655,20 @@ def test_what_scores_in_training_need(tmp_path, capsys):
     assert end.value.code == 2
     assert "--best_by has no effect without validation: add --val_freq" in capsys.readouterr().err
     assert parse(tmp_path, "--best_by", "SSIM", "--val_freq", "2").best_by == "SSIM"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("--niter", "--n_epochs"), ("--which_direction", "--direction")]
+)
+def test_older_names_are_told(tmp_path, capsys, old, new):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, old, "5")
+    assert f"unknown option '{old}': an older name of {new}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--epoch", "3"], ["--load_iter", "400"]])
+def test_a_save_to_go_on_from_needs_continue_train(tmp_path, capsys, words):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, *words)
+    assert f"{' '.join(words)} has no effect" in capsys.readouterr().err
+    assert parse(tmp_path, "--epoch", "latest").epoch == "latest"

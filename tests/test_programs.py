@@ -16,7 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from data import create_dataset
 from models import create_model, networks
+from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.helpers import (
     SHORT,
@@ -31,7 +33,8 @@ from tests.helpers import (
     undisturbed,
 )
 from util import util
-from util.result_names import result_name
+from util.display.page import PageLogger
+from util.result_names import ResultNames, result_name
 from util.util import crossed
 
 
@@ -582,3 +585,44 @@ def test_a_new_training_sets_the_weights_of_the_old_one_aside(pictures, tmp_path
     assert (folder / "1_net_G.pth").read_bytes() != old["1_net_G.pth"]
     train(pictures, tmp_path, "pix2pix", "--n_epochs", "2", "--continue_train")
     assert len(list(folder.glob("earlier.*"))) == 1
+
+
+def test_the_page_has_pictures_by_its_own_frequency(tmp_path):
+    """Also where --display_freq does not divide --update_html_freq."""
+    data = aligned(tmp_path / "data", count=20)
+    words = "--display_freq 8 --update_html_freq 5 --print_freq 100 --n_epochs 1".split()
+    seen = []
+
+    def watched(self, pictures, step):
+        seen.append((step["images"], step["save"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PageLogger, "show_pictures", watched)
+        train(data, tmp_path, "template", *words)
+    assert [images for images, save in seen if save] == [5, 10, 15, 20]
+    assert {8, 16} <= {images for images, _ in seen}
+
+
+def test_a_training_may_go_on_with_another_size_and_beta(tmp_path):
+    data = unaligned(tmp_path / "data", 4)
+    words = ["--batch_size", "2", "--pool_size", "2", "--lr_policy", "linear"]
+    train(data, tmp_path, "cycle_gan", *words, "--n_epochs", "2")
+    more = ["--n_epochs", "4", "--continue_train", "--load_size", "44", "--crop_size", "40"]
+    result = train(data, tmp_path, "cycle_gan", *words, *more, "--beta1", "0.9", "--seed", "7")
+    assert "--seed 7 is ignored: this training goes on with 3" in result.err
+    state = torch.load(tmp_path / "c" / "x" / "latest_train_state.pth", weights_only=True)
+    groups = [o["param_groups"][0] for o in state["model"]["optimizers"]]
+    assert [group["betas"] for group in groups] == [(0.9, 0.999)] * 2
+
+
+def test_names_of_pairs_do_not_depend_on_the_number_of_processes(tmp_path):
+    data = aligned(tmp_path / "data", count=4)
+    argv = ["--dataroot", data, "--model", "pix2pix", "--name", "x", "--gpu_ids", "-1"]
+    opt = TestOptions([*map(str, argv), "--checkpoints_dir", str(tmp_path)]).parse(save=False)
+    dataset = create_dataset(opt, batch_size=1).dataset
+    paths = [dataset[i]["A_paths"] for i in range(len(dataset))]
+    whole = ResultNames(dataset, range(len(paths)), len(paths))
+    parts = [ResultNames(dataset, range(rank, len(paths), 2), len(paths)) for rank in range(2)]
+    wanted = [whole.next(path) for path in paths]
+    assert [name for _, name in wanted] == [Path(path).stem for path in paths]
+    assert [parts[i % 2].next(path) for i, path in enumerate(paths)] == wanted

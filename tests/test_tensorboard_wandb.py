@@ -46,6 +46,11 @@ def test_tensorboard_and_resume(tmp_path):
     assert scalars[9].value == pytest.approx(0.1)
     (picture,) = events.Images("pictures/real_A")
     assert (picture.step, picture.width, picture.height) == (25, 48, 32)
+    time.sleep(1.1)
+    drive(TensorBoardLogger(tmp_path), 1, 3)  # a new training under the same name
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [s.step for s in events.Scalars("loss/G")] == [1, 2, 3]
 
 
 def test_wandb_offline_and_resume(tmp_path, monkeypatch):

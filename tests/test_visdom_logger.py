@@ -408,3 +408,12 @@ def test_server_is_started_on_the_thread_of_the_loop(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no more processes"):
         make(free_port())
     assert threads == [threading.main_thread()]
+
+
+def test_names_in_other_letters_have_windows_of_their_own():
+    """`地図` and `馬車` would both be `__`."""
+    loggers = [VisdomLogger("no server", title=title) for title in ("地図", "馬車", "maps", "maps")]
+    prefixes = [logger._prefix for logger in loggers]
+    assert len(set(prefixes)) == 3
+    assert prefixes[2] == "maps-1"
+    assert all(prefix.isascii() for prefix in prefixes)

@@ -183,6 +183,8 @@ def unpack(archive: Path, folder: Path) -> int:
 
     Nothing is written outside of the folder. Raises UserError where the archive is damaged.
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError("unpacking safely needs Python 3.10.12, 3.11.4, or newer: update it")
     folder.mkdir()
     try:
         if archive.suffix == ".zip":

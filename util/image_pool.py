@@ -29,8 +29,11 @@ class ImagePool:
                 chosen.append(image)
             elif random.uniform(0, 1) > 0.5:
                 index = random.randint(0, self.pool_size - 1)
-                chosen.append(self.images[index].to(image.device))  # a resumed one is on the CPU
+                old = self.images[index].to(image.device)  # a resumed one is on the CPU
                 self.images[index] = image.clone()
+                # those of a training that goes on with another --crop_size fit into no batch
+                fits = len(images) == 1 or old.shape == image.shape
+                chosen.append(old if fits else image)
             else:
                 chosen.append(image)
         return torch.cat(chosen, 0)

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,9 @@ class ResultNames:
         # a dataset that keeps no lists of its files: names with their endings tell most apart
         return self.last, self.dataset.relative_path(path)
 
-    def _lists(self) -> list[Sequence[str]]:
-        lists = [v for k, v in vars(self.dataset).items() if k.endswith("paths")]
-        return [v for v in lists if isinstance(v, (list, tuple)) and v]
+    def _lists(self) -> Iterator[Sequence[str]]:
+        """The dataset's lists of files; of a list of pairs each side is one."""
+        for name, paths in vars(self.dataset).items():
+            if name.endswith("paths") and isinstance(paths, (list, tuple)) and paths:
+                pairs = isinstance(paths[0], tuple)
+                yield from zip(*paths, strict=True) if pairs else [paths]

@@ -33,7 +33,8 @@ NAMES = (
     *("model", "netG", "netD", "ngf", "ndf", "n_layers_D", "norm", "input_nc", "output_nc"),
     *("batch_size", "preprocess", "load_size", "crop_size", "precision", "channels_last"),
     *("gan_mode", "batch_passes", "accumulate", "grad_checkpoint", "lambda_identity"),
-    "cuda_graphs",
+    *("no_antialias", "no_antialias_up", "num_D", "normD", "spectral_norm", "diffaug", "ema"),
+    *("gp", "gp_every", "lambda_feat", "lambda_vgg", "nce_layers", "nce_idt", "cuda_graphs"),
 )
 
 

@@ -64,7 +64,7 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     """
     folder = Path(opt.checkpoints_dir) / opt.name
     folder.mkdir(parents=True, exist_ok=True)
-    resumed = position.total_iters > 0
+    resumed, scores = position.total_iters > 0, folder / "scores.jsonl"
 
     def page() -> Logger:
         resumed_at = position.epoch if resumed else None
@@ -81,14 +81,14 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
             ncols=opt.display_ncols,
             title=opt.name,
             history=read_records(folder / "losses.jsonl"),
-            scores=read_records(folder / "scores.jsonl", "scores") if opt.val_freq else (),
+            scores=read_records(scores, "scores"),
             winsize=opt.display_winsize,
         )
 
     def tensorboard() -> Logger:
         from .tensorboard_logger import TensorBoardLogger
 
-        return TensorBoardLogger(folder / "tb", position.total_iters if resumed else None)
+        return TensorBoardLogger(folder / "tb", position.total_iters)
 
     def wandb() -> Logger:
         from .wandb_logger import WandbLogger
@@ -101,7 +101,8 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
         (True, ConsoleLogger),
         (True, lambda: TextFileLogger(folder / "loss_log.txt")),
         (True, lambda: RecordLogger(folder, "losses", position)),
-        (opt.val_freq > 0, lambda: RecordLogger(folder, "scores", position)),
+        # also where an earlier training of this name has scores, which are not those of this one
+        (opt.val_freq > 0 or scores.exists(), lambda: RecordLogger(folder, "scores", position)),
         (not opt.no_html, page),
         (opt.display_id > 0, visdom),
         (opt.use_tensorboard, tensorboard),

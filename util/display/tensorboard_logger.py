@@ -19,8 +19,8 @@ class TensorBoardLogger(BackgroundLogger):
 
     Args:
         log_dir: folder of the event files.
-        resumed_at: images seen when a run is resumed, None for a new one; what an earlier part of
-            the run has written beyond it is no longer shown, so that each curve goes on from there.
+        resumed_at: images seen so far; what an earlier part of the run, or another run, has written
+            beyond it is no longer shown, so that each curve goes on from there.
 
     Raises:
         UserError: the folder can't be written.
@@ -29,14 +29,14 @@ class TensorBoardLogger(BackgroundLogger):
     name = "TensorBoard"
     picture_backlog = 4
 
-    def __init__(self, log_dir: str | os.PathLike, resumed_at: int | None = None):
+    def __init__(self, log_dir: str | os.PathLike, resumed_at: int = 0):
         super().__init__()
         from torch.utils.tensorboard import SummaryWriter
 
         try:
             self._writer = SummaryWriter(
                 os.fspath(log_dir),
-                purge_step=None if resumed_at is None else resumed_at + 1,
+                purge_step=resumed_at + 1,
                 flush_secs=FLUSH_SECONDS,
             )
         except OSError as e:

@@ -10,12 +10,14 @@ import base64
 import html
 import io
 import math
+import os
 import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,7 +91,10 @@ class VisdomLogger(BackgroundLogger):
         super().__init__()
         self.env, self.ncols, self.title, self.winsize = env, ncols, title, winsize
         # The server uses ids in addresses and the page in selectors.
-        self._prefix = re.sub(r"[^A-Za-z0-9_-]", "_", f"{title}-{display_id}")
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", title)
+        # names in other letters would all be the same
+        told_apart = "" if title.isascii() else f"-{zlib.crc32(os.fsencode(title)):08x}"
+        self._prefix = f"{plain}{told_apart}-{display_id}"
         self._curves: dict[str, Curve] = {}
         self._score_curves: dict[str, Curve] = {}
         self._scores: list[dict[str, Any]] = []

@@ -62,7 +62,8 @@ class TrainingRun:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.guard.close()
+        if "guard" in vars(self):  # else the setup has failed
+            self.guard.close()
         self.dataset.close()
         self.lock.release()
         self.stop.uninstall()
@@ -134,7 +135,7 @@ class TrainingRun:
         found: FoundCheckpoint | None = self.model.resumed
         if found is None:
             print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
-            _set_aside(self.folder)  # the best so far of a validation
+            _set_aside(self.folder, "best")  # so far, of a validation
             return None
         for reason in found.skipped:
             warn(f"a save is not whole and is passed over: {reason}")
@@ -144,6 +145,7 @@ class TrainingRun:
                 "random state and position were not saved with them; this is epoch "
                 f"{opt.epoch_count} (--epoch_count)"
             )
+            _set_aside(self.folder, "best")
         return found
 
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -185,6 +187,8 @@ class TrainingRun:
                 f"--epoch_count {opt.epoch_count} is ignored: the checkpoint says that this is "
                 f"epoch {state['epoch']}"
             )
+        if opt.seed != state["seed"]:
+            warn(f"--seed {opt.seed} is ignored: this training goes on with {state['seed']}")
         size = len(self.dataset)
         if (saved_size := state.get("epoch_size", size)) != size:
             warn(
@@ -288,17 +292,17 @@ class TrainingRun:
         distributed.barrier()
         if self.failed:
             raise UserError(
-                f"the training is over, but {self.failed}; --continue_train goes on from the older "
-                "save"
+                f"the training is over, but {self.failed}; --continue_train goes on from an older "
+                "save, if there is one"
             )
 
 
-def _set_aside(folder: Path) -> None:
-    """Move weights and states of an earlier training under this name to another folder.
+def _set_aside(folder: Path, which: str = "*") -> None:
+    """Move saves of an earlier training under this name to another folder.
 
     Otherwise an old `10_net_G.pth` would look like the tenth epoch of the new training.
     """
-    files = [*folder.glob("*_net_*.pth"), *folder.glob(f"*_{checkpoint.STATE}.pth")]
+    files = [*folder.glob(f"{which}_net_*.pth"), *folder.glob(f"{which}_{checkpoint.STATE}.pth")]
     if not files:
         return
     earlier = aside(folder / "earlier")
@@ -314,7 +318,6 @@ def _set_aside(folder: Path) -> None:
         raise UserError(
             f"the weights of an earlier training can't be moved to {earlier}: {e.strerror or e}"
         ) from e
-    print(
-        f"the weights of an earlier training under this name were moved to {earlier} "
-        "(--continue_train goes on with a training instead)"
-    )
+    what = "best weights so far" if which == "best" else "weights of an earlier training"
+    hint = "" if which == "best" else " (--continue_train goes on with a training instead)"
+    print(f"the {what} under this name were moved to {earlier}{hint}")
