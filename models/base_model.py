@@ -21,7 +21,7 @@ from .diffaug import DiffAugment
 from .losses import GradientPenalty
 from .model_files import ModelFiles, SaveFolder, initial_rates
 from .norms import add_spectral_norm
-from .schedulers import fast_forward, get_scheduler
+from .schedulers import get_scheduler
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
 from .speed.passes import fits_one_pass, share_pass, wants_one_pass
@@ -253,11 +253,6 @@ class BaseModel(ModelFiles, ABC):
         own = float(self._metric_sum), int(self._metric_count), float(self.metric)
         summed, count, metric = distributed.sum_over_ranks(*own)
         return metric / distributed.world_size() or summed / max(1, count)
-
-    def fast_forward_schedules(self) -> None:
-        """Advance the schedules to the start of epoch `--epoch_count`."""
-        for scheduler in self.schedulers:
-            fast_forward(scheduler, self.opt)
 
     def learning_rate(self) -> float:
         """The current learning rate of the first optimizer."""

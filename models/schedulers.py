@@ -2,72 +2,52 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 import weakref
 from typing import Any
 
 from torch.optim import Optimizer, lr_scheduler
 
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
-FROM_THE_FIRST = ("step", "cosine")  # epochs count from 1, and from `epoch_count` with the others
 
 # made by `get_scheduler`; `rebase` leaves others alone
 _of_options: weakref.WeakSet = weakref.WeakSet()
 
 
-def get_scheduler(optimizer: Optimizer, opt):
-    """The scheduler of `opt.lr_policy` for one optimizer.
+def factor(opt, epoch: int) -> float:
+    """The learning rate of an epoch, from 1, over the initial one; `plateau` goes by metrics.
 
     - `linear`: the full rate for `opt.n_epochs` epochs, then linear decay over the next
-      `opt.n_epochs_decay`, which would reach 0 one epoch after the last; counts from
-      `opt.epoch_count`
+      `opt.n_epochs_decay`, which would reach 0 one epoch after the last
     - `step`: times 0.1 every `opt.lr_decay_iters` epochs
-    - `plateau`: times 0.2 when the metric has not improved by 1% for 5 epochs
-    - `cosine`: half a cosine from the full rate to 0 over all the epochs
-
-    Raises ValueError for an unknown policy.
+    - `cosine`: half a cosine from the full rate to 0 over all the epochs (Loshchilov and Hutter,
+      SGDR, 2017, eq. 5, without restarts)
     """
-    scheduler = _new_scheduler(optimizer, opt)
-    _of_options.add(scheduler)
-    return scheduler
-
-
-def _new_scheduler(optimizer: Optimizer, opt):
     if opt.lr_policy == "linear":
-
-        def factor(epoch: int) -> float:
-            decayed = max(0, epoch + opt.epoch_count - opt.n_epochs)
-            return 1.0 - decayed / float(opt.n_epochs_decay + 1)
-
-        return lr_scheduler.LambdaLR(optimizer, lr_lambda=factor)
+        return 1.0 - max(0, epoch - opt.n_epochs) / float(opt.n_epochs_decay + 1)
     if opt.lr_policy == "step":
-        return lr_scheduler.StepLR(optimizer, step_size=opt.lr_decay_iters, gamma=0.1)
+        return 0.1 ** ((epoch - 1) // opt.lr_decay_iters)
+    total = max(1, opt.n_epochs + opt.n_epochs_decay)
+    return (1 + math.cos(math.pi * (epoch - 1) / total)) / 2
+
+
+def get_scheduler(optimizer: Optimizer, opt):
+    """The scheduler of `opt.lr_policy` for one optimizer, from epoch `opt.epoch_count` on.
+
+    `plateau` is times 0.2 when the metric has not improved by 1% for 5 epochs; for the others see
+    `factor`. Raises ValueError for an unknown policy.
+    """
+    if opt.lr_policy not in LR_POLICIES:
+        known = ", ".join(LR_POLICIES)
+        raise ValueError(f"unknown lr_policy '{opt.lr_policy}': choose from {known}")
     if opt.lr_policy == "plateau":
-        return lr_scheduler.ReduceLROnPlateau(
+        scheduler = lr_scheduler.ReduceLROnPlateau(
             optimizer, mode="min", factor=0.2, threshold=0.01, patience=5
         )
-    if opt.lr_policy == "cosine":
-        total = max(1, opt.n_epochs + opt.n_epochs_decay)
-        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=total, eta_min=0)
-    raise ValueError(f"unknown lr_policy '{opt.lr_policy}': choose from {', '.join(LR_POLICIES)}")
-
-
-def fast_forward(scheduler, opt) -> None:
-    """Advance a new scheduler to the start of epoch `opt.epoch_count` (from 1).
-
-    Does nothing for `linear`, which starts at that epoch, and for `plateau`, whose earlier metrics
-    are not known.
-    """
-    if opt.lr_policy in FROM_THE_FIRST:
-        _advance(scheduler, opt.epoch_count - 1)
-
-
-def _advance(scheduler, epochs: int) -> None:
-    with warnings.catch_warnings():
-        # PyTorch warns, since these epochs have no optimizer steps
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        for _ in range(epochs):
-            scheduler.step()
+    else:
+        scheduler = lr_scheduler.LambdaLR(optimizer, lambda n: factor(opt, opt.epoch_count + n))
+    _of_options.add(scheduler)
+    return scheduler
 
 
 def resume(scheduler, state: dict[str, Any], opt, policy: str) -> None:
@@ -75,10 +55,12 @@ def resume(scheduler, state: dict[str, Any], opt, policy: str) -> None:
 
     That of another policy does not fit; `rebase` computes the rates.
     """
-    if policy == opt.lr_policy or scheduler not in _of_options:
+    # an older version took torch's classes for step and cosine, which count from epoch 1
+    of_torch = not {"step_size", "T_max"}.isdisjoint(state)
+    if scheduler not in _of_options or (policy == opt.lr_policy and not of_torch):
         scheduler.load_state_dict(state)
     else:
-        scheduler.last_epoch = state["last_epoch"]
+        scheduler.last_epoch = state["last_epoch"] - (opt.epoch_count - 1 if of_torch else 0)
 
 
 def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: float) -> None:
@@ -92,17 +74,13 @@ def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: flo
     for scheduler, initial in zip(schedulers, rates, strict=False):
         if scheduler not in _of_options:
             continue
-        optimizer = scheduler.optimizer
-        if policy == opt.lr_policy == "plateau":
-            for group in optimizer.param_groups:
+        groups, plateau = scheduler.optimizer.param_groups, opt.lr_policy == "plateau"
+        if plateau and policy == "plateau":
+            for group in groups:
                 group["lr"] *= opt.lr / lr if lr else 1.0
             continue
-        for group, rate in zip(optimizer.param_groups, initial, strict=True):
-            group["lr"] = group["initial_lr"] = rate
-        if opt.lr_policy == "plateau":
-            continue
-        fresh = get_scheduler(optimizer, opt)
-        counted_then, counted_now = (p in FROM_THE_FIRST for p in (policy, opt.lr_policy))
-        skipped = (opt.epoch_count - 1) * (counted_now - counted_then)
-        _advance(fresh, scheduler.last_epoch + skipped)
-        scheduler.load_state_dict(fresh.state_dict())
+        now = 1.0 if plateau else factor(opt, opt.epoch_count + scheduler.last_epoch)
+        for group, rate in zip(groups, initial, strict=True):
+            group["initial_lr"], group["lr"] = rate, rate * now
+        if not plateau:
+            scheduler.base_lrs = list(initial)

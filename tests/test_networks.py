@@ -325,7 +325,6 @@ def rates(policy: str, n_epochs: int, decay: int, start: int = 1, steps: int = 3
     )
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = networks.get_scheduler(optimizer, opt)
-    schedulers.fast_forward(scheduler, opt)
     result = []
     for _ in range(start, n_epochs + decay + 1):
         result.append(optimizer.param_groups[0]["lr"])
@@ -358,6 +357,37 @@ def test_rates_never_rise_and_the_last_epoch_still_learns(policy, n_epochs, deca
     assert found[-1] > 0.01
 
 
+@pytest.mark.parametrize("policy", ["step", "cosine"])
+def test_rates_are_those_of_torch(policy):
+    """And a state of torch's scheduler, as older versions saved it, is gone on with."""
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0)
+    kinds = {
+        "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.1),
+        "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 9),
+    }
+    theirs, found = kinds[policy](optimizer), []
+    for epoch in range(1, 10):
+        found.append(optimizer.param_groups[0]["lr"])
+        if epoch == 6:
+            state, weights = copy.deepcopy(theirs.state_dict()), optimizer.state_dict()
+        optimizer.step()
+        theirs.step()
+    assert rates(policy, 4, 5) == pytest.approx(found, rel=1e-12)
+
+    # epoch 6 of a training that began with --epoch_count 3
+    ours = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0)
+    opt = argparse.Namespace(
+        lr_policy=policy, n_epochs=4, n_epochs_decay=5, epoch_count=3, lr_decay_iters=3
+    )
+    scheduler = networks.get_scheduler(ours, opt)
+    ours.load_state_dict(weights)
+    schedulers.resume(scheduler, state, opt, policy)
+    for wanted in found[5:]:
+        assert ours.param_groups[0]["lr"] == pytest.approx(wanted, rel=1e-12)
+        ours.step()
+        scheduler.step()
+
+
 def template_model(folder, *words: str):
     """A tiny model that trains, whose loss can be set."""
     where = ["--dataroot", str(folder), "--checkpoints_dir", str(folder), "--name", "x"]
@@ -375,7 +405,6 @@ def test_rates_after_a_change_of_policy(change, start, tmp_path):
     words = "--n_epochs 4 --n_epochs_decay 5 --lr_decay_iters 3 --lr 1".split()
     words += ["--epoch_count", str(start)]
     old = template_model(tmp_path, *words, "--lr_policy", before)
-    old.fast_forward_schedules()
     for _ in range(3):
         old.update_learning_rate()
     new = template_model(tmp_path, *words, "--lr_policy", after)

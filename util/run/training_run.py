@@ -88,7 +88,6 @@ class TrainingRun:
         self.model.resumed = found = None  # frees the memory
         if state is None:
             position = Position(epoch=self.opt.epoch_count)
-            self.model.fast_forward_schedules()
         else:
             position = self._restore(state, name)
             print(
