@@ -1,4 +1,4 @@
-"""Views of a training run: each class is one place where losses and pictures go."""
+"""Opens the views that the options ask for; and the record of losses, or of scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RecordLogger(Logger):
         # a save at the end of an epoch comes before its scores, which are computed again
         scores = key == "scores"
         cut(path, key, lambda r: r["images"] <= images and not (scores and r["epoch"] >= epoch))
-        self.record = LossRecord(path, key)
+        self.record = LossRecord(path)
         self.unwritten: list[dict[str, Any]] = []
 
     def log_losses(self, record: dict[str, Any]) -> None:

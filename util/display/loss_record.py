@@ -1,7 +1,7 @@
 """The record of a run's losses: one JSON object a line, appended as training goes.
 
-Every view of a run is drawn from this file, so it survives a crash, an incomplete last line and a
-resumed run. NaN and infinity, which JSON does not have, are written as `null`.
+Plots are drawn from this file, and the other views of a run that is resumed, so it survives a crash
+and an incomplete last line. NaN and infinity, which JSON does not have, are written as `null`.
 """
 
 from __future__ import annotations
@@ -84,48 +84,29 @@ def thin(points: Sequence[T], limit: int) -> list[T]:
 
 
 def cut(path: Path, key: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the records that are not to be kept; other lines stay as they are.
+    """Drop the records that are not to be kept, and a torn last line; others stay as they are.
 
-    For a run that goes on from a checkpoint older than its last record.
+    For a run that goes on from a checkpoint older than its last record, or after a crash.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     records = [parse_record(line, key) for line in lines]
     kept = [x for x, r in zip(lines, records, strict=True) if r is None or keep(r)]
-    if len(kept) < len(lines):
+    if kept and not kept[-1].endswith(b"\n"):
+        last = kept.pop()
+        kept += [last + b"\n"] if parse_record(last, key) is not None else []
+    if kept != lines:
         with replacing(path) as temporary:
             temporary.write_bytes(b"".join(kept))
 
 
 class LossRecord:
-    """Appends records to a file, whole lines only.
+    """Appends records to a file, whole lines only; `cut` repairs the end that a crash has left."""
 
-    Opening it repairs the end of the file: removes a last line that a crash left incomplete.
-    """
-
-    def __init__(self, path: str | os.PathLike, key: str = "losses"):
-        self.path, self.key = Path(path), key
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered: each line is one write, and nothing waits in this process to be lost.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close())
-        self._repair()
-
-    def _repair(self) -> None:
-        """Make the file end with a line break: cut a torn line off, finish a whole one."""
-        with open(self.path, "rb") as f:
-            size = f.seek(0, os.SEEK_END)
-            tail, start = b"", size
-            while start and b"\n" not in tail:
-                step = min(start, 1 << 16)
-                start -= step
-                f.seek(start)
-                tail = f.read(step) + tail
-        last = tail[tail.rfind(b"\n") + 1 :]
-        if not last:
-            return
-        if parse_record(last, self.key) is not None:
-            self._file.write(b"\n")
-        else:
-            os.truncate(self.path, size - len(last))
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record as one line.
