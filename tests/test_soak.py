@@ -1,4 +1,4 @@
-"""Two minutes of scripts/soak.py, with the same seed each time; and that it can fail."""
+"""Two minutes of tests/soak.py, with the same seed each time; and that it can fail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests import soak as program
+from tests.helpers import ROOT, copy_of_code
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +22,7 @@ pytestmark = [
 
 
 def soak(root: Path, *words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(root / "scripts" / "soak.py"), *map(str, words)]
+    command = [sys.executable, str(root / "tests" / "soak.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
@@ -33,24 +34,21 @@ def test_two_minutes_without_a_difference():
 
 def first_seed(wanted: Callable[[list[str], int], bool]) -> int:
     """The first seed of a case whose options and number of processes are wanted."""
-    import soak as program
-
     return next(n for n in itertools.count(1) if wanted(*program.random_setup(random.Random(n))))
 
 
-def test_finds_a_random_state_that_is_not_restored(tmp_path, monkeypatch):
+def test_finds_a_random_state_that_is_not_restored(tmp_path):
     """In a copy of the code with this fault, it ends with a difference."""
-    for folder in ("data", "models", "options", "scripts", "util"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    shutil.copy(ROOT / "train.py", tmp_path)
-    file, line = tmp_path / "util" / "randomness.py", "    version, internal, gauss ="
+    root = copy_of_code(tmp_path / "code")
+    (root / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "soak.py", root / "tests")
+    file, line = root / "util" / "randomness.py", "    version, internal, gauss ="
     code = file.read_text()
     assert code.count(line) == 1
     file.write_text(code.replace(line, "    return; version, a, b ="))
-    monkeypatch.syspath_prepend(ROOT / "scripts")
     # cut draws its patches at random in each iteration
     seed = first_seed(lambda words, ranks: ranks == 1 and "cut" in words)
-    result = soak(tmp_path, "--hours", 5 / 60, "--seed", seed)
+    result = soak(root, "--hours", 5 / 60, "--seed", seed)
     assert result.returncode == 1, result.stdout[-3000:]
     assert "DIFFERENCE: " in result.stdout
     assert "Error" not in result.stderr

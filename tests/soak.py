@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Try to lose a training: random faults at random moments, and no difference at the end.
 
-    python scripts/soak.py --hours 3 [--seed N]
-    python scripts/soak.py --repeat SEED
+    python tests/soak.py --hours 3 [--seed N]
+    python tests/soak.py --repeat SEED
 
 Each case is a small training with random options. One run of it is left alone. Another one is
 killed, filled up and damaged, goes on with --continue_train after each fault, and must
