@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from util.argument_types import number, whole_number
+from util.argument_types import count, number
 
 from .losses import GRADIENT_PENALTIES
 from .norms import NORMS
@@ -13,7 +13,7 @@ from .norms import NORMS
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of discriminators that a model passes on to `define_D` and its losses."""
     add = parser.add_argument_group("discriminator").add_argument
-    add("--num_D", type=whole_number(1), default=2, help="scales of --netD multiscale")
+    add("--num_D", type=count, default=2, help="scales of --netD multiscale")
     add(
         "--lambda_feat",
         type=number(),
@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gp", choices=GRADIENT_PENALTIES, help="gradient penalty [that of --gan_mode wgangp]")
     add(
         "--gp_every",
-        type=whole_number(1),
+        type=count,
         default=1,
         help="compute the gradient penalty each so many batches, weighted as much more",
     )

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from util.argument_types import number, whole_number
+from util.argument_types import count, number
 from util.errors import UserError
 
 from .adversarial import add_options as add_discriminator_options
@@ -61,14 +61,14 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
         "negatives from all pictures of the batch, not only from the same picture",
     )
     add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="network on the features")
-    add("--netF_nc", type=whole_number(1), default=256, help="channels of --netF mlp_sample")
+    add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
     add(
         "--nce_T",
         type=number(positive=True),
         default=0.07,
         help="temperature of the contrastive loss",
     )
-    add("--num_patches", type=whole_number(1), default=256, help="patches per layer")
+    add("--num_patches", type=count, default=256, help="patches per layer")
     add_switch("--flip_equivariance", "flip the input at random: G should flip its output")
     add_switch(
         "--decay_at_crop_size",

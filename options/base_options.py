@@ -19,7 +19,7 @@ from models.networks import DISCRIMINATORS, GENERATORS
 from models.norms import NORMS
 from models.speed.acceleration import PRECISIONS
 from util import distributed, find_class
-from util.argument_types import experiment_name, number, whole_number
+from util.argument_types import count, experiment_name, number, whole, whole_number, width
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
 from util.files import write_whole
@@ -97,8 +97,16 @@ class BaseOptions:
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Add the options that training and testing share."""
-        group = parser.add_argument_group("basic")
-        add = group.add_argument
+        self._add_basic(parser)
+        self._add_model(parser)
+        self._add_speed(parser)
+        self._add_data(parser)
+        self._add_saves(parser)
+        self._add_display(parser)
+        return parser
+
+    def _add_basic(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument_group("basic").add_argument
         add("--dataroot", required=True, help="data set: a folder with trainA, trainB, ...")
         add(
             "--name",
@@ -108,34 +116,20 @@ class BaseOptions:
         )
         add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
         add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
-        add(
-            "--seed",
-            type=whole_number(0),
-            help="random seed; if not given, a new one is drawn and printed",
-        )
+        add("--seed", type=whole, help="random seed; if not given, a new one is drawn and printed")
         add("--deterministic", action="store_true", help="bit-identical runs, but slower")
         add("--verbose", action="store_true", help="print the networks layer by layer")
         add("--suffix", default="", help="appended to --name; {option} is filled in: {netG}_{norm}")
 
-        group = parser.add_argument_group("model")
-        add = group.add_argument
+    def _add_model(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument_group("model").add_argument
         add("--model", default="cycle_gan", help="cycle_gan | pix2pix | cut | dcl | test | ...")
-        add("--input_nc", type=whole_number(1, 10**6), default=3, help="channels of input pictures")
-        add(
-            "--output_nc",
-            type=whole_number(1, 10**6),
-            default=3,
-            help="channels of output pictures",
-        )
-        add(
-            "--ngf",
-            type=whole_number(1, 10**6),
-            default=64,
-            help="filters in the generator's last convolution",
-        )
+        add("--input_nc", type=width, default=3, help="channels of input pictures")
+        add("--output_nc", type=width, default=3, help="channels of output pictures")
+        add("--ngf", type=width, default=64, help="filters in the generator's last convolution")
         add(
             "--ndf",
-            type=whole_number(1, 10**6),
+            type=width,
             default=64,
             help="filters in the discriminator's first convolution",
         )
@@ -182,8 +176,8 @@ class BaseOptions:
             help="anti-aliased down- and upsampling, against checkerboards",
         )
 
-        group = parser.add_argument_group("speed")
-        add = group.add_argument
+    def _add_speed(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument_group("speed").add_argument
         add("--precision", default="tf32", choices=PRECISIONS, help="precision of the networks")
         add("--channels_last", action="store_true", help="memory layout (N, H, W, C)")
         add("--compile", action="store_true", help="torch.compile: slow start, then faster")
@@ -196,8 +190,8 @@ class BaseOptions:
         )
         add("--fast", action="store_true", help="the fastest options for this machine; prints them")
 
-        group = parser.add_argument_group("data")
-        add = group.add_argument
+    def _add_data(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument_group("data").add_argument
         add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
         add(
             "--direction",
@@ -206,23 +200,23 @@ class BaseOptions:
             help="translate A to B, or B to A",
         )
         add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
-        add("--num_threads", type=whole_number(0), default=4, help="workers that load pictures")
-        add("--batch_size", type=whole_number(1), default=1, help="pictures in a batch")
+        add("--num_threads", type=whole, default=4, help="workers that load pictures")
+        add("--batch_size", type=count, default=1, help="pictures in a batch")
         add(
             "--load_size",
-            type=whole_number(1, 10**6),
+            type=width,
             default=286,
             help="scale pictures to this size before the crop",
         )
         add(
             "--crop_size",
-            type=whole_number(1, 10**6),
+            type=width,
             default=256,
             help="crop a square of this size from the scaled picture",
         )
         add(
             "--max_dataset_size",
-            type=whole_number(1),
+            type=count,
             default=float("inf"),
             help="use at most this many pictures",
         )
@@ -250,27 +244,21 @@ class BaseOptions:
             metavar=("LOW", "HIGH"),
             help="read .npy, 16-bit and float pictures at full depth; maps LOW, HIGH to -1, 1",
         )
-        add("--display_winsize", type=whole_number(1), default=256, help="picture width on pages")
+        add("--display_winsize", type=count, default=256, help="picture width on pages")
 
-        group = self.group(parser, self.SAVES)
-        add = group.add_argument
+    def _add_saves(self, parser: argparse.ArgumentParser) -> None:
+        add = self.group(parser, self.SAVES).add_argument
         add("--epoch", default="latest", help="which epoch to load: a number, latest, ...")
-        add(
-            "--load_iter",
-            type=whole_number(0),
-            default="0",
-            help="load iter_N, saved by --save_by_iter",
-        )
+        add("--load_iter", type=whole, default="0", help="load iter_N, saved by --save_by_iter")
 
-        group = self.group(parser, "display")
-        add = group.add_argument
+    def _add_display(self, parser: argparse.ArgumentParser) -> None:
+        add = self.group(parser, "display").add_argument
         add("--use_wandb", action="store_true", help="log training to W&B (needs wandb)")
         add(
             "--wandb_project_name",
             default="CycleGAN-and-pix2pix",
             help="project on W&B, with --use_wandb",
         )
-        return parser
 
     @staticmethod
     def group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:

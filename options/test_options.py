@@ -12,7 +12,7 @@ from data.pictures.writing import FORMATS
 from models.ema import WEIGHTS
 from models.inference.tiles import MODES
 from util import distributed
-from util.argument_types import number, whole_number
+from util.argument_types import number, whole, whole_number
 from util.run.saved_options import read_saved_options
 
 from .base_options import BaseOptions
@@ -85,7 +85,7 @@ options of another model: python test.py --model pix2pix --help"""
         add = group.add_argument
         add("--keep_size", action="store_true", help="no scaling: pad inputs, crop outputs")
         add("--tile", type=whole_number(16), help="compute large pictures in tiles of this size")
-        add("--tile_overlap", type=whole_number(0), help="overlap of quick tiles in pixels [64]")
+        add("--tile_overlap", type=whole, help="overlap of quick tiles in pixels [64]")
         add(
             "--tile_mode",
             choices=MODES,

@@ -11,7 +11,7 @@ from models import diffaug
 from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
 from util import distributed
-from util.argument_types import number, whole_number
+from util.argument_types import count, number, whole, whole_number
 from util.run import checkpoint
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
 from util.scores.evaluation import SCORES
@@ -46,18 +46,23 @@ options of another model: python train.py --model pix2pix --help"""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
+        self._add_views(parser)
+        self._add_saving(parser)
+        self._add_validation(parser)
+        self._add_training(parser)
+        return parser
 
-        group = self.group(parser, "display")
-        add = group.add_argument
+    def _add_views(self, parser: argparse.ArgumentParser) -> None:
+        add = self.group(parser, "display").add_argument
         add(
             "--display_freq",
-            type=whole_number(1),
+            type=count,
             default=400,
             help="images between two updates of the displayed pictures",
         )
         add(
             "--display_ncols",
-            type=whole_number(0),
+            type=whole,
             default=4,
             help="pictures per row in visdom; 0: one window for each",
         )
@@ -68,13 +73,13 @@ options of another model: python train.py --model pix2pix --help"""
         add("--display_port", type=port, default=8097, help="port of the visdom server")
         add(
             "--update_html_freq",
-            type=whole_number(1),
+            type=count,
             default=1000,
             help="images between two sets of pictures saved to the training page",
         )
         add(
             "--print_freq",
-            type=whole_number(1),
+            type=count,
             default=100,
             help="images between two printed lines of losses",
         )
@@ -82,17 +87,17 @@ options of another model: python train.py --model pix2pix --help"""
 
         add("--use_tensorboard", action="store_true", help="log to <name>/tb (needs tensorboard)")
 
-        group = self.group(parser, self.SAVES)
-        add = group.add_argument
+    def _add_saving(self, parser: argparse.ArgumentParser) -> None:
+        add = self.group(parser, self.SAVES).add_argument
         add(
             "--save_latest_freq",
-            type=whole_number(1),
+            type=count,
             default=5000,
             help="images between two saves of the latest weights",
         )
         add(
             "--save_epoch_freq",
-            type=whole_number(1),
+            type=count,
             default=5,
             help="epochs between two saves that are kept",
         )
@@ -104,7 +109,7 @@ options of another model: python train.py --model pix2pix --help"""
         add("--continue_train", action="store_true", help="resume the training of this --name")
         add(
             "--keep_states",
-            type=whole_number(0),
+            type=whole,
             default=1,
             help="how many saved epochs keep the state that resuming needs",
         )
@@ -115,17 +120,13 @@ options of another model: python train.py --model pix2pix --help"""
             choices=("stop", "skip"),
             help="what to do when a loss is NaN or infinite",
         )
-        add("--epoch_count", type=whole_number(1), default=1, help="number of the first epoch")
+        add("--epoch_count", type=count, default=1, help="number of the first epoch")
         add("--phase", default="train", help="folder of the data set to read: train, val, test")
 
+    def _add_validation(self, parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group("validation")
         add = group.add_argument
-        add(
-            "--val_freq",
-            type=whole_number(0),
-            default=0,
-            help="epochs between two validations; 0: none",
-        )
+        add("--val_freq", type=whole, default=0, help="epochs between two validations; 0: none")
         add("--val_phase", default="val", help="folder of the pictures to score: val, test")
         add(
             "--best_by",
@@ -140,14 +141,12 @@ options of another model: python train.py --model pix2pix --help"""
         )
         add_weights(group)
 
-        group = parser.add_argument_group("training")
-        add = group.add_argument
-        add(
-            "--n_epochs", type=whole_number(0), default=100, help="epochs at the full learning rate"
-        )
+    def _add_training(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument_group("training").add_argument
+        add("--n_epochs", type=whole, default=100, help="epochs at the full learning rate")
         add(
             "--n_epochs_decay",
-            type=whole_number(0),
+            type=whole,
             default=100,
             help="epochs in which the learning rate decays to zero",
         )
@@ -157,7 +156,7 @@ options of another model: python train.py --model pix2pix --help"""
         add("--lambda_gp", type=number(), default=10.0, help="weight of the gradient penalty")
         add(
             "--pool_size",
-            type=whole_number(0),
+            type=whole,
             default=50,
             help="size of the pool of earlier results that discriminators see; 0: none",
         )
@@ -180,7 +179,7 @@ options of another model: python train.py --model pix2pix --help"""
         )
         add(
             "--accumulate",
-            type=whole_number(1),
+            type=count,
             default=1,
             help="gradient accumulation: batches per optimizer step",
         )
@@ -199,11 +198,10 @@ options of another model: python train.py --model pix2pix --help"""
         add("--lr_policy", default="linear", choices=LR_POLICIES, help="learning rate schedule")
         add(
             "--lr_decay_iters",
-            type=whole_number(1),
+            type=count,
             default=50,
             help="epochs between two decays of --lr_policy step",
         )
-        return parser
 
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:
         if not opt.continue_train:

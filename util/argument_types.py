@@ -63,3 +63,8 @@ def experiment_name(text: str) -> str:
             "'..', such as maps or maps/first, and --checkpoints_dir for another place"
         )
     return text
+
+
+whole = whole_number(0)
+count = whole_number(1)
+width = whole_number(1, 10**6)  # of a picture or a layer
