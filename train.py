@@ -95,7 +95,7 @@ def train(
             model.track_metric()
 
             # frequencies are in images, whatever the batch size
-            save = crossed(opt.update_html_freq, before, at.total_iters)
+            save = not opt.no_html and crossed(opt.update_html_freq, before, at.total_iters)
             if save or at.due(opt.display_freq, before, len(dataset)):
                 model.compute_visuals()
                 visualizer.display_current_results(model.get_current_visuals(), epoch, save)
@@ -109,9 +109,9 @@ def train(
                 run.save("latest", position=at)
                 return True
 
-        stopping = functools.partial(run.stop.is_urgent, begun < at.total_iters)
+        should_stop = functools.partial(run.stop.is_urgent, begun < at.total_iters)
         with uncompiled():  # networks would be compiled once more, without gradients
-            unfinished = validation.end_epoch(at, visualizer, stopping)
+            unfinished = validation.end_epoch(at, visualizer, should_stop)
         if unfinished:  # --continue_train begins it anew
             run.save("latest", position=at)
             return run.stop.on_any_rank()

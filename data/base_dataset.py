@@ -25,7 +25,7 @@ from .image_folder import (
     quick_check,
     skip_broken_hint,
 )
-from .pictures.reading import naming, read_picture
+from .pictures.reading import fit_samples, naming, read_picture
 from .pictures.values import to_unit
 from .transforms import (
     CenterCrop,
@@ -151,7 +151,8 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
     if not value_range:
         return open_image(path, upright=upright)
     with naming(path):
-        return to_unit(read_picture(path, upright).pixels, tuple(value_range))
+        picture = fit_samples(read_picture(path, upright), {opt.input_nc, opt.output_nc})
+        return to_unit(picture.pixels, tuple(value_range))
 
 
 def reader(opt: argparse.Namespace, channels: int) -> Callable[[str], Any]:

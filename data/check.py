@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,7 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
             )
             found.problems[what][f"{key}: {len(different)} sizes"] = None
             found.skippable = False
-    broken = {path for path in paths if any(path in reason for reason in reasons)}
+    broken = {path for path in paths if any(_names(path, reason) for reason in reasons)}
     folders = {
         os.path.relpath(folder, opt.dataroot): [p for p in paths if Path(p).is_relative_to(folder)]
         for folder in getattr(dataset, "folders", [])
@@ -124,6 +125,11 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
         _check_folder(name, inside, broken, opt, found)
     if not paths:  # a dataset of the user's that names no files
         found.rows.append([f"items of {opt.dataset_mode}", str(count), str(broken_items)])
+
+
+def _names(path: str, reason: str) -> bool:
+    """Whether a reason is about a file: not about one whose name only begins alike."""
+    return re.search(re.escape(path) + r"(?![\w.])", reason) is not None
 
 
 def _check_values(key: str, x: torch.Tensor, paths: Sequence[Any], found: Findings) -> None:

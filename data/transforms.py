@@ -45,8 +45,6 @@ class FitChannels:
         have = len(picture)
         if have in self.wanted:
             return picture
-        if have in (2, 4) and have - 1 in self.wanted:  # the last one is alpha
-            return picture[:-1]
         wanted = 3 if have == 1 and 3 in self.wanted else min(self.wanted)
         try:
             pixels = fit_channels(picture.permute(1, 2, 0).numpy(), wanted)

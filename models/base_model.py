@@ -176,7 +176,7 @@ class BaseModel(ModelFiles, ABC):
             if opt.diffaug:
                 augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
                 prepared(net).prepared_augment = augment  # type: ignore[assignment]
-        for net in set(found.values()) if opt.spectral_norm else ():
+        for net in dict.fromkeys(found.values()) if opt.spectral_norm else ():
             add_spectral_norm(net)
 
     def needs_second_gradients(self, net: nn.Module) -> bool:

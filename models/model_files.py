@@ -110,10 +110,11 @@ class ModelFiles:
         def save(epoch: int | str) -> None:
             save_networks(epoch)
             for name, average in self._averages.items() if distributed.is_main() else ():
-                if not average.steps:  # a model may average by itself what no optimizer steps
-                    continue
                 path = ema.average_path(self.save_dir, str(epoch), name)
-                checkpoint.save_file(average.weights(), path)
+                if average.steps:
+                    checkpoint.save_file(average.weights(), path)
+                else:  # a model may average by itself what no optimizer steps
+                    path.unlink(missing_ok=True)
 
         self.save_networks = save
 
@@ -130,7 +131,7 @@ class ModelFiles:
             for name, average in self._averages.items():
                 if average.steps:
                     stack.enter_context(average.lent_to(unwrap(nets[name])))
-            yield bool(self._averages)
+            yield any(average.steps for average in self._averages.values())
 
     def load_networks(self, epoch: int | str) -> None:
         """Read the networks that `save_networks` wrote, or that the original did.

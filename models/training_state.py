@@ -39,8 +39,11 @@ def restore(
     optimizers, betas = model.all_optimizers(), getattr(model.opt, "beta1", None)
     if len(state["optimizers"]) == len(model.optimizers):  # older versions saved only these
         optimizers = model.optimizers
+    wrapped = [(a, b) for a in optimizers for b in optimizers if a.param_groups is b.param_groups]
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         load_optimizer(optimizer, saved, options.get("beta1", betas) != betas)
+    for outer, inner in wrapped:  # such as SAM: both see one learning rate
+        inner.param_groups = outer.param_groups
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=True):
         resume(scheduler, saved, model.opt, options.get("lr_policy", model.opt.lr_policy))
     parts, modules = stateful_parts(model), unnamed_modules(model)

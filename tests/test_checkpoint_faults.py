@@ -1077,7 +1077,7 @@ def test_the_best_weights_are_those_of_one_epoch(tmp_path, monkeypatch):
     """Also where the disk gets full between two networks."""
     validation: Any = Validation.__new__(Validation)
     validation.folder, validation.by, validation.best, validation.opt = tmp_path, "L1", None, None
-    validation.of = "2 pictures of val"
+    validation.of = "val, 2 of its pictures"
     full = False
 
     def save_networks(suffix: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import re
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,7 @@ def test_pairs_of_two_folders(tmp_path, capsys):
     (pair,) = sections(out)["what can't be used"]
     assert pair.startswith("a pair must be of one size: ")
     assert pair.endswith("sub/1.png is 40x44")
+    assert re.findall(r"^train[AB] +(\d+) +(\d+) ", out, re.M) == [("4", "1")] * 2
     helpers.picture(tmp_path / "trainA" / "lonely.png")
     code, out = run(capsys, *argv)
     assert code == 1

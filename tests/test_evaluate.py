@@ -27,7 +27,7 @@ from util.errors import UserError
 from util.scores import metrics
 from util.scores.evaluation import Evaluator, levels, parse_scores
 from util.scores.report import table
-from util.scores.validation import Validation
+from util.scores.validation import WRITTEN, Validation
 from util.util import tensor2im
 
 PIX2PIX = "--model pix2pix --netG resnet_6blocks".split()
@@ -467,7 +467,7 @@ def test_a_training_that_was_killed_before_its_first_save_starts_anew(paired, tm
     for path in (tmp_path / "x").glob("*.pth"):  # leave only what validation has written
         if not path.name.startswith("best_net_"):
             path.unlink()
-    (tmp_path / "x" / "best_net_D.pth").rename(tmp_path / "x" / ".best_new_net_D.pth")
+    (tmp_path / "x" / "best_net_D.pth").rename(tmp_path / "x" / f"{WRITTEN}_net_D.pth")
     again = succeed("train.py", *where, *words, "--continue_train")
     assert "so this starts anew" in again.out
     assert "best so far" not in again.out
@@ -483,16 +483,16 @@ def test_a_stop_does_not_wait_for_the_end_of_validation(paired, tmp_path, monkey
     succeed("train.py", *where, "--name", "whole", *words)
     limit = ["--max_hours", 1e-9] if how == "--max_hours" else []
     scored = []
-    until_stopped = Validation._until_stopped
+    until = Validation._until
 
-    def counted(self):
-        for item in until_stopped(self):
+    def counted(self, stopping):
+        for item in until(self, stopping):
             scored.append(item["A_paths"])
             if how == "signal" and len(scored) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield item
 
-    monkeypatch.setattr(Validation, "_until_stopped", counted)
+    monkeypatch.setattr(Validation, "_until", counted)
     for _ in range(12):
         finished = run("train.py", *where, "--name", "x", *words, "--continue_train", *limit)
         assert finished.code in (0, 128 + signal.SIGTERM), finished.err
@@ -512,9 +512,9 @@ def test_the_best_of_other_pictures_does_not_count(paired, tmp_path):
     words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
     succeed("train.py", *where, *words)
     again = succeed("train.py", *where, *words, "--n_epochs", 2, "--continue_train", "--num_val", 1)
-    assert "was that of 2 pictures of val: with 1 pictures of val it starts anew" in again.err
+    assert "is of val, 2 of its pictures: with val, 1 of its pictures, it starts" in again.err
     facts = json.loads((tmp_path / "x" / "best_scores.json").read_text())
-    assert (facts["epoch"], facts["of"]) == (2, "1 pictures of val")
+    assert (facts["epoch"], facts["of"]) == (2, "val, 1 of its pictures")
 
 
 def test_scores_of_an_earlier_training_are_not_those_of_a_new_one(paired, tmp_path):
@@ -543,6 +543,10 @@ def test_the_best_is_set_aside_where_weights_alone_are_gone_on_with(paired, tmp_
     (earlier,) = (tmp_path / "x").glob("earlier.*")
     assert (earlier / "best_net_G.pth").read_bytes() == best
     assert not (earlier / "latest_net_G.pth").exists()
+    for path in (tmp_path / "x").glob("*_train_state.pth"):
+        path.unlink()
+    succeed("train.py", *where, *words, "--continue_train", "--epoch", "best")
+    assert len(list((tmp_path / "x").glob("earlier.*"))) == 1  # not what it goes on from
 
 
 def test_best_of_unpaired_is_by_the_cycle(unpaired, tmp_path):

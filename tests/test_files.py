@@ -90,6 +90,11 @@ def test_the_temporary_file_is_hidden_beside_it_with_the_same_ending(tmp_path):
         assert re.fullmatch(r"\.picture\.tar\.[0-9a-f]+\.tmp\.gz", temporary.name)
 
 
+def test_text_may_name_files_that_are_no_utf_8(tmp_path):
+    write_whole(tmp_path / "a.txt", f"dataroot: {os.fsdecode(b'caf' + bytes([0xE9]))}")
+    assert (tmp_path / "a.txt").read_bytes() == b"dataroot: caf\xe9"
+
+
 @pytest.mark.parametrize("letter", ["a", "山"])
 def test_names_of_any_length(tmp_path, letter):
     name = letter * (240 // len(letter.encode())) + ".png"

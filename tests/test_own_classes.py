@@ -28,6 +28,7 @@ from tests.test_acceleration import batch, build
 from util import distributed
 from util.errors import UserError
 from util.light_torchvision import transforms
+from util.run.position import Position
 from util.run.training_run import TrainingRun
 
 
@@ -191,6 +192,16 @@ def test_diffaug_that_reaches_nothing_is_told_once(tmp_path, capsys):
     ]
 
 
+def test_spectral_norm_draws_in_the_order_of_the_networks(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("models.base_model.add_spectral_norm", drawn.append)
+    model: Any = build(tmp_path, "--model cycle_gan --spectral_norm")
+    assert drawn == [model.netD_A, model.netD_B]
+    model.netD_again, model.model_names = model.netD_A, [*model.model_names, "D_again"]
+    model._equip_discriminators()
+    assert drawn[2:] == [model.netD_A, model.netD_B]  # each once
+
+
 class OwnNorm(nn.BatchNorm2d):
     """As people derive one to start with other weights."""
 
@@ -205,6 +216,14 @@ def test_norms_that_only_begin_differently_are_synchronized():
     assert isinstance(net[1], SyncBatchNorm2d)
     assert net[1].weight.tolist() == [0.5] * 4
 
+    class Frozen(OwnNorm):
+        def train(self, mode: bool = True):
+            return super().train(False)
+
+    net = nn.Sequential(Frozen(4)).train()
+    assert synchronize_norms(net) == 0  # it would thaw
+    assert not net.train()[0].training
+
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_checkpointed_blocks_count_a_batch_once(norm):
@@ -216,7 +235,9 @@ def test_checkpointed_blocks_count_a_batch_once(norm):
     x = torch.rand(2, 3, 16, 16)
     for one in (net, ours):
         for _ in range(3):
-            one(x).square().mean().backward()
+            loss = one(x).square().mean()
+            loss.backward(retain_graph=True)
+            loss.backward()  # computes everything once more
     for key, value in net.state_dict().items():
         assert torch.equal(ours.state_dict()[key], value), key
     for a, b in zip(net.parameters(), ours.parameters(), strict=True):
@@ -235,6 +256,8 @@ def test_an_average_of_ones_own_is_not_averaged_again(tmp_path, monkeypatch):
         own.load_state_dict(model.netG.state_dict())
     model.save_dir.mkdir(parents=True, exist_ok=True)
     model.save_networks("latest")
+    (model.save_dir / "latest_net_G_own_ema.pth").write_bytes(b"of an earlier training")
+    model.save_networks("latest")
     saved = {path.name for path in model.save_dir.glob("*_ema.pth")}
     assert saved == {"latest_net_G_ema.pth"}
     before = own.state_dict()["model.model.0.weight"].clone()
@@ -252,6 +275,10 @@ class Sharpness(torch.optim.Optimizer):
 
     def step(self, closure=None):
         return self.base.step(closure)
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.base.param_groups = self.param_groups
 
 
 def test_what_holds_a_state_comes_back(tmp_path):
@@ -272,6 +299,8 @@ def test_what_holds_a_state_comes_back(tmp_path):
     assert all(
         torch.equal(ours["state"][k]["exp_avg"], v["exp_avg"]) for k, v in theirs["state"].items()
     )
+    fresh.optimizer_G.param_groups[0]["lr"] = 0.25  # as a schedule does
+    assert fresh.optimizer_G.base.param_groups[0]["lr"] == 0.25
 
 
 def test_an_optimizer_may_keep_a_number(tmp_path):
@@ -318,9 +347,8 @@ def buffers_in_two_processes(folder: str) -> None:
     model.netG.norm = nn.InstanceNorm2d(3, track_running_stats=True)
     model.netG.norm.running_mean.fill_(distributed.rank())
     run = TrainingRun(model.opt, model, [])
-    run.guard.check()
     for _ in range(2):
-        run._compare_buffers()
+        run.save("latest", position=Position())
 
 
 def test_buffers_of_each_process_are_told(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import nn
 from torchvision import transforms
 
+from data.base_dataset import open_picture
 from data.image_folder import list_pictures
 from data.pictures.reading import Picture, read_picture
 from data.pictures.values import fit_channels, from_unit, to_unit
@@ -276,11 +278,48 @@ def test_the_last_of_four_samples(tmp_path, kind):
     out = identity(3)(tmp_path / "a.tif")  # three channels and alpha
     np.testing.assert_allclose(out.astype(int), pixels, atol=2 if kind == "assocalpha" else 0)
     picture = read_picture(tmp_path / "a.tif")
+    np.testing.assert_array_equal(picture.alpha, pixels[..., 3])
     if kind == "unspecified":
-        np.testing.assert_array_equal(picture.pixels, pixels)
         np.testing.assert_array_equal(identity(4)(tmp_path / "a.tif"), pixels)
     else:
-        np.testing.assert_array_equal(picture.alpha, pixels[..., 3])
+        with pytest.raises(UserError, match="3 channels, the network takes 4"):
+            identity(4)(tmp_path / "a.tif")
+
+
+def test_premultiplied_floats_of_any_range(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.full((4, 5, 4), 500.0, np.float32)
+    pixels[..., 3] = 0.5
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=["assocalpha"])
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, 1000.0)
+
+
+def test_cmyk_of_16_bits_is_refused(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pixels = RNG.integers(0, 65536, (4, 5, 4)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="separated")
+    with pytest.raises(UserError, match=r"a\.tif: CMYK of more than 8 bits"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_a_fourth_sample_reaches_networks_that_take_four(tmp_path):
+    """In training with a range, and in a folder; for three channels it counts as alpha."""
+    tifffile = pytest.importorskip("tifffile")
+    pixels = RNG.integers(0, 65536, (20, 24, 4)).astype(np.uint16)
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(
+        tmp_path / "in" / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"]
+    )
+    for channels in (3, 4):
+        opt = SimpleNamespace(value_range=[0, 65535], input_nc=channels, output_nc=channels)
+        x = open_picture(opt, str(tmp_path / "in" / "a.tif"))  # type: ignore[arg-type]
+        np.testing.assert_allclose(
+            (x.numpy().transpose(1, 2, 0) + 1) * 32767.5, pixels[..., :channels], atol=0.01
+        )
+        work = FolderTranslation(identity(channels), "same", threads=0)
+        (job,) = work.jobs([str(tmp_path / "in" / "a.tif")], tmp_path / "in", tmp_path / "out")
+        assert work.run([job]) == []
+        np.testing.assert_array_equal(tifffile.imread(job.target), pixels)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])

@@ -610,6 +610,8 @@ def test_a_training_may_go_on_with_another_size_and_beta(tmp_path):
     more = ["--n_epochs", "4", "--continue_train", "--load_size", "44", "--crop_size", "40"]
     result = train(data, tmp_path, "cycle_gan", *words, *more, "--beta1", "0.9", "--seed", "7")
     assert "--seed 7 is ignored: this training goes on with 3" in result.err
+    more = [*more, "--beta1", "0.9"]
+    assert "--seed" not in train(data, tmp_path, "cycle_gan", *words, *more, "--n_epochs", "5").err
     state = torch.load(tmp_path / "c" / "x" / "latest_train_state.pth", weights_only=True)
     groups = [o["param_groups"][0] for o in state["model"]["optimizers"]]
     assert [group["betas"] for group in groups] == [(0.9, 0.999)] * 2
@@ -626,3 +628,10 @@ def test_names_of_pairs_do_not_depend_on_the_number_of_processes(tmp_path):
     wanted = [whole.next(path) for path in paths]
     assert [name for _, name in wanted] == [Path(path).stem for path in paths]
     assert [parts[i % 2].next(path) for i, path in enumerate(paths)] == wanted
+
+
+def test_what_is_not_given_any_more_is_told(tmp_path):
+    data = aligned(tmp_path / "data")
+    train(data, tmp_path, "template", "--on_nan", "skip", "--precision", "fp32")
+    again = train(data, tmp_path, "template", "--n_epochs", "2", "--continue_train")
+    assert "this training had on_nan=skip, precision=fp32; they are not given now" in again.err

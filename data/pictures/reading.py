@@ -10,7 +10,7 @@ import contextlib
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ _EXIF_PARTS = (0x8769, 0x8825)
 class Picture:
     """`pixels` (H, W, C) and, where there is any, `alpha` (H, W) of the same type.
 
-    `info` is the file's metadata in the form that Pillow's `save` takes: `icc_profile`, `exif` and
+    `unsaid`: what counts as alpha is a sample whose meaning the file does not say. `info` is the
+    file's metadata in the form that Pillow's `save` takes: `icc_profile`, `exif` and
     `dpi`, each if the file has it. `frames` is the number of pictures in the file.
     """
 
@@ -48,6 +49,7 @@ class Picture:
     alpha: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
     frames: int = 1
+    unsaid: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -209,6 +211,8 @@ def _read_tiff(path: str | os.PathLike, page: int = 0) -> Picture:
     with tifffile.TiffFile(path) as file:
         frame = file.pages[page]
         kinds = tifffile.PHOTOMETRIC
+        if frame.photometric == kinds.SEPARATED:
+            raise UserError("CMYK of more than 8 bits: convert it to RGB")
         if frame.photometric in (kinds.CIELAB, kinds.ICCLAB, kinds.ITULAB):
             raise UserError("colours of CIE Lab with more than 8 bits: convert them to RGB")
         pixels = frame.asarray()
@@ -218,10 +222,10 @@ def _read_tiff(path: str | os.PathLike, page: int = 0) -> Picture:
             pixels = np.iinfo(pixels.dtype).max - pixels
         samples = pixels.shape[2] if pixels.ndim == 3 else 1
         colours = 3 if frame.photometric == kinds.RGB else 1
-        # a sample of no said meaning may be infrared or another stain
-        extra = frame.extrasamples[0] if frame.extrasamples and samples == colours + 1 else 0
+        extra = frame.extrasamples[0] if frame.extrasamples and samples == colours + 1 else None
     picture = _from_array(np.ascontiguousarray(pixels))
-    picture = _split_alpha(picture.pixels, bool(extra))
+    picture = _split_alpha(picture.pixels, extra is not None)
+    picture.unsaid = extra == tifffile.EXTRASAMPLE.UNSPECIFIED
     if extra == tifffile.EXTRASAMPLE.ASSOCALPHA and picture.alpha is not None:
         picture.pixels = _unmultiplied(picture.pixels, picture.alpha)
     return picture
@@ -233,15 +237,19 @@ def _unmultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     opacity = alpha[..., None] / whole
     values = np.divide(pixels, opacity, out=np.zeros(pixels.shape), where=opacity > 0)
     values = values.round() if pixels.dtype.kind in "ui" else values
-    return values.clip(0, whole).astype(pixels.dtype)
+    return (values.clip(0, whole) if pixels.dtype.kind == "u" else values).astype(pixels.dtype)
 
 
-def without_alpha(picture: Picture, channels: int) -> Picture:
-    """The picture for so many channels: the last of 2 or 4 is its alpha if that is one more."""
-    have = picture.pixels.shape[2]
-    if picture.alpha is None and have in (2, 4) and have == channels + 1:
-        picture.alpha = picture.pixels[..., -1]
-        picture.pixels = picture.pixels[..., :-1]
+def fit_samples(picture: Picture, channels: Container[int]) -> Picture:
+    """The picture for networks that take so many channels.
+
+    A sample of no said meaning, such as infrared, is one of them where that fits, else alpha.
+    """
+    have, alpha = picture.pixels.shape[2], picture.alpha
+    wanted = have not in channels and have + 1 in channels
+    if wanted and picture.unsaid and alpha is not None:
+        picture.pixels = np.concatenate([picture.pixels, alpha[..., None]], axis=2)
+        picture.alpha = None
     return picture
 
 

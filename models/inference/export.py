@@ -97,7 +97,7 @@ def export_generator(
         "layout": f"NCHW float32, {channels(G.options)}",
         "value_range": "-1 1",
         # the values of pictures that are these; without it the ends of their type
-        **({"pictures": "{:g} {:g}".format(*G.value_range)} if G.value_range else {}),
+        **({"pictures": "{} {}".format(*G.value_range)} if G.value_range else {}),
         "sizes": "any batch, height and width; the output has those of the input",
         "batch_norm": "stored statistics" if eval else "statistics of each picture",
         "dropout": "off",

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from data.image_folder import note_frames
-from data.pictures.reading import Picture, naming, read_info, read_picture, without_alpha
+from data.pictures.reading import Picture, fit_samples, naming, read_info, read_picture
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.passes import independent_of_batch
 from util.background import BackgroundWork
@@ -160,7 +160,7 @@ class FolderTranslation:
                 pixels, info = np.empty((0, 0, 1), np.uint8), read_info(job.source)
                 return Ready(job, Picture(pixels, info=info), x)
             picture = read_picture(job.source, self.upright)
-            picture = without_alpha(picture, self.translator.input_nc)
+            picture = fit_samples(picture, {self.translator.input_nc})
             if self.tiles is not None and max(picture.size) > self.tiles.size:
                 return Ready(job, picture, None)
             return Ready(job, picture, self.translator.unit(picture))

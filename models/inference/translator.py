@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.pictures.reading import Picture, from_pil, naming, read_picture, without_alpha
+from data.pictures.reading import Picture, fit_samples, from_pil, naming, read_picture
 from data.pictures.values import (
     MAX_MAGNITUDE,
     Range,
@@ -204,7 +204,7 @@ class Translator:
                 raise UserError(f"a picture of {given.width}x{given.height} pixels is empty")
             try:
                 with _reading:  # Pillow decodes only now, and only one thread may
-                    return from_pil(given, upright=True)
+                    return fit_samples(from_pil(given, upright=True), {self.input_nc})
             except UserError:
                 raise
             except Exception as e:  # decoders raise nearly anything on damaged pictures
@@ -212,7 +212,7 @@ class Translator:
         if isinstance(given, (str, os.PathLike)):
             picture = read_picture(given, upright=True)
             with naming(given):
-                return without_alpha(picture, self.input_nc)
+                return self._without_alpha(fit_samples(picture, {self.input_nc}))
         if isinstance(given, np.ndarray):
             array = given[..., None] if given.ndim == 2 else given
             if array.ndim != 3 or array.dtype.kind not in "uif" or 0 in array.shape:
@@ -220,11 +220,18 @@ class Translator:
                     f"an array of shape {given.shape} and type {given.dtype}: it must be "
                     "(H, W, C) of integers or floats"
                 )
-            return without_alpha(Picture(array), self.input_nc)
+            return self._without_alpha(Picture(array))
         raise UserError(
             f"can't translate a {type(given).__name__}: give a picture of Pillow, a path, "
             "an array (H, W, C), a tensor, or a list of these"
         )
+
+    def _without_alpha(self, picture: Picture) -> Picture:
+        """Take the last of 2 or 4 channels as alpha if the network takes one less."""
+        channels = picture.pixels.shape[2]
+        if picture.alpha is None and channels in (2, 4) and channels == self.input_nc + 1:
+            return Picture(picture.pixels[..., :-1], picture.pixels[..., -1])
+        return picture
 
     def _like(self, given: Any, read: Picture, result: Picture) -> Any:
         """The result as the same kind of object that was given."""

@@ -94,7 +94,7 @@ def prepare(
     if scale is not None and not _can_be_scaled(net):
         print(
             f"--precision fp16: a {type(net).__name__} has layers that are not known here, and "
-            "learns in float32"
+            "learns in float32 (with bf16 it would not)"
         )
     elif precision in _DTYPES:
         prepared(net)

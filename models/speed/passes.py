@@ -23,6 +23,7 @@ _KNOWN = {
     f"{_PACKAGE}.networks": "ResnetGenerator ResnetBlock UnetGenerator UnetSkipConnectionBlock "
     "NLayerDiscriminator MultiscaleDiscriminator PixelDiscriminator",
     f"{_PACKAGE}.antialias": "Downsample Upsample BlurredConv2d BlurredConvTranspose2d",
+    f"{_PACKAGE}.patch_nce": "PatchSampleMLP",
     f"{_PACKAGE}.speed.layout": "LayoutKeepingInstanceNorm",
     f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
 }

@@ -116,6 +116,15 @@ def leave_out_of_compiling() -> None:
     SyncBatchNorm2d._synchronized = disabled  # type: ignore[method-assign]
 
 
+def _is_torchs(kind: type) -> bool:
+    """Whether a class is a batch norm of torch, or one that only begins in another way."""
+    torchs = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if kind in torchs or not issubclass(kind, torchs):
+        return kind in torchs
+    own = {name for name, value in vars(kind).items() if callable(value)}
+    return own <= {"__init__", "reset_parameters"} and all(map(_is_torchs, kind.__bases__))
+
+
 def synchronize_norms(net: nn.Module, double_backward: bool = False) -> int:
     """Synchronize the batch norms of a network in place; returns how many were not before.
 
@@ -123,8 +132,7 @@ def synchronize_norms(net: nn.Module, double_backward: bool = False) -> int:
     """
     converted = 0
     for module in net.modules():
-        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        if isinstance(module, kinds) and type(module).forward is kinds[0].forward:
+        if _is_torchs(type(module)):
             # the same object: an optimizer may hold its parameters, and lists or attributes itself
             module.__class__ = SyncBatchNorm2d
             module.process_group = None  # type: ignore[assignment]

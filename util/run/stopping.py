@@ -75,8 +75,8 @@ class StopRequest:
     def is_urgent(self, progressed: bool) -> bool:
         """Whether to stop in the middle of something long: after a signal in any case.
 
-        After `--max_hours` only if this run has `progressed`: one that always stops at the same
-        place would never get on.
+        After `--max_hours` only if this run has `progressed` in its epoch: one that always stops at
+        the same place would never get on.
         """
         return bool(self) and (self.exit_code != 0 or progressed)
 

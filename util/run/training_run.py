@@ -144,7 +144,8 @@ class TrainingRun:
                 "random state and position were not saved with them; this is epoch "
                 f"{opt.epoch_count} (--epoch_count)"
             )
-            _set_aside(self.folder, "best")
+            if found.suffix != "best":
+                _set_aside(self.folder, "best")
         return found
 
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -81,7 +81,7 @@ class Validation:
             if needs_network and self.by in self.evaluator.left_out:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
         self.count = int(min(opt.num_val, len(self.dataset)))
-        self.of = f"{self.count} pictures of {opt.val_phase}"
+        self.of = f"{opt.val_phase}, {self.count} of its pictures"
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -115,7 +115,7 @@ class Validation:
             warn(f"the best so far was by {kept['by']}: --best_by {self.by} starts anew")
             return None
         if of != self.of:
-            warn(f"the best so far was that of {of}: with {self.of} it starts anew")
+            warn(f"the best so far is of {of}: with {self.of}, it starts anew")
             return None
         return kept
 
@@ -131,22 +131,21 @@ class Validation:
             return False
         unfinished = False
         if distributed.is_main():
-            self.stopping = stopping
             try:
                 with distributed.local_norms():
-                    visualizer.log_scores(self._score(position))
+                    visualizer.log_scores(self._score(position, stopping))
             except _Stopped:
                 unfinished = True
         return distributed.broadcast_object(unfinished)
 
-    def _score(self, position: Position) -> dict[str, Any]:
+    def _score(self, position: Position, stopping: Callable[[], bool]) -> dict[str, Any]:
         """Compute the scores of the model, as a record for loggers."""
         start = time.perf_counter()
-        result = self._run()
+        result = self._run(stopping)
         scores = result.flat()
         with self.model.averaged_weights() as averaged:
             if averaged:  # what test.py takes, so they decide
-                raw, result = result, self._run()
+                raw, result = result, self._run(stopping)
                 scores = result.flat() | {f"{name} raw": x for name, x in scores.items()}
                 self._compare(result.mean(self.by), raw.mean(self.by))
         value = result.mean(self.by)
@@ -166,13 +165,13 @@ class Validation:
             "best": {k: self.best[k] for k in ("by", "value", "epoch")} if self.best else {},
         }
 
-    def _run(self) -> Evaluation:
+    def _run(self, stopping: Callable[[], bool]) -> Evaluation:
         with undisturbed(self.model):
-            return self.evaluator.run(self.model, self._until_stopped(), self.count)
+            return self.evaluator.run(self.model, self._until(stopping), self.count)
 
-    def _until_stopped(self) -> Iterator[dict[str, Any]]:
+    def _until(self, stopping: Callable[[], bool]) -> Iterator[dict[str, Any]]:
         for data in self.dataset:
-            if self.stopping():
+            if stopping():
                 raise _Stopped
             yield data
 
