@@ -97,6 +97,11 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
             model.test()
             visuals = model.get_current_visuals()
             paths = model.get_image_paths()
+            if not paths:
+                raise UserError(
+                    f"--model {opt.model} does not say which pictures it translates: set "
+                    "self.image_paths in set_input, such as input['A_paths']"
+                )
             for i, path in enumerate(paths):
                 if done % 5 == 0:
                     tqdm.write(f"processing ({done:04d})-th image... {[path]}")

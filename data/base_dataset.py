@@ -49,13 +49,15 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     """
 
     paired: bool | None = None
+    # also for datasets that do not call `__init__`, which the original's loader does not need
+    folders: list[str] = []
+    listed = 0  # pictures in all lists
+    cache: PictureCache | None = None  # used by `keep`, see --cache_images
 
     def __init__(self, opt: argparse.Namespace):
         self.opt = opt
         self.root = opt.dataroot
-        self.folders: list[str] = []
-        self.listed = 0  # pictures in all lists
-        self.cache: PictureCache | None = None  # used by `keep`, see --cache_images
+        self.folders = []
 
     @staticmethod
     def modify_commandline_options(

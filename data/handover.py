@@ -109,7 +109,8 @@ def _take_out(
     known = opened[worker, number]
     # the storage of the tensors keeps this array, and goes with the last of them
     array = known.numpy()
-    weakref.finalize(array, known.__setitem__, 0, 0).atexit = False
+    # by NumPy: it may happen while a compiler traces what torch does
+    weakref.finalize(array, known.numpy().__setitem__, 0, 0).atexit = False
     whole = torch.from_numpy(array)
     return {k: _view(whole, v) if isinstance(v, Layout) else v for k, v in items.items()}
 

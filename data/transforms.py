@@ -42,6 +42,11 @@ class FitChannels:
         self.wanted = wanted or {3}
 
     def __call__(self, picture: torch.Tensor) -> torch.Tensor:
+        if not isinstance(picture, torch.Tensor):
+            raise UserError(
+                f"--value_range: this dataset opens a {type(picture).__name__} by itself; let it "
+                "do that by self.open or self.load, or leave --value_range out"
+            )
         have = len(picture)
         if have in self.wanted:
             return picture

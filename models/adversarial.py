@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 
 from util.argument_types import count, number
+from util.errors import UserError
 
 from .losses import GRADIENT_PENALTIES
 from .norms import NORMS
+
+SCALES = 2  # of --netD multiscale
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of discriminators that a model passes on to `define_D` and its losses."""
     add = parser.add_argument_group("discriminator").add_argument
-    add("--num_D", type=count, default=2, help="scales of --netD multiscale")
+    add("--num_D", type=count, default=SCALES, help="scales of --netD multiscale")
     add(
         "--lambda_feat",
         type=number(),
@@ -28,3 +31,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="compute the gradient penalty each so many batches, weighted as much more",
     )
     add("--normD", "--norm_D", choices=NORMS, help="norm in D; as --norm if it is not given")
+
+
+def check_options(opt: argparse.Namespace) -> None:
+    """Raise UserError where these options need a discriminator of several scales."""
+    given = {"num_D": opt.num_D != SCALES, "lambda_feat": opt.lambda_feat > 0}
+    for_scales = [name for name, is_given in given.items() if is_given]
+    if for_scales and opt.netD != "multiscale":
+        raise UserError(
+            f"--{for_scales[0]} is for --netD multiscale, not for --netD {opt.netD}: say "
+            "--netD multiscale, or leave it out"
+        )

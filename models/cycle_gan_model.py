@@ -13,6 +13,7 @@ import itertools
 import torch
 
 from util.argument_types import number
+from util.errors import UserError
 from util.image_pool import ImagePool
 
 from . import adversarial, networks
@@ -42,6 +43,18 @@ class CycleGANModel(BaseModel):
                 help="of G_A(B) = B, times lambda_B",
             )
         return parser
+
+    @staticmethod
+    def check_options(opt):
+        """Refuse an identity loss between pictures of different channels."""
+        if not opt.isTrain:
+            return
+        adversarial.check_options(opt)
+        if opt.lambda_identity > 0 and opt.input_nc != opt.output_nc:
+            raise UserError(
+                f"--lambda_identity {opt.lambda_identity:g} needs --input_nc and --output_nc to be "
+                f"equal, got {opt.input_nc} and {opt.output_nc}: say --lambda_identity 0"
+            )
 
     def __init__(self, opt):
         super().__init__(opt)

@@ -138,11 +138,11 @@ def _after_any_step(
     *_: Any,
 ) -> None:
     model, stepped = alive(), set(parameters_of(optimizer))
-    if model is None or is_inside_step(optimizer):
+    if model is None or is_inside_step(optimizer) or model._steps.left_out(optimizer):
         return
     for name, average in averages.items():
         net = unwrap(model.networks()[name])
-        # --accumulate, --on_nan skip and fp16 leave out steps by taking the gradients away
+        # --on_nan skip and fp16 leave out steps by taking the gradients away
         if any(p in stepped and p.grad is not None for p in net.parameters()):
             average.update(net)
 

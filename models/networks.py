@@ -416,6 +416,7 @@ def define_G(
     init_type: str = "normal",
     init_gain: float = 0.02,
     gpu_ids: list[int] = [],
+    *,
     antialias: bool = False,
     antialias_up: bool = False,
 ) -> nn.Module:
@@ -452,6 +453,7 @@ def define_D(
     init_type: str = "normal",
     init_gain: float = 0.02,
     gpu_ids: list[int] = [],
+    *,
     antialias: bool = False,
     num_D: int = 2,
 ) -> nn.Module:

@@ -17,6 +17,7 @@ from util.argument_types import count, number
 from util.errors import UserError
 
 from .adversarial import add_options as add_discriminator_options
+from .adversarial import check_options as check_discriminator_options
 from .init import init_net
 from .networks import GENERATORS, NORMS, ResnetGenerator
 from .speed.passes import independent_of_batch
@@ -91,6 +92,8 @@ def layer_numbers(text: str) -> str:
 
 def check_options(opt: argparse.Namespace) -> None:
     """Raise UserError if these options do not allow to compare features."""
+    if opt.isTrain:
+        check_discriminator_options(opt)
     if "resnet" not in opt.netG:
         resnets = ", ".join(name for name in GENERATORS if "resnet" in name)
         raise UserError(

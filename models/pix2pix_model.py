@@ -42,6 +42,8 @@ class Pix2PixModel(BaseModel):
     @staticmethod
     def check_options(opt):
         """Refuse a perceptual loss of what is not a colour picture."""
+        if opt.isTrain:
+            adversarial.check_options(opt)
         if opt.isTrain and opt.lambda_vgg > 0 and opt.output_nc != 3:
             raise UserError(
                 f"--lambda_vgg compares pictures of 3 channels, and --output_nc is {opt.output_nc}:"

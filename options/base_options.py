@@ -323,6 +323,8 @@ class BaseOptions:
             ) from e
         if not isinstance(extended, argparse.ArgumentParser):
             raise UserError(f"{where} returns {extended}: it must end with `return parser`")
+        for old in RENAMED.keys() & extended._defaults.keys():  # of a file for an older code
+            extended.set_defaults(**{RENAMED[old]: extended._defaults[old]})
         return extended
 
     def _without_help(self) -> list[str]:
@@ -360,11 +362,6 @@ class BaseOptions:
             self.parser.error(
                 f"--cuda_graphs and --accumulate {opt.accumulate} exclude each other: gradients "
                 "are overwritten by those of the next batch; leave one out"
-            )
-        if getattr(opt, "lambda_identity", 0) > 0 and opt.input_nc != opt.output_nc:
-            self.parser.error(
-                f"--lambda_identity {opt.lambda_identity:g} needs --input_nc and --output_nc to be "
-                f"equal, got {opt.input_nc} and {opt.output_nc}: say --lambda_identity 0"
             )
 
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:

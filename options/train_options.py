@@ -260,13 +260,6 @@ options of another model: python train.py --model pix2pix --help"""
                 f"--{unused[0]} has no effect without validation: add --val_freq, in epochs, or "
                 "leave it out"
             )
-        given = {"num_D": "num_D" in explicit, "lambda_feat": getattr(opt, "lambda_feat", 0) > 0}
-        for_scales = [name for name, is_given in given.items() if is_given]
-        if for_scales and opt.netD != "multiscale":
-            self.parser.error(
-                f"--{for_scales[0]} is for --netD multiscale, not for --netD {opt.netD}: say "
-                "--netD multiscale, or leave it out"
-            )
         penalized = getattr(opt, "gp", None) or opt.gan_mode == "wgangp"
         if "gp_every" in explicit and not penalized:
             self.parser.error(

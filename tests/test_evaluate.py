@@ -18,8 +18,10 @@ import torch
 from PIL import Image
 
 import data
+from data.aligned_dataset import AlignedDataset
 from data.unaligned_dataset import UnalignedDataset
 from models import load_generator
+from models.pix2pix_model import Pix2PixModel
 from options.evaluate_options import EvaluateOptions
 from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, unaligned
 from util.display.loss_record import read_records
@@ -603,7 +605,7 @@ def test_scores_on_the_live_page(tmp_path):
     ("words", "said"),
     [
         (["--best_by", "SSIM", "--model", "cycle_gan"], "--best_by SSIM needs pairs"),
-        (["--model", "cut"], "--model cut goes no cycle to score: choose --best_by FID or KID"),
+        (["--model", "cut", "--best_by", "cycle"], "--model cut has no picture that went there"),
         (
             ["--model", "pix2pix", "--dataroot", "elsewhere"],
             "needs pictures to score (--val_phase val)",
@@ -636,3 +638,24 @@ def test_a_missing_folder_for_validation_is_that_of_the_layout(tmp_path, layout,
     what = "say --val_phase test, or rename them" if "test" in phases else "put the pictures there"
     assert f"); {what}" in result.err
     assert result.code == 1
+
+
+def test_models_that_name_no_pictures(paired, tmp_path, monkeypatch):
+    """They can be scored, but not written to a page."""
+    set_input, item = Pix2PixModel.set_input, AlignedDataset.__getitem__
+
+    def unnamed(self, input):
+        set_input(self, {"A_paths": [], "B_paths": [], **input})
+        self.image_paths = []
+
+    def without_paths(self, index):
+        return {k: v for k, v in item(self, index).items() if not k.endswith("_paths")}
+
+    monkeypatch.setattr(Pix2PixModel, "set_input", unnamed)
+    monkeypatch.setattr(AlignedDataset, "__getitem__", without_paths)
+    facts = evaluate(paired, "p", "--num_threads", "0")
+    assert facts["scores"]["fake_B"]["L1"]["pictures"] == 3
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", paired, "--name", "p"]
+    words = ["--results_dir", tmp_path, *PIX2PIX, "--gpu_ids", "-1", "--crop_size", 32]
+    result = run("test.py", *where, *words)
+    assert (result.code, "set self.image_paths in set_input" in result.err) == (1, True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from data.transforms import split_deterministic
-from models import create_model
+from data import create_dataset
+from data.base_dataset import BaseDataset
+from data.transforms import FitChannels, split_deterministic
+from models import create_model, networks
 from models.attributes import stateful_parts
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
 from models.ema import WeightAverage
+from models.inference.translator import Translator
 from models.networks import define_G
 from models.speed import acceleration
 from models.speed.steps import Steps
@@ -27,6 +33,7 @@ from tests.ranks import Group
 from tests.test_acceleration import batch, build
 from util import distributed
 from util.errors import UserError
+from util.find_class import find_class
 from util.light_torchvision import transforms
 from util.run.position import Position
 from util.run.training_run import TrainingRun
@@ -357,3 +364,117 @@ def test_buffers_of_each_process_are_told(tmp_path):
     lines = [line for line in group.text().splitlines() if "another one" in line]
     assert len(lines) == 1
     assert "G.norm.running_mean is another one in each process, as are 0 more" in lines[0]
+
+
+def test_gradients_stay_until_they_are_zeroed():
+    """With --accumulate as well: another optimizer of the same weights adds to them."""
+    found = []
+    for accumulate, batches in ((1, [(1.0, 3.0)]), (2, [(1.0,), (3.0,)])):
+        weight = nn.Parameter(torch.zeros(1))
+        first, second = torch.optim.SGD([weight], lr=1.0), torch.optim.SGD([weight], lr=10.0)
+        steps = Steps(lambda weight=weight: [weight], accumulate=accumulate)
+        steps.activate()
+        for gradients in batches:
+            first.zero_grad()
+            (weight * sum(gradients) / len(gradients)).sum().backward()
+            first.step()
+            (2 * weight * sum(gradients) / len(gradients)).sum().backward()
+            second.step()  # what the first backward() gave is in it
+        found.append(weight.item())
+    assert found == [-2 - 60, -2 - 60]
+
+
+def test_two_steps_after_one_backward_are_refused():
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    steps = Steps(lambda: [weight], accumulate=2)
+    steps.activate()
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.step()  # nothing to do, as without --accumulate
+    weight.sum().backward()
+    optimizer.step()
+    with pytest.raises(UserError, match="SGD steps twice after one backward"):
+        optimizer.step()
+
+
+def test_further_arguments_of_other_codes_are_no_anti_aliasing():
+    """Forks have put other things behind the arguments of the original's."""
+    more = (3, 3, 4, "resnet_6blocks", "instance", False, "normal", 0.02, [])
+    with pytest.raises(TypeError):
+        define_G(*more, "reflect")
+    with pytest.raises(TypeError):
+        networks.define_D(3, 4, "basic", 3, "instance", "normal", 0.02, [], 7)
+
+
+class RenamedOptions(CycleGANModel):
+    @staticmethod
+    def modify_commandline_options(parser, is_train=True):
+        parser = CycleGANModel.modify_commandline_options(parser, is_train)
+        parser.set_defaults(niter=7)
+        return parser
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        self.save_dir = os.path.join(opt.checkpoints_dir, opt.name)  # the original's own line
+
+
+def test_model_files_of_older_codes(tmp_path, monkeypatch):
+    monkeypatch.setattr("models.find_model_using_name", lambda name: RenamedOptions)
+    flags = "--dataroot . --model cycle_gan --gpu_ids -1 --ngf 4 --ndf 4 --checkpoints_dir"
+    opt = TrainOptions(f"{flags} {tmp_path} --name x").parse(save=False)
+    assert opt.n_epochs == 7
+    model = create_model(opt)
+    model.setup(opt)
+    (tmp_path / "x").mkdir()
+    model.save_networks("latest")
+    assert (tmp_path / "x" / "latest_net_G_A.pth").exists()
+    assert model.save_dir + "/a" == f"{tmp_path}/x/a"
+
+
+@pytest.mark.parametrize(("kind", "base"), [("model", BaseModel), ("dataset", BaseDataset)])
+def test_files_of_2017_are_refused_in_one_line(kind, base, tmp_path, monkeypatch):
+    package = tmp_path / f"own{kind}s"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / f"old_{kind}.py").write_text(
+        f"from {base.__module__} import {base.__name__}\n"
+        f"class Old{kind.capitalize()}({base.__name__}):\n"
+        f"    def initialize(self, opt):\n        {base.__name__}.initialize(self, opt)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=rf"old_{kind}\.py is of the original code of 2017"):
+        find_class(f"own{kind}s", kind, "old", base)
+
+
+def test_a_dataset_need_not_call_the_constructor(tmp_path):
+    class Bare(BaseDataset):
+        def __init__(self, opt):
+            self.opt = opt
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {"A": torch.zeros(3, 4, 4), "A_paths": str(index)}
+
+    opt = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1 --num_threads 0").parse(save=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.find_dataset_using_name", lambda name: Bare)
+        loader = create_dataset(opt)
+    assert sorted(path for batch in loader for path in batch["A_paths"]) == ["0", "1", "2", "3"]
+
+
+def test_pictures_opened_by_the_dataset_have_no_range():
+    with pytest.raises(UserError, match="opens a Image by itself; let it do that"):
+        FitChannels({3})(Image.new("RGB", (4, 4)))  # type: ignore[arg-type]
+
+
+def test_networks_of_several_results_are_refused_as_functions():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    G = Translator(Two(), torch.device("cpu"), {"input_nc": 3, "output_nc": 3}, Path("none"))
+    with pytest.raises(UserError, match="a Two returns a tuple"):
+        G(torch.zeros(3, 8, 8))

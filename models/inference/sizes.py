@@ -8,6 +8,7 @@ from torch import nn
 from models.base_model import BaseModel
 from models.networks import ResnetGenerator, UnetGenerator
 from models.padding import apply_padded
+from util.errors import UserError
 
 PADS_ITSELF = (ResnetGenerator, UnetGenerator)  # to what it `fits`
 
@@ -55,7 +56,16 @@ class KeepsSize(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.rule is None:
             self.rule = size_rule(self.net, x.shape[1], x.device) or (1, 1)
-        return apply_padded(self.net, x, *self.rule)
+        return apply_padded(self._picture, x, *self.rule)
+
+    def _picture(self, x: torch.Tensor) -> torch.Tensor:
+        result = self.net(x)
+        if not isinstance(result, torch.Tensor):
+            raise UserError(
+                f"a {type(self.net).__name__} returns a {type(result).__name__}, and pictures of "
+                "any size are translated by networks that return one tensor (N, C, H, W)"
+            )
+        return result
 
 
 def keep_sizes(model: BaseModel) -> None:

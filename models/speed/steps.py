@@ -16,7 +16,11 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from util import distributed
 from util.errors import UserError
@@ -49,6 +53,8 @@ class Steps:
         # turns at a weight
         self.counts: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self.sums: WeakKeyDictionary[Optimizer, Sums] = WeakKeyDictionary()
+        self._of_batch: WeakKeyDictionary[Optimizer, list] = WeakKeyDictionary()
+        self._left_out: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._own: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._at_start: set[torch.Tensor] = set()
         self._used_by: dict[torch.Tensor, Optimizer] = {}  # since the last backward()
@@ -64,6 +70,7 @@ class Steps:
             global _registered
             if _registered is None:
                 _registered = register_optimizer_step_pre_hook(_before_any_step)
+                register_optimizer_step_post_hook(_after_any_step)
             _active.add(self)
             self._watching = several or self.accumulate > 1
         if self._watching:
@@ -80,12 +87,28 @@ class Steps:
 
     def pre_step(self, optimizer: Optimizer, closure: Any) -> None:
         """Accumulate, average over ranks and check the gradients of an optimizer."""
+        parameters = parameters_of(optimizer)
+        own = [(p, p.grad) for p in parameters if p.grad is not None]
+        self._prepare(optimizer, closure, parameters)
+        self._left_out[optimizer] = all(p.grad is None for p in parameters)
+        if self.accumulate > 1:
+            self._of_batch[optimizer] = own
+
+    def post_step(self, optimizer: Optimizer) -> None:
+        """Put back the gradients of the batch: a model has them until it sets them to zero."""
+        for p, grad in self._of_batch.pop(optimizer, ()):
+            p.grad = grad
+
+    def left_out(self, optimizer: Optimizer) -> bool:
+        """Whether the newest step of an optimizer changes no weights."""
+        return self._left_out.get(optimizer, False)
+
+    def _prepare(self, optimizer: Optimizer, closure: Any, parameters: list[nn.Parameter]) -> None:
         if closure is not None:
             raise UserError(
                 f"{type(optimizer).__name__} is called with a closure, which does not work with "
                 f"{self._modes()}: leave that out"
             )
-        parameters = parameters_of(optimizer)
         if self._watching:
             self._check_can_be_done(optimizer, parameters)
             self._check_unchanged(parameters)
@@ -145,7 +168,8 @@ class Steps:
         sums = self.sums.setdefault(optimizer, {})
         for p in parameters:
             if p.grad is not None:
-                sums[p] = sums[p] + p.grad if p in sums else p.grad  # `remember` keeps the old one
+                # new tensors: `remember` keeps the old ones, and the model goes on with its own
+                sums[p] = sums[p] + p.grad if p in sums else p.grad.clone()
         drop_gradients(parameters)
 
     def _take_sums(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
@@ -170,6 +194,12 @@ class Steps:
                 raise UserError(
                     "two optimizers step the same weights after one backward(), which does not go "
                     f"together with {self._modes()}: give each weight to one optimizer"
+                )
+            left = (p.grad for p in parameters if p in self._used_by and p.grad is not None)
+            if any(bool(grad.any()) for grad in left):
+                raise UserError(
+                    f"{type(optimizer).__name__} steps twice after one backward(), which does not "
+                    f"go together with {self._modes()}: let it step once"
                 )
             self._used_by.update({p: optimizer for p in parameters if p.grad is not None})
         if distributed.world_size() > 1 and any(p not in self._at_start for p in parameters):
@@ -226,6 +256,12 @@ def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if steps.owns(optimizer):
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             steps.pre_step(optimizer, closure)
+
+
+def _after_any_step(optimizer: Optimizer, *_: Any) -> None:
+    if not is_inside_step(optimizer):
+        for steps in list(_active):
+            steps.post_step(optimizer)
 
 
 def is_inside_step(optimizer: Optimizer) -> bool:

@@ -120,7 +120,7 @@ class Evaluator:
         """Translate the first `count` items of a data set of batches of one, and score them."""
         opt, collected = self.opt, _Collected(self)
         bar = tqdm(range(count), desc="scoring", unit="img", leave=False, disable=None)
-        for _, data in zip(bar, dataset, strict=False):
+        for number, data in zip(bar, dataset, strict=False):
             start, goal = direction_sides(opt)
             if opt.model == "test" and goal in data:
                 # that model takes A, whatever the direction
@@ -133,7 +133,7 @@ class Evaluator:
             if "fake" in visuals:
                 visuals = {"fake_B": visuals["fake"], "real_A": visuals["real"]}
                 visuals |= {"real_B": data[goal]} if goal in data else {}
-            paths = {"A": data[start + "_paths"][0]}
+            paths = {"A": (data.get(start + "_paths") or [str(number)])[0]}
             paths["B"] = data.get(goal + "_paths", [paths["A"]])[0]
             kinds = ("real_", "fake_", "rec_")
             pictures = {k: levels(v) for k, v in visuals.items() if k.startswith(kinds)}

@@ -71,10 +71,11 @@ class Validation:
                 f"--best_by {self.by} needs pairs, which --dataset_mode {opt.dataset_mode} does "
                 "not give (a dataset of pairs says paired = True); choose cycle, FID or KID"
             )
-        if self.by == "cycle" and not any(str(n).startswith("rec_") for n in model.visual_names):
+        goes_back = any(str(name).startswith("rec_") for name in model.visual_names)
+        if opt.best_by == "cycle" and not goes_back:
             raise UserError(
-                f"--val_freq: --model {opt.model} goes no cycle to score: choose --best_by FID or "
-                "KID, or leave --val_freq out"
+                f"--best_by cycle: --model {opt.model} has no picture that went there and back; "
+                "choose FID or KID"
             )
         with _undisturbed_random():
             self.evaluator = Evaluator(self.opt, paired, wanted)
