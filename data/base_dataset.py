@@ -153,7 +153,8 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
     if not value_range:
         return open_image(path, upright=upright)
     with naming(path):
-        picture = fit_samples(read_picture(path, upright), {opt.input_nc, opt.output_nc})
+        channels = {opt.input_nc, getattr(opt, "output_nc", opt.input_nc)}
+        picture = fit_samples(read_picture(path, upright), channels)
         return to_unit(picture.pixels, tuple(value_range))
 
 

@@ -95,9 +95,15 @@ class Steps:
             self._of_batch[optimizer] = own
 
     def post_step(self, optimizer: Optimizer) -> None:
-        """Put back the gradients of the batch: a model has them until it sets them to zero."""
+        """Put back the gradients of the batch: a model has them until it sets them to zero.
+
+        After a step that was taken only where another optimizer steps the same weights.
+        """
+        others = (parameters_of(o) for o in self._left_out if o is not optimizer)
+        shared = {p for parameters in others for p in parameters}
         for p, grad in self._of_batch.pop(optimizer, ()):
-            p.grad = grad
+            if self.left_out(optimizer) or p in shared:
+                p.grad = grad
 
     def left_out(self, optimizer: Optimizer) -> bool:
         """Whether the newest step of an optimizer changes no weights."""
