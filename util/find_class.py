@@ -34,9 +34,6 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
             if "initialize" in vars(value) and "__init__" not in vars(value):
                 raise UserError(
                     f"{folder}/{name}_{kind}.py is of the original code of 2017: call its "
-                    "initialize(self, opt) __init__, and BaseModel.initialize super().__init__"
-                    if kind == "model"
-                    else f"{folder}/{name}_{kind}.py is of the original code of 2017: call its "
                     "initialize(self, opt) __init__, with super().__init__(opt) in its first line"
                 )
             return value

@@ -53,6 +53,7 @@ class ResultNames:
 
     def __init__(self, dataset: Any, own: Sequence[int], count: int):
         self.dataset, self.count = dataset, count
+        self.lists = list(_lists_of_files(dataset))
         self.everything = len(own) == count
         self.left = iter(own)
         self.last, self.taken = -1, set()
@@ -67,7 +68,7 @@ class ResultNames:
             self.last += 1
             return self.last, result_name(self.dataset.relative_path(path), self.taken)
         for number in self.left:
-            for paths in self._lists():
+            for paths in self.lists:
                 if paths[number % len(paths)] == path:
                     self.last = number
                     if not self.names:
@@ -78,9 +79,10 @@ class ResultNames:
         # a dataset that keeps no lists of its files: names with their endings tell most apart
         return self.last, self.dataset.relative_path(path)
 
-    def _lists(self) -> Iterator[Sequence[str]]:
-        """The dataset's lists of files; of a list of pairs each side is one."""
-        for name, paths in vars(self.dataset).items():
-            if name.endswith("paths") and isinstance(paths, (list, tuple)) and paths:
-                pairs = isinstance(paths[0], tuple)
-                yield from zip(*paths, strict=True) if pairs else [paths]
+
+def _lists_of_files(dataset: Any) -> Iterator[Sequence[str]]:
+    """A dataset's lists of files; of a list of pairs each side is one."""
+    for name, paths in vars(dataset).items():
+        if name.endswith("paths") and isinstance(paths, (list, tuple)) and paths:
+            pairs = isinstance(paths[0], tuple)
+            yield from zip(*paths, strict=True) if pairs else [paths]

@@ -99,9 +99,11 @@ class Steps:
 
         After a step that was taken only where another optimizer steps the same weights.
         """
+        if optimizer not in self._of_batch:
+            return
         others = (parameters_of(o) for o in self._left_out if o is not optimizer)
         shared = {p for parameters in others for p in parameters}
-        for p, grad in self._of_batch.pop(optimizer, ()):
+        for p, grad in self._of_batch.pop(optimizer):
             if self.left_out(optimizer) or p in shared:
                 p.grad = grad
 
