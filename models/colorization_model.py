@@ -25,12 +25,17 @@ class ColorizationModel(Pix2PixModel):
         parser.set_defaults(dataset_mode="colorization")
         return parser
 
-    def __init__(self, opt):
+    @staticmethod
+    def check_options(opt):
+        """Refuse other channels than those of L and of ab."""
         if (opt.input_nc, opt.output_nc) != (1, 2):
             raise UserError(
                 "--model colorization needs --input_nc 1 --output_nc 2 (L and ab), got "
                 f"{opt.input_nc} and {opt.output_nc}: say --dataset_mode colorization"
             )
+        Pix2PixModel.check_options(opt)
+
+    def __init__(self, opt):
         super().__init__(opt)
         self.visual_names = ["real_A", "real_B_rgb", "fake_B_rgb"]
 

@@ -241,6 +241,7 @@ def test_an_option_of_another_model(tmp_path, capsys):
         ("--beta1 1", "below 1"),
         ("--num_threads -1", "at least 0"),
         ("--norm", "expected one argument"),
+        ("--input_nc 3 --model colorization", "L and ab"),
     ],
 )
 def test_bad_values(words, named, tmp_path, capsys):
