@@ -27,7 +27,13 @@ from util.randomness import new_seed, seed_everything
 from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
 
 from .restoring import restore
-from .speed import choose_fast, too_few_to_compile, why_not_compile, why_not_graphs
+from .speed import (
+    choose_fast,
+    told_of_busy_cores,
+    too_few_to_compile,
+    why_not_compile,
+    why_not_graphs,
+)
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
@@ -431,6 +437,8 @@ class BaseOptions:
         decided_later = opt.fast and "compile" not in explicit  # when the pictures are counted
         if opt.compile and not decided_later:
             self._compile_unless(opt, why_not_compile(opt, opt.device))
+        if opt.device.type == "cpu" and (told := told_of_busy_cores()):
+            print(told)
         reason = why_not_graphs(opt, opt.device) if opt.cuda_graphs else None
         if reason:
             print(f"--cuda_graphs is off: {reason}")

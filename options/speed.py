@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
 
@@ -46,6 +47,23 @@ def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:
     return (
         f"it pays from {minimum} pictures on, and there are {pictures} in all (--compile does it "
         "anyway)"
+    )
+
+
+def told_of_busy_cores() -> str | None:
+    """What helps on a CPU that other programs use as well; None if nothing is needed.
+
+    Threads that wait for each other spin, which is fastest where all cores are theirs. Where they
+    are not, the one that is waited for gets no core.
+    """
+    cores = distributed.cores()
+    known = hasattr(os, "getloadavg") and "OMP_WAIT_POLICY" not in os.environ
+    if not known or torch.get_num_threads() == 1 or os.getloadavg()[0] < 0.75 * cores:
+        return None
+    return (
+        f"this machine is busy (a load of {os.getloadavg()[0]:.1f} on {cores} cores): with "
+        "OMP_WAIT_POLICY=PASSIVE in front of the command it is two to ten times faster while that "
+        "lasts"
     )
 
 

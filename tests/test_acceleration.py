@@ -6,13 +6,14 @@ from argparse import Namespace
 
 import pytest
 import torch
+from torch import nn
 
 from models import create_model, networks
 from models.speed import acceleration, gradient_scale, layout, passes
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
-from options.speed import choose_fast
+from options.speed import choose_fast, told_of_busy_cores
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, run_process, succeed, unaligned
 
@@ -423,3 +424,42 @@ def test_an_iteration_does_not_load_the_compiler(tmp_path):
         " 'torch._inductor.compile_fx', 'torch._inductor.graph')])"
     )
     assert run_process("-c", code).out.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("frozen", ["all", "first"])
+def test_a_compiled_network_that_was_frozen_learns(frozen):
+    """PyTorch 2.11 goes on with the code that computes no gradients of what was frozen."""
+
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scales = nn.ModuleList(nn.Conv2d(3, 1, 3) for _ in range(2))
+
+        def forward(self, x):
+            return sum(scale(x).tanh() for scale in self.scales)
+
+    torch.compiler.reset()
+    net = prepared(Scales())
+    net.compile(backend="aot_eager", dynamic=False)
+    x = torch.randn(1, 3, 16, 16)
+    parameters = list(net.parameters())
+    for p in parameters if frozen == "all" else parameters[:2]:
+        p.requires_grad = False
+    net(x)
+    for p in parameters:
+        p.requires_grad = True
+    net(x).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in parameters)
+
+
+@pytest.mark.parametrize(
+    ("load", "threads", "told"), [(2.0, 2, True), (0.1, 2, False), (9.0, 1, False)]
+)
+def test_busy_cores_are_told(monkeypatch, load, threads, told):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("util.distributed.cores", lambda: 2)
+    assert bool(told_of_busy_cores()) is told
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert told_of_busy_cores() is None

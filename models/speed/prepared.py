@@ -29,6 +29,8 @@ class Prepared(nn.Module):
     prepared_autocast: tuple[str, torch.dtype] | None = None  # device type, dtype
     prepared_scale: GradientScale | None = None
     prepared_augment: Callable[..., torch.Tensor] | None = None  # of what goes in, in float32
+    prepared_parameters: list[nn.Parameter] | None = None  # of a compiled network
+    prepared_trained: str = ""  # which of them learn, 0 or 1 each
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of a shared pass, or call the network with loss scaling."""
@@ -46,6 +48,8 @@ class Prepared(nn.Module):
         hooked = (scale is not None or self._compiled_call_impl is not None) and has_hooks(self)
         as_written = penalized or hooked or (_uncompiled and not learns)
         call = self._call_impl if as_written else super().__call__
+        if self._compiled_call_impl is not None and not as_written:
+            self._tell_compiler_what_learns()
         # Where an input asks for its gradient this is most likely a gradient penalty. Gradients of
         # gradients need all the digits, and compiled networks do not have them.
         if penalized or (hooked and scale is not None):
@@ -55,8 +59,18 @@ class Prepared(nn.Module):
             return call(*args, **kwargs)
         return scale.call(self, call, args, kwargs)
 
+    def _tell_compiler_what_learns(self) -> None:
+        # PyTorch up to 2.11 at least takes the code of a frozen network for one that learns: its
+        # weights then get no gradients. Code depends on what `forward` reads, such as this.
+        if self.prepared_parameters is None:
+            self.prepared_parameters = list(self.parameters())
+        trained = "".join("1" if p.requires_grad else "0" for p in self.prepared_parameters)
+        if trained != self.prepared_trained:
+            self.prepared_trained = trained
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute in autocast, and return float32."""
+        assert self.prepared_trained != "?"  # read for the compiler
         scale = self.prepared_scale
         # `net.forward(x)` does not go through `__call__`, where gradients are scaled
         unscaled = scale is not None and not scale.inside and torch.is_grad_enabled()
