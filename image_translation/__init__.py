@@ -93,8 +93,8 @@ sys.meta_path.insert(0, _Finder())
 def evaluate(**options: Any) -> dict[str, Any]:
     """The report of `scripts/evaluate.py`, which takes these options: `dataroot`, `name`, ...
 
-    Flags are True, options of several values a tuple or a list: `value_range=(0, 4095)`. Raises
-    UserError where something is missing, or an option is wrong.
+    Flags are True, options of several values a tuple or a list: `value_range=(0, 4095)`, and so are
+    `scores`. Raises UserError where something is missing, or an option is wrong.
     """
     from .data import create_dataset
     from .models.inference.loading import unchanged_process
@@ -105,7 +105,9 @@ def evaluate(**options: Any) -> dict[str, Any]:
 
     words: list[str] = []
     for name, value in options.items():
-        if isinstance(value, (tuple, list)):
+        if name == "scores" and not isinstance(value, str):
+            words.append(f"--scores={','.join(value)}")
+        elif isinstance(value, (tuple, list)):
             words += [f"--{name}", *map(str, value)]
         elif value is not False and value is not None:
             words.append(f"--{name}" if value is True else f"--{name}={value}")

@@ -119,15 +119,16 @@ options of another model: python test.py --model pix2pix --help"""
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().restore_saved(opt, explicit)
-        size, scaled = self.saved.get("crop_size"), "resize_and_crop"
-        same = self.saved.get("preprocess") == opt.preprocess == scaled
-        kept = (
-            opt.keep_size or opt.tile or opt.only_outputs or {"crop_size", "load_size"} & explicit
-        )
-        if same and not kept and size != str(opt.crop_size):
+        chosen = {"preprocess", "crop_size", "load_size"} & explicit
+        kept = opt.keep_size or opt.tile or opt.only_outputs or chosen
+        trained = [self.saved.get(name, "") for name in ("preprocess", "crop_size")]
+        if all(trained) and not kept and trained != [opt.preprocess, str(opt.crop_size)]:
+            flags = f"--preprocess {trained[0]} --crop_size {trained[1]}"
+            if trained[0] != "resize_and_crop":
+                flags += f" --load_size {self.saved.get('load_size', trained[1])}"
             print(
-                f"pictures are scaled to {opt.crop_size}, the training had {size}: --crop_size "
-                f"{size} takes that"
+                f"pictures are scaled to {opt.crop_size}x{opt.crop_size}, unlike in the training, "
+                f"which had {flags}"
             )
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:

@@ -23,11 +23,21 @@ from data.unaligned_dataset import UnalignedDataset
 from models import load_generator
 from models.pix2pix_model import Pix2PixModel
 from options.evaluate_options import EvaluateOptions
-from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, unaligned
+from tests.helpers import (
+    SHORT,
+    TINY,
+    aligned,
+    damaged_inside,
+    picture,
+    pixels,
+    run,
+    succeed,
+    unaligned,
+)
 from util.display.loss_record import read_records
 from util.errors import UserError
 from util.scores import metrics
-from util.scores.evaluation import Evaluator, levels, parse_scores
+from util.scores.evaluation import Evaluator, finite_psnr, levels, parse_scores
 from util.scores.report import table
 from util.scores.validation import WRITTEN, Validation
 from util.util import tensor2im
@@ -119,6 +129,7 @@ def test_report_says_what_it_holds_for(paired):
     facts = evaluate(paired, "p", "--num_test", 2, "--epoch", 1)
     assert (facts["name"], facts["model"], facts["epoch"]) == ("p", "pix2pix", "1")
     assert facts["pictures"] == 2
+    assert (facts["dataroot"], facts["dataset_mode"]) == (str(paired / "data"), "aligned")
     assert facts["resize"] == {"preprocess": "resize_and_crop", "load_size": 32, "crop_size": 32}
     weights = (paired / "p" / "1_net_G.pth").read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
@@ -154,9 +165,9 @@ def test_cycle_of_unpaired_data(unpaired):
     assert set(facts["scores"]) == {"rec_A", "rec_B"}
     there = load_generator(unpaired / "u", "AtoB", device="cpu")
     back = load_generator(unpaired / "u", "BtoA", device="cpu")
-    # testB has one picture more, so the first of testA comes twice
+    # testB has one picture more, so the first of testA comes twice, and counts once
     values = []
-    for name in ("0", "1", "2", "0"):
+    for name in ("0", "1", "2"):
         real = Image.open(unpaired / "data" / "testA" / f"{name}.png")
         real = real.resize((32, 32), Image.Resampling.BICUBIC)
         x = torch.from_numpy(np.array(real)).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -164,6 +175,7 @@ def test_cycle_of_unpaired_data(unpaired):
         values.append(np.abs(rec / 255 - np.asarray(real) / 255).mean())
     found = facts["scores"]["rec_A"]["cycle"]
     assert found["value"] == pytest.approx(np.mean(values), abs=1e-5)
+    assert (found["pictures"], facts["scores"]["rec_B"]["cycle"]["pictures"]) == (3, 4)
     assert facts["left_out"]["L1"] == "the data are no pairs"
 
 
@@ -514,9 +526,58 @@ def test_the_best_of_other_pictures_does_not_count(paired, tmp_path):
     words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
     succeed("train.py", *where, *words)
     again = succeed("train.py", *where, *words, "--n_epochs", 2, "--continue_train", "--num_val", 1)
-    assert "is of val, 2 of its pictures: with val, 1 of its pictures, it starts" in again.err
+    assert "the best so far is of 2 pictures of val of data" in again.err
     facts = json.loads((tmp_path / "x" / "best_scores.json").read_text())
-    assert (facts["epoch"], facts["of"]) == (2, "val, 1 of its pictures")
+    sizes = f"(resize_and_crop {facts['resize']['load_size']} to {facts['resize']['crop_size']}"
+    assert (facts["epoch"], facts["of"]) == (2, f"1 pictures of val of data {sizes}, AtoB)")
+    # of another size, too
+    words += ["--n_epochs", 3, "--continue_train", "--num_val", 1, "--crop_size", 40]
+    assert "it starts anew" in succeed("train.py", *where, *words, "--load_size", 40).err
+
+
+def test_what_can_not_be_scored_does_not_end_a_training(paired, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(paired / "data", data)
+    damaged_inside(data / "val" / "0.png")
+    where = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--name", "x"]
+    words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
+    result = succeed("train.py", *where, *words)
+    assert "warning: no scores of epoch 1: can't read the picture" in result.err
+    assert (tmp_path / "x" / "latest_net_G.pth").exists()
+    again = succeed("train.py", *where, *words, "--skip_broken")
+    assert "--skip_broken skipped 1:" in again.out
+
+
+def test_the_mean_of_psnr_is_finite():
+    a = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    b = a.clone()
+    b[0, 0, 0, 0] ^= 1
+    assert float(finite_psnr(a, b)) == pytest.approx(float(metrics.psnr(a, b)))
+    assert float(finite_psnr(a, a)) == pytest.approx(float(metrics.psnr(a, b)))
+
+
+def test_nan_gives_no_scores(paired, tmp_path):
+    shutil.copytree(paired / "p", tmp_path / "p")
+    path = tmp_path / "p" / "latest_net_G.pth"
+    state = torch.load(path)
+    next(iter(state.values())).view(-1)[0] = torch.nan
+    torch.save(state, path)
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "p"]
+    where += ["--gpu_ids", -1, "--crop_size", 32, "--results_dir", tmp_path]
+    result = run("scripts/evaluate.py", *where)
+    assert result.code == 1
+    assert "L1: fake_B has NaN" in result.err
+
+
+@pytest.mark.parametrize(("words", "told"), [([], True), (["--preprocess", "crop"], False)])
+def test_other_sizes_than_in_training_are_said(paired, tmp_path, words, told):
+    where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
+    crop = ["--preprocess", "crop", "--crop_size", 32, "--load_size", 32]
+    succeed("train.py", *where, *PIX2PIX, *TINY, *SHORT, *crop)
+    more = ["--gpu_ids", -1, "--results_dir", tmp_path, "--scores", "L1", *words]
+    more += ["--crop_size", 32] if words else []
+    out = succeed("scripts/evaluate.py", *where, *more).out
+    assert ("unlike in the training, which had --preprocess crop --crop_size 32" in out) is told
 
 
 def test_scores_of_an_earlier_training_are_not_those_of_a_new_one(paired, tmp_path):

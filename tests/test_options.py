@@ -445,7 +445,8 @@ def test_another_size_than_that_of_the_training_is_said(words, said, tmp_path, c
     experiment(tmp_path, **{**SAVED, "preprocess": "resize_and_crop", "crop_size": 128})
     parse(tmp_path, "--name", "x", *words, train=False)
     printed = capsys.readouterr().out
-    assert ("scaled to 256, the training had 128: --crop_size 128" in printed) == said
+    flags = "which had --preprocess resize_and_crop --crop_size 128\n"
+    assert (f"scaled to 256x256, unlike in the training, {flags}" in printed) == said
 
 
 def test_what_is_given_wins_over_what_was_saved(tmp_path, capsys):

@@ -23,8 +23,9 @@ def format_line(record: dict[str, Any]) -> str:
 def format_scores(record: dict[str, Any]) -> str:
     """One line of text of scores: `(epoch: 5, val) L1: 0.081 PSNR: 20.31 | best L1: 0.081 ...`."""
     scores = " ".join(f"{name}: {value:.4g}" for name, value in record["scores"].items())
-    best = record.get("best")
-    tail = f" | best {best['by']}: {best['value']:.4g} (epoch {best['epoch']})" if best else ""
+    best = record.get("best") or {}
+    known = best.get("value") is not None
+    tail = f" | best {best['by']}: {best['value']:.4g} (epoch {best['epoch']})" if known else ""
     return f"(epoch: {record['epoch']}, {record['phase']}) {scores}{tail}"
 
 

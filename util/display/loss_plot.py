@@ -141,7 +141,10 @@ def _draw_panel(ax: Any, title: str, curves: Curves, narrow: bool) -> bool:
     values = np.concatenate([y for _, y in curves.values()])
     if (limits := range_without_spikes(values)) is not None:
         ax.set_ylim(limits)
-        note = f"values up to {np.nanmax(values):.4g} are cut off"
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        ends = [f"down to {low:.4g}"] if low < limits[0] else []
+        ends += [f"up to {high:.4g}"] if high > limits[1] else []
+        note = f"values {' and '.join(ends)} are cut off"
         behind = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
         place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
         ax.text(0.99, 0.98, note, fontsize=8, bbox=behind, **place)

@@ -136,8 +136,10 @@ class Evaluator:
             paths = {"A": (data.get(start + "_paths") or [str(number)])[0]}
             paths["B"] = data.get(goal + "_paths", [paths["A"]])[0]
             kinds = ("real_", "fake_", "rec_")
-            pictures = {k: levels(v) for k, v in visuals.items() if k.startswith(kinds)}
-            collected.add(pictures, paths)
+            shown = {k: v for k, v in visuals.items() if k.startswith(kinds)}
+            if nan := [k for k, v in shown.items() if torch.as_tensor(v).isnan().any()]:
+                collected.leave_out_all(f"{nan[0]} has NaN, for one of {paths['A']}")
+            collected.add({k: levels(v) for k, v in shown.items()}, paths)
         return collected.result()
 
 
@@ -150,6 +152,7 @@ class _Collected:
         self.values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.features: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # by name and path
         self.labels: dict[str, metrics.LabelCounts] = defaultdict(metrics.LabelCounts)
+        self.sources: dict[str, set[str]] = defaultdict(set)  # files, by picture
         self.pictures = 0
 
     def add(self, visuals: dict[str, torch.Tensor], paths: dict[str, str]) -> None:
@@ -157,19 +160,23 @@ class _Collected:
         self.pictures += 1
         for name, picture in visuals.items():
             kind, _, rest = name.partition("_")
-            if kind != "rec":
+            side = rest[:1]  # of the data set
+            if kind == "fake":  # a translation of a picture of the other side
+                side = {"A": "B", "B": "A"}.get(side, "A")
+            source = paths.get(side, paths["A"])
+            # without pairs, pictures of the smaller side come more than once
+            is_new = self.evaluator.paired or source not in self.sources[name]
+            self.sources[name].add(source)
+            if kind != "rec" and is_new:
                 for period in metrics.GRID_PERIODS:
                     self._score(name, f"grid {period}", metrics.grid, picture, period)
             real = visuals.get(f"real_{rest}")
-            if real is not None and kind == "rec":
+            if real is not None and kind == "rec" and is_new:
                 self._score(name, "cycle", metrics.l1, picture, real)
             elif real is not None and kind == "fake":
                 self._add_pair(name, real, picture)
-                # without pairs, pictures of the smaller side come more than once
-                side = rest[:1]
-                self._add_to_set(f"real_{rest}", real, paths.get(side, paths["A"]))
-                other = {"A": "B", "B": "A"}.get(side, "A")
-                self._add_to_set(name, picture, paths.get(other, paths["A"]))
+                self._add_to_set(f"real_{rest}", real, paths.get(rest[:1], paths["A"]))
+                self._add_to_set(name, picture, source)
 
     def _score(self, name: str, score: str, formula: Callable[..., Any], *given: Any) -> None:
         """Add a value to a score that is wanted; a ValueError says why it can't be computed."""
@@ -184,10 +191,15 @@ class _Collected:
         self.wanted.discard(name)
         self.left_out[name] = why
 
+    def leave_out_all(self, why: str) -> None:
+        """Give no score at all."""
+        for name in (*self.wanted, *(["cityscapes"] if self.evaluator.cityscapes else [])):
+            self._leave_out(name, why)
+
     def _add_pair(self, name: str, real: torch.Tensor, fake: torch.Tensor) -> None:
         if self.evaluator.paired:
             self._score(name, "L1", metrics.l1, fake, real)
-            self._score(name, "PSNR", metrics.psnr, fake, real)
+            self._score(name, "PSNR", finite_psnr, fake, real)
             self._score(name, "SSIM", metrics.ssim, fake, real)
             self._score(name, "MS-SSIM", metrics.ms_ssim, fake, real)
             self._score(name, "LPIPS", self._lpips, as_rgb(fake), as_rgb(real))
@@ -222,10 +234,8 @@ class _Collected:
         for visual, by_name in self.values.items():
             for name, values in by_name.items():
                 if name.split()[0] not in self.left_out:
-                    array = np.array(values, np.float64)
-                    # equal pictures have an infinite PSNR, whose mean has no deviation
-                    spread = float(array.std()) if np.isfinite(array).all() else None
-                    scores[visual][name] = Score(float(array.mean()), spread, len(array))
+                    mean, spread = float(np.mean(values)), float(np.std(values))
+                    scores[visual][name] = Score(mean, spread, len(values))
         labels = {} if "cityscapes" in self.left_out else self.labels
         for visual, counts in labels.items():
             found = counts.scores()
@@ -250,6 +260,14 @@ class _Collected:
             scores["FID"] = Score(metrics.fid(real, fake), None, len(fake))
         if "KID" in self.wanted:
             scores["KID"] = Score(*metrics.kid(real, fake), len(fake))
+
+
+def finite_psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """PSNR (N,) in dB, whose mean stays finite: that of equal pictures is infinite.
+
+    They get that of pictures of which one value differs by one level.
+    """
+    return metrics.psnr(a, b).clamp(max=10 * math.log10(metrics.PEAK**2 * a[0].numel()))
 
 
 def levels(picture: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -277,6 +295,12 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
 
     Raises UserError where nothing can be scored.
     """
+    names = [str(name) for name in model.visual_names]
+    if not any(name.startswith(("fake", "rec_")) for name in names):
+        raise UserError(
+            "nothing can be scored: scores are those of pictures called fake_B beside real_B, and "
+            f"--model {opt.model} has visual_names {', '.join(names)}"
+        )
     evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)
     with contextlib.closing(dataset):
         result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
@@ -284,12 +308,6 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
         reasons = [f"{name}: {why}" for name, why in result.left_out.items()]
         reasons.append("pairs need --dataset_mode aligned, or a dataset with paired = True")
         reasons.append("sets need --model cycle_gan")
-        names = [str(name) for name in model.visual_names]
-        if not any(name.startswith(("fake", "rec_")) for name in names):
-            reasons = [
-                f"scores are those of pictures called fake_B beside real_B, and --model "
-                f"{opt.model} has visual_names {', '.join(names)}"
-            ]
         raise UserError(f"nothing could be scored: {'; '.join(reasons)}")
     return report(opt, model, result)
 

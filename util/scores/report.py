@@ -21,7 +21,7 @@ HIGHER_IS_BETTER = frozenset(
 )
 VARIANTS = {
     "L1": "mean absolute difference, as a fraction of the range (0 to 1)",
-    "PSNR": "dB, peak 255, mean over pictures",
+    "PSNR": "dB, peak 255, mean over pictures; of equal ones that of one value one level off",
     "SSIM": "Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over places and RGB channels",
     "MS-SSIM": "SSIM over 5 scales, weights 0.0448 0.2856 0.3001 0.2363 0.1333",
     "LPIPS": Lpips.variant,
@@ -55,7 +55,7 @@ def report(
     """All that a reader needs to know about a set of scores, as plain values for JSON.
 
     `suffix` says which save of the networks was scored, if it is not that of the options. Numbers
-    that JSON does not have, an infinite PSNR for one, become text.
+    that JSON does not have, such as NaN, become text.
     """
     saved = suffix if suffix is not None else str(model.load_suffix())
     names = {name for scores in result.scores.values() for name in scores}
@@ -64,6 +64,8 @@ def report(
         "model": opt.model,
         "direction": opt.direction,
         "epoch": saved,
+        "dataroot": opt.dataroot,
+        "dataset_mode": opt.dataset_mode,
         "phase": opt.phase,
         "pictures": result.pictures,
         "variant": {
@@ -77,6 +79,8 @@ def report(
             "load_size": opt.load_size,
             "crop_size": opt.crop_size,
         },
+        "value_range": opt.value_range,
+        "seed": opt.seed,
         "weights": weight_files(model, saved),
         "extractors": result.extractors,
         "scores": {
@@ -105,7 +109,7 @@ def table(facts: dict[str, Any]) -> str:
     sizes = f"{resize['preprocess']}, {resize['load_size']} to {resize['crop_size']}"
     heading = [
         f"{facts['name']}: {facts['model']} {facts['direction']}, epoch {facts['epoch']}, "
-        f"{facts['pictures']} pictures of {facts['phase']}, {sizes}",
+        f"{facts['pictures']} pictures of {facts['phase']} of {facts['dataroot']}, {sizes}",
         f"network in {facts['variant']['mode']} mode",
         *(f"{w['file']}  sha256 {w['sha256']}" for w in facts["weights"]),
         *(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from util import distributed, randomness
-from util.errors import UserError, in_one_line, say, warn
+from util.errors import UserError, in_one_line, is_lack_of_memory, say, warn
 from util.files import write_whole
 from util.run.position import Position
 
@@ -82,7 +82,9 @@ class Validation:
             if needs_network and self.by in self.evaluator.left_out:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
         self.count = int(min(opt.num_val, len(self.dataset)))
-        self.of = f"{opt.val_phase}, {self.count} of its pictures"
+        data = f"{self.count} pictures of {opt.val_phase} of {Path(opt.dataroot).resolve().name}"
+        sizes = f"{opt.preprocess} {self.opt.load_size} to {opt.crop_size}"
+        self.of = f"{data} ({sizes}, {opt.direction})"
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -126,7 +128,8 @@ class Validation:
         """Score the model if `--val_freq` divides this epoch; log scores, keep the best weights.
 
         Rank 0 does this, and the others wait. Returns whether it was left unfinished because of
-        `stopping`, which is asked before each picture.
+        `stopping`, which is asked before each picture. What can't be scored, such as a broken
+        picture, is a warning, since the epoch is not saved yet.
         """
         if not self.every or position.epoch % self.every:
             return False
@@ -137,6 +140,11 @@ class Validation:
                     visualizer.log_scores(self._score(position, stopping))
             except _Stopped:
                 unfinished = True
+            except Exception as e:
+                if not (isinstance(e, UserError) or is_lack_of_memory(e)):
+                    raise
+                warn(f"no scores of epoch {position.epoch}: {in_one_line(e, 300)}")
+            self.dataset.close()  # lists what --skip_broken has skipped
         return distributed.broadcast_object(unfinished)
 
     def _score(self, position: Position, stopping: Callable[[], bool]) -> dict[str, Any]:
@@ -197,7 +205,6 @@ class Validation:
                 path.replace(path.with_name(path.name.replace(WRITTEN, "best", 1)))
             facts = report(self.opt, self.model, result, "best")
             facts |= best
-            # JSON of Python can hold an infinite PSNR
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
         except (OSError, RuntimeError) as e:
             for path in self.folder.glob(f"{WRITTEN}_*"):
