@@ -126,7 +126,9 @@ def train(
             run.save("latest", position=at)
         visualizer.end_epoch(epoch)
         seconds = time.time() - epoch_start
-        say(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec")
+        hours = seconds * (last_epoch - epoch) / 3600
+        left = f", about {hours:.1f} h left" if hours >= 0.1 else ""
+        say(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec{left}")
         if stopped:
             return True
     return False

@@ -140,6 +140,9 @@ def main() -> None:
             )
             if alone:
                 print(f"{split}: {len(alone)} have no partner, such as {alone[0]}")
+            below = sum(map(is_image_file, (args.fold_A / split).glob("*/**/*")))
+            if below:
+                print(f"{split}: {below} pictures of A in folders below are not read")
             if pairs:
                 (folder / split).mkdir()
                 jobs[split] = pairs

@@ -14,6 +14,7 @@ from torch import nn
 from util.run.saved_options import DEFAULT_NAME, NETWORK_OPTIONS, read_saved_options
 
 State = Mapping[str, torch.Tensor]
+WRAPPERS = ("module.", "_orig_mod.")
 SPECTRAL = ".parametrizations.weight.original"  # the end of a weight's key under --spectral_norm
 # (downsampling, upsampling) is anti-aliased; a discriminator only downsamples
 ANTIALIAS_FLAGS = {
@@ -26,14 +27,21 @@ ANTIALIAS_FLAGS = {
 }
 
 
+def without_wrappers(state: State) -> State:
+    """A state dictionary without the prefixes of `DataParallel` and `torch.compile`."""
+    for prefix in WRAPPERS:
+        if state and all(key.startswith(prefix) for key in state):
+            return without_wrappers({k.removeprefix(prefix): v for k, v in state.items()})
+    return state
+
+
 def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
     """A state dictionary with the keys that this code uses.
 
-    Removes the prefix `module.` of `DataParallel`, and running statistics of instance norms, which
-    PyTorch saved before version 0.4.
+    Removes the prefixes of wrappers, and running statistics of instance norms, which PyTorch saved
+    before version 0.4.
     """
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = without_wrappers(state)
     without_statistics = {
         name
         for name, module in net.named_modules()
@@ -48,6 +56,10 @@ def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
     return {key: value for key, value in state.items() if not is_unused(key)}
 
 
+def _numbers(key: str) -> list[int]:
+    return [int(part) for part in key.split(".") if part.isdecimal()]
+
+
 def describe(state: State) -> dict[str, Any]:
     """The options that a network was built with, as far as the keys and shapes tell."""
     spectral = any(k.endswith(SPECTRAL) for k in state)
@@ -60,7 +72,7 @@ def describe(state: State) -> dict[str, Any]:
         several = {"netD": "multiscale", "num_D": len(scales), "spectral_norm": spectral}
         return {**describe(one), **several}
     first_key, first = next(iter(weights.items()))
-    last = list(weights.values())[-1]
+    last = weights[max(weights, key=_numbers)]  # files may be sorted by the text of their keys
     norm_weights = any(k.endswith(".weight") and v.dim() == 1 for k, v in state.items())
     biases = sum(k.removesuffix("weight") + "bias" in state for k in weights)
     norm = "batch" if norm_weights else "instance" if biases > 2 else "none"

@@ -122,7 +122,7 @@ def read_picture(path: Path, channels: int, low: float, high: float, known: list
                 last = 1
                 if not (levels.min() >= 0 and levels.max() <= 1):
                     raise ValueError("floats must be in [0, 1]")
-            elif not known and (image.mode != "I" or levels.max() > 255):
+            elif not known:
                 last = 65535
             levels = np.repeat(levels[..., None], channels, axis=2)
         else:

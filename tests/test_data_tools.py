@@ -392,12 +392,14 @@ def test_combine(tmp_path: Path, extra: list[str]):
         picture(tmp_path / f"B/train/{i}.png", (i, 200, 100))
     picture(tmp_path / "A/train/alone.png", RED)
     picture(tmp_path / "B/train/other.png", RED)
+    picture(tmp_path / "A/train/city/0.png", RED)
     picture(tmp_path / "A/val/0.png", RED)
     picture(tmp_path / "A/test/0.Png", RED)
     picture(tmp_path / "B/test/0.Png", GREEN)
     result = tool("combine_A_and_B", *fold(tmp_path), *extra)
     alone = tmp_path / "A/train/alone.png"
     assert f"train: 2 have no partner, such as {alone}\n" in result.stdout
+    assert "train: 1 pictures of A in folders below are not read\n" in result.stdout
     assert "left out, since only one side has them: val\n" in result.stdout
     assert sorted(p.name for p in (tmp_path / "AB/train").iterdir()) == ["0.png", "1.png", "2.png"]
     for i in range(3):

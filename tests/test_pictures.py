@@ -515,3 +515,18 @@ def test_pictures_larger_than_pillow_allows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read_picture(tmp_path / "a.png").size == (29, 37)
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+@pytest.mark.parametrize("brightest", [255, 256])
+def test_dark_pictures_of_16_bits_are_of_16_bits(tmp_path, brightest):
+    """Whatever the format, and however bright the brightest pixel is."""
+    levels = np.zeros((8, 8), np.uint16)
+    levels[0] = brightest
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    header = b"P5 8 8 65535\n"
+    (tmp_path / "a.ppm").write_bytes(header + levels.astype(">u2").tobytes())
+    for name in ("a.png", "a.ppm"):
+        read = read_picture(tmp_path / name)
+        assert read.pixels.dtype == np.uint16
+        assert np.array_equal(read.pixels[..., 0], levels)
+        assert np.asarray(open_image(tmp_path / name, "L")).max() == 1

@@ -126,7 +126,7 @@ def test_no_room(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"--tile_scratch FOLDER on a larger disk, or --tile_mode"):
         tiled(net, x, TileOptions(32, 8, "exact", memory=0))
     tiled(net, x, TileOptions(32, 8, None, memory=0))
-    assert "quick tiles instead of exact ones" in capsys.readouterr().out
+    assert "quick tiles instead of exact ones" in capsys.readouterr().err
 
 
 def test_dropout_is_drawn_once_for_a_pixel():

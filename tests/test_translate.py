@@ -111,7 +111,70 @@ def test_without_options_the_weights_tell(tmp_path, netG, norm):
         assert torch.equal(G(x), net.eval()(x))
 
 
+def test_without_options_one_u_net_has_dropout_and_one_of_two_has_not(tmp_path):
+    save(tmp_path / "one" / "latest_net_G.pth", "unet_128")
+    for side in "AB":
+        save(tmp_path / "two" / f"latest_net_G_{side}.pth", "unet_128")
+    x = torch.rand(1, 3, 64, 64)
+    for name, varies in (("one", True), ("two", False)):
+        G = load_generator(tmp_path / name, device="cpu")
+        assert torch.equal(G(x), G(x)) is not varies
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module.module.", "_orig_mod.module."])
+def test_wrapped_and_sorted_weights(tmp_path, prefix):
+    net = save(tmp_path / "x" / "latest_net_G.pth", nc=(3, 1))
+    state = {prefix + key: value for key, value in sorted(net.state_dict().items())}
+    torch.save(state, tmp_path / "x" / "latest_net_G.pth")
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(load_generator(tmp_path / "x", device="cpu")(x), net(x))
+
+
+def test_a_program_that_computes_otherwise_changes_nothing(cycle):
+    array = pixels(40, 40)
+    wanted = load_generator(cycle, device="cpu", precision="fp32")(array)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        G = load_generator(cycle, device="cpu", precision="fp32")
+        assert np.array_equal(G(array), wanted)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(G(array), wanted)
+        assert torch.is_autocast_enabled("cpu")
+
+
+def test_nan_is_no_picture(cycle, tmp_path):
+    path = cycle / "latest_net_G_A.pth"
+    state = torch.load(path)
+    next(iter(state.values())).view(-1)[0] = torch.nan
+    torch.save(state, path)
+    with pytest.raises(UserError, match="the network gives NaN"):
+        load_generator(cycle, device="cpu")(pixels(40, 40))
+    source = picture(tmp_path / "photos" / "a.png")
+    where = ["--dataroot", source.parent, "--checkpoints_dir", cycle.parent, "--name", cycle.name]
+    where += ["--gpu_ids", -1, "--results_dir", tmp_path / "results", "--crop_size", 32]
+    result = run("test.py", *where, "--only_outputs")
+    assert result.code == 1
+    assert f"{source}: the network gives NaN" in result.err
+    assert not list((tmp_path / "results").rglob("a.png"))
+    assert "a_fake.png is black where the model gave NaN" in succeed("test.py", *where).err
+
+
+def test_two_channels_are_not_grey_and_its_transparency(tmp_path):
+    save(tmp_path / "x" / "latest_net_G.pth", nc=(1, 2))
+    G = load_generator(tmp_path / "x", device="cpu")
+    path = picture(tmp_path / "a.png")
+    assert G(path).shape == (40, 40, 2)
+    with pytest.raises(UserError, match="no pictures of two channels"):
+        G(Image.open(path))
+
+
 def test_what_can_not_be_loaded(cycle, pix, tmp_path):
+    with pytest.raises(UserError, match=r"latest_net_G\.pth is a file: give the folder"):
+        load_generator(pix / "latest_net_G.pth")
     with pytest.raises(UserError, match=r"no folder .*nothing: .*ck has cycle, pix"):
         load_generator(cycle.parent / "nothing")
     with pytest.raises(UserError, match=r"no weights .*9_net_G_A\.pth"):
@@ -200,6 +263,17 @@ def test_eval_is_asked_for(pix):
     assert not fixed.net.training
     np.testing.assert_array_equal(fixed(array), fixed(array))
     assert (plain(array) != plain(array)).any()  # dropout draws
+
+
+def test_numbers_of_any_kind(cycle):
+    G = load_generator(cycle, device="cpu")
+    array = pixels(40, 40)
+    assert np.array_equal(G(array, np.int64(2), np.int64(32)), G(array, 2, 32))
+    for bad in ({"tile": 32.0}, {"tile": "32"}, {"batch_size": "4"}):
+        with pytest.raises(UserError, match="is not a whole number"):
+            G(array, **bad)
+    with pytest.raises(UserError, match="uint32 need a range"):
+        G(array.astype(np.uint32))
 
 
 def test_tiles_of_the_translator(cycle):

@@ -277,6 +277,7 @@ def test_a_view_that_raises_is_switched_off(logger, method, run_short, tmp_path)
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("the view is broken")
 
+    before = set(threading.enumerate())  # of other tests
     with mock.patch.object(logger, method, broken):
         result = run_short()
     assert result.code == 0, result.err
@@ -289,7 +290,7 @@ def test_a_view_that_raises_is_switched_off(logger, method, run_short, tmp_path)
         assert f"warning: {name} is switched off: RuntimeError" in warnings[0]
 
     if logger is VisdomLogger:
-        threads = [t for t in threading.enumerate() if t.name == "visdom"]
+        threads = [t for t in set(threading.enumerate()) - before if t.name == "visdom"]
         for thread in threads:
             thread.join(PATIENCE)
         assert not any(thread.is_alive() for thread in threads)

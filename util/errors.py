@@ -43,6 +43,9 @@ class RaisingParser(OneLineParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(" ".join(message.split()))
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise UserError("--help is for the command line")
+
 
 def say(message: str, file: TextIO | None = None) -> None:
     """Print a line; where the terminal is gone, work goes on without it."""

@@ -57,6 +57,15 @@ def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an OSError within, of a file or of the folder that is made for it, into a UserError."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"can't write {path}: {e.strerror or e}") from e
+
+
+@contextlib.contextmanager
 def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary folder inside `parent` whose children move into `parent` once all went well.
 

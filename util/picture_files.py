@@ -133,10 +133,18 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         check_floats(levels)
         levels *= 255
-    # 16-bit files come as mode I;16 or as I; small values in mode I are an 8-bit scale
-    elif image.mode.startswith("I;16") or levels.max(initial=0) > 255:
+    elif has_16_bits(image, levels):
         levels = levels / 257
     return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))
+
+
+def has_16_bits(image: Image.Image, levels: np.ndarray) -> bool:
+    """Whether the integers of a picture in one of the modes I are on a scale of 16 bits.
+
+    So are those of files; small ones in mode I that come from elsewhere are taken for 8 bits.
+    """
+    from_file = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+    return from_file or levels.max(initial=0) > 255
 
 
 def check_floats(values: np.ndarray, any_range: bool = False) -> None:

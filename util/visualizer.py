@@ -274,6 +274,8 @@ def _copy(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:
+    if torch.is_tensor(image) and image.isnan().any():
+        warn(f"{path.name} is black where the model gave NaN")
     pixels = util.tensor2im(image)
     if source is None or not util.copy_if_equal(source, pixels, path):
         util.save_image(pixels, path, aspect_ratio)

@@ -23,6 +23,7 @@ from util.picture_files import (
     SIGNED,
     TURNS,
     frames,
+    has_16_bits,
     misread_tiff,
     opened,
     orientation,
@@ -120,7 +121,7 @@ def _from_pil(image: Image.Image) -> Picture:
         levels = _values(image, np.int32)
         if levels.min() < 0 or levels.max() > 65535:
             return Picture(levels)
-        return Picture(levels.astype(np.uint16 if levels.max() > 255 else np.uint8))
+        return Picture(levels.astype(np.uint16 if has_16_bits(image, levels) else np.uint8))
     if image.mode == "F":
         return Picture(_values(image, np.float32))
     transparent = image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or (

@@ -18,11 +18,11 @@ MAX_MAGNITUDE = 2.0  # a tensor with values above it in magnitude can't be meant
 def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
     """The values that become -1 and 1: as given; else 0 and the type's maximum, for floats 1.
 
-    Raises UserError for signed integers without a range.
+    Raises UserError for signed integers, and those of more than 16 bits, without a range.
     """
     if value_range is not None:
         return value_range
-    if dtype.kind == "i":
+    if dtype.kind == "i" or (dtype.kind == "u" and dtype.itemsize > 2):
         raise UserError(f"values of type {dtype} need a range: {HOW_RANGE}")
     return (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
 
@@ -48,10 +48,15 @@ def from_unit(
 ) -> np.ndarray:
     """The inverse of `to_unit`: (C, H, W) in [-1, 1] to pixels (H, W, C) of `dtype`.
 
-    Integers are rounded and clipped to their type.
+    Integers are rounded and clipped to their type. Raises UserError for NaN.
     """
     dtype = np.dtype(dtype)
     values = tensor.detach().float().cpu().numpy().transpose(1, 2, 0)
+    if np.isnan(values).any():
+        raise UserError(
+            "the network gives NaN: its weights are damaged, or numbers in it are too large for "
+            "the precision (--precision fp32 has the most room)"
+        )
     if dtype == np.uint8 and value_range is None:
         # exactly as `tensor2im` computes it
         values = (values + 1) / 2 * 255.0
@@ -60,7 +65,7 @@ def from_unit(
         values = (values.astype(np.float64) + 1) * ((high - low) / 2) + low
     if dtype.kind in "ui":
         limits = np.iinfo(dtype)
-        values = np.nan_to_num(values).round().clip(limits.min, limits.max)
+        values = values.round().clip(limits.min, limits.max)
     return np.ascontiguousarray(values.astype(dtype))
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from util.errors import UserError
-from util.files import make_writable, replacing, sha256
+from util.files import make_writable, replacing, sha256, writing
 
 from .loading import load_generator
 from .sizes import PADS_ITSELF, KeepsSize, size_rule
@@ -103,7 +103,7 @@ def export_generator(
         "dropout": "off",
         "torch": torch.__version__,
     }
-    with replacing(path) as unchecked:
+    with writing(path), replacing(path) as unchecked:
         export(net, G.input_nc, form, unchecked, metadata)
         differences = largest_difference(KeepsSize(net), reader(form, unchecked), G.input_nc)
         worst = max(differences.values())

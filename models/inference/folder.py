@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,8 @@ from data.pictures.reading import Picture, fit_samples, naming, read_info, read_
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.passes import independent_of_batch
 from util.background import BackgroundWork
-from util.errors import UserError, in_one_line
+from util.errors import in_one_line
+from util.files import writing
 from util.result_names import output_names
 
 from .tiles import TileOptions
@@ -125,7 +125,7 @@ class FolderTranslation:
     def _write(self, ready: Ready, output: torch.Tensor) -> None:
         dtype = self._dtype(ready.picture)
         result = self.translator.finish(output, ready.picture, dtype)
-        with _writing(ready.job.target):
+        with writing(ready.job.target):
             info = self._info(ready.picture)
             write_picture(ready.job.target, result.pixels, result.alpha, info)
 
@@ -200,15 +200,6 @@ class FolderTranslation:
                 batch = []
         if batch:
             yield batch
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        # the file, or the folder that is made for it
-        raise UserError(f"can't write {path}: {e.strerror or e}") from e
 
 
 def _shape(ready: Ready) -> torch.Size | None:

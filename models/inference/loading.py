@@ -23,7 +23,13 @@ from models.ema import WEIGHTS, choose_weights
 from models.networks import GENERATORS
 from models.norms import NORMS, get_norm_layer
 from models.speed.acceleration import PRECISIONS, prepare
-from models.weights import State, describe, explain_mismatch, fit_state_dict
+from models.weights import (
+    State,
+    describe,
+    explain_mismatch,
+    fit_state_dict,
+    without_wrappers,
+)
 from util import randomness
 from util.errors import RaisingParser, UserError, first_line, warn
 from util.run import checkpoint
@@ -74,6 +80,8 @@ def load_generator(
             "checkpoints/maps_cyclegan"
         )
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder that it is in, {folder.parent}")
     if not folder.is_dir():
         there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
         raise UserError(f"no folder {folder}: {folder.parent} has {', '.join(there[:8]) or 'none'}")
@@ -109,7 +117,7 @@ def load_generator(
         net, built = _rebuild(state, saved, path, name)
     options = {**saved, **built}
     options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
-    net.to(chosen).train(not eval)
+    net.float().to(chosen).train(not eval)
     prepare(net, chosen, precision)
     value_range = value_range or parse_range(saved.get("value_range"))
     return Translator(net, chosen, options, path, value_range, precision)
@@ -143,9 +151,10 @@ def _rebuild(
         except (Exception, SystemExit) as e:  # the code may have changed, or need other options
             failed = f"--model {saved['model']} fails: {first_line(e)}"
     reason = f"; {failed}" if failed else ""
-    looks = describe({key.removeprefix("module."): value for key, value in state.items()})
-    # the keys of a ResNet show whether it has dropout; without saved options as test.py: it has
-    no_dropout = saved.get("no_dropout") == "True"
+    looks = describe(without_wrappers(state))
+    # The keys of a ResNet show whether it has dropout. Without saved options a U-Net has it, as
+    # in pix2pix, unless it is one of two, as in CycleGAN and DCLGAN.
+    no_dropout = saved.get("no_dropout", str(name != "G")) == "True"
     built = {"no_dropout": no_dropout, **looks, **_as_saved(state, saved)}
     down, up = (*built.pop("antialias", ()), False, False)[:2]  # known from the weights alone
     if built.keys() >= {"ngf", "norm", "input_nc", "output_nc"} and built.get("netG") in GENERATORS:

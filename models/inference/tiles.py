@@ -30,7 +30,7 @@ from torch import nn
 
 from data.pictures.values import Range, fit_channels, to_unit
 from models.speed.acceleration import arithmetic
-from util.errors import UserError
+from util.errors import UserError, warn
 
 from .sizes import PADS_ITSELF, KeepsSize, size_rule
 from .streaming import (
@@ -159,7 +159,7 @@ def translate_in_tiles(
         except UserError as e:
             if options.mode == "exact":
                 raise
-            print(f"quick tiles instead of exact ones: {e}", flush=True)
+            warn(f"quick tiles instead of exact ones: {e}")
     if bands is None:
         bands = quick_tiles(net, source, options, device)
     while True:

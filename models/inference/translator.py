@@ -8,10 +8,12 @@ out = G(Image.open("photo.jpg"))
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -99,9 +101,12 @@ class Translator:
 
         Keeps sizes. Raises UserError where a picture can't be read, or its channels do not fit.
         """
+        batch_size = _whole("batch_size", batch_size)
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} is too small: at least 1")
-        options = TileOptions(tile) if isinstance(tile, int) else tile
+        options = tile
+        if not isinstance(options, (TileOptions, NoneType)):
+            options = TileOptions(_whole("tile", options))
         if isinstance(picture, (list, tuple)):
             return self._list(picture, batch_size, options)
         return self._list([picture], batch_size, options)[0]
@@ -241,6 +246,10 @@ class Translator:
             array = not isinstance(given, Image.Image)
             if not array:  # 16-bit grey became colour, for which Pillow has 8 bits only
                 pixels = change_depth(pixels, np.uint8)
+        if not array and pixels.shape[2] == 2:  # which is not grey and its transparency
+            array = not isinstance(given, Image.Image)
+            if not array:
+                raise UserError("Pillow has no pictures of two channels: give an array instead")
         if alpha is not None and (array or pixels.shape[2] in (1, 3)):
             part = change_depth(alpha, pixels.dtype)[..., None]
             pixels = np.concatenate([pixels, part], axis=2)
@@ -256,6 +265,13 @@ class Translator:
         if fits_profile(read.info, result.pixels.shape[2]):
             image.info["icc_profile"] = read.info["icc_profile"]
         return image
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} {value!r} is not a whole number") from None
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:

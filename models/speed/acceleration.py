@@ -43,21 +43,22 @@ def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
 def arithmetic(precision: str, kind: str) -> Iterator[None]:
     """Within, networks on a device of this type compute with this `--precision`.
 
-    The flag that makes `fp32` exact is one for the whole process, so threads take turns.
+    Whatever the autocast of a program around this one. The flag that makes `fp32` exact is one for
+    the whole process, so threads take turns.
     """
-    cudnn = torch.backends.cudnn
-    if precision in _DTYPES:
-        with torch.autocast(kind, _DTYPES[precision]):
+    cudnn, half = torch.backends.cudnn, precision in _DTYPES
+    with contextlib.ExitStack() as stack:
+        if half or torch.amp.is_autocast_available(kind):
+            stack.enter_context(torch.autocast(kind, _DTYPES.get(precision), half))
+        if precision != "fp32":
             yield
-    elif precision == "fp32":
+            return
         with _computing:
             before, cudnn.allow_tf32 = cudnn.allow_tf32, False
             try:
                 yield
             finally:
                 cudnn.allow_tf32 = before
-    else:
-        yield
 
 
 def prepare(

@@ -57,8 +57,8 @@ def launch(processes: int, argv: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # it would log a traceback for an error that the program has reported in one line
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # torch would log a traceback for an error that the program has reported in one line
+    logging.disable(logging.CRITICAL)  # this process does nothing but wait for the others
     # processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(

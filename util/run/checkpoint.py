@@ -119,7 +119,7 @@ def _readable(path: Path) -> Iterator[None]:
         elif isinstance(e, OSError):
             reason = e.strerror or reason
         elif not isinstance(e, (EOFError, RuntimeError, ValueError, zipfile.BadZipFile)):
-            reason = f"{type(e).__name__}: {reason}"
+            reason = f"it is damaged, or no PyTorch file ({type(e).__name__}: {reason})"
         raise UserError(f"can't read {path}: {reason}") from e
 
 
@@ -165,6 +165,9 @@ def _what_is_there(path: Path) -> str:
         in_order = sorted(suffixes, key=lambda s: (not s.isdigit(), len(s), s))
         hint = "; best needs training with --val_freq" if suffix == "best" else ""
         return f"there are {_some(in_order)}{hint}"
+    others = sorted(p.name for p in folder.glob("[!.]*.pth") if STATE not in p.name)
+    if others:
+        return f"{folder} has {_some(others)}: rename the generator's to {path.name}"
     if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
         return f"{folder} has no weights at all"
     above = folder.parent
