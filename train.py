@@ -126,7 +126,8 @@ def train(
             run.save("latest", position=at)
         visualizer.end_epoch(epoch)
         seconds = time.time() - epoch_start
-        hours = seconds * (last_epoch - epoch) / 3600
+        of_epoch = (at.total_iters - begun) / len(dataset)  # a resumed one has less
+        hours = seconds / max(of_epoch, 1e-9) * (last_epoch - epoch) / 3600
         left = f", about {hours:.1f} h left" if hours >= 0.1 else ""
         say(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec{left}")
         if stopped:

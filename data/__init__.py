@@ -109,6 +109,7 @@ class CustomDatasetDataLoader:
     def __init__(self, opt: argparse.Namespace, batch_size: int | None = None):
         self.opt = opt
         self.batch_size = batch_size or opt.batch_size
+        self.listed: set[str] = set()  # pictures that --skip_broken has skipped
         self._open(opt, getattr(opt, "seed", None))
 
     def _open(self, opt: argparse.Namespace, seed: int | None) -> None:
@@ -170,7 +171,8 @@ class CustomDatasetDataLoader:
     def close(self) -> None:
         """End the worker processes, and list the pictures that `--skip_broken` has skipped."""
         self.loader.close()
-        broken, self.loader.broken = sorted(self.loader.broken), {}
+        broken, self.loader.broken = sorted(self.loader.broken.keys() - self.listed), {}
+        self.listed.update(broken)
         if broken:
             lines = [f"--skip_broken skipped {len(broken)}:", *broken]
             distributed.print_on_all_ranks("\n  ".join(lines))

@@ -105,7 +105,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
 
     words: list[str] = []
     for name, value in options.items():
-        if name == "scores" and not isinstance(value, str):
+        if name == "scores" and isinstance(value, (tuple, list)):
             words.append(f"--scores={','.join(value)}")
         elif isinstance(value, (tuple, list)):
             words += [f"--{name}", *map(str, value)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ ANTIALIAS_FLAGS = {
 }
 
 
-def without_wrappers(state: State) -> State:
-    """A state dictionary without the prefixes of `DataParallel` and `torch.compile`."""
+def without_wrappers(state: State, wanted: Container[str] = ()) -> State:
+    """A state dictionary without the prefixes of `DataParallel` and `torch.compile`.
+
+    They stay where they lead to the keys that are `wanted`.
+    """
     for prefix in WRAPPERS:
-        if state and all(key.startswith(prefix) for key in state):
-            return without_wrappers({k.removeprefix(prefix): v for k, v in state.items()})
+        if state and all(key.startswith(prefix) and key not in wanted for key in state):
+            inner = {key.removeprefix(prefix): value for key, value in state.items()}
+            return without_wrappers(inner, wanted)
     return state
 
 
@@ -41,7 +45,7 @@ def fit_state_dict(state: State, net: nn.Module) -> dict[str, torch.Tensor]:
     Removes the prefixes of wrappers, and running statistics of instance norms, which PyTorch saved
     before version 0.4.
     """
-    state = without_wrappers(state)
+    state = without_wrappers(state, net.state_dict().keys())
     without_statistics = {
         name
         for name, module in net.named_modules()

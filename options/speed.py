@@ -56,14 +56,14 @@ def told_of_busy_cores() -> str | None:
     Threads that wait for each other spin, which is fastest where all cores are theirs. Where they
     are not, the one that is waited for gets no core.
     """
-    cores = distributed.cores()
+    cores = os.cpu_count() or 1  # the load is that of the whole machine
     known = hasattr(os, "getloadavg") and "OMP_WAIT_POLICY" not in os.environ
     if not known or torch.get_num_threads() == 1 or os.getloadavg()[0] < 0.75 * cores:
         return None
     return (
         f"this machine is busy (a load of {os.getloadavg()[0]:.1f} on {cores} cores): with "
-        "OMP_WAIT_POLICY=PASSIVE in front of the command it is two to ten times faster while that "
-        "lasts"
+        "OMP_WAIT_POLICY=PASSIVE in front of the command it is two to three times faster while "
+        "that lasts, and slower afterwards"
     )
 
 

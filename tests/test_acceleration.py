@@ -459,7 +459,7 @@ def test_busy_cores_are_told(monkeypatch, load, threads, told):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    monkeypatch.setattr("util.distributed.cores", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert bool(told_of_busy_cores()) is told
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert told_of_busy_cores() is None

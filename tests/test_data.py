@@ -494,10 +494,14 @@ def test_colorization_gives_lab(tmp_path):
         assert item["B"][:, 0, x].tolist() == pytest.approx([a / 110, b / 110], abs=2e-3)
 
 
-def test_colorization_refuses_other_channels(tmp_path):
+def test_colorization_refuses_other_channels(tmp_path, capsys):
     picture(tmp_path / "train" / "x.png")
-    with pytest.raises(UserError, match="--input_nc 1 --output_nc 2"):
+    with pytest.raises(SystemExit) as end:  # the model
         dataset(tmp_path, "colorization", "--output_nc", "3", "--input_nc", "3")
+    assert end.value.code == 2
+    assert "--input_nc 1 --output_nc 2" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--input_nc 1 --output_nc 2"):  # the data set
+        dataset(tmp_path, "colorization", "--direction", "BtoA")
 
 
 def test_single_goes_through_subfolders(tmp_path):

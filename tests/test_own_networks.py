@@ -126,7 +126,7 @@ def test_tiles_give_sizes_back(octo, tmp_path):
     folder = tmp_path / "r" / "x" / "test_latest"
     for name, more in (("a", ["--only_outputs"]), ("images/a_fake", [])):
         done = succeed("test.py", *where, *words, "--model", "test", *more)
-        assert "quick tiles instead of exact ones: Octo" in done.out
+        assert "quick tiles instead of exact ones: Octo" in done.err
         assert Image.open(folder / f"{name}.png").size == Image.open(path).size
 
 

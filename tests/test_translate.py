@@ -24,6 +24,7 @@ from models import Translator, load_generator
 from models.inference.loading import unchanged_process
 from models.networks import define_G
 from models.speed.acceleration import arithmetic
+from models.weights import fit_state_dict
 from tests.helpers import (
     ROOT,
     aligned,
@@ -129,6 +130,15 @@ def test_wrapped_and_sorted_weights(tmp_path, prefix):
     x = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(load_generator(tmp_path / "x", device="cpu")(x), net(x))
+
+
+@pytest.mark.parametrize("keys", ["_orig_mod.a.weight", "module.a.weight", "module.module.weight"])
+def test_prefixes_that_are_a_networks_own_stay(keys):
+    net = torch.nn.Sequential()
+    net.state_dict = lambda: {keys: torch.zeros(1)}  # type: ignore[method-assign]
+    wrapped = {f"module.{keys}": torch.ones(1)}
+    for state in ({keys: torch.ones(1)}, wrapped):
+        assert list(fit_state_dict(state, net)) == [keys]
 
 
 def test_a_program_that_computes_otherwise_changes_nothing(cycle):

@@ -117,7 +117,7 @@ def load_generator(
         net, built = _rebuild(state, saved, path, name)
     options = {**saved, **built}
     options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
-    net.float().to(chosen).train(not eval)
+    net.to(chosen).train(not eval)
     prepare(net, chosen, precision)
     value_range = value_range or parse_range(saved.get("value_range"))
     return Translator(net, chosen, options, path, value_range, precision)
@@ -249,16 +249,19 @@ class _OfThread:
 def unchanged_process(prints: Any) -> Iterator[None]:
     """Restore random sources, warnings and backends at the end, which making a model changes.
 
-    One thread at a time. What it prints within goes to the file `prints`.
+    Within, tensors are float32 by default, and what it prints goes to the file `prints`. One thread
+    at a time.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     with _rebuilding:
         flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
-        sources = randomness.get_state()
+        sources, dtype = randomness.get_state(), torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
         elsewhere = contextlib.redirect_stdout(_OfThread(sys.stdout, prints))  # type: ignore
         try:
             with elsewhere, warnings.catch_warnings():
                 yield
         finally:
             cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = flags
+            torch.set_default_dtype(dtype)
             randomness.set_state(sources)

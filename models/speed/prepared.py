@@ -29,8 +29,8 @@ class Prepared(nn.Module):
     prepared_autocast: tuple[str, torch.dtype] | None = None  # device type, dtype
     prepared_scale: GradientScale | None = None
     prepared_augment: Callable[..., torch.Tensor] | None = None  # of what goes in, in float32
-    prepared_parameters: list[nn.Parameter] | None = None  # of a compiled network
-    prepared_trained: str = ""  # which of them learn, 0 or 1 each
+    prepared_layers: list[nn.Module] | None = None  # of a compiled network
+    prepared_trained: str = ""  # which of their parameters learn, 0 or 1 each
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of a shared pass, or call the network with loss scaling."""
@@ -62,9 +62,10 @@ class Prepared(nn.Module):
     def _tell_compiler_what_learns(self) -> None:
         # PyTorch up to 2.11 at least takes the code of a frozen network for one that learns: its
         # weights then get no gradients. Code depends on what `forward` reads, such as this.
-        if self.prepared_parameters is None:
-            self.prepared_parameters = list(self.parameters())
-        trained = "".join("1" if p.requires_grad else "0" for p in self.prepared_parameters)
+        if self.prepared_layers is None:  # looking for them in each call would take long
+            self.prepared_layers = list(self.modules())
+        parameters = (p for m in self.prepared_layers for p in m._parameters.values())
+        trained = "".join("1" if p.requires_grad else "0" for p in parameters if p is not None)
         if trained != self.prepared_trained:
             self.prepared_trained = trained
 

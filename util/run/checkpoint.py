@@ -167,7 +167,8 @@ def _what_is_there(path: Path) -> str:
         return f"there are {_some(in_order)}{hint}"
     others = sorted(p.name for p in folder.glob("[!.]*.pth") if STATE not in p.name)
     if others:
-        return f"{folder} has {_some(others)}: rename the generator's to {path.name}"
+        hint = f": rename the generator's to {path.name}" if "_net_G" in path.name else ""
+        return f"{folder} has {_some(others)}{hint}"
     if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
         return f"{folder} has no weights at all"
     above = folder.parent

@@ -150,9 +150,9 @@ class _Collected:
         self.evaluator = evaluator
         self.wanted, self.left_out = set(evaluator.wanted), dict(evaluator.left_out)
         self.values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        self.features: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # by name and path
+        self.features: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # by name and source
         self.labels: dict[str, metrics.LabelCounts] = defaultdict(metrics.LabelCounts)
-        self.sources: dict[str, set[str]] = defaultdict(set)  # files, by picture
+        self.sources: dict[str, set[str]] = defaultdict(set)  # by name of the picture
         self.pictures = 0
 
     def add(self, visuals: dict[str, torch.Tensor], paths: dict[str, str]) -> None:
@@ -163,7 +163,7 @@ class _Collected:
             side = rest[:1]  # of the data set
             if kind == "fake":  # a translation of a picture of the other side
                 side = {"A": "B", "B": "A"}.get(side, "A")
-            source = paths.get(side, paths["A"])
+            source = self._source(side, visuals, paths)
             # without pairs, pictures of the smaller side come more than once
             is_new = self.evaluator.paired or source not in self.sources[name]
             self.sources[name].add(source)
@@ -175,8 +175,14 @@ class _Collected:
                 self._score(name, "cycle", metrics.l1, picture, real)
             elif real is not None and kind == "fake":
                 self._add_pair(name, real, picture)
-                self._add_to_set(f"real_{rest}", real, paths.get(rest[:1], paths["A"]))
+                self._add_to_set(f"real_{rest}", real, self._source(rest[:1], visuals, paths))
                 self._add_to_set(name, picture, source)
+
+    def _source(self, side: str, visuals: dict[str, torch.Tensor], paths: dict[str, str]) -> str:
+        """A name for the picture of a side: its file, which may hold several, and its content."""
+        real = visuals.get(f"real_{side}")
+        content = "" if real is None else hash(real.numpy().tobytes())
+        return f"{paths.get(side, paths['A'])} {content}"
 
     def _score(self, name: str, score: str, formula: Callable[..., Any], *given: Any) -> None:
         """Add a value to a score that is wanted; a ValueError says why it can't be computed."""
@@ -217,16 +223,16 @@ class _Collected:
         assert self.evaluator.lpips is not None
         return self.evaluator.lpips(fake, real)
 
-    def _add_to_set(self, name: str, picture: torch.Tensor, path: str) -> None:
+    def _add_to_set(self, name: str, picture: torch.Tensor, source: str) -> None:
         inception = self.evaluator.inception
-        if inception is None or path in self.features[name]:
+        if inception is None or source in self.features[name]:
             return
         rgb = as_rgb(picture)
         if rgb is None:
             for score in SETS:
                 self._leave_out(score, "it needs pictures in colour or grey")
             return
-        self.features[name][path] = inception(rgb)[0]
+        self.features[name][source] = inception(rgb)[0]
 
     def result(self) -> Evaluation:
         """All scores, and why some are left out."""

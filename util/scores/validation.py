@@ -83,8 +83,8 @@ class Validation:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
         self.count = int(min(opt.num_val, len(self.dataset)))
         data = f"{self.count} pictures of {opt.val_phase} of {Path(opt.dataroot).resolve().name}"
-        sizes = f"{opt.preprocess} {self.opt.load_size} to {opt.crop_size}"
-        self.of = f"{data} ({sizes}, {opt.direction})"
+        size = self.opt.load_size if opt.preprocess == "scale_width" else opt.crop_size
+        self.of = f"{data} ({opt.preprocess}, {size}, {opt.direction})"
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -109,6 +109,8 @@ class Validation:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
             of = best.get("of", self.of)
+            if of == f"{self.opt.phase}, {self.count} of its pictures":  # as older versions said
+                of = self.of
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -186,6 +188,8 @@ class Validation:
 
     def _compare(self, averaged: float, raw: float) -> None:
         """Print which weights are better."""
+        if math.isnan(averaged) or math.isnan(raw):
+            return
         which = "averaged" if better(self.by, averaged, raw) else "raw"
         which = "neither" if averaged == raw else which
         say(f"better weights: {which} ({self.by} {averaged:.4g} averaged, {raw:.4g} raw)")
@@ -218,7 +222,7 @@ class Validation:
 def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     """The options of a training run as test.py would have them for its `val` split."""
     val = copy.copy(opt)
-    val.isTrain, val.phase, val.eval = False, opt.val_phase, False
+    val.isTrain, val.phase, val.eval, val.seed = False, opt.val_phase, False, 0
     val.serial_batches = val.no_flip = True
     val.num_threads, val.batch_size = 0, 1
     val.max_dataset_size = math.inf
