@@ -714,6 +714,7 @@ def test_lock_does_not_follow_links_nor_need_space(tmp_path, monkeypatch):
 def slow_iterations() -> None:
     from models.cycle_gan_model import CycleGANModel
 
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
     optimize = CycleGANModel.optimize_parameters
 
     def slow(self: Any) -> None:
