@@ -12,4 +12,4 @@ bash scripts/setup.sh --dev
 # Two processes with one thread each: more threads in each would fight over the cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export MKL_NUM_THREADS="${MKL_NUM_THREADS:-$OMP_NUM_THREADS}"
-exec .venv/bin/python -m pytest -n 2 --dist worksteal --timeout 300 "$@"
+exec .venv/bin/python -m pytest -n 2 --timeout 300 "$@"
