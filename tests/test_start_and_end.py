@@ -101,14 +101,14 @@ def test_options_of_ones_own_come_after_the_model(monkeypatch, capsys):
 
 
 def test_a_model_file_that_misses_a_package(tmp_path, monkeypatch):
-    package = tmp_path / "lackingmodels"
+    package = tmp_path / "ourmodels"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "fancy_model.py").write_text("import surely_not_installed.part\n")
     monkeypatch.syspath_prepend(tmp_path)
-    said = r"lackingmodels/fancy_model.py needs the package surely_not_installed, .*pip install surely"
+    said = r"ourmodels/fancy_model.py needs the package surely_not_installed, .*pip install surely"
     with pytest.raises(UserError, match=said):
-        find_class("lackingmodels", "model", "fancy", object)
+        find_class("ourmodels", "model", "fancy", object)
 
 
 def test_output_that_nobody_reads():
