@@ -171,11 +171,9 @@ def _what_is_there(path: Path) -> str:
         return f"{folder} has {_some(others)}{hint}"
     if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
         return f"{folder} has no weights at all"
-    above = folder.parent
-    experiments = sorted({p.parent.name for p in above.glob("*/[!.]*_net_*.pth")})
-    if experiments:
-        return f"there is no experiment --name {folder.name}; there are {', '.join(experiments)}"
-    return f"there is no experiment --name {folder.name}, and none at all in {above}"
+    if names := experiments(folder.parent):
+        return f"there is no experiment --name {folder.name}; there are {', '.join(names)}"
+    return f"there is no experiment --name {folder.name}, and none at all in {folder.parent}"
 
 
 # -------------------------------------------------------------------------------------- checkpoints
@@ -197,6 +195,11 @@ def state_path(folder: Path, suffix: str) -> Path:
 def weights_path(folder: Path, suffix: str, name: str) -> Path:
     """The file with the exported weights of a network."""
     return folder / f"{suffix}_net_{name}.pth"
+
+
+def experiments(folder: Path) -> list[str]:
+    """The names of the experiments with weights in a `--checkpoints_dir`."""
+    return sorted({p.parent.name for p in folder.glob("*/[!.]*_net_*.pth")})
 
 
 def exported_files(folder: Path) -> list[str]:

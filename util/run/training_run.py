@@ -135,8 +135,8 @@ class TrainingRun:
         found: FoundCheckpoint | None = self.model.resumed
         if found is None:
             print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
-            others = {p.parent.name for p in self.folder.parent.glob("*/[!.]*_net_*.pth")}
-            if close := difflib.get_close_matches(self.folder.name, sorted(others), 1, 0.8):
+            others = checkpoint.experiments(self.folder.parent)
+            if close := difflib.get_close_matches(self.folder.name, others, 1, 0.8):
                 warn(f"there is no training --name {self.folder.name}; did you mean {close[0]}?")
             _set_aside(self.folder, "best")  # so far, of a validation
             return None
