@@ -27,7 +27,7 @@ from .speed.gradient_scale import GradientScale
 from .speed.passes import fits_one_pass, share_pass, wants_one_pass
 from .speed.prepared import prepared
 from .speed.steps import Steps
-from .speed.sync_norm import synchronize_norms
+from .speed.sync_norm import SyncBatchNorm2d, synchronize_norms
 
 
 class BaseModel(ModelFiles, ABC):
@@ -134,6 +134,12 @@ class BaseModel(ModelFiles, ABC):
         """Synchronize batch norm statistics over all ranks."""
         nets = self.all_modules().values()
         converted = sum(synchronize_norms(n, self.needs_second_gradients(n)) for n in nets)
+        synchronized = any(isinstance(m, SyncBatchNorm2d) for n in nets for m in n.modules())
+        if synchronized and self.opt.compile and self.opt.grad_checkpoint:
+            raise UserError(
+                "--grad_checkpoint with --compile (part of --fast) would count each batch twice in "
+                "synchronized batch norms: leave out one of the two, or choose --norm instance"
+            )
         if converted and self.opt.norm == "batch":
             print(
                 "--norm batch: statistics are those of the batches of all "

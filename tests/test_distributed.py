@@ -469,6 +469,14 @@ def test_a_mistake_is_told_once(pictures, tmp_path):
     assert group.text().count("error: ") == 1
 
 
+@pytest.mark.parametrize("norm", ["batch", "syncbatch"])
+def test_statistics_that_would_count_twice_are_refused(norm, pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--norm", norm, "--grad_checkpoint", "--compile")
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    assert group.wait(30) == 1
+    assert group.text().count("error: --grad_checkpoint with --compile") == 1
+
+
 def test_a_mistake_of_one_machine_is_told_with_its_rank(pictures, tmp_path):
     def argv(rank: int) -> list[str]:
         return command(tmp_path / "nothing" if rank == 1 else pictures, tmp_path)
