@@ -302,24 +302,30 @@ def test_cmyk_of_16_bits_is_refused(tmp_path):
         read_picture(tmp_path / "a.tif")
 
 
-def test_a_fourth_sample_reaches_networks_that_take_four(tmp_path):
-    """In training with a range, and in a folder; for three channels it counts as alpha."""
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fourth_sample_reaches_networks_that_take_four(dtype, tmp_path):
+    """In training with a range, and in a folder; for three channels it counts as alpha.
+
+    Of 8 bits, as in aerial pictures of four bands, it is dropped then, as Pillow does.
+    """
     tifffile = pytest.importorskip("tifffile")
-    pixels = RNG.integers(0, 65536, (20, 24, 4)).astype(np.uint16)
+    white = int(np.iinfo(dtype).max)
+    pixels = RNG.integers(0, white + 1, (20, 24, 4)).astype(dtype)
     (tmp_path / "in").mkdir()
     tifffile.imwrite(
         tmp_path / "in" / "a.tif", pixels, photometric="rgb", extrasamples=["unspecified"]
     )
     for channels in (3, 4):
-        opt = SimpleNamespace(value_range=[0, 65535], input_nc=channels, output_nc=channels)
+        opt = SimpleNamespace(value_range=[0, white], input_nc=channels, output_nc=channels)
         x = open_picture(opt, str(tmp_path / "in" / "a.tif"))  # type: ignore[arg-type]
         np.testing.assert_allclose(
-            (x.numpy().transpose(1, 2, 0) + 1) * 32767.5, pixels[..., :channels], atol=0.01
+            (x.numpy().transpose(1, 2, 0) + 1) * white / 2, pixels[..., :channels], atol=0.01
         )
         work = FolderTranslation(identity(channels), "same", threads=0)
         (job,) = work.jobs([str(tmp_path / "in" / "a.tif")], tmp_path / "in", tmp_path / "out")
         assert work.run([job]) == []
-        np.testing.assert_array_equal(tifffile.imread(job.target), pixels)
+        kept = 3 if channels == 3 and dtype is np.uint8 else 4
+        np.testing.assert_array_equal(tifffile.imread(job.target), pixels[..., :kept])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])

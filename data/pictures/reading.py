@@ -97,21 +97,27 @@ def _turned(picture: Picture, orientation: int) -> Picture:
 
 
 def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
-    """The function that reads a file of which Pillow would keep 8 bits of 16; else None."""
+    """The function that reads a file of which Pillow would lose bits or samples; else None."""
     path = getattr(image, "filename", "")
     misread = misread_tiff(image)
     if not path or not getattr(image, "tile", None):
         if misread and not (misread == SIGNED and image.mode == "I"):  # which Pillow has right
             raise UserError(f"Pillow reads {misread} with wrong values: give the path of the file")
         return None
-    deep = image.format == "TIFF" and max(image.tag_v2.get(258, (1,))) > 8  # type: ignore
-    if deep or misread:
+    if misread or (image.format == "TIFF" and _loses_samples(image)):
         return functools.partial(_read_tiff, page=image.tell())
     if image.format == "PNG" and not image.mode.startswith("I"):
         with open(path, "rb") as file:
             depth = file.read(25)[24]  # of the header, which is always the first thing
         return _read_png if depth == 16 else None
     return None
+
+
+def _loses_samples(image: Image.Image) -> bool:
+    """Whether Pillow would drop bits of a TIFF, or one sample such as infrared."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    bits, samples = max(tags.get(258, (1,))), tags.get(277, 1)
+    return bits > 8 or (image.mode in ("L", "RGB") and samples == len(image.getbands()) + 1)
 
 
 def _from_pil(image: Image.Image) -> Picture:
@@ -244,12 +250,14 @@ def _unmultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def fit_samples(picture: Picture, channels: Container[int]) -> Picture:
     """The picture for networks that take so many channels.
 
-    A sample of no said meaning, such as infrared, is one of them where that fits, else alpha.
+    A sample of no said meaning, such as infrared, is one of them where that fits. Else it is alpha,
+    and of 8 bits dropped, as Pillow does.
     """
     have, alpha = picture.pixels.shape[2], picture.alpha
     wanted = have not in channels and have + 1 in channels
-    if wanted and picture.unsaid and alpha is not None:
-        picture.pixels = np.concatenate([picture.pixels, alpha[..., None]], axis=2)
+    if picture.unsaid and alpha is not None and (wanted or alpha.dtype == np.uint8):
+        if wanted:
+            picture.pixels = np.concatenate([picture.pixels, alpha[..., None]], axis=2)
         picture.alpha = None
     return picture
 
