@@ -14,9 +14,13 @@ import itertools
 import sys
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data.pictures.reading import TIFF, read_picture
+from data.pictures.values import fit_channels
+from data.pictures.writing import write_picture
 from util.errors import OneLineParser, UserError, run_tool
 from util.files import must_be_free, staged
 from util.picture_files import is_image_file, open_image
@@ -39,18 +43,25 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
 def combine(pair: Pair) -> None:
     """Write A|B to a file; JPEG and WebP with quality 95, other formats without loss.
 
+    PNG and TIFF keep the depth of two pictures of more than 8 bits; all others get 8 bits.
+
     Raises:
         UserError: One can't be read, or they differ in size.
     """
     path_a, path_b, path_ab = pair
-    a, b = open_image(path_a), open_image(path_b)
+    ending = path_ab.suffix.lower()
+    a, b = read_picture(path_a, upright=True), read_picture(path_b, upright=True)
     if a.size != b.size:
         raise UserError(
-            f"{path_a} is {a.width}x{a.height} but {path_b} is {b.width}x{b.height}: "
+            f"{path_a} is {a.size[0]}x{a.size[1]} but {path_b} is {b.size[0]}x{b.size[1]}: "
             "a pair must have one size"
         )
+    if a.pixels.dtype == b.pixels.dtype != np.uint8 and ending in (".png", *TIFF):
+        channels = max(a.pixels.shape[2], b.pixels.shape[2])
+        write_picture(path_ab, np.hstack([fit_channels(p.pixels, channels) for p in (a, b)]))
+        return
     options = {".jpg": JPEG, ".jpeg": JPEG, ".webp": {"quality": 95}}
-    beside(a, b).save(path_ab, **options.get(path_ab.suffix.lower(), {}))
+    beside(open_image(path_a), open_image(path_b)).save(path_ab, **options.get(ending, {}))
 
 
 def attempt(pair: Pair) -> str | None:

@@ -450,6 +450,24 @@ def test_combine_reads_16_bits_by_value(tmp_path: Path):
     assert both[0, :4].tolist() == [[v] * 3 for v in (0, 1, 128, 255)]
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_combine_keeps_the_depth_of_two_deep_pictures(ending: str, tmp_path: Path):
+    codecs, tifffile = pytest.importorskip("imagecodecs"), pytest.importorskip("tifffile")
+    grey = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000 + 1
+    colour = np.stack([grey, grey + 7, 65535 - grey], axis=2)
+    for side, pixels in (("A", grey), ("B", colour)):
+        path = tmp_path / side / "train" / f"1.{ending}"
+        path.parent.mkdir(parents=True)
+        if ending == "png":
+            path.write_bytes(codecs.png_encode(pixels))
+        else:
+            tifffile.imwrite(path, pixels)
+    tool("combine_A_and_B", *fold(tmp_path))
+    both = tmp_path / "AB/train" / f"1.{ending}"
+    pixels = codecs.png_decode(both.read_bytes()) if ending == "png" else tifffile.imread(both)
+    np.testing.assert_array_equal(pixels, np.hstack([np.dstack([grey] * 3), colour]))
+
+
 @pytest.mark.parametrize("extra", [[], ["--no_multiprocessing"]])
 def test_combine_reports_what_failed_in_workers(tmp_path: Path, extra: list[str]):
     for i in range(4):
