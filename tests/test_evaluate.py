@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -217,6 +218,25 @@ def test_cityscapes_labels_are_scored(paired):
     for name in ("pixel accuracy", "class accuracy", "class IoU"):
         assert 0 <= found[name]["value"] <= 1
     assert "nearest colour" in facts["variant"]["scores"]["pixel accuracy"]
+
+
+@pytest.mark.parametrize("labelled", ["A", "B"])
+def test_photographs_are_not_scored_as_labels(labelled):
+    """A CycleGAN makes both: the pictures of the side that is painted in the labels' colours."""
+    rng = np.random.default_rng(0)
+    road, sky = ((np.array(metrics.CITYSCAPES[n]) / 127.5 - 1) for n in ("road", "sky"))
+    half = rng.random((1, 1, 16, 16)) < 0.5
+    labels = torch.tensor(np.where(half, road[None, :, None, None], sky[None, :, None, None]))
+    other = "B" if labelled == "A" else "A"
+    visuals = {f"real_{labelled}": labels, f"fake_{labelled}": labels.flip(3)}
+    visuals |= {f"{kind}_{other}": torch.rand(1, 3, 16, 16) * 2 - 1 for kind in ("real", "fake")}
+    opt = SimpleNamespace(dataset_mode="aligned", direction="AtoB", model="cycle_gan")
+    model = mock.Mock(get_current_visuals=lambda: visuals)
+    evaluator = Evaluator(opt, True, ["L1"], cityscapes=True)  # type: ignore[arg-type]
+    scores = evaluator.run(model, [{"A_paths": ["a"], "B_paths": ["b"]}], 1).scores
+    agree = float((half == half[..., ::-1]).mean())
+    assert scores[f"fake_{labelled}"]["pixel accuracy"].value == pytest.approx(agree)
+    assert set(scores[f"fake_{other}"]) == {"L1"}
 
 
 def test_levels_are_those_of_saved_pictures():

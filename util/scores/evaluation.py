@@ -243,8 +243,10 @@ class _Collected:
                     mean, spread = float(np.mean(values)), float(np.std(values))
                     scores[visual][name] = Score(mean, spread, len(values))
         labels = {} if "cityscapes" in self.left_out else self.labels
-        for visual, counts in labels.items():
-            found = counts.scores()
+        # a model that goes both ways makes photographs as well
+        nearest = sorted(labels, key=lambda name: labels[name].distance())[:1]
+        for visual in nearest:
+            found = labels[visual].scores()
             for name in ("pixel accuracy", "class accuracy", "class IoU"):
                 value = getattr(found, name.lower().replace(" ", "_"))
                 scores[visual][name] = Score(value, None, self.pictures)

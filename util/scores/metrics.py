@@ -267,13 +267,20 @@ class LabelCounts:
 
     def __init__(self) -> None:
         self.counts = np.zeros((len(CITYSCAPES), len(CITYSCAPES)), np.int64)  # real, predicted
+        self._off = 0.0  # levels between real pixels and the colours of their classes, summed
 
     def add(self, real: np.ndarray, fake: np.ndarray) -> None:
         """Take two pictures (H, W, 3) of uint8; where the real one is void, nothing counts."""
         truth, guess = nearest_class(real, void=True), nearest_class(fake)
         scored = truth != VOID
+        colours = np.array([*CITYSCAPES.values()])[truth[scored]]
+        self._off += float(np.abs(real[scored] - colours).mean(-1).sum())
         pairs = truth[scored].astype(np.int64) * len(CITYSCAPES) + guess[scored]
         self.counts += np.bincount(pairs, minlength=self.counts.size).reshape(self.counts.shape)
+
+    def distance(self) -> float:
+        """Mean distance of real pixels from the colours of their classes, in levels."""
+        return self._off / max(1, int(self.counts.sum()))
 
     def scores(self) -> LabelScores:
         """Accuracy over all pixels, and means over classes of accuracy and of intersection/union.
