@@ -29,7 +29,7 @@ from models.inference.folder import FolderTranslation
 from models.inference.testing import model_for_testing
 from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
-from models.speed.passes import independent_of_batch
+from models.speed.inspection import independent_of_batch
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork

@@ -15,12 +15,10 @@ end_quietly_on_interrupt()  # before the imports, which take seconds
 import argparse
 import functools
 import sys
-import time
 
 from data import CustomDatasetDataLoader, create_dataset
 from models import BaseModel, create_model
 from models.speed.layout import contiguous_gradients
-from models.speed.prepared import uncompiled
 from models.speed.trial import compiling_costs
 from options.train_options import TrainOptions
 from util import distributed
@@ -61,7 +59,7 @@ def main() -> None:
             stopped = train(opt, dataset, model, visualizer, validation, run, at)
         run.finish()
         if stopped:
-            print(f"stopped: {run.stop.reason}; --continue_train goes on from here")
+            print(f"stopped: {run.stop.reason}; resume with --continue_train")
             sys.exit(run.stop.exit_code)
         validation.tell_best()
         page = "" if opt.no_html else f"; losses and pictures: {run.folder / 'web' / 'index.html'}"
@@ -82,7 +80,7 @@ def train(
     images_per_iteration = opt.batch_size * distributed.world_size()
 
     for epoch in range(at.epoch, last_epoch + 1):
-        epoch_start, begun = time.time(), at.total_iters
+        begun = at.total_iters
         dataset.set_epoch(epoch, start=at.epoch_iter)
 
         for data in visualizer.batches(dataset):
@@ -110,9 +108,7 @@ def train(
                 return True
 
         should_stop = functools.partial(run.stop.is_urgent, begun < at.total_iters)
-        with uncompiled():  # networks would be compiled once more, without gradients
-            unfinished = validation.end_epoch(at, visualizer, should_stop)
-        if unfinished:  # --continue_train begins it anew
+        if validation.end_epoch(at, visualizer, should_stop):  # --continue_train starts it again
             run.save("latest", position=at)
             return run.stop.on_any_rank()
         model.update_learning_rate()
@@ -125,11 +121,6 @@ def train(
         elif stopped:
             run.save("latest", position=at)
         visualizer.end_epoch(epoch)
-        seconds = time.time() - epoch_start
-        of_epoch = (at.total_iters - begun) / len(dataset)  # a resumed one has less
-        hours = seconds / max(of_epoch, 1e-9) * (last_epoch - epoch) / 3600
-        left = f", about {hours:.1f} h left" if hours >= 0.1 else ""
-        say(f"End of epoch {epoch} / {last_epoch} \t Time Taken: {seconds:.0f} sec{left}")
         if stopped:
             return True
     return False

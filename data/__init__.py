@@ -20,6 +20,7 @@ from util import distributed
 from util.errors import UserError
 from util.find_class import find_class
 from util.run.saved_options import read_saved_options
+from util.util import batches
 
 from .cache import open_cache
 from .loader import EpochLoader
@@ -63,30 +64,21 @@ def equal_batches(
 
     Takes the first `count` items, or all; keeps their order.
     """
-    waiting: list[dict[str, Any]] = []
-
-    def joined() -> dict[str, Any]:
-        batch = {
-            key: torch.cat([item[key] for item in waiting])
-            if isinstance(value, torch.Tensor)
-            else [v for item in waiting for v in item[key]]
-            for key, value in waiting[0].items()
-        }
-        waiting.clear()
-        return batch
 
     def sizes(item: dict[str, Any]) -> list[torch.Size]:
         return [value.shape for value in item.values() if isinstance(value, torch.Tensor)]
 
-    for item in itertools.islice(items, count):
-        if size == 1:
-            yield item
-            continue
-        if waiting and (len(waiting) == size or sizes(item) != sizes(waiting[-1])):
-            yield joined()
-        waiting.append(item)
-    if waiting:
-        yield joined()
+    for batch in batches(itertools.islice(items, count), size, sizes):
+        yield (
+            batch[0]
+            if len(batch) == 1
+            else {
+                key: torch.cat([item[key] for item in batch])
+                if isinstance(value, torch.Tensor)
+                else [v for item in batch for v in item[key]]
+                for key, value in batch[0].items()
+            }
+        )
 
 
 def _same_name(A_path: Any, B_path: Any) -> bool:

@@ -9,7 +9,7 @@ from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .base_dataset import BaseDataset, get_params, get_transform
-from .cache import Kept
+from .cache import CachedImage
 from .image_folder import parts_of_dataset
 from .transforms import size_of, split_deterministic
 
@@ -88,11 +88,11 @@ class AlignedDataset(BaseDataset):
         paths = A_path, B_path = self.AB_paths[index]
         first_A, first_B = self.first
 
-        def make() -> list[Kept]:
+        def make() -> list[CachedImage]:
             A, B = self._open(A_path, B_path)
             return [
-                Kept(self.transform(A, first_A, A_path), size_of(A)),
-                Kept(self.transform(B, first_B, B_path), size_of(B)),
+                CachedImage(self.transform(A, first_A, A_path), size_of(A)),
+                CachedImage(self.transform(B, first_B, B_path), size_of(B)),
             ]
 
         kept = self.keep([f"{A_path}\nA{first_A}", f"{B_path}\nB{first_B}"], make)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from util.light_torchvision import transforms
 
-from .cache import Kept, PictureCache
+from .cache import CachedImage, PictureCache
 from .image_folder import (
     PARTS,
     folder_of,
@@ -25,7 +25,7 @@ from .image_folder import (
     quick_check,
     skip_broken_hint,
 )
-from .pictures.reading import fit_samples, naming, read_picture
+from .pictures.reading import fit_samples, prefix_errors, read_picture
 from .pictures.values import to_unit
 from .transforms import (
     CenterCrop,
@@ -108,13 +108,13 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         first, rest = split_deterministic(transform)
         name = f"{path}\n{first}"
 
-        def make() -> list[Kept]:
+        def make() -> list[CachedImage]:
             image = self.open(path)
-            return [Kept(self.transform(image, first, path), size_of(image))]
+            return [CachedImage(self.transform(image, first, path), size_of(image))]
 
         return self.transform(self.keep([name], make)[0].image, rest, path)
 
-    def keep(self, names: list[str], make: Callable[[], list[Kept]]) -> list[Kept]:
+    def keep(self, names: list[str], make: Callable[[], list[CachedImage]]) -> list[CachedImage]:
         """The pictures of these names: from the cache, or made by `make` and added to the cache."""
         if self.cache is None:
             return make()
@@ -129,7 +129,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     @staticmethod
     def transform(image: Image.Image, transform: Callable | None, path: str) -> Any:
         """Transform an open picture; errors name the file."""
-        with naming(path):
+        with prefix_errors(path):
             return image if transform is None else transform(image)
 
     def relative_path(self, path: str) -> str:
@@ -152,7 +152,7 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
     upright = not getattr(opt, "ignore_orientation", False)
     if not value_range:
         return open_image(path, upright=upright)
-    with naming(path):
+    with prefix_errors(path):
         channels = {opt.input_nc, getattr(opt, "output_nc", opt.input_nc)}
         picture = fit_samples(read_picture(path, upright), channels)
         return to_unit(picture.pixels, tuple(value_range))

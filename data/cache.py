@@ -19,15 +19,15 @@ from util.memory import free_memory
 
 # How workers are started; None: as Python does. Python has other ways by default from 3.14 on, and
 # in a process that was started in another way. They take seconds, and share no memory.
-WORKERS_ARE_STARTED_BY = "fork" if sys.platform == "linux" else None
+WORKER_START_METHOD = "fork" if sys.platform == "linux" else None
 # how much of the free memory each choice of --cache_images may fill
-SHARES = {"auto": 0.5, "ram": 0.9, "off": 0.0}
+MEMORY_FRACTION = {"auto": 0.5, "ram": 0.9, "off": 0.0}
 _CHANNELS = {"L": 1, "RGB": 3}
 _MODES = {channels: mode for mode, channels in _CHANNELS.items()}
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # memory is taken when it is written to
 
 
-class Kept(NamedTuple):
+class CachedImage(NamedTuple):
     """A picture after the deterministic transforms, and its original size (width, height)."""
 
     image: Image.Image
@@ -74,7 +74,7 @@ class PictureCache:
         self._counts, self._table = numbers[:2], numbers[2:].reshape(self.slots, fields)
         self._lock = _Lock()
 
-    def get(self, name: str) -> Kept | None:
+    def get(self, name: str) -> CachedImage | None:
         """The picture of this name; None if it is not in the cache."""
         key = _hash(name)
         with self._lock:
@@ -87,9 +87,9 @@ class PictureCache:
         mode = _MODES[channels]
         # a copy: changes of a picture must not change the cache
         image = Image.frombytes(mode, (width, height), pixels)
-        return Kept(image, (original[0], original[1]))
+        return CachedImage(image, (original[0], original[1]))
 
-    def put(self, name: str, kept: Kept) -> None:
+    def put(self, name: str, kept: CachedImage) -> None:
         """Add a picture, if it is of 8 bits and there is room."""
         image = kept.image
         if image.mode not in _CHANNELS:
@@ -129,7 +129,7 @@ def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureC
 
     None in testing, where each picture is read once.
     """
-    share = SHARES[getattr(opt, "cache_images", "off")]
+    share = MEMORY_FRACTION[getattr(opt, "cache_images", "off")]
     if not share or not opt.isTrain:
         return None
     reason, limit = _why_not(opt, workers), 0
@@ -156,7 +156,7 @@ def _why_not(opt: argparse.Namespace, workers: int) -> str:
         return "with --value_range pictures are not of 8 bits"
     if "fork" not in multiprocessing.get_all_start_methods():
         return "this system can't share memory with workers"
-    if workers and WORKERS_ARE_STARTED_BY != "fork":
+    if workers and WORKER_START_METHOD != "fork":
         return "workers share memory only if they are forked"
     return "" if free_memory() else "the amount of free memory is unknown"
 

@@ -43,7 +43,7 @@ class SharedBatches:
         return {"token": self.token, "slots": [], "opened": {}}
 
     def collate(self, items: list[Any]) -> Any:
-        """A batch of items. In a worker what to send for it: unpickled it is the batch."""
+        """Collate items. In a worker: a handle that unpickles to the batch."""
         worker = get_worker_info()
         if worker is None or type(items[0]) is not dict:
             return default_collate(items)

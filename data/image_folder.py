@@ -14,9 +14,16 @@ from torch.utils.data import Dataset
 
 from util.errors import UserError
 from util.files import NO_INPUT
-from util.picture_files import IMG_EXTENSIONS, frames, is_image_file, open_image, opened, what_reads
+from util.picture_files import (
+    IMG_EXTENSIONS,
+    frames,
+    install_hint,
+    is_image_file,
+    open_image,
+    opened,
+)
 
-from .pictures.reading import naming
+from .pictures.reading import prefix_errors
 from .transforms import check_crop
 
 # where a file of this kind ends: cheaper to look at than decoding, and tells a cut-off file
@@ -104,7 +111,7 @@ def _no_folder(root: Path) -> UserError:
     if root.is_file():
         return UserError(
             f"{root} is no picture: give --dataroot a folder of pictures, such as {root.parent}, "
-            f"or a file ({' '.join(IMG_EXTENSIONS)}){what_reads(root.suffix.lower())}"
+            f"or a file ({' '.join(IMG_EXTENSIONS)}){install_hint(root.suffix.lower())}"
         )
     return UserError(
         f"no folder {root}: give --dataroot a folder of pictures ({_contents(root.parent)})"
@@ -178,7 +185,7 @@ def list_pictures(
     paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
     # the others that only need a package more, or to be converted
-    hint = "".join(map(what_reads, others))
+    hint = "".join(map(install_hint, others))
     if not paths:
         raise UserError(
             f"no pictures in {dir}: looked for {' '.join(extensions)}, found "
@@ -215,7 +222,7 @@ def quick_check(
         if not whole:
             with skip_broken_hint():
                 size = open_image(path).size  # an odd end need not be a fault: decoding decides
-        with naming(path):
+        with prefix_errors(path):
             check_crop(size[0] // columns, size[1], crop_size)
         if time.monotonic() > end:
             break

@@ -21,15 +21,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from util import distributed
-from util.errors import UserError, in_one_line, leave_out_warnings
-from util.randomness import derived_seed, drawn_from, new_seed
+from util.errors import UserError, ignore_warnings, in_one_line
+from util.randomness import derived_seed, new_seed, seeded
 from util.run.stopping import leave_signals_to_parent
 
-from .cache import WORKERS_ARE_STARTED_BY
+from .cache import WORKER_START_METHOD
 from .handover import SharedBatches
 
 
-class Draw(NamedTuple):
+class SeededIndex(NamedTuple):
     """Which item to load, and the seed of its random draws."""
 
     index: int
@@ -51,14 +51,14 @@ class EpochOrder(Sampler):
         self.epoch, self.start = 0, 0
         self.positions: Sequence[int] | None = None  # in the order; None: all
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SeededIndex]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch))
             order = torch.randperm(self.size, generator=generator).tolist()
         else:
             order = list(range(self.size))
         for index in self._own(order):
-            yield Draw(index, derived_seed(self.seed, self.epoch, index))
+            yield SeededIndex(index, derived_seed(self.seed, self.epoch, index))
 
     def _own(self, order: list[int]) -> Iterator[int]:
         if self.positions is not None:
@@ -107,9 +107,9 @@ class SeededItems(Dataset):
         self.dataset, self.broken = dataset, broken
         self.size = len(dataset) if size is None else size  # type: ignore[arg-type]
 
-    def __getitem__(self, draw: Draw) -> Loaded:
+    def __getitem__(self, draw: SeededIndex) -> Loaded:
         if self.broken == "raise":
-            with drawn_from(draw.seed):
+            with seeded(draw.seed):
                 return Loaded(self.dataset[draw.index], [])
         reasons: list[str] = []
         for attempt in range(min(self.size, MAX_TRIES)):
@@ -117,7 +117,7 @@ class SeededItems(Dataset):
             # another seed each time, since a randomly chosen partner may be the broken one
             seed = derived_seed(draw.seed, attempt) if attempt else draw.seed
             try:
-                with drawn_from(seed):
+                with seeded(seed):
                     return Loaded(self.dataset[index], reasons)
             except BROKEN as e:
                 reasons.append(self._reason(e, index))
@@ -227,7 +227,7 @@ class EpochLoader:
             batch_size=batch_size,
             sampler=self.order,
             num_workers=workers,
-            multiprocessing_context=WORKERS_ARE_STARTED_BY if workers else None,
+            multiprocessing_context=WORKER_START_METHOD if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=start_worker,
@@ -271,7 +271,7 @@ def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceba
 
 def start_worker(worker: int) -> None:
     sys.excepthook = _quiet_when_cut_off
-    leave_out_warnings()
+    ignore_warnings()
     # several workers with a pool of threads each only get in each other's way
     torch.set_num_threads(1)
     leave_signals_to_parent()

@@ -36,7 +36,7 @@ class TemplateDataset(BaseDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return what the model's `set_input` reads. Draw random numbers as you like.
 
-        Use `random` or `torch`: the loader seeds both anew for each item, so that a run can be
+        Use `random` or `torch`: the loader seeds both for each item, so that a run can be
         repeated and resumed whatever the number of workers.
         """
         path = self.image_paths[index]

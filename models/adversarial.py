@@ -28,9 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--gp_every",
         type=count,
         default=1,
-        help="compute the gradient penalty each so many batches, weighted as much more",
+        help="compute the gradient penalty every N batches, scaled by N (lazy regularization)",
     )
-    add("--normD", "--norm_D", choices=NORMS, help="norm in D; as --norm if it is not given")
+    add("--normD", "--norm_D", choices=NORMS, help="normalization in D [that of --norm]")
 
 
 def check_options(opt: argparse.Namespace) -> None:

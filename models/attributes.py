@@ -17,7 +17,7 @@ from .speed.steps import Steps
 T = TypeVar("T")
 
 # whose attributes are not those of the model
-_CLOSED = (
+_OPAQUE = (
     argparse.Namespace,
     nn.Module,
     torch.Tensor,
@@ -33,17 +33,17 @@ _CLOSED = (
 )
 
 
-def held(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
+def find_all(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
     """Objects of a class in nested dictionaries, lists and plain objects, by names as `nets.0`."""
     if isinstance(values, kind):
         yield name, values
         return
-    if hasattr(values, "__dict__") and not isinstance(values, _CLOSED):
+    if hasattr(values, "__dict__") and not isinstance(values, _OPAQUE):
         values = dict(vars(values))
     if isinstance(values, (dict, list, tuple, deque)) and depth:
         items = values.items() if isinstance(values, dict) else enumerate(values)
         for key, value in items:
-            yield from held(value, kind, f"{name}.{key}" if name else str(key), depth - 1)
+            yield from find_all(value, kind, f"{name}.{key}" if name else str(key), depth - 1)
 
 
 def tensors(net: nn.Module) -> list[torch.Tensor]:
@@ -51,7 +51,7 @@ def tensors(net: nn.Module) -> list[torch.Tensor]:
     return [*net.parameters(), *net.buffers()]
 
 
-def unnamed_modules(model: Any) -> dict[str, nn.Module]:
+def unlisted_modules(model: Any) -> dict[str, nn.Module]:
     """Modules with a state that no network of `model_names` has."""
 
     def state(net: nn.Module) -> dict[int, Any]:
@@ -64,7 +64,7 @@ def unnamed_modules(model: Any) -> dict[str, nn.Module]:
     return {name: net for name, net in modules.items() if state(net).keys() - named.keys()}
 
 
-def loose_tensors(model: Any) -> list[torch.Tensor]:
+def orphan_tensors(model: Any) -> list[torch.Tensor]:
     """Tensors that an optimizer trains and no module holds."""
     of_modules = {t for net in model.all_modules().values() for t in tensors(net)}
     return [p for p in model.stepped_tensors() if p not in of_modules]
@@ -83,7 +83,7 @@ def stateful_parts(model: Any) -> dict[str, Stateful]:
     saved_apart = (nn.Module, torch.optim.Optimizer)
     return {
         name: part
-        for name, part in held(vars(model), Stateful)
+        for name, part in find_all(vars(model), Stateful)
         if not isinstance(part, saved_apart)
         and not any(part is s for s in model.schedulers)
         and hasattr(type(part), "state_dict")  # a class that is held has none itself

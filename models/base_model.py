@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -24,8 +25,8 @@ from .norms import add_spectral_norm
 from .schedulers import get_scheduler
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
-from .speed.passes import fits_one_pass, share_pass, wants_one_pass
-from .speed.prepared import prepared
+from .speed.passes import can_batch, share_pass, should_batch
+from .speed.prepared import prepared, uncompiled
 from .speed.steps import Steps
 from .speed.sync_norm import SyncBatchNorm2d, synchronize_norms
 
@@ -124,7 +125,7 @@ class BaseModel(ModelFiles, ABC):
             if opt.cuda_graphs:
                 self._begin_iterations()
         if several:
-            self.share_weights()  # here too, for training loops other than that of train.py
+            self.broadcast_weights()  # here too, for training loops other than that of train.py
         if self.isTrain and opt.ema:
             self._averages = ema.start_averages(self, opt.ema)
             self._save_averages_too()
@@ -146,7 +147,7 @@ class BaseModel(ModelFiles, ABC):
                 f"{distributed.world_size()} processes together, as with syncbatch"
             )
 
-    def share_weights(self) -> None:
+    def broadcast_weights(self) -> None:
         """Broadcast parameters and buffers from the rank that has loaded them.
 
         Of all modules, also of those that are not in `model_names`, such as a teacher.
@@ -224,7 +225,8 @@ class BaseModel(ModelFiles, ABC):
     def test(self) -> None:
         """Forward pass without gradients, and `compute_visuals`."""
         self.begin_iteration()
-        with torch.no_grad():
+        # in training, networks would be compiled once more for it, without gradients
+        with torch.no_grad(), uncompiled() if self.isTrain else contextlib.nullcontext():
             self.forward()
             self.compute_visuals()
 
@@ -297,11 +299,11 @@ class BaseModel(ModelFiles, ABC):
 
     def shares_pass(self, net: nn.Module, *inputs: torch.Tensor) -> bool:
         """Whether `--batch_passes` has one pass of a network over these inputs (N, C, H, W)."""
-        return wants_one_pass(self.opt, inputs[0]) and fits_one_pass(net, *inputs)
+        return should_batch(self.opt, inputs[0]) and can_batch(net, *inputs)
 
-    def remember(self) -> Callable[[], None]:
+    def snapshot(self) -> Callable[[], None]:
         """Snapshot accumulated gradients and penalties; returns a function that restores them."""
-        undos = [self._steps.remember(), *(p.remember() for p in self.held(GradientPenalty))]
+        undos = [self._steps.snapshot(), *(p.snapshot() for p in self.find_all(GradientPenalty))]
 
         def undo() -> None:
             for one in undos:

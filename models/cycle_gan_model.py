@@ -40,7 +40,7 @@ class CycleGANModel(BaseModel):
                 "--lambda_identity",
                 type=number(),
                 default=0.5,
-                help="of G_A(B) = B, times lambda_B",
+                help="weight of the identity loss, relative to lambda_A and lambda_B",
             )
         return parser
 

@@ -76,7 +76,7 @@ class DiffAugment:
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
-        """Within, batches get the random numbers of the one before."""
+        """Context manager: batches get the random numbers of the one before."""
         self._again = True
         try:
             yield
@@ -115,5 +115,5 @@ class DiffAugment:
 
 
 def _whole(share: torch.Tensor, count: int) -> torch.Tensor:
-    """Whole numbers below `count` from numbers in [0, 1), whose product may round up to it."""
+    """Map numbers in [0, 1) to 0 ... count - 1; clamped, since products may round up to count."""
     return (share * count).long().clamp(max=count - 1)

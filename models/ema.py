@@ -61,7 +61,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def restart(self, net: nn.Module) -> None:
-        """Begin anew with the weights that the network has now."""
+        """Restart from the weights that the network has now."""
         self.steps.zero_()
         for mean, value in zip(self.means, net.state_dict().values(), strict=True):
             mean.copy_(value)
@@ -93,8 +93,8 @@ class WeightAverage(nn.Module):
         return {key: mean.detach().contiguous() for key, mean in pairs}
 
     @contextlib.contextmanager
-    def lent_to(self, net: nn.Module) -> Iterator[None]:
-        """Within, the network has the averaged weights."""
+    def applied_to(self, net: nn.Module) -> Iterator[None]:
+        """Context manager: the network has the averaged weights."""
         tensors = [value.detach() for value in net.state_dict().values()]
         own = [value.clone() for value in tensors]
         _copy(self.means, tensors)
@@ -122,7 +122,7 @@ def start_averages(model: BaseModel, decay: float) -> dict[str, WeightAverage]:
         what = f"has a network {taken[0]} of its own" if taken else "has no network in testing"
         raise UserError(f"--ema {decay:g}: --model {model.opt.model} {what}: leave --ema out")
     averages = {name: WeightAverage(unwrap(networks[name]), decay) for name in names}
-    # a hook on all optimizers, since a model may make some, or its networks, anew
+    # a hook on all optimizers, since a model may replace some, or its networks
     alive = weakref.ref(model, lambda _: handle.remove())
     handle: Any = register_optimizer_step_post_hook(
         functools.partial(_after_any_step, alive, averages)

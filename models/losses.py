@@ -17,8 +17,8 @@ GRADIENT_PENALTIES = ("wgangp", "r1")
 GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
 
 
-class Judged(NamedTuple):
-    """What a discriminator of several scales returns, the finest scale first."""
+class MultiscaleOutput(NamedTuple):
+    """Output of a discriminator of several scales, the finest scale first."""
 
     predictions: list[torch.Tensor]  # (N, 1, h, w) each
     features: list[list[torch.Tensor]]  # of each scale: (N, C, h, w) of each layer but the last
@@ -62,16 +62,16 @@ class GANLoss(nn.Module):
 
     def forward(
         self,
-        prediction: torch.Tensor | Judged,
+        prediction: torch.Tensor | MultiscaleOutput,
         target_is_real: bool,
         for_discriminator: bool = True,
     ) -> torch.Tensor:
         """The mean loss, a scalar, of a map of predictions (N, 1, H, W).
 
-        The sum over the scales of a `Judged` (Wang et al. 2018, eq. 3). `for_discriminator` matters
-        to `hinge` alone: without it nothing is clipped.
+        The sum over the scales of a `MultiscaleOutput` (Wang et al. 2018, eq. 3).
+        `for_discriminator` matters to `hinge` alone: without it nothing is clipped.
         """
-        if isinstance(prediction, Judged):
+        if isinstance(prediction, MultiscaleOutput):
             scales = prediction.predictions
             return sum(self(scale, target_is_real, for_discriminator) for scale in scales)
         if self.loss is not None:
@@ -85,7 +85,7 @@ class GANLoss(nn.Module):
 
 
 def feature_matching(
-    netD: nn.Module, fake: torch.Tensor | Judged, real: torch.Tensor
+    netD: nn.Module, fake: torch.Tensor | MultiscaleOutput, real: torch.Tensor
 ) -> torch.Tensor:
     """The feature matching loss of pix2pixHD (Wang et al. 2018, eq. 4), summed over scales.
 
@@ -93,7 +93,7 @@ def feature_matching(
     `fake` may also be what `netD` has just returned for it. Both are augmented alike. No gradient
     goes to `real`.
     """
-    fake = fake if isinstance(fake, Judged) else netD(fake)
+    fake = fake if isinstance(fake, MultiscaleOutput) else netD(fake)
     augment = getattr(netD, "prepared_augment", None)
     with augment.repeated() if augment else contextlib.nullcontext():
         wanted = netD(real)
@@ -135,7 +135,7 @@ def cal_gradient_penalty(
         raise ValueError(f"unknown type '{type}' of gradient penalty: real, fake or mixed")
     points = points.detach().requires_grad_(True)
     scores = netD(points)
-    scores = scores.predictions if isinstance(scores, Judged) else [scores]
+    scores = scores.predictions if isinstance(scores, MultiscaleOutput) else [scores]
     ones = [torch.ones_like(score) for score in scores]
     (gradients,) = torch.autograd.grad(scores, points, grad_outputs=ones, create_graph=True)
     gradients = gradients.reshape(real_data.size(0), -1)
@@ -185,7 +185,7 @@ class GradientPenalty:
         """The newest penalty of `netD`, to show."""
         return self._of.get(netD, (0, 0.0))[1]
 
-    def remember(self) -> Callable[[], None]:
+    def snapshot(self) -> Callable[[], None]:
         """Snapshot calls and values; returns a function that restores them."""
         of, loaded = dict(self._of), list(self._loaded)
 

@@ -59,17 +59,17 @@ class ModelFiles:
 
     def all_modules(self) -> dict[str, nn.Module]:
         """All modules by name: attributes, also those in lists, dictionaries and plain objects."""
-        return dict(attributes.held(vars(self), nn.Module))
+        return dict(attributes.find_all(vars(self), nn.Module))
 
     def all_optimizers(self) -> list[torch.optim.Optimizer]:
         """Those of `optimizers`, then others that attributes hold, and those that wrap others."""
-        outer = [*self.optimizers, *self.held(torch.optim.Optimizer)]
+        outer = [*self.optimizers, *self.find_all(torch.optim.Optimizer)]
         inner = [x for o in outer for x in vars(o).values() if isinstance(x, torch.optim.Optimizer)]
         return list(dict.fromkeys([*outer, *inner]))
 
-    def held(self, kind: type[T]) -> list[T]:
+    def find_all(self, kind: type[T]) -> list[T]:
         """All objects of a class that attributes hold."""
-        return [value for _, value in attributes.held(vars(self), kind)]
+        return [value for _, value in attributes.find_all(vars(self), kind)]
 
     def trained_tensors(self) -> list[torch.Tensor]:
         """Parameters and buffers of all modules, and other tensors that an optimizer trains."""
@@ -125,12 +125,12 @@ class ModelFiles:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[bool]:
-        """Within, networks have their averaged weights; gives whether there are any (`--ema`)."""
+        """Context manager: networks have their averaged weights; gives whether there are any."""
         nets = self.networks()
         with contextlib.ExitStack() as stack:
             for name, average in self._averages.items():
                 if average.steps:
-                    stack.enter_context(average.lent_to(unwrap(nets[name])))
+                    stack.enter_context(average.applied_to(unwrap(nets[name])))
             yield any(average.steps for average in self._averages.values())
 
     def load_networks(self, epoch: int | str) -> None:

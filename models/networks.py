@@ -23,7 +23,7 @@ from .losses import (  # noqa: F401
     GAN_MODES,
     GANLoss,
     GradientPenalty,
-    Judged,
+    MultiscaleOutput,
     cal_gradient_penalty,
     feature_matching,
 )
@@ -316,9 +316,9 @@ class NLayerDiscriminator(nn.Module):
 class MultiscaleDiscriminator(nn.Module):
     """Several PatchGANs, each of which sees the picture at half the size (Wang et al. 2018, 3.2).
 
-    (N, input_nc, H, W) -> `Judged`, with `num_D` predictions of `NLayerDiscriminator`. The features
-    are those behind each LeakyReLU. Raises UserError for a picture smaller than 3 * 2^n at the
-    coarsest scale.
+    (N, input_nc, H, W) -> `MultiscaleOutput`, with `num_D` predictions of `NLayerDiscriminator`.
+    The features are those behind each LeakyReLU. Raises UserError for a picture smaller than
+    3 * 2^n at the coarsest scale.
     """
 
     def __init__(
@@ -337,12 +337,12 @@ class MultiscaleDiscriminator(nn.Module):
             for _ in range(num_D)
         )
 
-    def forward(self, input: torch.Tensor) -> Judged:
+    def forward(self, input: torch.Tensor) -> MultiscaleOutput:
         num_D = len(self.scales)
         flags = f"--n_layers_D {self.n_layers} --num_D {num_D}"
         minimum = 3 * 2 ** (self.n_layers + num_D - 1)
         _check_size(input, minimum, flags, "fewer layers (--n_layers_D 2) or scales")
-        judged = Judged([], [])
+        judged = MultiscaleOutput([], [])
         for scale in self.scales:
             x, features = input, []
             for layer in scale.model:  # type: ignore[union-attr]

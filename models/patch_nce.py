@@ -20,7 +20,7 @@ from .adversarial import add_options as add_discriminator_options
 from .adversarial import check_options as check_discriminator_options
 from .init import init_net
 from .networks import GENERATORS, NORMS, ResnetGenerator
-from .speed.passes import independent_of_batch
+from .speed.inspection import independent_of_batch
 
 FEATURE_NETWORKS = ("sample", "mlp_sample")
 Features = list[torch.Tensor]
@@ -61,7 +61,12 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
         "--nce_includes_all_negatives_from_minibatch",
         "negatives from all pictures of the batch, not only from the same picture",
     )
-    add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="network on the features")
+    add(
+        "--netF",
+        default="mlp_sample",
+        choices=FEATURE_NETWORKS,
+        help="projection of features (F)",
+    )
     add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
     add(
         "--nce_T",
@@ -70,13 +75,13 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
         help="temperature of the contrastive loss",
     )
     add("--num_patches", type=count, default=256, help="patches per layer")
-    add_switch("--flip_equivariance", "flip the input at random: G should flip its output")
+    add_switch("--flip_equivariance", "flip the input at random, and expect a flipped output")
     add_switch(
         "--decay_at_crop_size",
         "scale to --crop_size, not --load_size, in the epochs of --n_epochs_decay",
         default=True,
     )
-    add("--beta2", type=number(below=1), default=0.999, help="second momentum of Adam")
+    add("--beta2", type=number(below=1), default=0.999, help="beta2 of Adam")
 
 
 def layer_numbers(text: str) -> str:
@@ -92,8 +97,6 @@ def layer_numbers(text: str) -> str:
 
 def check_options(opt: argparse.Namespace) -> None:
     """Raise UserError if these options do not allow to compare features."""
-    if opt.isTrain:
-        check_discriminator_options(opt)
     if "resnet" not in opt.netG:
         resnets = ", ".join(name for name in GENERATORS if "resnet" in name)
         raise UserError(
@@ -105,30 +108,32 @@ def check_options(opt: argparse.Namespace) -> None:
             f"--norm is --normG and --normD under --model {opt.model}: say --normG {opt.norm} "
             f"--normD {opt.norm}"
         )
-    if opt.isTrain and opt.lambda_feat > 0 and not opt.nce_idt:
+    if not opt.isTrain:
+        return
+    check_discriminator_options(opt)
+    if opt.lambda_feat > 0 and not opt.nce_idt:
         raise UserError(
             "--lambda_feat compares the identity pictures with the pictures they should be, and "
             "--nce_idt is off: say --nce_idt True, or leave --lambda_feat out"
         )
-    if opt.isTrain and opt.nce_idt and opt.input_nc != opt.output_nc:
+    if opt.nce_idt and opt.input_nc != opt.output_nc:
         raise UserError(
             "--nce_idt needs --input_nc and --output_nc to be equal, got "
             f"{opt.input_nc} and {opt.output_nc}: say --nce_idt False"
         )
-    identity = opt.isTrain and opt.nce_idt and getattr(opt, "lambda_IDT", 0) > 0
-    if opt.isTrain and not (opt.lambda_GAN or opt.lambda_NCE or identity):
+    identity = opt.nce_idt and getattr(opt, "lambda_IDT", 0) > 0
+    if not (opt.lambda_GAN or opt.lambda_NCE or identity):
         raise UserError("--lambda_GAN 0 and --lambda_NCE 0 leave no loss to train with: raise one")
-    if opt.isTrain and opt.flip_equivariance and opt.crop_size % 4 and "crop" in opt.preprocess:
+    if opt.flip_equivariance and opt.crop_size % 4 and "crop" in opt.preprocess:
         raise UserError(
             f"--flip_equivariance, which is on with FastCUT, compares positions of features, which "
             f"--crop_size {opt.crop_size} shifts: choose a multiple of 4"
         )
-    if opt.isTrain:
-        sampling = {n: True for n in ("antialias", "antialias_up") if not getattr(opt, "no_" + n)}
-        channels = (opt.input_nc, opt.output_nc, opt.ngf)
-        with torch.device("meta"):  # neither memory nor random numbers
-            net = GENERATORS[opt.netG](*channels, norm_layer=nn.InstanceNorm2d, **sampling)
-        layers_of(opt, net)  # type: ignore[arg-type]
+    sampling = {n: True for n in ("antialias", "antialias_up") if not getattr(opt, "no_" + n)}
+    channels = (opt.input_nc, opt.output_nc, opt.ngf)
+    with torch.device("meta"):  # neither memory nor random numbers
+        net = GENERATORS[opt.netG](*channels, norm_layer=nn.InstanceNorm2d, **sampling)
+    layers_of(opt, net)  # type: ignore[arg-type]
 
 
 def layers_of(opt: argparse.Namespace, net: ResnetGenerator) -> list[int]:

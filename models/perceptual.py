@@ -12,7 +12,7 @@ from util.scores.extractors import Unavailable, Weights
 # torchvision's numbers of the convolutions between two poolings, up to relu5_1, and their channels
 BLOCKS = ((0, 2), (5, 7), (10, 12, 14, 16), (19, 21, 23, 25), (28,))
 CHANNELS = (64, 128, 256, 512, 512)
-SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 
 class VGGLoss(nn.Module):
@@ -68,6 +68,6 @@ class VGGLoss(nn.Module):
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """The loss, a scalar, of pictures (N, 3, H, W) in [-1, 1]; `real` gets no gradients."""
-        pairs = zip(SHARES, self.features(fake), self.features(real.detach()), strict=True)
+        pairs = zip(LAYER_WEIGHTS, self.features(fake), self.features(real.detach()), strict=True)
         losses = [share * F.l1_loss(x.float(), y.float()) for share, x, y in pairs]
         return torch.stack(losses).sum()

@@ -55,12 +55,10 @@ def resume(scheduler, state: dict[str, Any], opt, policy: str) -> None:
 
     That of another policy does not fit; `rebase` computes the rates.
     """
-    # an older version took torch's classes for step and cosine, which count from epoch 1
-    of_torch = not {"step_size", "T_max"}.isdisjoint(state)
-    if scheduler not in _of_options or (policy == opt.lr_policy and not of_torch):
+    if scheduler not in _of_options or policy == opt.lr_policy:
         scheduler.load_state_dict(state)
     else:
-        scheduler.last_epoch = state["last_epoch"] - (opt.epoch_count - 1 if of_torch else 0)
+        scheduler.last_epoch = state["last_epoch"]
 
 
 def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: float) -> None:

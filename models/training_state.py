@@ -9,9 +9,9 @@ import torch
 
 from util.errors import warn
 
-from .attributes import loose_tensors, stateful_parts, unnamed_modules
+from .attributes import orphan_tensors, stateful_parts, unlisted_modules
 from .schedulers import resume
-from .speed.steps import Steps, alike
+from .speed.steps import Steps, copy_like
 
 if TYPE_CHECKING:
     from .model_files import ModelFiles
@@ -24,8 +24,8 @@ def collect(model: ModelFiles, steps: Steps) -> dict[str, Any]:
         "optimizers": [o.state_dict() for o in optimizers],
         "schedulers": [s.state_dict() for s in model.schedulers],
         "parts": {name: part.state_dict() for name, part in stateful_parts(model).items()},
-        "modules": {name: net.state_dict() for name, net in unnamed_modules(model).items()},
-        "tensors": [t.detach() for t in loose_tensors(model)],
+        "modules": {name: net.state_dict() for name, net in unlisted_modules(model).items()},
+        "tensors": [t.detach() for t in orphan_tensors(model)],
         # gradient accumulation since the last step
         "accumulated": [steps.counts.get(o, 0) for o in optimizers],
         "gradients": [steps.gradients(o) for o in optimizers],
@@ -35,10 +35,8 @@ def collect(model: ModelFiles, steps: Steps) -> dict[str, Any]:
 def restore(
     model: ModelFiles, state: dict[str, Any], steps: Steps, options: dict[str, Any]
 ) -> None:
-    """Load what `collect` returned, also in older versions, in a run with these options."""
+    """Load what `collect` returned in a run with these options."""
     optimizers, betas = model.all_optimizers(), getattr(model.opt, "beta1", None)
-    if len(state["optimizers"]) == len(model.optimizers):  # older versions saved only these
-        optimizers = model.optimizers
     wrapped = [(a, b) for a in optimizers for b in optimizers if a.param_groups is b.param_groups]
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         load_optimizer(optimizer, saved, options.get("beta1", betas) != betas)
@@ -46,25 +44,23 @@ def restore(
         inner.param_groups = outer.param_groups
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=True):
         resume(scheduler, saved, model.opt, options.get("lr_policy", model.opt.lr_policy))
-    parts, modules = stateful_parts(model), unnamed_modules(model)
+    parts, modules = stateful_parts(model), unlisted_modules(model)
     for name, part in parts.items():
         if name in state["parts"]:
             part.load_state_dict(state["parts"][name])
-        elif name == "_gradient_scale":  # older versions called it `scaler`
-            part.load_state_dict(state["parts"].get("scaler", {}))
     saved_modules = state.get("modules", {})
     for name, net in modules.items():
         if name in saved_modules:
             net.load_state_dict(saved_modules[name])
     surplus = (state["parts"].keys() - parts) | (saved_modules.keys() - modules)
-    lost = sorted(n for n in surplus if n != "scaler" and not n.startswith("_"))
+    lost = sorted(n for n in surplus if not n.startswith("_"))
     if lost:
         warn(
-            f"the checkpoint has {', '.join(lost)}, which this model has not: it is lost. What a "
-            "model makes later in training does not come back; make it in __init__"
+            f"the checkpoint has state for {', '.join(lost)}, which this model lacks, so it is "
+            "lost: create what has a state in __init__, not during training"
         )
     with torch.no_grad():
-        for tensor, saved in zip(loose_tensors(model), state.get("tensors", []), strict=False):
+        for tensor, saved in zip(orphan_tensors(model), state.get("tensors", []), strict=False):
             tensor.copy_(saved)
     if steps.accumulate == options.get("accumulate", steps.accumulate):
         saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
@@ -77,8 +73,8 @@ def load_optimizer(
 ) -> None:
     """Load a state that may come from another `--channels_last`, `--fast`, `--beta1` or device.
 
-    Which kernels step is up to this run, and fused ones take weights and moments to lie in memory
-    alike, without a look. With `other_betas` those of this run stay.
+    This run decides between fused and other kernels. Fused ones assume, without checking, that
+    weights and moments share a memory layout. With `other_betas` the betas of this run are kept.
     """
     own_settings = ("fused", "foreach", *(["betas"] if other_betas else []))
     for theirs, own in zip(saved.get("param_groups", ()), optimizer.param_groups, strict=False):
@@ -87,7 +83,7 @@ def load_optimizer(
     for p, moments in optimizer.state.items():
         for name, value in moments.items() if isinstance(moments, dict) else ():
             if torch.is_tensor(value) and value.dim() > 1 and value.shape == p.shape:
-                moments[name] = alike(value, p)
+                moments[name] = copy_like(value, p)
 
 
 def reshard(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:

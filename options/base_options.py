@@ -29,7 +29,7 @@ from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_o
 from .restoring import restore
 from .speed import (
     choose_fast,
-    told_of_busy_cores,
+    hint_for_busy_cores,
     too_few_to_compile,
     why_not_compile,
     why_not_graphs,
@@ -192,7 +192,7 @@ class BaseOptions:
             "--batch_passes",
             default="auto",
             choices=("auto", "on", "off"),
-            help="share passes of a network in one batch; auto: where that is faster",
+            help="merge passes of a network into one batch; auto: where that is faster",
         )
         add("--fast", action="store_true", help="the fastest options for this machine; prints them")
 
@@ -437,8 +437,8 @@ class BaseOptions:
         decided_later = opt.fast and "compile" not in explicit  # when the pictures are counted
         if opt.compile and not decided_later:
             self._compile_unless(opt, why_not_compile(opt, opt.device))
-        if opt.device.type == "cpu" and (told := told_of_busy_cores()):
-            print(told)
+        if opt.device.type == "cpu" and (hint := hint_for_busy_cores()):
+            print(hint)
         reason = why_not_graphs(opt, opt.device) if opt.cuda_graphs else None
         if reason:
             print(f"--cuda_graphs is off: {reason}")

@@ -19,7 +19,7 @@ class EvaluateOptions(TestOptions):
         parser = super().initialize(parser)
         group = parser.add_argument_group("scores")
         add = group.add_argument
-        add("--scores", default="all", help="scores to compute, with commas: L1,PSNR,SSIM,FID,...")
+        add("--scores", default="all", help="comma-separated scores: L1,PSNR,SSIM,FID,...")
         add_weights(group)
         add("--cityscapes", action="store_true", help="also score Cityscapes label maps")
         parser.set_defaults(num_test=float("inf"))

@@ -1,4 +1,4 @@
-"""Options as an experiment was trained with them: set again, or said to be missing."""
+"""Restores the options an experiment was trained with, and warns of those that were dropped."""
 
 from __future__ import annotations
 
@@ -62,4 +62,4 @@ def warn_of_dropped(opt: argparse.Namespace, names: Iterable[str], saved: dict[s
     dropped = [name for name, value in now.items() if value != saved[name]]
     if dropped and distributed.is_main():
         was, here = (", ".join(f"{n}={v[n]}" for n in dropped) for v in (saved, now))
-        warn(f"this training had {was}; they are not given now, so it goes on with {here}")
+        warn(f"this was trained with {was}, which is not given now: it continues with {here}")

@@ -45,12 +45,12 @@ def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:
     if pictures >= minimum:
         return None
     return (
-        f"it pays from {minimum} pictures on, and there are {pictures} in all (--compile does it "
-        "anyway)"
+        f"it pays off from {minimum} pictures on, and there are {pictures} in all (--compile "
+        "forces it)"
     )
 
 
-def told_of_busy_cores() -> str | None:
+def hint_for_busy_cores() -> str | None:
     """What helps on a CPU that other programs use as well; None if nothing is needed.
 
     Threads that wait for each other spin, which is fastest where all cores are theirs. Where they

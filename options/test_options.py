@@ -79,7 +79,7 @@ options of another model: python test.py --model pix2pix --help"""
             "--weights",
             default="auto",
             choices=WEIGHTS,
-            help="averaged (of a training with --ema) or raw; auto: averaged where there are any",
+            help="ema: moving average (trained with --ema); raw: not; auto: ema if there is one",
         )
         group = parser.add_argument_group("large pictures, other formats")
         add = group.add_argument
@@ -101,7 +101,7 @@ options of another model: python test.py --model pix2pix --help"""
         add(
             "--only_outputs",
             action="store_true",
-            help="no page: write results under the names of the inputs, of their sizes",
+            help="no page: write only the results, with names and sizes of the inputs",
         )
         add(
             "--output_format",

@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from data.cache import SHARES
+from data.cache import MEMORY_FRACTION
 from models import diffaug
 from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
@@ -93,25 +93,25 @@ options of another model: python train.py --model pix2pix --help"""
             "--save_latest_freq",
             type=count,
             default=5000,
-            help="images between two saves of the latest weights",
+            help="images between two checkpoints of the latest weights",
         )
         add(
             "--save_epoch_freq",
             type=count,
             default=5,
-            help="epochs between two saves that are kept",
+            help="epochs between two checkpoints that are kept",
         )
         add(
             "--save_by_iter",
             action="store_true",
-            help="name the saves of --save_latest_freq iter_N, and keep all of them",
+            help="name those of --save_latest_freq iter_N, and keep all of them",
         )
         add("--continue_train", action="store_true", help="resume the training of this --name")
         add(
             "--keep_states",
             type=whole,
             default=1,
-            help="how many saved epochs keep the state that resuming needs",
+            help="number of saved epochs that keep what resuming needs",
         )
         add("--max_hours", type=number(), default=None, help="save and stop after this time")
         add(
@@ -174,7 +174,7 @@ options of another model: python train.py --model pix2pix --help"""
         add(
             "--cache_images",
             default="auto",
-            choices=SHARES,
+            choices=MEMORY_FRACTION,
             help="cache decoded pictures; auto: in up to half of the free memory, ram: up to 90%%",
         )
         add(
@@ -188,7 +188,7 @@ options of another model: python train.py --model pix2pix --help"""
             type=number(below=1),
             default=0.0,
             metavar="DECAY",
-            help="also save averaged weights of generators, of this decay, as 0.999; 0: none",
+            help="also save a moving average of the generators' weights, e.g. 0.999; 0: off",
         )
         add(
             "--grad_checkpoint",

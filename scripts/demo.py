@@ -117,7 +117,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
     def generator(direction: str, epoch: str) -> Any:
         return load_generator(folder, direction, epoch, args.device, weights=args.weights)
 
-    first = generator(directions[0], epochs[0])  # what is wrong with it is told before the page
+    first = generator(directions[0], epochs[0])  # fails before the page is there
     if not {first.input_nc, first.output_nc} <= {1, 3}:
         raise UserError(
             f"the page takes and shows grey or RGB, {args.name} goes from {first.input_nc} to "

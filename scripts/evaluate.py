@@ -38,7 +38,7 @@ def main() -> None:
     options.decide_compile(opt, int(min(opt.num_test, len(dataset))))
     model = model_for_testing(opt)
     folder = results_folder(opt)
-    make_writable(folder, "--results_dir")  # told now, not after the work
+    make_writable(folder, "--results_dir")  # fails now, not after the work
     facts = evaluate(opt, model, dataset)
     text = table(facts)
     print(text)

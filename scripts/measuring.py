@@ -309,7 +309,7 @@ class Translating:
         return self.count / (time.perf_counter() - start)
 
     def _loop(self) -> None:
-        util.PNG_LEVEL = 6  # what Pillow takes if it is not told
+        util.PNG_LEVEL = 6  # Pillow's default
         opt = TestOptions(self.words).parse(save=False)
         opt.serial_batches = opt.no_flip = True
         opt.num_threads = 0

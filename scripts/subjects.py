@@ -1,4 +1,4 @@
-"""Settings in processes of their own, which the benchmark has take turns."""
+"""Runs each setting of the benchmark in a process of its own; they take turns."""
 
 from __future__ import annotations
 

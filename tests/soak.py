@@ -204,7 +204,7 @@ class Case:
         self.rng = random.Random(seed)
         self.folder = Path(tempfile.mkdtemp(prefix=f"soak-{seed}-"))
         self.words, self.ranks = random_setup(self.rng)
-        self.damaged = False  # whether files of saves were, so that some of them are passed over
+        self.damaged = False  # whether checkpoint files were, so that some are skipped
         self.record_counts = True  # until losses could not be written, or were damaged
         self.may_reshard = self.rng.random() < 0.15
         self.resharded = False  # then random numbers are others than in the undisturbed run
@@ -243,7 +243,7 @@ class Case:
         going = re.search(r"^(resuming from|--continue_train: nothing)", text, re.M)
         if "Traceback" in text and "torch.distributed.elastic" not in text:
             raise Difference("a traceback")
-        if not self.damaged and re.search("is passed over|no whole save", text):
+        if not self.damaged and re.search("skipping a damaged|no intact checkpoint", text):
             raise Difference("a save is not whole, and nobody damaged it")
         if (
             code == 1

@@ -13,7 +13,7 @@ from models.speed import acceleration, gradient_scale, layout, passes
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
-from options.speed import choose_fast, told_of_busy_cores
+from options.speed import choose_fast, hint_for_busy_cores
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, run_process, succeed, unaligned
 
@@ -107,9 +107,9 @@ def test_batch_norm_and_dropout_keep_their_own_passes():
         ("instance", True, False),
     ]:
         net = networks.define_G(3, 3, 4, "resnet_6blocks", norm, dropout)
-        assert passes.fits_one_pass(net, x, x) is free
-        assert passes.fits_one_pass(net.eval(), x, x)
-    assert not passes.fits_one_pass(net, x, torch.rand(1, 3, 32, 36))
+        assert passes.can_batch(net, x, x) is free
+        assert passes.can_batch(net.eval(), x, x)
+    assert not passes.can_batch(net, x, torch.rand(1, 3, 32, 36))
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path):
@@ -357,8 +357,7 @@ def test_auto_shares_passes_on_a_cpu_where_that_pays_and_stays_close():
     small, large = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 128, 128)
     found = {
         (choice, net): [
-            passes.wants_one_pass(Namespace(batch_passes=choice, netG=net), x)
-            for x in (small, large)
+            passes.should_batch(Namespace(batch_passes=choice, netG=net), x) for x in (small, large)
         ]
         for choice in ("auto", "on", "off")
         for net in ("resnet_9blocks", "unet_128")
@@ -392,7 +391,7 @@ def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys
     out = capsys.readouterr().out
     assert opt.compile is compiled
     assert ("compiling: the first iterations take" in out) is compiled
-    too_few = "--compile is off: it pays from 3000 pictures on, and there are 2999 in all"
+    too_few = "--compile is off: it pays off from 3000 pictures on, and there are 2999 in all"
     assert (too_few in out) is (pictures == 2999)
 
 
@@ -460,6 +459,6 @@ def test_busy_cores_are_told(monkeypatch, load, threads, told):
     monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert bool(told_of_busy_cores()) is told
+    assert bool(hint_for_busy_cores()) is told
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    assert told_of_busy_cores() is None
+    assert hint_for_busy_cores() is None

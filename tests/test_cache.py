@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from data import create_dataset
-from data.cache import WORKERS_ARE_STARTED_BY, Kept, PictureCache
+from data.cache import WORKER_START_METHOD, CachedImage, PictureCache
 from options.train_options import TrainOptions
 
 pytestmark = pytest.mark.skipif(
@@ -125,11 +125,13 @@ def test_the_room_is_said_in_whole_megabytes(pictures, load_size, room, capsys):
 
 def test_modes_sizes_and_names():
     cache = PictureCache(10_000, 3)
-    first = Kept(noise(7, 5), (70, 50))
+    first = CachedImage(noise(7, 5), (70, 50))
     cache.put("a", first)
-    cache.put("a", Kept(noise(7, 5, seed=1), (1, 1)))  # a second one of that name: the first stays
-    cache.put("grey", Kept(noise(6, 4, 1), (6, 4)))
-    cache.put("deep", Kept(Image.new("I;16", (3, 3)), (3, 3)))  # not of 8 bits
+    cache.put(
+        "a", CachedImage(noise(7, 5, seed=1), (1, 1))
+    )  # a second one of that name: the first stays
+    cache.put("grey", CachedImage(noise(6, 4, 1), (6, 4)))
+    cache.put("deep", CachedImage(Image.new("I;16", (3, 3)), (3, 3)))  # not of 8 bits
     found, grey = cache.get("a"), cache.get("grey")
     assert found is not None
     assert grey is not None
@@ -138,8 +140,8 @@ def test_modes_sizes_and_names():
     assert grey.image.mode == "L"
     assert cache.get("deep") is None
     assert len(cache) == 2
-    cache.put("b", Kept(noise(2, 2), (2, 2)))
-    cache.put("c", Kept(noise(2, 2), (2, 2)))  # a fourth: more than were announced
+    cache.put("b", CachedImage(noise(2, 2), (2, 2)))
+    cache.put("c", CachedImage(noise(2, 2), (2, 2)))  # a fourth: more than were announced
     assert len(cache) == 3
     assert cache.get("c") is None
 
@@ -147,7 +149,7 @@ def test_modes_sizes_and_names():
 def test_a_picture_from_the_cache_can_be_drawn_on():
     """What a dataset does with it does not reach the one in memory."""
     cache = PictureCache(10_000, 2)
-    cache.put("a", Kept(Image.new("L", (4, 4), 9), (4, 4)))
+    cache.put("a", CachedImage(Image.new("L", (4, 4), 9), (4, 4)))
     found = cache.get("a")
     assert found is not None
     found.image.putpixel((0, 0), 200)
@@ -167,7 +169,9 @@ def test_processes_at_once(tmp_path):
             value = number % 256
             kept = cache.get(str(number))
             if kept is None:
-                cache.put(str(number), Kept(Image.new("RGB", (16, 16), (value,) * 3), (16, 16)))
+                cache.put(
+                    str(number), CachedImage(Image.new("RGB", (16, 16), (value,) * 3), (16, 16))
+                )
             elif not (np.asarray(kept.image) == value).all():
                 wrong.value += 1
 
@@ -184,7 +188,7 @@ def test_processes_at_once(tmp_path):
 
 def test_a_process_that_dies_with_the_lock_stops_nobody():
     cache = PictureCache(10**6, 10)
-    kept = Kept(noise(4, 4), (4, 4))
+    kept = CachedImage(noise(4, 4), (4, 4))
     cache.put("a", kept)
     context = multiprocessing.get_context("fork")
 
@@ -203,7 +207,7 @@ def test_a_process_that_dies_with_the_lock_stops_nobody():
     assert (dying.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
 
 
-@pytest.mark.skipif(WORKERS_ARE_STARTED_BY != "fork", reason="needs a system that forks workers")
+@pytest.mark.skipif(WORKER_START_METHOD != "fork", reason="needs a system that forks workers")
 def test_workers_share_it_however_python_starts_processes(pictures):
     """From Python 3.14 on that is not `fork` by itself."""
     before = multiprocessing.get_start_method()

@@ -28,7 +28,7 @@ from options.train_options import TrainOptions
 from tests import forked, helpers
 from util.errors import UserError, say, warn
 from util.run import checkpoint
-from util.run.finite import MOST_IN_A_ROW, FiniteGuard
+from util.run.finite import MAX_CONSECUTIVE_SKIPS, FiniteGuard
 from util.run.position import Position
 from util.run.stopping import ExperimentLock, StopRequest
 from util.scores.validation import Validation
@@ -250,7 +250,7 @@ def test_the_programs_say_it_in_one_line(pictures, copied):
     folder = copied.parent
     result = helpers.run("train.py", *words(pictures, folder, "--continue_train"))
     assert result.code == 1
-    assert "no whole save" in one_line(result.err)
+    assert "no intact checkpoint" in one_line(result.err)
     (copied / "latest_net_G_A.pth").write_bytes(b"not a network")
     argv = ["--dataroot", str(pictures), "--checkpoints_dir", str(folder), "--name", "x"]
     argv += ["--model", "cycle_gan", "--num_threads", "0", "--gpu_ids", "-1"]
@@ -262,7 +262,7 @@ def test_the_programs_say_it_in_one_line(pictures, copied):
 def test_resumes_from_the_older_set_with_a_warning(pictures, copied):
     os.truncate(copied / "latest_train_state.pth", 1000)
     result = helpers.succeed("train.py", *words(pictures, copied.parent, "--continue_train"))
-    assert "warning: a save is not whole and is passed over: latest: can't read " in result.err
+    assert "warning: skipping a damaged checkpoint: latest: can't read " in result.err
     assert "resuming from '1': epoch 2, 0 images into it, 4 in all" in result.out
 
 
@@ -462,7 +462,7 @@ def test_a_crash_between_any_two_files_is_mended_on_resuming(last, pictures, tmp
         patch.setattr(os, "replace", crash)
         assert helpers.run("train.py", *argv).code == 9
     result = helpers.succeed("train.py", *argv)
-    assert "the last save was interrupted: it is made again" in result.out
+    assert "the last checkpoint was interrupted: saving it again" in result.out
     assert "nothing to do: epoch 2 of 2 is done" in result.out
     assert "warning" not in result.err
     for suffix in ("latest", "2"):
@@ -774,7 +774,7 @@ def test_a_second_signal_ends_at_once(pictures, tmp_path):
     wait_for(log, "(epoch: ", process, 2)
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGTERM)
-    wait_for(log, "once more ends at once", process)
+    wait_for(log, "once more quits at once", process)
     time.sleep(0.3)
     assert process.is_alive()
     start = time.monotonic()
@@ -784,7 +784,7 @@ def test_a_second_signal_ends_at_once(pictures, tmp_path):
     assert time.monotonic() - start < 5
     assert checkpoint.find_checkpoint(tmp_path / "x", NETS) is None
     assert "Traceback" not in log.read_text()
-    assert log.read_text().endswith("\nended at once: the save before this one counts\n")
+    assert log.read_text().endswith("\nquit without saving: the checkpoint before counts\n")
 
 
 @pytest.mark.slow
@@ -792,7 +792,7 @@ def test_max_hours(pictures, trained, tmp_path):
     argv = words(pictures, tmp_path, "--max_hours", "1e-9", "--continue_train")
     result = helpers.succeed("train.py", *argv)
     assert "nothing is saved" in result.out
-    assert "stopped: --max_hours 1e-09 have gone by; --continue_train goes on" in result.out
+    assert "stopped: --max_hours 1e-09 reached; resume with --continue_train" in result.out
     for images in range(1, 8):
         found = checkpoint.find_checkpoint(tmp_path / "x", NETS)
         assert found is not None
@@ -933,9 +933,9 @@ def test_ten_bad_steps_in_a_row_stop(pictures, tmp_path, monkeypatch):
     argv = words(pictures, tmp_path, "--on_nan", "skip", "--n_epochs", "9")
     result = helpers.run("train.py", *argv)
     assert result.code == 1
-    assert result.err.count("this step is skipped") == 2 + MOST_IN_A_ROW
+    assert result.err.count("this step is skipped") == 2 + MAX_CONSECUTIVE_SKIPS
     assert result.err.splitlines()[-1].startswith("error: losses (")
-    assert f"{MOST_IN_A_ROW} steps in a row were skipped" in result.err.splitlines()[-1]
+    assert f"{MAX_CONSECUTIVE_SKIPS} steps in a row were skipped" in result.err.splitlines()[-1]
 
 
 def everything(model: Any) -> dict[str, Any]:
@@ -992,7 +992,7 @@ def test_a_skipped_step_leaves_no_trace(model_name, good, where, pictures, tmp_p
         iteration(100)
         assert guard.skipped == ["iteration 100"]
         assert same(everything(model), before)
-        for number in range(101, 100 + MOST_IN_A_ROW - 1):
+        for number in range(101, 100 + MAX_CONSECUTIVE_SKIPS - 1):
             iteration(number)
         with pytest.raises(UserError, match="10 steps in a row were skipped"):
             iteration(200)

@@ -231,7 +231,7 @@ def test_losses_are_summed_over_scales(mode):
     scales = [noise(2, 1, 4, 4), noise(2, 1, 2, 2)]
     for real in (True, False):
         for for_discriminator in (True, False):
-            total = loss(networks.Judged(scales, []), real, for_discriminator)
+            total = loss(networks.MultiscaleOutput(scales, []), real, for_discriminator)
             assert total == sum(loss(scale, real, for_discriminator) for scale in scales)
 
 

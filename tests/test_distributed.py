@@ -784,7 +784,7 @@ def test_what_several_gpu_ids_start_stops_in_order(pictures, tmp_path):
     assert run.end(60) == 137, run.text()
     print(f"ended {time.monotonic() - begin:.1f} s after the kill")
     assert "resuming from 'latest'" in run.text()
-    assert "was ended by SIGKILL" in run.text()
+    assert "was killed by SIGKILL" in run.text()
     assert "Traceback" not in run.text()
 
 

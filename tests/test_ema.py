@@ -198,7 +198,7 @@ def test_odd_networks():
         torch.testing.assert_close(value.double(), wanted[key].double(), rtol=1e-5, atol=1e-7)
     fresh = Odd()
     fresh.load_state_dict(average.weights())
-    with average.lent_to(net):
+    with average.applied_to(net):
         assert_same(copy_of(net), average.weights())
         assert_same(net.eval()(x), fresh.eval()(x))
     assert_same(copy_of(net), states[-1])
@@ -241,7 +241,7 @@ def two_processes(folder: str, out: str) -> None:
         with torch.no_grad():
             for tensor in model.trained_tensors():
                 tensor.add_(1)
-    model.share_weights()
+    model.broadcast_weights()
     train(model, *(batch(2 * i + distributed.rank()) for i in range(4)))
     torch.save(averages(model), f"{out}.{distributed.rank()}")
 

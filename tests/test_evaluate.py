@@ -491,7 +491,7 @@ def test_the_best_of_epochs_that_are_given_up_does_not_count(paired, tmp_path):
     assert [r["epoch"] for r in records] == [1, 2, 3]
     facts = json.loads((tmp_path / "x" / "best_scores.json").read_text())
     assert facts["value"] == min(r["scores"]["L1"] for r in records)
-    assert "lies ahead" in back.out or facts["epoch"] == 1
+    assert "is later than this" in back.out or facts["epoch"] == 1
 
 
 def test_a_training_that_was_killed_before_its_first_save_starts_anew(paired, tmp_path):
@@ -503,7 +503,7 @@ def test_a_training_that_was_killed_before_its_first_save_starts_anew(paired, tm
             path.unlink()
     (tmp_path / "x" / "best_net_D.pth").rename(tmp_path / "x" / f"{WRITTEN}_net_D.pth")
     again = succeed("train.py", *where, *words, "--continue_train")
-    assert "so this starts anew" in again.out
+    assert "so this starts from scratch" in again.out
     assert "best so far" not in again.out
     (earlier,) = (tmp_path / "x").glob("earlier.*")
     assert (earlier / "best_net_G.pth").exists()
@@ -552,7 +552,7 @@ def test_the_best_of_other_pictures_does_not_count(paired, tmp_path):
     assert facts["of"] == "1 pictures of val of data (resize_and_crop, 32, AtoB)"
     # of another size, too
     words += ["--n_epochs", 3, "--continue_train", "--num_val", 1, "--crop_size", 40]
-    assert "it starts anew" in succeed("train.py", *where, *words, "--load_size", 40).err
+    assert "it is reset" in succeed("train.py", *where, *words, "--load_size", 40).err
 
 
 def test_what_can_not_be_scored_does_not_end_a_training(paired, tmp_path):

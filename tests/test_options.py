@@ -431,8 +431,8 @@ def test_options_that_are_dropped_in_going_on_are_said(tmp_path, capsys):
     words = ["--name", "x", "--continue_train"]
     parse(tmp_path, *words)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "had batch_size=4, crop_size=128;" in line
-    assert "goes on with batch_size=1, crop_size=256" in line
+    assert "with batch_size=4, crop_size=128, which is not given now" in line
+    assert "continues with batch_size=1, crop_size=256" in line
     parse(tmp_path, *words, "--batch_size", "2", "--crop_size", "128")
     assert not capsys.readouterr().err
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 from tests.helpers import ROOT, aligned, files_below, run_process, succeed, unaligned
 from tests.ranks import Group, free_port
 from util import distributed
+from util.run.position import Position
+from util.visualizer import Visualizer
 
 # As of 2024: the number of images is known to the loop alone, and is told as a share of the epoch.
 TRAIN_2024 = """
@@ -236,3 +240,28 @@ def test_a_resumed_loop_has_the_same_weights_on_all_ranks(tmp_path: Path):
         assert here[name].keys() == there[name].keys()
         for key, value in here[name].items():
             assert torch.equal(value, there[name][key]), f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("resumed_at", "seconds", "said"),
+    [
+        (0, 1800, "1800 sec, about 3.5 h left"),
+        (75, 450, "450 sec, about 3.5 h left"),
+        (0, 9, "9 sec"),
+    ],
+)
+def test_what_is_left_of_a_training(tmp_path, monkeypatch, capsys, resumed_at, seconds, said):
+    """Seven epochs of 100 images after this one, whose second half may be another process's."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    opt = argparse.Namespace(
+        n_epochs=5, n_epochs_decay=5, no_html=True, display_id=0, val_freq=0, use_wandb=False,
+        use_tensorboard=False, checkpoints_dir=str(tmp_path), name="x", num_threads=0,
+    )  # fmt: skip
+    position = Position(3, resumed_at, 200 + resumed_at)
+    with Visualizer(opt, 100, position) as visualizer:
+        for _ in visualizer.batches(range(100 - resumed_at)):
+            clock[0] += seconds / (100 - resumed_at)
+            position.advance(1, 100)
+        visualizer.end_epoch(3)
+    assert capsys.readouterr().out.endswith(f"End of epoch 3 / 10 \t Time Taken: {said}\n")

@@ -634,4 +634,4 @@ def test_what_is_not_given_any_more_is_told(tmp_path):
     data = aligned(tmp_path / "data")
     train(data, tmp_path, "template", "--on_nan", "skip", "--precision", "fp32")
     again = train(data, tmp_path, "template", "--n_epochs", "2", "--continue_train")
-    assert "this training had on_nan=skip, precision=fp32; they are not given now" in again.err
+    assert "this was trained with on_nan=skip, precision=fp32, which is not given now" in again.err

@@ -23,7 +23,7 @@ import models
 from models import Translator, load_generator
 from models.inference.loading import unchanged_process
 from models.networks import define_G
-from models.speed.acceleration import arithmetic
+from models.speed.acceleration import precision_context
 from models.weights import fit_state_dict
 from tests.helpers import (
     ROOT,
@@ -346,11 +346,11 @@ def test_threads_that_need_fp32_take_turns():
     seen, came = [], threading.Event()
 
     def other() -> None:
-        with arithmetic("fp32", "cpu"):
+        with precision_context("fp32", "cpu"):
             seen.append(torch.backends.cudnn.allow_tf32)
             came.set()
 
-    with arithmetic("fp32", "cpu"), arithmetic("fp32", "cpu"):
+    with precision_context("fp32", "cpu"), precision_context("fp32", "cpu"):
         thread = threading.Thread(target=other)
         thread.start()
         assert not came.wait(0.3)

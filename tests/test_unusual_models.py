@@ -202,18 +202,18 @@ class MinibatchStd(nn.Module):
 
 def test_networks_that_count_calls_or_mix_pictures_keep_their_own_passes(monkeypatch):
     conv = nn.Conv2d(3, 4, 3)
-    assert passes.fits_one_pass(nn.Sequential(conv, nn.ReLU()), X, X)
+    assert passes.can_batch(nn.Sequential(conv, nn.ReLU()), X, X)
     mixing = nn.Sequential(conv, MinibatchStd())
-    assert not passes.fits_one_pass(mixing, X, X)
+    assert not passes.can_batch(mixing, X, X)
     monkeypatch.setattr(MinibatchStd, "__module__", "models.networks")  # as the docs say
-    assert not passes.fits_one_pass(mixing, X, X)
+    assert not passes.can_batch(mixing, X, X)
     normed = nn.utils.parametrizations.spectral_norm(copy.deepcopy(conv))
-    assert not passes.fits_one_pass(nn.Sequential(normed), X, X)
-    assert not passes.fits_one_pass(nn.Sequential(nn.utils.spectral_norm(conv)), X, X)
+    assert not passes.can_batch(nn.Sequential(normed), X, X)
+    assert not passes.can_batch(nn.Sequential(nn.utils.spectral_norm(conv)), X, X)
     net = networks.define_D(3, 4, "basic", norm="none")
-    assert passes.fits_one_pass(net, X, X)
+    assert passes.can_batch(net, X, X)
     net.model[0].register_forward_hook(lambda *_: None)
-    assert not passes.fits_one_pass(net, X, X)
+    assert not passes.can_batch(net, X, X)
 
 
 def test_a_shared_pass_ends_at_a_step():
@@ -339,7 +339,7 @@ def test_a_skipped_iteration_leaves_nothing(flags, tmp_path):
 def in_two_processes(folder: str) -> None:
     rank = distributed.rank()
     model = build("ttur", folder)
-    model.share_weights()
+    model.broadcast_weights()
     train(model, batch(rank))
     assert distributed.same_on_all_ranks(model.stepped_tensors())
 
@@ -360,7 +360,7 @@ def in_two_processes(folder: str) -> None:
     with torch.no_grad():
         for p in model.netG.parameters():
             p -= 0.001 * rank
-    with pytest.raises(UserError, match="weights of the processes have become different"):
+    with pytest.raises(UserError, match="weights have diverged between processes"):
         run.save("latest", position=None)  # type: ignore[arg-type]
 
 

@@ -284,7 +284,7 @@ def test_a_view_that_raises_is_switched_off(logger, method, run_short, tmp_path)
     warnings = [line for line in result.err.splitlines() if "the view is broken" in line]
     assert len(warnings) == 1, result.err
     if method == "__init__":
-        assert "can't be opened and stays off" in warnings[0]
+        assert "can't be opened and is disabled" in warnings[0]
     else:
         name = "losses.jsonl" if logger is RecordLogger else logger.name
         assert f"warning: {name} is switched off: RuntimeError" in warnings[0]
@@ -315,6 +315,6 @@ def test_the_web_folder_can_not_be_made(run_short, tmp_path):
     result = run_short()
     assert result.code == 0, result.err
     (warning,) = [line for line in result.err.splitlines() if line.startswith("warning:")]
-    assert "stays off" in warning
+    assert "is disabled" in warning
     assert (folder / "web").read_text() == "in the way"
     assert recorded(tmp_path) == 2 * PICTURES

@@ -141,7 +141,7 @@ def test_away_and_killed_and_restarted(server, capfd):
     said = capfd.readouterr().out
     print(said)
     assert said.count("watch this run at") == 1
-    assert said.count("is away or not well") == 1
+    assert said.count("does not respond") == 1
     assert said.count(f"{server.port} is back\n") == 1
     assert "Traceback" not in said
 
@@ -174,7 +174,7 @@ def test_frozen(server, capfd):
         training.check_waits("frozen")
         said = capfd.readouterr().out
         print(said)
-        assert "away or not well (no answer in time)" in said
+        assert "does not respond (no answer in time)" in said
     finally:
         server.freeze(False)
     training.waits.clear()
@@ -209,7 +209,7 @@ def test_what_does_not_answer_as_visdom_does(status, healthy, why, capfd):
     print(said)
     lines = [line for line in said.splitlines() if line.startswith("visdom:")]
     (line,) = (line for line in lines if "watch this run" not in line)
-    assert f"http://127.0.0.1:{fake.port} is away or not well ({why}); training goes on" in line
+    assert f"http://127.0.0.1:{fake.port} does not respond ({why}); training continues" in line
     assert line.endswith("choose another --display_port")
 
 

@@ -1,4 +1,4 @@
-"""Types of options for argparse: what they allow, and what users are told."""
+"""Types of options for argparse: what they allow, and the errors."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def one_line_errors() -> Iterator[None]:
     Ctrl-C is one line and exit code 130. Where nobody reads the output any more, as after `| head`,
     the program ends without a word. The rest are bugs and show.
     """
-    leave_out_warnings()
+    ignore_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
@@ -101,7 +101,7 @@ def one_line_errors() -> Iterator[None]:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)
     except (MemoryError, RuntimeError) as e:
-        if is_lack_of_memory(e):
+        if is_out_of_memory(e):
             reason = (
                 "out of memory: choose a smaller --batch_size, --crop_size or --ngf, or leave "
                 "memory to this process"
@@ -136,7 +136,7 @@ def run_tool(main: Callable[[], None]) -> None:
             raise UserError(in_one_line(e)) from e
 
 
-def leave_out_warnings() -> None:
+def ignore_warnings() -> None:
     """Ignore warnings that do not help users of the programs."""
     # oddities of a picture (EXIF data, size); broken pictures raise errors
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -144,7 +144,7 @@ def leave_out_warnings() -> None:
     warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
-def is_lack_of_memory(e: Exception) -> bool:
+def is_out_of_memory(e: Exception) -> bool:
     """Whether an error of Python or torch says that there was too little memory."""
     # by its name, since this file does not import torch; on the CPU torch has no class for it
     words = "allocate memory|not enough memory|size calculation overflow"

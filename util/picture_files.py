@@ -42,7 +42,7 @@ HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 _opening = threading.Lock()
 
 
-def what_reads(ending: str) -> str:
+def install_hint(ending: str) -> str:
     """A hint for files of this ending where they are not read; empty where nothing would help."""
     if ending not in _OPTIONAL:
         known = ending in Image.registered_extensions() and ending not in IMG_EXTENSIONS
@@ -71,7 +71,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         reason = in_one_line(e)
         ending = os.path.splitext(path)[1].lower()
         if ending not in IMG_EXTENSIONS:
-            reason += what_reads(ending)
+            reason += install_hint(ending)
         raise UserError(f"can't read the picture {path}: {reason}") from e
 
 

@@ -66,8 +66,8 @@ def set_state(state: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def drawn_from(seed: int) -> Iterator[None]:
-    """A context in which CPU random numbers start from `seed`; restores the state at its end."""
+def seeded(seed: int) -> Iterator[None]:
+    """Context manager: seeds the generators of the CPU, and restores their states at its end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

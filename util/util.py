@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +18,8 @@ from util import distributed
 # A third of the time of the usual 6, for files that are up to a tenth larger; below it those of
 # flat colours grow by half. Other formats take no notice.
 PNG_LEVEL = 4
+
+T = TypeVar("T")
 
 
 def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -> np.ndarray:
@@ -112,3 +117,10 @@ def crossed(frequency: int, before: int, after: int) -> bool:
     Unlike `after % frequency == 0` this holds for every batch size.
     """
     return after // frequency > before // frequency
+
+
+def batches(items: Iterable[T], size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:
+    """Consecutive items with equal keys, at most `size` of them in a list."""
+    for _, group in itertools.groupby(items, key):
+        while batch := list(itertools.islice(group, size)):
+            yield batch

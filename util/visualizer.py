@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import distributed, util
 from .background import BackgroundWork
 from .display.loggers import open_loggers
-from .errors import warn
+from .errors import say, warn
 from .html import HTML
 from .run.position import Position
 
@@ -49,6 +49,7 @@ class Visualizer:
         self._start_timing(time.perf_counter())
         self.total_waited = self.total_time = 0.0
         self.advised = False
+        self.epoch_begun = time.monotonic(), self.position.total_iters
         # what the first of several processes shows are its own losses and pictures
         self.loggers = open_loggers(opt, self.position) if distributed.is_main() else []
         atexit.register(self.close)  # for loops that do not close it
@@ -88,6 +89,7 @@ class Visualizer:
     def batches(self, dataset: Iterable[Any]) -> Iterator[Any]:
         """The batches of a dataset, with the wait for each one measured, under a progress bar."""
         position, size = self.position, self.epoch_size
+        self.epoch_begun = time.monotonic(), position.total_iters
         bar = tqdm(
             total=size,
             initial=position.epoch_iter,
@@ -209,8 +211,16 @@ class Visualizer:
         self._each("log_scores", record)
 
     def end_epoch(self, epoch: int) -> None:
-        """Tell the views that an epoch is over."""
+        """Tell the views that an epoch is over, and print what it took and what is left."""
         self._each("end_epoch", epoch)
+        last = self.opt.n_epochs + self.opt.n_epochs_decay
+        begun, images = self.epoch_begun
+        seconds = time.monotonic() - begun
+        # a resumed epoch has fewer images
+        share = (self.position.total_iters - images) / (self.epoch_size or 1)
+        hours = seconds / share * (last - epoch) / 3600 if share > 0 else 0.0
+        left = f", about {hours:.1f} h left" if hours >= 0.1 else ""
+        say(f"End of epoch {epoch} / {last} \t Time Taken: {seconds:.0f} sec{left}")
 
     def close(self) -> None:
         """Finish all views; they show nothing from then on."""

@@ -41,16 +41,16 @@ _EXIF_PARTS = (0x8769, 0x8825)
 class Picture:
     """`pixels` (H, W, C) and, where there is any, `alpha` (H, W) of the same type.
 
-    `unsaid`: what counts as alpha is a sample whose meaning the file does not say. `info` is the
-    file's metadata in the form that Pillow's `save` takes: `icc_profile`, `exif` and
-    `dpi`, each if the file has it. `frames` is the number of pictures in the file.
+    `alpha_unspecified`: the file does not say that this sample is alpha. `info` is the metadata in
+    the form that Pillow's `save` takes: `icc_profile`, `exif` and `dpi`, each if the file has it.
+    `frames` is the number of pictures in the file.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     info: dict[str, Any] = field(default_factory=dict)
     frames: int = 1
-    unsaid: bool = False
+    alpha_unspecified: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -232,7 +232,7 @@ def _read_tiff(path: str | os.PathLike, page: int = 0) -> Picture:
         extra = frame.extrasamples[0] if frame.extrasamples and samples == colours + 1 else None
     picture = _from_array(np.ascontiguousarray(pixels))
     picture = _split_alpha(picture.pixels, extra is not None)
-    picture.unsaid = extra == tifffile.EXTRASAMPLE.UNSPECIFIED
+    picture.alpha_unspecified = extra == tifffile.EXTRASAMPLE.UNSPECIFIED
     if extra == tifffile.EXTRASAMPLE.ASSOCALPHA and picture.alpha is not None:
         picture.pixels = _unmultiplied(picture.pixels, picture.alpha)
     return picture
@@ -250,12 +250,12 @@ def _unmultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def fit_samples(picture: Picture, channels: Container[int]) -> Picture:
     """The picture for networks that take so many channels.
 
-    A sample of no said meaning, such as infrared, is one of them where that fits. Else it is alpha,
-    and of 8 bits dropped, as Pillow does.
+    An extra sample without a declared meaning, such as infrared, counts as a channel if the network
+    takes one more, else as alpha; one of 8 bits is then dropped, as Pillow does.
     """
     have, alpha = picture.pixels.shape[2], picture.alpha
     wanted = have not in channels and have + 1 in channels
-    if picture.unsaid and alpha is not None and (wanted or alpha.dtype == np.uint8):
+    if picture.alpha_unspecified and alpha is not None and (wanted or alpha.dtype == np.uint8):
         if wanted:
             picture.pixels = np.concatenate([picture.pixels, alpha[..., None]], axis=2)
         picture.alpha = None
@@ -278,7 +278,7 @@ def _from_array(array: np.ndarray) -> Picture:
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike) -> Iterator[None]:
+def prefix_errors(path: str | os.PathLike) -> Iterator[None]:
     """Put the file in front of a UserError that does not name it."""
     try:
         yield

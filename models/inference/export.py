@@ -24,7 +24,7 @@ from util.errors import UserError
 from util.files import make_writable, replacing, sha256, writing
 
 from .loading import load_generator
-from .sizes import PADS_ITSELF, KeepsSize, size_rule
+from .sizes import SELF_PADDING, KeepsSize, size_rule
 
 INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
@@ -226,7 +226,7 @@ def _content(
     net: nn.Module, input_nc: int, form: str, metadata: dict[str, str], multiple: int, least: int
 ) -> bytes:
     extra = {METADATA: json.dumps(metadata)}
-    inner: Any = net.model if isinstance(net, PADS_ITSELF) else net
+    inner: Any = net.model if isinstance(net, SELF_PADDING) else net
     content = io.BytesIO()
     if form == "torchscript":
         # no layer depends on the size of its input, so a trace of the layers is right for all sizes

@@ -15,13 +15,14 @@ import torch
 from tqdm import tqdm
 
 from data.image_folder import note_frames
-from data.pictures.reading import Picture, fit_samples, naming, read_info, read_picture
+from data.pictures.reading import Picture, fit_samples, prefix_errors, read_info, read_picture
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
-from models.speed.passes import independent_of_batch
+from models.speed.inspection import independent_of_batch
 from util.background import BackgroundWork
 from util.errors import in_one_line
 from util.files import writing
 from util.result_names import output_names
+from util.util import batches
 
 from .tiles import TileOptions
 from .translator import Translator
@@ -95,7 +96,7 @@ class FolderTranslation:
         several: list[str] = []
         bar = tqdm(total=len(jobs), unit="pictures", disable=None)
         with bar, BackgroundWork(self.threads) as encoders:
-            for batch in self._batches(self._read_all(jobs, fail)):
+            for batch in batches(self._read_all(jobs, fail), self.batch_size, _size):
                 several += [ready.job.source for ready in batch if ready.picture.frames > 1]
                 try:
                     if batch[0].x is None:
@@ -153,7 +154,7 @@ class FolderTranslation:
 
     # ------------------------------------------------------------------------------------- reading
     def _read(self, job: Job) -> Ready:
-        with naming(job.source):
+        with prefix_errors(job.source):
             if self.prepare is not None:
                 x = self.prepare(job.source)
                 # stands for 8-bit pixels; a resized picture has no alpha
@@ -187,23 +188,10 @@ class FolderTranslation:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _batches(self, pictures: Iterator[Ready]) -> Iterator[list[Ready]]:
-        """Neighbours of equal size together, at most `batch_size` of them."""
-        batch: list[Ready] = []
-        for ready in pictures:
-            if batch and _shape(ready) != _shape(batch[-1]):
-                yield batch
-                batch = []
-            batch.append(ready)
-            if len(batch) == self.batch_size or ready.x is None:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
 
-
-def _shape(ready: Ready) -> torch.Size | None:
-    return None if ready.x is None else ready.x.shape
+def _size(ready: Ready) -> Any:
+    """What the pictures of a batch have in common; one that is tiled is a batch of its own."""
+    return ready.job if ready.x is None else ready.x.shape
 
 
 def _reason(error: Exception) -> str:

@@ -74,17 +74,7 @@ def load_generator(
     says so, and the architecture comes from the options there; without that file it is inferred
     from the weights. Raises UserError (a ValueError) that says what is missing or does not fit.
     """
-    if not isinstance(folder, (str, os.PathLike)):
-        raise UserError(
-            f"a {type(folder).__name__} in place of an experiment's folder: give a path, such as "
-            "checkpoints/maps_cyclegan"
-        )
-    folder = Path(folder)
-    if folder.is_file():
-        raise UserError(f"{folder} is a file: give the folder that it is in, {folder.parent}")
-    if not folder.is_dir():
-        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
-        raise UserError(f"no folder {folder}: {folder.parent} has {', '.join(there[:8]) or 'none'}")
+    folder = _checked_folder(folder)
     if direction not in ("AtoB", "BtoA", None):
         raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
     if precision not in PRECISIONS:
@@ -100,27 +90,50 @@ def load_generator(
             raise UserError(f"value_range {value_range}: the first must be the lower one")
     chosen = _device(device)
     saved = read_saved_options(folder)
-    trained = saved.get("direction")
-    name = "G"
-    path = choose_weights(folder, str(epoch), name, weights)
+    name, path = _find_weights(folder, str(epoch), direction, weights, saved.get("direction"))
+    state = checkpoint.load_weights(path, "cpu")
+    with unchanged_process(io.StringIO()):
+        net, built = _rebuild(state, saved, path, name)
+    options = {**saved, **built}
+    options.update(
+        direction=direction or saved.get("direction", "AtoB"), epoch=str(epoch), eval=eval
+    )
+    net.to(chosen).train(not eval)
+    prepare(net, chosen, precision)
+    value_range = value_range or parse_range(saved.get("value_range"))
+    return Translator(net, chosen, options, path, value_range, precision)
+
+
+def _checked_folder(folder: Any) -> Path:
+    """The folder of an experiment; raises UserError where it is none."""
+    if not isinstance(folder, (str, os.PathLike)):
+        raise UserError(
+            f"a {type(folder).__name__} in place of an experiment's folder: give a path, such as "
+            "checkpoints/maps_cyclegan"
+        )
+    folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: give the folder that it is in, {folder.parent}")
+    if not folder.is_dir():
+        there = sorted(p.name for p in folder.parent.glob("*") if p.is_dir())
+        raise UserError(f"no folder {folder}: {folder.parent} has {', '.join(there[:8]) or 'none'}")
+    return folder
+
+
+def _find_weights(
+    folder: Path, epoch: str, direction: str | None, weights: str, trained: str | None
+) -> tuple[str, Path]:
+    """The name and the file of the generator that goes this way; the file may be missing."""
+    path = choose_weights(folder, epoch, "G", weights)
     if path.exists():
         if direction and trained and direction != trained:
             raise UserError(
                 f"{folder} was trained {trained} and has one generator: it can't go {direction}"
             )
     elif any(folder.glob("[!.]*_net_G_[AB]*.pth")):
-        side = "A" if direction in (trained or "AtoB", None) else "B"
-        name = f"G_{side}"
-        path = choose_weights(folder, str(epoch), name, weights)
-    state = checkpoint.load_weights(path, "cpu")
-    with unchanged_process(io.StringIO()):
-        net, built = _rebuild(state, saved, path, name)
-    options = {**saved, **built}
-    options.update(direction=direction or trained or "AtoB", epoch=str(epoch), eval=eval)
-    net.to(chosen).train(not eval)
-    prepare(net, chosen, precision)
-    value_range = value_range or parse_range(saved.get("value_range"))
-    return Translator(net, chosen, options, path, value_range, precision)
+        name = "G_A" if direction in (trained or "AtoB", None) else "G_B"
+        return name, choose_weights(folder, epoch, name, weights)
+    return "G", path
 
 
 def _device(device: str | torch.device | None) -> torch.device:

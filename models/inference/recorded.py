@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from models.networks import ResnetGenerator, UnetGenerator
-from models.speed.passes import has_hooks, written_here
+from models.speed.inspection import has_hooks, written_here
 
 SMALL = 2**20  # values of a batch up to which starting kernels takes longer than they do
-AS_WRITTEN = 2  # passes of each shape before it is recorded; cuDNN searches in the first
+WARMUP_PASSES = 2  # passes of each shape before it is recorded; cuDNN searches in the first
 SHAPES = 8  # that are recorded
 
 
@@ -30,8 +30,8 @@ class RecordedPasses:
         self.recordings: dict[tuple, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, input: torch.Tensor, *features: Any, **more: Any) -> Any:
-        as_written = features or more or torch.is_grad_enabled() or has_hooks(self.net)
-        if as_written or input.numel() > SMALL:
+        eager = features or more or torch.is_grad_enabled() or has_hooks(self.net)
+        if eager or input.numel() > SMALL:
             return self.forward(input, *features, **more)
         # a recording reads weights where they were, and has the layers' modes in it
         tensors = (t for m in self.layers for t in (*m._parameters.values(), *m._buffers.values()))
@@ -40,7 +40,7 @@ class RecordedPasses:
         key = input.shape, input.stride(), input.dtype, torch.is_inference_mode_enabled(), state
         self.seen[key] += 1
         if key not in self.recordings:
-            if self.seen[key] <= AS_WRITTEN or len(self.recordings) == SHAPES:
+            if self.seen[key] <= WARMUP_PASSES or len(self.recordings) == SHAPES:
                 return self.forward(input)
             self.recordings[key] = self._record(input)
         graph, fixed, result = self.recordings[key]

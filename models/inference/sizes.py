@@ -10,7 +10,7 @@ from models.networks import ResnetGenerator, UnetGenerator
 from models.padding import apply_padded
 from util.errors import UserError
 
-PADS_ITSELF = (ResnetGenerator, UnetGenerator)  # to what it `fits`
+SELF_PADDING = (ResnetGenerator, UnetGenerator)  # to what it `fits`
 
 
 def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int, int] | None:
@@ -20,7 +20,7 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
     two, up to 256, for which pictures keep their size. None if there is none, for example where a
     network enlarges pictures. The network runs in evaluation mode, which uses no random numbers.
     """
-    if isinstance(net, PADS_ITSELF):
+    if isinstance(net, SELF_PADDING):
         return net.fits
 
     def keeps(height: int, width: int) -> bool:
@@ -71,7 +71,7 @@ class KeepsSize(nn.Module):
 def keep_sizes(model: BaseModel) -> None:
     """Make the generators of a model take pictures of any size and give it back."""
     generators = [net for name, net in model.networks().items() if name.startswith("G")]
-    wrapped = {net: KeepsSize(net) for net in generators if not isinstance(net, PADS_ITSELF)}
+    wrapped = {net: KeepsSize(net) for net in generators if not isinstance(net, SELF_PADDING)}
     for name, value in list(vars(model).items()):
         if isinstance(value, nn.Module) and value in wrapped:
             setattr(model, name, wrapped[value])

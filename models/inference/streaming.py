@@ -32,7 +32,7 @@ from models.antialias import BlurredConv2d, BlurredConvTranspose2d, Downsample, 
 from models.networks import ResnetBlock, UnetSkipConnectionBlock
 from util.errors import UserError
 
-from .sizes import PADS_ITSELF
+from .sizes import SELF_PADDING
 
 INSTANCE = nn.InstanceNorm2d
 BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -233,7 +233,7 @@ class Stream:
         space: ScratchSpace,
         band_pixels: int = 2**18,
     ):
-        if not isinstance(net, PADS_ITSELF):
+        if not isinstance(net, SELF_PADDING):
             raise UserError(
                 f"{type(net).__name__} can't be run in exact tiles, only ResNet and U-Net "
                 "generators can: use --tile_mode quick"
@@ -381,7 +381,7 @@ def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
 
 
 def _dropout(stream: Stream, module: nn.Dropout, x: Rows) -> Rows:
-    # stored, or the rows would be drawn anew each time that they are read
+    # stored, or the rows would be computed again each time that they are read
     return stream.store(pointwise(module, stream.store_convolutions(x))) if module.training else x
 
 

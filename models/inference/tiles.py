@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from data.pictures.values import Range, fit_channels, to_unit
-from models.speed.acceleration import arithmetic
+from models.speed.acceleration import precision_context
 from util.errors import UserError, warn
 
-from .sizes import PADS_ITSELF, KeepsSize, size_rule
+from .sizes import SELF_PADDING, KeepsSize, size_rule
 from .streaming import (
     Rows,
     RowSource,
@@ -90,7 +90,7 @@ class TileOptions:
 def tile_generators(model: object, options: TileOptions, precision: str = "tf32") -> None:
     """Replace the generators of a model by ones that compute in tiles."""
     for name, net in list(vars(model).items()):
-        if isinstance(net, (*PADS_ITSELF, KeepsSize)):
+        if isinstance(net, (*SELF_PADDING, KeepsSize)):
             setattr(model, name, TiledNet(net, options, precision))
 
 
@@ -164,7 +164,7 @@ def translate_in_tiles(
         bands = quick_tiles(net, source, options, device)
     while True:
         # not around the loop: while a generator waits, its contexts would hold for the caller
-        with torch.no_grad(), arithmetic(precision, device.type):
+        with torch.no_grad(), precision_context(precision, device.type):
             band = next(bands, None)
         if band is None:
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data.pictures.reading import Picture, fit_samples, from_pil, naming, read_picture
+from data.pictures.reading import Picture, fit_samples, from_pil, prefix_errors, read_picture
 from data.pictures.values import (
     MAX_MAGNITUDE,
     Range,
@@ -31,9 +31,10 @@ from data.pictures.values import (
     to_unit,
 )
 from data.pictures.writing import fits_profile
-from models.speed.acceleration import arithmetic
-from models.speed.passes import independent_of_batch
+from models.speed.acceleration import precision_context
+from models.speed.inspection import independent_of_batch
 from util.errors import UserError, first_line, warn
+from util.util import batches
 
 from .sizes import KeepsSize, size_rule
 from .tiles import ArrayRows, TiledNet, TileOptions, translate_in_tiles
@@ -73,7 +74,7 @@ class Translator:
         self._precision = precision
         rule = size_rule(net, self.input_nc, device)
         if rule is None:
-            warn(f"{type(net).__name__} gives pictures of other sizes than it takes, and so do we")
+            warn(f"results of {type(net).__name__} differ in size from its inputs")
         self._any_size = KeepsSize(net, rule or (1, 1))
 
     def __repr__(self) -> str:
@@ -115,30 +116,25 @@ class Translator:
         self, pictures: Sequence[Any], batch_size: int, tiles: TileOptions | None
     ) -> list[Any]:
         results: list[Any] = [None] * len(pictures)
-        waiting: list[tuple[int, Any, Picture, torch.Tensor]] = []
         size = batch_size if independent_of_batch(self.net) else 1
 
-        def flush() -> None:
-            if waiting:
-                outputs = self.run(torch.stack([x for *_, x in waiting])).cpu()
-                for (i, given, read, _), output in zip(waiting, outputs, strict=True):
-                    results[i] = self._like(given, read, self.finish(output, read))
-                waiting.clear()
+        def batchable() -> Iterator[tuple[int, Picture, torch.Tensor]]:
+            """Pictures that make batches; the results of others are there at once."""
+            for i, given in enumerate(pictures):
+                if isinstance(given, torch.Tensor):
+                    results[i] = self._tensor(given, size, tiles)
+                    continue
+                read = self._read(given)
+                if tiles is None:
+                    yield i, read, self.unit(read)
+                else:
+                    bands = list(self.tiled(read, tiles))
+                    results[i] = self._like(given, read, Picture(np.concatenate(bands), read.alpha))
 
-        for i, given in enumerate(pictures):
-            if isinstance(given, torch.Tensor):
-                results[i] = self._tensor(given, size, tiles)
-                continue
-            read = self._read(given)
-            if tiles is not None:
-                bands = list(self.tiled(read, tiles))
-                results[i] = self._like(given, read, Picture(np.concatenate(bands), read.alpha))
-                continue
-            x = self.unit(read)
-            if len(waiting) >= size or (waiting and waiting[-1][3].shape != x.shape):
-                flush()
-            waiting.append((i, given, read, x))
-        flush()
+        for batch in batches(batchable(), size, lambda one: one[2].shape):
+            outputs = self.run(torch.stack([x for *_, x in batch])).cpu()
+            for (i, read, _), output in zip(batch, outputs, strict=True):
+                results[i] = self._like(pictures[i], read, self.finish(output, read))
         return results
 
     # ---------------------------------------------------------------------------------- the steps
@@ -154,7 +150,7 @@ class Translator:
                 "channels, (N, C, H, W)"
             )
         net = TiledNet(self._any_size, tiles, self._precision) if tiles else self._any_size
-        with torch.no_grad(), arithmetic(self._precision, self.device.type):
+        with torch.no_grad(), precision_context(self._precision, self.device.type):
             return net(batch.to(self.device, non_blocking=True)).float()
 
     def finish(
@@ -216,7 +212,7 @@ class Translator:
                 raise UserError(f"can't read this picture: {first_line(e)}") from e
         if isinstance(given, (str, os.PathLike)):
             picture = read_picture(given, upright=True)
-            with naming(given):
+            with prefix_errors(given):
                 return self._without_alpha(fit_samples(picture, {self.input_nc}))
         if isinstance(given, np.ndarray):
             array = given[..., None] if given.ndim == 2 else given

@@ -16,10 +16,10 @@ from torch import nn
 from util.errors import UserError
 
 from .gradient_scale import GradientScale
+from .inspection import written_here
 from .layout import contiguous_gradients, keep_layout
-from .passes import written_here
 from .prepared import prepared
-from .sync_norm import leave_out_of_compiling
+from .sync_norm import exclude_from_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,11 +40,11 @@ def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
 
 
 @contextlib.contextmanager
-def arithmetic(precision: str, kind: str) -> Iterator[None]:
-    """Within, networks on a device of this type compute with this `--precision`.
+def precision_context(precision: str, kind: str) -> Iterator[None]:
+    """Context manager: networks on a device of this type compute with this `--precision`.
 
-    Whatever the autocast of a program around this one. The flag that makes `fp32` exact is one for
-    the whole process, so threads take turns.
+    Overrides an autocast around it. The flag that makes `fp32` exact is one for the whole process,
+    so threads take turns.
     """
     cudnn, half = torch.backends.cudnn, precision in _DTYPES
     with contextlib.ExitStack() as stack:
@@ -102,7 +102,7 @@ def prepare(
         net.prepared_autocast = device.type, _DTYPES[precision]  # type: ignore[assignment]
         net.prepared_scale = scale  # type: ignore[assignment]
     if compiled:
-        leave_out_of_compiling()
+        exclude_from_compiling()
         on_gpu = device.type == "cuda"
         if on_gpu:
             keep_layout(net)

@@ -1,4 +1,4 @@
-"""One pass of a network over several inputs: whether it gives the same, and whether it pays."""
+"""One pass of a network over several inputs: whether it gives the same, and whether it pays off."""
 
 from __future__ import annotations
 
@@ -13,42 +13,13 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_map
-from torch.utils.hooks import RemovableHandle
 
-from .layout import contiguous_gradient
+from .inspection import has_hooks, independent_of_batch, written_here
 
-_PACKAGE = __name__.removesuffix(".speed.passes")
-# by name: a class that somebody adds to one of these files may mix the pictures of a batch
-_KNOWN = {
-    f"{_PACKAGE}.networks": "ResnetGenerator ResnetBlock UnetGenerator UnetSkipConnectionBlock "
-    "NLayerDiscriminator MultiscaleDiscriminator PixelDiscriminator",
-    f"{_PACKAGE}.antialias": "Downsample Upsample BlurredConv2d BlurredConvTranspose2d",
-    f"{_PACKAGE}.patch_nce": "PatchSampleMLP",
-    f"{_PACKAGE}.speed.layout": "LayoutKeepingInstanceNorm",
-    f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
-}
 SHARING_PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
-# What `has_hooks` found, and when: a look at every layer in each call would take long.
-_hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
 
 
-def independent_of_batch(net: nn.Module) -> bool:
-    """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
-    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    return not any(isinstance(module, mixing) and module.training for module in net.modules())
-
-
-def written_here(net: nn.Module) -> bool:
-    """Whether all layers are PyTorch's or come along, so that it is known what they do."""
-
-    def known(layer: type) -> bool:
-        file = layer.__module__
-        return file.startswith("torch.nn.") or layer.__name__ in _KNOWN.get(file, "").split()
-
-    return all(known(type(module)) for module in net.modules())
-
-
-def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
+def should_batch(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
     """Whether `--batch_passes` shares passes over pictures (N, C, H, W).
 
     `auto` shares them on a GPU, which one picture does not keep busy, and on a CPU for ResNets if
@@ -61,35 +32,17 @@ def wants_one_pass(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
     return pays or pictures.device.type == "cuda"
 
 
-def fits_one_pass(net: nn.Module, *inputs: torch.Tensor) -> bool:
+def can_batch(net: nn.Module, *inputs: torch.Tensor) -> bool:
     """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives.
 
     A layer written elsewhere may mix the pictures of a batch. And where there are hooks, or weights
-    made anew in each pass (spectral norm), it counts how often a network is called.
+    computed in each pass (spectral norm), it counts how often a network is called.
     """
     own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
     alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
     if not (written_here(net) and alike and independent_of_batch(net)):
         return False
     return not (own_weights or has_hooks(net))
-
-
-def has_hooks(net: nn.Module) -> bool:
-    """Whether a network has hooks of a model's own, which see what goes on inside."""
-    # goes up with every hook, whatever it is on; one that was removed counts until the next one
-    registered = RemovableHandle.next_id
-    known = _hooked.get(net)
-    if known is None or known[0] != registered:
-        kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-        hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
-        # those of torch make weights: spectral norm and the like
-        own = any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
-        _hooked[net] = known = registered, own
-    return known[1]
-
-
-def _is_of_torch(hook: Any) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")
 
 
 class _Part(NamedTuple):
@@ -134,7 +87,7 @@ def _forget_at_steps() -> None:
     register_optimizer_step_post_hook(lambda *_: forget_passes())
 
 
-def take(net: nn.Module, x: Any) -> Any:
+def pop_result(net: nn.Module, x: Any) -> Any:
     """The part of a shared pass that belongs to x; None if there is none."""
     parts = _parts.get(net)
     if not parts:

@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .gradient_scale import GradientScale
-from .passes import has_hooks, take
+from .inspection import has_hooks
+from .passes import pop_result
 
 _full_precision = False
 _uncompiled = False
@@ -36,7 +37,7 @@ class Prepared(nn.Module):
         """Return the result of a shared pass, or call the network with loss scaling."""
         learns = torch.is_grad_enabled()
         if learns and not kwargs and len(args) == 1:
-            result = take(self, args[0])
+            result = pop_result(self, args[0])
             if result is not None:
                 return result
         penalized = learns and _wants_input_gradients((args, kwargs))
@@ -46,9 +47,9 @@ class Prepared(nn.Module):
         # Hooks may carry tensors out of a network past its outputs, where gradients are not scaled.
         # And a compiled network looks for hooks once; not at all if another one has the same code.
         hooked = (scale is not None or self._compiled_call_impl is not None) and has_hooks(self)
-        as_written = penalized or hooked or (_uncompiled and not learns)
-        call = self._call_impl if as_written else super().__call__
-        if self._compiled_call_impl is not None and not as_written:
+        eager = penalized or hooked or (_uncompiled and not learns)
+        call = self._call_impl if eager else super().__call__
+        if self._compiled_call_impl is not None and not eager:
             self._tell_compiler_what_learns()
         # Where an input asks for its gradient this is most likely a gradient penalty. Gradients of
         # gradients need all the digits, and compiled networks do not have them.
@@ -126,7 +127,7 @@ def _subclass(parent: type[nn.Module]) -> type[nn.Module]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Within, prepared networks compute in float32."""
+    """Context manager: prepared networks compute in float32."""
     global _full_precision
     before, _full_precision = _full_precision, True
     try:
@@ -137,7 +138,7 @@ def full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
-    """Within, networks that do not learn run as written.
+    """Context manager: networks that do not learn run eagerly.
 
     Compiling once more for a few pictures takes longer than it saves: a minute or two.
     """

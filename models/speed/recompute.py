@@ -25,7 +25,7 @@ def recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 class _WithoutCounting:
-    """Within, norms leave their running statistics as they are. Entered in each backward pass."""
+    """Keeps the running statistics of norms as they are; entered in each backward pass."""
 
     def __init__(self, block: nn.Module):
         kind = nn.modules.batchnorm._NormBase

@@ -95,9 +95,9 @@ class Steps:
             self._of_batch[optimizer] = own
 
     def post_step(self, optimizer: Optimizer) -> None:
-        """Put back the gradients of the batch: a model has them until it sets them to zero.
+        """Restore the gradients of this batch, which a model has until it sets them to zero.
 
-        After a step that was taken only where another optimizer steps the same weights.
+        After a step that was not skipped: only those shared with another optimizer.
         """
         if optimizer not in self._of_batch:
             return
@@ -155,9 +155,9 @@ class Steps:
         """Restore the number of accumulated batches and their gradients."""
         self.counts[optimizer] = count
         pairs = zip(parameters_of(optimizer), sums, strict=True)
-        self.sums[optimizer] = {p: alike(s, p) for p, s in pairs if s is not None}
+        self.sums[optimizer] = {p: copy_like(s, p) for p, s in pairs if s is not None}
 
-    def remember(self) -> Callable[[], None]:
+    def snapshot(self) -> Callable[[], None]:
         """A function that puts counts and sums back to what they are now."""
         counts, sums = self.counts.copy(), {o: dict(own) for o, own in self.sums.items()}
 
@@ -176,7 +176,7 @@ class Steps:
         sums = self.sums.setdefault(optimizer, {})
         for p in parameters:
             if p.grad is not None:
-                # new tensors: `remember` keeps the old ones, and the model goes on with its own
+                # new tensors: `snapshot` keeps the old ones, and the model goes on with its own
                 sums[p] = sums[p] + p.grad if p in sums else p.grad.clone()
         drop_gradients(parameters)
 
@@ -189,7 +189,7 @@ class Steps:
 
     # ---------------------------------------------------- changes of gradients by the model itself
     def _check_can_be_done(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
-        """Raise UserError where a step would silently be another one than that of a plain loop."""
+        """Raise UserError where a step would silently differ from that of a plain loop."""
         if hasattr(optimizer, "found_inf"):
             raise UserError(
                 f"a torch.amp.GradScaler of the model's own does not go together with "
@@ -295,7 +295,7 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def alike(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def copy_like(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """A copy of a value of the shape of `p` on its device and in its layout in memory."""
     return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
 

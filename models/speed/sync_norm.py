@@ -110,7 +110,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
 
 @functools.cache
-def leave_out_of_compiling() -> None:
+def exclude_from_compiling() -> None:
     """Exclude the collectives from compilation. Imports the compiler."""
     disabled = torch.compiler.disable(SyncBatchNorm2d._synchronized)
     SyncBatchNorm2d._synchronized = disabled  # type: ignore[method-assign]

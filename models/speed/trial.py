@@ -50,7 +50,7 @@ def compiling_costs(
     answers, key = _read(), _key(opt)
     found = distributed.broadcast_object(answers.get(key))
     if found is None:
-        print("--fast: trying whether compiling pays, a minute or two; the answer is kept")
+        print("--fast: measuring whether compiling pays off, a minute or two; the result is cached")
         state = randomness.get_state()
         found = distributed.broadcast_object(_try(opt, make_model, load_batch()))
         randomness.set_state(state)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from models import create_model
-from models.attributes import loose_tensors
+from models.attributes import orphan_tensors
 from options.train_options import TrainOptions
 
 FOLDER = Path(__file__).parent
@@ -81,4 +81,4 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
         for name, net in model.all_modules().items()
         for key, value in net.state_dict().items()
     }
-    return found | {f"tensor {i}": t.detach().clone() for i, t in enumerate(loose_tensors(model))}
+    return found | {f"tensor {i}": t.detach().clone() for i, t in enumerate(orphan_tensors(model))}

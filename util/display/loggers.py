@@ -60,7 +60,7 @@ class RecordLogger(Logger):
 def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
     """The views that the options ask for, of a run that is at `position`.
 
-    One that can't be opened stays off with a warning, unless it raises UserError.
+    One that can't be opened is disabled with a warning, unless it raises UserError.
     """
     folder = Path(opt.checkpoints_dir) / opt.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,5 +115,5 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
         except UserError:
             raise
         except Exception as e:
-            warn(f"a view of this run can't be opened and stays off: {type(e).__name__}: {e}")
+            warn(f"a view of this run can't be opened and is disabled: {type(e).__name__}: {e}")
     return loggers

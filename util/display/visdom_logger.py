@@ -46,16 +46,16 @@ START_SECONDS = 60.0  # a server that was started and still does not answer is g
 MAX_POINTS = 1000  # of a curve
 LEAST_SIZE = 128  # of pictures on the page: those of small crops are enlarged
 SCORE_ROWS = 20  # validations in the table
-OUTAGES_TOLD = 5  # a server that comes and goes must not fill the console
+OUTAGES_REPORTED = 5  # a server that comes and goes must not fill the console
 
 Curve = tuple[Any, Any]  # epochs and values, of the same length
 
 
-class _Away(Exception):
+class _Unavailable(Exception):
     """The server does not answer, or not as visdom does: try again later."""
 
 
-class _TurnOff(Exception):
+class _Disabled(Exception):
     """The dashboard can't work; the text says why."""
 
 
@@ -66,7 +66,7 @@ class VisdomLogger(BackgroundLogger):
         server: address without the port; a server is only ever started on a loopback address.
         port: where it listens.
         env: visdom's environment, one page of windows.
-        display_id: told apart from other runs of this name in the same environment.
+        display_id: distinguishes runs of this name in the same environment.
         ncols: pictures in a row of the grid; 0 gives each picture a window of its own.
         title: name of the experiment.
         history: records of the run so far, when it is resumed.
@@ -105,14 +105,14 @@ class VisdomLogger(BackgroundLogger):
         self._started = 0.0
         self._connected = False
         self._failures = 0  # since the server last took something
-        self._outages = 0  # told to the user
-        self._told = False  # that the server is away now
+        self._outages = 0  # reported to the user
+        self._reported = False  # that the server is away now
         self._answered = False  # whether visdom has ever answered here
         self._records.extend(history)
         self._records.extend({**record, "losses": {}} for record in scores)
         try:
             self._set_up(server, port)
-        except _TurnOff as e:
+        except _Disabled as e:
             self._turn_off(str(e))
             return
         self._thread.start()
@@ -131,12 +131,12 @@ class VisdomLogger(BackgroundLogger):
         except ValueError:  # a port that is no number
             parts = host = None
         if parts is None or parts.scheme not in ("http", "https") or not host:
-            raise _TurnOff(f"{server!r} is no address of a server (http://HOST)")
+            raise _Disabled(f"{server!r} is no address of a server (http://HOST)")
         address = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
         base = parts.path.rstrip("/")
         self._server = f"{address}:{port}{base}"
         if visdom is None:
-            raise _TurnOff("the package visdom is not installed (pip install visdom)")
+            raise _Disabled("the package visdom is not installed (pip install visdom)")
         # `send=False`: it would ask the server now, on the thread of the training loop.
         self._client = visdom.Visdom(
             address,
@@ -156,15 +156,15 @@ class VisdomLogger(BackgroundLogger):
             self._start_server(port, base)
 
     def _post(self, url: str, data: str | None = None) -> str:
-        """Send a request of the client; raises _Away unless it is answered with status 200."""
+        """Send a request of the client; raises _Unavailable unless the status is 200."""
         try:
             answer = self._session.post(url, data=data, timeout=TIMEOUT)
         except requests.Timeout:
-            raise _Away("no answer in time") from None
+            raise _Unavailable("no answer in time") from None
         except requests.RequestException as e:
-            raise _Away("no server" if "refused" in str(e) else type(e).__name__) from None
+            raise _Unavailable("no server" if "refused" in str(e) else type(e).__name__) from None
         if answer.status_code != 200:
-            raise _Away(f"status {answer.status_code}")
+            raise _Unavailable(f"status {answer.status_code}")
         return answer.text
 
     def _start_server(self, port: int, base: str) -> None:
@@ -172,7 +172,7 @@ class VisdomLogger(BackgroundLogger):
         static = static_dir()
         missing = missing_assets(static) if static else ["all"]
         if missing:
-            raise _TurnOff(
+            raise _Disabled(
                 f"the page would stay blue, {len(missing)} of its files are missing "
                 f"({missing[0]}); run scripts/setup_visdom.sh"
             )
@@ -217,9 +217,9 @@ class VisdomLogger(BackgroundLogger):
                     # the time.
                     cost = time.monotonic() - began
                     rest = min(max(UPDATE_SECONDS, 10 * cost), LONGEST_PAUSE)
-            except _Away as e:
+            except _Unavailable as e:
                 rest, lost = self._lost(str(e)), True
-            except _TurnOff as e:
+            except _Disabled as e:
                 self._turn_off(str(e))
                 return
             if last and not (lost and self._starting):
@@ -254,11 +254,11 @@ class VisdomLogger(BackgroundLogger):
             well = isinstance(self._client.get_env_list(), list)
         except ValueError:  # not JSON
             well = False
-        except _Away:
+        except _Unavailable:
             self._check_start()
             raise
         if not well:
-            raise _Away("no sensible answer")
+            raise _Unavailable("no sensible answer")
         if not self._answered:
             self._answered = True
             self._say(f"watch this run at {self.url}")
@@ -271,15 +271,15 @@ class VisdomLogger(BackgroundLogger):
         return self._process is not None and not self._answered
 
     def _check_start(self) -> None:
-        """Raise _TurnOff if a server that is starting here has ended or takes too long."""
+        """Raise _Disabled if a server that is starting here has ended or takes too long."""
         if not self._starting:
             return
         ended = self._process is not None and self._process.poll() is not None
         if ended or time.monotonic() - self._started > START_SECONDS:
             lines = Path(self._log).read_text(errors="replace").strip().splitlines()
             said = lines[-1] if lines else "it said nothing"
-            fault = "did not start" if ended else "does not come up"
-            raise _TurnOff(f"its server {fault}: {said} (all of it: {self._log})")
+            fault = "did not start" if ended else "did not become ready"
+            raise _Disabled(f"its server {fault}: {said} (all of it: {self._log})")
 
     def _lost(self, why: str) -> float:
         """Note that the server failed; returns the seconds to wait before the next try."""
@@ -289,13 +289,13 @@ class VisdomLogger(BackgroundLogger):
         self._failures += 1
         # One refusal may be a restart, over in a second.
         worth_it = self._failures > 1 or why == "no answer in time"
-        if worth_it and not self._told and self._outages < OUTAGES_TOLD:
-            self._told = True
+        if worth_it and not self._reported and self._outages < OUTAGES_REPORTED:
+            self._reported = True
             self._outages += 1
             self._say(
-                f"the server at {self._server} is away or not well ({why}); "
-                "training goes on, and everything is sent when it is back; if something else "
-                "listens there, choose another --display_port"
+                f"the server at {self._server} does not respond ({why}); training continues, and "
+                "everything is sent again when it is back; if something else listens there, choose "
+                "another --display_port"
             )
         return min(LONGEST_PAUSE, 0.25 * 2 ** min(self._failures, 10))
 
@@ -305,8 +305,8 @@ class VisdomLogger(BackgroundLogger):
                 getattr(self, f"_show_{part}")()
                 self._stale.discard(part)
         self._failures = 0
-        if self._told:
-            self._told = False
+        if self._reported:
+            self._reported = False
             self._say(f"the server at {self._server} is back")
 
     # The windows.
@@ -316,7 +316,7 @@ class VisdomLogger(BackgroundLogger):
         window = f"{self._prefix}-{window}"
         taken = getattr(self._client, method)(*content, win=window, opts={"title": title, **opts})
         if taken != window:
-            raise _Away("no sensible answer")
+            raise _Unavailable("no sensible answer")
         self._shown.add(window)
 
     def _show_lines(

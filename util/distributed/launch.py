@@ -79,8 +79,8 @@ def launch(processes: int, argv: Sequence[str]) -> int:
             return failure.exitcode
         name = signal.Signals(-failure.exitcode).name
         print(
-            f"error: process {rank} was ended by {name}, and with it the others; "
-            "--continue_train goes on from the last save",
+            f"error: process {rank} was killed by {name}, so all were stopped; resume with "
+            "--continue_train",
             file=sys.stderr,
         )
         return 128 - failure.exitcode

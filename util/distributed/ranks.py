@@ -86,7 +86,7 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def local_norms() -> Iterator[None]:
-    """Within, batch norm uses this rank's statistics only, for what one rank computes alone."""
+    """Context manager: batch norm is not synchronized, for what one rank computes alone."""
     global _local_norms
     before, _local_norms = _local_norms, True
     try:
@@ -177,7 +177,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, dist.DistError) or "gloo" in first_line(error):
         time.sleep(AGENT_SECONDS)  # under torchrun only the process that failed is reported
         print(
-            "error: another process of this training has ended, so this one ends too\n"
+            "error: another process of this run has exited, so this one exits too\n"
             f"  ({first_line(error)[:200]})",
             file=sys.stderr,
         )

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from util.errors import UserError, first_line, is_lack_of_memory
+from util.errors import UserError, first_line, is_out_of_memory
 from util.files import replacing
 
 STATE = "train_state"
@@ -111,7 +111,7 @@ def _readable(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as e:  # damaged files make the unpickler raise nearly anything
-        if is_lack_of_memory(e):
+        if is_out_of_memory(e):
             raise
         reason = first_line(e)
         if isinstance(e, pickle.UnpicklingError):
@@ -272,7 +272,7 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
     return state
 
 
-def _ages(
+def _ranking(
     folder: Path, only: str | None = None
 ) -> tuple[dict[str, tuple[str, int, bool]], dict[str, str]]:
     """The age of each state by suffix, the newest first; the errors of those that can't be read."""
@@ -300,7 +300,7 @@ def find_checkpoint(
     None where nothing was saved. Raises UserError where files are there, and none of them is whole.
     """
     names = list(names)
-    ages, errors = _ages(folder, suffix)
+    ages, errors = _ranking(folder, suffix)
     latest_lost = not state_path(folder, "latest").exists() and any(folder.glob("latest_net_*.pth"))
     if suffix is None and ages and latest_lost:
         errors["latest"] = f"there is no latest_{STATE}.pth, only weights"
@@ -320,8 +320,8 @@ def find_checkpoint(
             return FoundCheckpoint(candidate, state, skipped, unfinished)
     if skipped:
         raise UserError(
-            f"no whole save in {folder} ({'; '.join(skipped)}); restore the files, or delete the "
-            f"*_{STATE}.pth to go on from weights alone"
+            f"no intact checkpoint in {folder} ({'; '.join(skipped)}); restore the files, or "
+            f"delete the *_{STATE}.pth to go on from weights alone"
         )
     # the best so far of a validation comes before the first save, and is no save to go on from
     saved = [name for name in exported_files(folder) if not name.startswith("best_net_")]
@@ -333,7 +333,7 @@ def find_checkpoint(
         lacking = weights_path(folder, wanted, missing[0]).name if missing else "no network"
         raise UserError(
             f"--continue_train: {folder} lacks {lacking}; it has {_some(saved)}: choose a save "
-            "with --epoch, or another --name, or leave --continue_train out to start anew"
+            "with --epoch, or another --name, or leave --continue_train out to start from scratch"
         )
     return None
 
@@ -344,7 +344,7 @@ def new_run(folder: Path) -> str:
     It does so even if the clock went back, or an earlier machine's clock was ahead.
     """
     start = time.time_ns()
-    for run, *_ in _ages(folder)[0].values():
+    for run, *_ in _ranking(folder)[0].values():
         with contextlib.suppress(ValueError):
             start = max(start, int(run.split("-")[0], 16) + 1)
     return f"{start:x}"
@@ -352,7 +352,7 @@ def new_run(folder: Path) -> str:
 
 def newest_save(folder: Path) -> tuple[str, int] | None:
     """(run, images seen) of the newest checkpoint, comparable across machines; None without one."""
-    return next(((run, images) for run, images, _ in _ages(folder)[0].values()), None)
+    return next(((run, images) for run, images, _ in _ranking(folder)[0].values()), None)
 
 
 def prune_states(folder: Path, keep: int) -> None:
@@ -361,7 +361,7 @@ def prune_states(folder: Path, keep: int) -> None:
     The newest one always stays, also where `--save_by_iter` saves no latest. So do states that
     can't be read.
     """
-    suffixes = list(_ages(folder)[0])
+    suffixes = list(_ranking(folder)[0])
     numbered = [suffix for suffix in suffixes if suffix != "latest"]
     for suffix in set(numbered[keep:]) - set(suffixes[:1]):
         state_path(folder, suffix).unlink(missing_ok=True)

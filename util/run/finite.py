@@ -12,7 +12,7 @@ from util import distributed
 from util.errors import UserError, warn
 from util.image_pool import ImagePool
 
-MOST_IN_A_ROW = 10
+MAX_CONSECUTIVE_SKIPS = 10
 CHECK_EVERY = 100  # iterations, if losses are printed and saved less often
 
 
@@ -87,9 +87,9 @@ class FiniteGuard:
             return
         stepped = set(self.model.stepped_tensors())
         others = [(t, t.detach().clone()) for t in self.model.trained_tensors() if t not in stepped]
-        pools = self.model.held(ImagePool)
+        pools = self.model.find_all(ImagePool)
         contents = [(pool, list(pool.images)) for pool in pools]
-        undo_model = self.model.remember()
+        undo_model = self.model.snapshot()
 
         def undo() -> None:
             undo_model()
@@ -128,8 +128,8 @@ class FiniteGuard:
             self.in_a_row = 0
             return
         # the losses of one rank can be finite, and those of another not
-        told = self._what_is_bad(bad or pending[-1])
-        found = distributed.all_gather_object((bad is None, told))
+        bad_here = self._what_is_bad(bad or pending[-1])
+        found = distributed.all_gather_object((bad is None, bad_here))
         message = min(found, key=lambda one: one[0])[1]
         if self.mode == "stop":
             raise UserError(
@@ -142,10 +142,10 @@ class FiniteGuard:
         self.in_a_row += 1
         self.skipped.append(pending[-1].where)
         warn(f"{message}; this step is skipped")
-        if self.in_a_row >= MOST_IN_A_ROW:
+        if self.in_a_row >= MAX_CONSECUTIVE_SKIPS:
             raise UserError(
-                f"{message}; {MOST_IN_A_ROW} steps in a row were skipped: go on from the last save "
-                "with --continue_train at a lower --lr"
+                f"{message}; {MAX_CONSECUTIVE_SKIPS} steps in a row were skipped: resume from the "
+                "last checkpoint with --continue_train at a lower --lr"
             )
 
     def _weights_are_finite(self) -> bool:

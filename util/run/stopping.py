@@ -22,7 +22,7 @@ LINGER = 60  # seconds after SIGTERM until a loading process ends
 
 
 class StopRequest:
-    """Whether the run should stop: after a signal, or when `--max_hours` have gone by.
+    """Whether the run should stop: after a signal, or when `--max_hours` are over.
 
     The loop asks after each iteration. A second signal ends the process at once. Under torchrun,
     which may send the same signal twice, it is ignored for some seconds after the first.
@@ -55,21 +55,21 @@ class StopRequest:
         if self.reason is not None:
             if time.monotonic() - self.since >= again:
                 with contextlib.suppress(OSError):
-                    os.write(2, b"\nended at once: the save before this one counts\n")
+                    os.write(2, b"\nquit without saving: the checkpoint before counts\n")
                 os._exit(128 + number)
             return
         self.since = time.monotonic()
         self.exit_code = 128 + number
         self.reason = f"got {signal.Signals(number).name}"
         # os.write: print is not safe in a handler that interrupts a print
-        message = f"\n{self.reason}: finishing this iteration and saving; once more ends at once\n"
+        message = f"\n{self.reason}: finishing this iteration and saving; once more quits at once\n"
         if distributed.is_main():
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, message.encode())
 
     def __bool__(self) -> bool:
         if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = f"--max_hours {self.max_hours:g} have gone by"
+            self.reason = f"--max_hours {self.max_hours:g} reached"
         return self.reason is not None
 
     def is_urgent(self, progressed: bool) -> bool:
@@ -88,7 +88,7 @@ class StopRequest:
             return False
         self.exit_code = 0 if code == TIME_IS_UP else code
         if code == TIME_IS_UP:
-            self.reason = f"--max_hours {self.max_hours:g} have gone by"
+            self.reason = f"--max_hours {self.max_hours:g} reached"
         else:
             self.reason = f"got {signal.Signals(code - 128).name}"
         return True

@@ -79,7 +79,7 @@ class TrainingRun:
         self._check_setup()
         source = distributed.source_rank()
         found = self._found() if distributed.is_source() else None
-        self.model.share_weights()
+        self.model.broadcast_weights()
         if not distributed.is_main():
             # the initial weights are the same on all ranks; from here on random numbers differ
             self._seed_rank(0)
@@ -96,7 +96,7 @@ class TrainingRun:
                 f"into it, {position.total_iters} in all"
             )
         if unfinished and state is not None:
-            print("the last save was interrupted: it is made again")
+            print("the last checkpoint was interrupted: saving it again")
             self.save(*state["suffixes"], position=position)
         return position
 
@@ -134,14 +134,16 @@ class TrainingRun:
             return None
         found: FoundCheckpoint | None = self.model.resumed
         if found is None:
-            print(f"--continue_train: nothing is saved in {self.folder} yet, so this starts anew")
+            print(
+                f"--continue_train: nothing is saved in {self.folder}, so this starts from scratch"
+            )
             others = checkpoint.experiments(self.folder.parent)
             if close := difflib.get_close_matches(self.folder.name, others, 1, 0.8):
                 warn(f"there is no training --name {self.folder.name}; did you mean {close[0]}?")
             _set_aside(self.folder, "best")  # so far, of a validation
             return None
         for reason in found.skipped:
-            warn(f"a save is not whole and is passed over: {reason}")
+            warn(f"skipping a damaged checkpoint: {reason}")
         if found.state is None:
             print(
                 f"resuming from the weights '{found.suffix}' alone: optimizers, image pools, "
@@ -208,8 +210,8 @@ class TrainingRun:
         else:
             print(
                 f"number of processes: {state.get('processes', 1)} when this was saved, "
-                f"{distributed.world_size()} now; image pools are resharded, and what is "
-                "drawn at random is different from here on"
+                f"{distributed.world_size()} now; image pools are resharded, and random numbers "
+                "differ from here on"
             )
             self._seed_rank(state["total_iters"])
         # going back to an earlier checkpoint begins a new run, which is then the newest
@@ -227,7 +229,7 @@ class TrainingRun:
         self.guard.check()
         if not distributed.same_on_all_ranks(self.model.stepped_tensors()):
             raise UserError(
-                "the weights of the processes have become different, so nothing is saved: with "
+                "the weights have diverged between processes, so nothing is saved: with "
                 "several processes a model may change weights only by steps of torch.optim "
                 "optimizers, the same steps in all processes"
             )
@@ -264,8 +266,8 @@ class TrainingRun:
         own = [name for name, b in floats if not distributed.same_on_all_ranks([b])]
         if own and distributed.is_main():
             warn(
-                f"{own[0]} is another one in each process, as are {len(own) - 1} more buffers, and "
-                "those of the first are saved: average them over processes where they are made"
+                f"the buffer {own[0]} (and {len(own) - 1} more) differs between processes, and "
+                "that of the first is saved: average it over processes where it is updated"
             )
 
     def _state(self, position: Position) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Networks that scores look through: Inception for FID and KID, AlexNet for LPIPS.
+"""Feature extractors of scores: Inception for FID and KID, AlexNet for LPIPS.
 
 Their weights come from a file that the user names, else from PyTorch's cache, else from where the
 package that has the network downloads them.
@@ -152,7 +152,7 @@ class Lpips:
 
 @contextlib.contextmanager
 def _hub_with(name: str, state: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Within, PyTorch's cache of downloads is a folder that holds just this file.
+    """Context manager: PyTorch's cache of downloads is a folder that holds just this file.
 
     torchvision reads weights from its cache only, so this is how it gets those of a given file.
     """

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from util import distributed, randomness
-from util.errors import UserError, in_one_line, is_lack_of_memory, say, warn
+from util.errors import UserError, in_one_line, is_out_of_memory, say, warn
 from util.files import write_whole
 from util.run.position import Position
 
@@ -88,12 +88,12 @@ class Validation:
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
-        """Go on from the best so far; of a training that goes back, from none that lies ahead."""
+        """Restore the best so far, unless it is later than the checkpoint that is resumed."""
         if not self.every or not distributed.is_main() or not position.total_iters:
             return
         best = self._read_best()
         if best is not None and best["images"] > position.total_iters:
-            print(f"the best so far, of epoch {best['epoch']}, lies ahead: it starts anew")
+            print(f"the best so far, of epoch {best['epoch']}, is later than this: discarded")
         elif best is not None:
             self.best = best
             self.tell_best("best so far")
@@ -109,18 +109,16 @@ class Validation:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
             of = best.get("of", self.of)
-            if of == f"{self.opt.phase}, {self.count} of its pictures":  # as older versions said
-                of = self.of
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
-            warn(f"{self.folder / BEST} can't be read ({e}): the best score starts anew")
+            warn(f"{self.folder / BEST} can't be read ({e}): the best score is reset")
             return None
         if kept["by"] != self.by:
-            warn(f"the best so far was by {kept['by']}: --best_by {self.by} starts anew")
+            warn(f"the best so far was by {kept['by']}: --best_by {self.by} resets it")
             return None
         if of != self.of:
-            warn(f"the best so far is of {of}: with {self.of}, it starts anew")
+            warn(f"the best so far is of {of}: with {self.of}, it is reset")
             return None
         return kept
 
@@ -143,7 +141,7 @@ class Validation:
             except _Stopped:
                 unfinished = True
             except Exception as e:
-                if not (isinstance(e, UserError) or is_lack_of_memory(e)):
+                if not (isinstance(e, UserError) or is_out_of_memory(e)):
                     raise
                 warn(f"no scores of epoch {position.epoch}: {in_one_line(e, 300)}")
             self.dataset.close()  # lists what --skip_broken has skipped
@@ -258,7 +256,7 @@ def undisturbed(model: Any) -> Iterator[None]:
 def _undisturbed_random() -> Iterator[None]:
     state = randomness.get_state()
     try:
-        with randomness.drawn_from(0):
+        with randomness.seeded(0):
             if torch.cuda.is_initialized():
                 torch.cuda.manual_seed_all(0)
             yield

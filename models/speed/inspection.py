@@ -1,0 +1,58 @@
+"""What is known of a network: where its layers come from, whether it mixes a batch, its hooks."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .layout import contiguous_gradient
+
+_PACKAGE = __name__.removesuffix(".speed.inspection")
+# by name: a class that somebody adds to one of these files may mix the pictures of a batch
+_KNOWN = {
+    f"{_PACKAGE}.networks": "ResnetGenerator ResnetBlock UnetGenerator UnetSkipConnectionBlock "
+    "NLayerDiscriminator MultiscaleDiscriminator PixelDiscriminator",
+    f"{_PACKAGE}.antialias": "Downsample Upsample BlurredConv2d BlurredConvTranspose2d",
+    f"{_PACKAGE}.patch_nce": "PatchSampleMLP",
+    f"{_PACKAGE}.speed.layout": "LayoutKeepingInstanceNorm",
+    f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
+}
+# What `has_hooks` found, and when: a look at every layer in each call would take long.
+_hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
+
+
+def independent_of_batch(net: nn.Module) -> bool:
+    """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
+    mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+    return not any(isinstance(module, mixing) and module.training for module in net.modules())
+
+
+def written_here(net: nn.Module) -> bool:
+    """Whether all layers are PyTorch's or come along, so that it is known what they do."""
+
+    def known(layer: type) -> bool:
+        file = layer.__module__
+        return file.startswith("torch.nn.") or layer.__name__ in _KNOWN.get(file, "").split()
+
+    return all(known(type(module)) for module in net.modules())
+
+
+def has_hooks(net: nn.Module) -> bool:
+    """Whether a network has hooks of a model's own, which see what goes on inside."""
+    # goes up with every hook, whatever it is on; one that was removed counts until the next one
+    registered = RemovableHandle.next_id
+    known = _hooked.get(net)
+    if known is None or known[0] != registered:
+        kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+        hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
+        # those of torch make weights: spectral norm and the like
+        own = any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
+        _hooked[net] = known = registered, own
+    return known[1]
+
+
+def _is_of_torch(hook: Any) -> bool:
+    return type(hook).__module__.startswith("torch.nn.utils")
