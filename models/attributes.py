@@ -64,10 +64,11 @@ def unlisted_modules(model: Any) -> dict[str, nn.Module]:
     return {name: net for name, net in modules.items() if state(net).keys() - named.keys()}
 
 
-def orphan_tensors(model: Any) -> list[torch.Tensor]:
-    """Tensors that an optimizer trains and no module holds."""
+def orphan_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Tensors that an optimizer trains and no module holds, by their places among all trained."""
     of_modules = {t for net in model.all_modules().values() for t in tensors(net)}
-    return [p for p in model.stepped_tensors() if p not in of_modules]
+    stepped = enumerate(model.stepped_tensors())
+    return {str(i): p.detach() for i, p in stepped if p not in of_modules}
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from util.errors import UserError, warn
 from . import ema
 from .diffaug import DiffAugment
 from .losses import GradientPenalty
-from .model_files import ModelFiles, SaveFolder, initial_rates
+from .model_files import ModelFiles, SaveFolder
 from .norms import add_spectral_norm
 from .schedulers import get_scheduler
 from .speed import acceleration
@@ -65,7 +65,6 @@ class BaseModel(ModelFiles, ABC):
         self._gradient_scale = GradientScale() if fp16 else None
         accumulate = opt.accumulate if self.isTrain else 1
         self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
-        self._rates = []  # initial learning rates, before a state is loaded
         self._averages = {}  # with --ema
         self._told_missing: set[str] = set()
         self._metric_sum = 0.0
@@ -121,8 +120,7 @@ class BaseModel(ModelFiles, ABC):
             self._prepare_optimizers()
             self._steps.activate()
             self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
-            self._rates = [initial_rates(o) for o in self.optimizers]
-            if opt.cuda_graphs:
+            if opt.cuda_graphs or opt.accumulate > 1:
                 self._begin_iterations()
         if several:
             self.broadcast_weights()  # here too, for training loops other than that of train.py
@@ -209,6 +207,7 @@ class BaseModel(ModelFiles, ABC):
 
     def begin_iteration(self) -> None:
         """Start an iteration: outputs of earlier ones may be overwritten (--cuda_graphs)."""
+        self._steps.stepped = set()
         if self.opt.cuda_graphs:  # the call imports the compiler
             torch.compiler.cudagraph_mark_step_begin()
 

@@ -11,6 +11,7 @@ import random
 
 import torch
 
+from util.errors import UserError
 from util.image_pool import ImagePool
 
 from . import networks, patch_nce
@@ -62,7 +63,13 @@ class CUTModel(BaseModel):
 
     @staticmethod
     def check_options(opt):
-        """Refuse generators without the layers that are compared."""
+        """Refuse generators without the layers that are compared, or unlike channels."""
+        if opt.isTrain and opt.lambda_NCE > 0 and opt.input_nc != opt.output_nc:
+            raise UserError(
+                "--model cut compares features that its generator finds in pictures of both sides, "
+                f"so --input_nc {opt.input_nc} and --output_nc {opt.output_nc} must be equal: "
+                "choose --model dcl --nce_idt False for others"
+            )
         patch_nce.check_options(opt)
 
     def __init__(self, opt):

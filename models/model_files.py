@@ -49,7 +49,6 @@ class ModelFiles:
     resumed: checkpoint.FoundCheckpoint | None
     _steps: Steps
     _averages: dict[str, ema.WeightAverage]
-    _rates: list[list[float]]
     _metric_sum: torch.Tensor | float
     _metric_count: torch.Tensor | int
 
@@ -182,6 +181,15 @@ class ModelFiles:
         elif suffix is not None:
             self.load_networks(suffix)  # raises an error that lists the saved ones
 
+    def _loads_more(self) -> bool:
+        """Whether a model has a `load_networks` of its own, which may read more than weights."""
+        return type(self).load_networks is not ModelFiles.load_networks
+
+    def load_on_other_ranks(self, suffix: str) -> None:
+        """Read what only a model's own `load_networks` knows of; weights are broadcast."""
+        if suffix and not distributed.is_source() and self._loads_more():
+            self.load_networks(suffix)
+
     def _load_checkpoint(self, found: checkpoint.FoundCheckpoint, weights: dict[str, Any]) -> None:
         """Load the weights of a training state, and warn where the exported files have others."""
         path = checkpoint.state_path(self.save_dir, found.suffix)
@@ -194,7 +202,7 @@ class ModelFiles:
             reason = f"the files of {', '.join(other)} have other weights" if other else ""
         except Exception as e:  # whatever the code of a user's model raises
             reason = first_line(e)
-        if reason and not found.unfinished:
+        if reason and (self._loads_more() or not found.unfinished):
             warn(f"{reason}; training goes on from {path}: delete it to start from weights alone")
         if reason:
             self._load_weights(own)
@@ -219,13 +227,14 @@ class ModelFiles:
             print(f"--ema 0: the averages so far (--ema {averaged:g}) end here")
         elif self.opt.ema and not averaged:
             print(f"--ema {self.opt.ema:g}: averages begin with the weights of now")
+        rates = [initial_rates(o) for o in self.optimizers]
         training_state.restore(self, state, self._steps, options)
         self._metric_sum, self._metric_count = state["metric"]
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
-        if changed or self._rates != [initial_rates(o) for o in self.optimizers]:
+        if changed or rates != [initial_rates(o) for o in self.optimizers]:
             policy, lr = (options.get(k, getattr(self.opt, k)) for k in ("lr_policy", "lr"))
-            rebase(self.schedulers, self.opt, self._rates, policy, lr)
+            rebase(self.schedulers, self.opt, rates, policy, lr)
 
     @staticmethod
     def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:

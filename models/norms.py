@@ -46,17 +46,23 @@ def add_spectral_norm(net: nn.Module) -> None:
     That is estimated by one power iteration in each pass in training mode (Miyato et al. 2018,
     algorithm 1). The parameters stay the same objects, so an optimizer may hold them already.
 
-    Raises UserError for a convolution that has a norm of weights made by a hook.
+    Raises UserError for a network without convolutions, and for a convolution that has a norm of
+    weights made by a hook.
     """
-    for module in list(net.modules()):
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            if "weight" not in module._parameters and not is_parametrized(module, "weight"):
-                raise UserError(
-                    f"--spectral_norm does not work with the {module} of a {type(net).__name__}, "
-                    "which has a norm of its weights already: leave --spectral_norm out, or take "
-                    "that norm from torch.nn.utils.parametrizations"
-                )
-            spectral_norm(module)
+    convolutions = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    if not convolutions:
+        raise UserError(
+            f"--spectral_norm is for nn.Conv2d and nn.ConvTranspose2d, and a {type(net).__name__} "
+            "has none: leave it out"
+        )
+    for module in convolutions:
+        if "weight" not in module._parameters and not is_parametrized(module, "weight"):
+            raise UserError(
+                f"--spectral_norm does not work with the {module} of a {type(net).__name__}, "
+                "which has a norm of its weights already: leave --spectral_norm out, or take "
+                "that norm from torch.nn.utils.parametrizations"
+            )
+        spectral_norm(module)
 
 
 def needs_bias(norm_layer: NormLayer) -> bool:

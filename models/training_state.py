@@ -25,7 +25,7 @@ def collect(model: ModelFiles, steps: Steps) -> dict[str, Any]:
         "schedulers": [s.state_dict() for s in model.schedulers],
         "parts": {name: part.state_dict() for name, part in stateful_parts(model).items()},
         "modules": {name: net.state_dict() for name, net in unlisted_modules(model).items()},
-        "tensors": [t.detach() for t in orphan_tensors(model)],
+        "tensors": orphan_tensors(model),
         # gradient accumulation since the last step
         "accumulated": [steps.counts.get(o, 0) for o in optimizers],
         "gradients": [steps.gradients(o) for o in optimizers],
@@ -60,8 +60,9 @@ def restore(
             "lost: create what has a state in __init__, not during training"
         )
     with torch.no_grad():
-        for tensor, saved in zip(orphan_tensors(model), state.get("tensors", []), strict=False):
-            tensor.copy_(saved)
+        for name, tensor in orphan_tensors(model).items():
+            if name in state["tensors"]:
+                tensor.copy_(state["tensors"][name])
     if steps.accumulate == options.get("accumulate", steps.accumulate):
         saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
         for optimizer, count, sums in saved_sums:
@@ -80,7 +81,7 @@ def load_optimizer(
     for theirs, own in zip(saved.get("param_groups", ()), optimizer.param_groups, strict=False):
         theirs.update({k: own[k] for k in own_settings if k in own})
     optimizer.load_state_dict(saved)
-    for p, moments in optimizer.state.items():
+    for p, moments in getattr(optimizer, "state", {}).items():
         for name, value in moments.items() if isinstance(moments, dict) else ():
             if torch.is_tensor(value) and value.dim() > 1 and value.shape == p.shape:
                 moments[name] = copy_like(value, p)

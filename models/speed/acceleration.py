@@ -101,7 +101,13 @@ def prepare(
         prepared(net)
         net.prepared_autocast = device.type, _DTYPES[precision]  # type: ignore[assignment]
         net.prepared_scale = scale  # type: ignore[assignment]
-    if compiled:
+    if compiled and any(key.endswith("weight_u") for key in net.state_dict()):
+        print(
+            f"--compile: a {type(net).__name__} has spectral norm of the older kind, for which "
+            "PyTorch compiles wrong gradients, and is not compiled; "
+            "torch.nn.utils.parametrizations has one that works"
+        )
+    elif compiled:
         exclude_from_compiling()
         on_gpu = device.type == "cuda"
         if on_gpu:

@@ -13,29 +13,39 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`block(x)`, whose activations are not kept but computed again in the backward pass.
 
-    Norms with running statistics count a batch once.
+    What a pass changes, such as running statistics, is changed once.
     """
 
     def contexts() -> tuple[Any, Any]:
-        return contextlib.nullcontext(), _WithoutCounting(block)
+        return contextlib.nullcontext(), _BuffersOf(block)
 
     # what the compiler computes again has no such effects
     more = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
     return checkpoint(block, x, use_reentrant=False, **more)
 
 
-class _WithoutCounting:
-    """Keeps the running statistics of norms as they are; entered in each backward pass."""
+class _BuffersOf:
+    """Context manager: the buffers of a block are those of now; entered in each backward pass.
+
+    Copies take their places, so that the second computation leaves nothing behind.
+    """
 
     def __init__(self, block: nn.Module):
-        kind = nn.modules.batchnorm._NormBase
-        self.norms = [m for m in block.modules() if isinstance(m, kind)]
+        self.slots: list[tuple[dict[str, Any], str, Any]] = [
+            (m._buffers, name, _copy(value))
+            for m in block.modules()
+            for name, value in m._buffers.items()
+        ]
 
     def __enter__(self) -> None:
-        self.before = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
-        for norm in self.norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+        self.after = [buffers[name] for buffers, name, _ in self.slots]
+        for buffers, name, before in self.slots:
+            buffers[name] = _copy(before)
 
     def __exit__(self, *_: object) -> None:
-        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+        for (buffers, name, _), value in zip(self.slots, self.after, strict=True):
+            buffers[name] = value
+
+
+def _copy(buffer: torch.Tensor | None) -> torch.Tensor | None:
+    return None if buffer is None else buffer.detach().clone()

@@ -53,6 +53,7 @@ class Steps:
         # turns at a weight
         self.counts: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self.sums: WeakKeyDictionary[Optimizer, Sums] = WeakKeyDictionary()
+        self.stepped: set[Optimizer] | None = None  # in this iteration, if it is known
         self._of_batch: WeakKeyDictionary[Optimizer, list] = WeakKeyDictionary()
         self._left_out: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._own: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
@@ -61,6 +62,7 @@ class Steps:
         self._watching = False
         self._watched: set[torch.Tensor] = set()
         self._checked: set[torch.Tensor] = set()
+        self._known: dict[torch.Tensor, torch.Tensor] = {}  # gradients at the last step
         self._arrived: dict[torch.Tensor, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
 
     def activate(self) -> None:
@@ -90,6 +92,7 @@ class Steps:
         parameters = parameters_of(optimizer)
         own = [(p, p.grad) for p in parameters if p.grad is not None]
         self._prepare(optimizer, closure, parameters)
+        self._known.update({p: p.grad for p in parameters if p.grad is not None})
         self._left_out[optimizer] = all(p.grad is None for p in parameters)
         if self.accumulate > 1:
             self._of_batch[optimizer] = own
@@ -105,7 +108,7 @@ class Steps:
         shared = {p for parameters in others for p in parameters}
         for p, grad in self._of_batch.pop(optimizer):
             if self.left_out(optimizer) or p in shared:
-                p.grad = grad
+                p.grad = self._known[p] = grad
 
     def left_out(self, optimizer: Optimizer) -> bool:
         """Whether the newest step of an optimizer changes no weights."""
@@ -203,13 +206,20 @@ class Steps:
                     "two optimizers step the same weights after one backward(), which does not go "
                     f"together with {self._modes()}: give each weight to one optimizer"
                 )
-            left = (p.grad for p in parameters if p in self._used_by and p.grad is not None)
-            if any(bool(grad.any()) for grad in left):
+            left = [p.grad for p in parameters if p in self._used_by and p.grad is self._known[p]]
+            if any(bool(grad.any()) for grad in left if grad is not None):
                 raise UserError(
                     f"{type(optimizer).__name__} steps twice after one backward(), which does not "
                     f"go together with {self._modes()}: let it step once"
                 )
             self._used_by.update({p: optimizer for p in parameters if p.grad is not None})
+            if optimizer in (self.stepped or ()):
+                raise UserError(
+                    f"{type(optimizer).__name__} steps twice in an iteration, of which "
+                    f"--accumulate {self.accumulate} would take the mean: leave it out"
+                )
+            if self.stepped is not None:
+                self.stepped.add(optimizer)
         if distributed.world_size() > 1 and any(p not in self._at_start for p in parameters):
             raise UserError(
                 "an optimizer steps weights that were made after the start of training, which in "
@@ -243,11 +253,17 @@ class Steps:
                 self._watched.add(p)
 
     def _check_unchanged(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Raise UserError if a model has clipped gradients of a part of the batch."""
+        """Raise UserError if a model has clipped or set gradients of a part of the batch."""
+        watched = {p for p in parameters if p in self._watched}
         self._watch(parameters)
         for p in parameters:
             grad, version, copy = self._arrived.pop(p, (None, 0, None))
-            if grad is None or p.grad is None:
+            if p.grad is None:
+                continue
+            if grad is None:
+                new = p in watched and p.grad is not self._known.get(p)
+                if new and p.grad.any():
+                    self._refuse("the model sets gradients without backward()")
                 continue
             self._checked.add(p)
             changed = p.grad is not grad or p.grad._version != version

@@ -81,4 +81,4 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
         for name, net in model.all_modules().items()
         for key, value in net.state_dict().items()
     }
-    return found | {f"tensor {i}": t.detach().clone() for i, t in enumerate(orphan_tensors(model))}
+    return found | {f"tensor {i}": t.clone() for i, t in orphan_tensors(model).items()}

@@ -87,12 +87,17 @@ class FiniteGuard:
             return
         stepped = set(self.model.stepped_tensors())
         others = [(t, t.detach().clone()) for t in self.model.trained_tensors() if t not in stepped]
+        modules = (m for net in self.model.all_modules().values() for m in net.modules())
+        # a model may replace its tensors
+        slots = [(d, dict(d)) for m in modules for d in (m._buffers, m._parameters)]
         pools = self.model.find_all(ImagePool)
         contents = [(pool, list(pool.images)) for pool in pools]
         undo_model = self.model.snapshot()
 
         def undo() -> None:
             undo_model()
+            for tensors, before in slots:
+                tensors.update(before)
             for tensor, value in others:
                 tensor.copy_(value)
             for pool, images in contents:

@@ -44,7 +44,7 @@ class TrainingRun:
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)
         self.failed: str | None = None  # why the last save failed
-        self.compared_buffers = False
+        self.compared_others = False
 
     @functools.cached_property
     def guard(self) -> FiniteGuard:
@@ -79,12 +79,13 @@ class TrainingRun:
         self._check_setup()
         source = distributed.source_rank()
         found = self._found() if distributed.is_source() else None
+        facts = (self.id, found.suffix if found else "", found is not None and found.unfinished)
+        self.id, name, unfinished = distributed.broadcast_object(facts, src=source)
+        self.model.load_on_other_ranks(name)
         self.model.broadcast_weights()
         if not distributed.is_main():
             # the initial weights are the same on all ranks; from here on random numbers differ
             self._seed_rank(0)
-        facts = (self.id, found.suffix if found else "", found is not None and found.unfinished)
-        self.id, name, unfinished = distributed.broadcast_object(facts, src=source)
         state = self._state_of_rank(found.state if found else None)
         self.model.resumed = found = None  # frees the memory
         if state is None:
@@ -233,7 +234,7 @@ class TrainingRun:
                 "several processes a model may change weights only by steps of torch.optim "
                 "optimizers, the same steps in all processes"
             )
-        self._compare_buffers()
+        self._compare_others()
         state = self._state(position)
         if not distributed.is_main():
             return
@@ -241,7 +242,8 @@ class TrainingRun:
         start = time.perf_counter()
         names = ", ".join(f"'{suffix}'" for suffix in suffixes)
         try:
-            checkpoint.save_checkpoint(self.folder, suffixes, state, self.model.save_networks)
+            with distributed.local_norms():  # a model may compute a sample
+                checkpoint.save_checkpoint(self.folder, suffixes, state, self.model.save_networks)
         except (OSError, RuntimeError, MemoryError) as e:
             reason = getattr(e, "strerror", None) or first_line(e)
             self.failed = f"saving {names} in {self.folder} failed: {reason}"
@@ -254,20 +256,23 @@ class TrainingRun:
         except OSError as e:
             warn(f"an old training state can't be deleted: {e}")
 
-    def _compare_buffers(self) -> None:
-        """In the first save, warn of buffers that each process has by itself."""
-        if self.compared_buffers:
+    def _compare_others(self) -> None:
+        """In the first save, warn of what no optimizer steps and each process has by itself."""
+        if self.compared_others:
             return
-        self.compared_buffers = True
-        named = [
-            (n, *b) for n, net in self.model.all_modules().items() for b in net.named_buffers()
-        ]
-        floats = [(f"{n}.{key}", b) for n, key, b in named if b.is_floating_point()]
-        own = [name for name, b in floats if not distributed.same_on_all_ranks([b])]
+        self.compared_others = True
+        stepped = set(self.model.stepped_tensors())
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, net in self.model.all_modules().items()
+            for key, tensor in (*net.named_buffers(), *net.named_parameters())
+            if tensor.is_floating_point() and tensor not in stepped
+        }
+        own = [k for k, t in tensors.items() if not distributed.same_on_all_ranks([t])]
         if own and distributed.is_main():
             warn(
-                f"the buffer {own[0]} (and {len(own) - 1} more) differs between processes, and "
-                "that of the first is saved: average it over processes where it is updated"
+                f"{own[0]} (and {len(own) - 1} more that no optimizer steps) differs between "
+                "processes, and that of the first is saved: average it where it is updated"
             )
 
     def _state(self, position: Position) -> dict[str, Any]:
