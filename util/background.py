@@ -1,26 +1,39 @@
-"""A thread pool with a bounded queue."""
+"""Threads with a bounded queue."""
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 
 class BackgroundWork:
-    """Runs functions in threads; for encoding pictures, which releases the GIL.
+    """Runs functions in threads; for decoding and encoding pictures, which release the GIL.
 
     At most three functions a thread are queued or running; `submit` blocks beyond that, so that
     memory stays bounded. Without threads it runs them at once. The next `submit` or `close` raises
     an error of a function, unless `failed` is given, which is called with the error. The end of
-    the `with` block waits for all functions.
+    the `with` block waits for all functions; after an error, for those that have begun.
     """
 
+    # Ctrl-C may come between the taking and the releasing of a lock that is written in Python, as
+    # those in `concurrent.futures` and `threading.Semaphore` are: threads would then wait for ever.
     def __init__(self, threads: int):
-        self.pool = ThreadPoolExecutor(threads, "encode") if threads > 0 else None
-        self.places = threading.Semaphore(3 * max(1, threads))
+        self.work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(3 * threads):
+            self.places.put(None)
         self.error: BaseException | None = None
+        self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while (work := self.work.get()) is not None:
+            work()
+            self.places.put(None)
 
     def submit(
         self,
@@ -40,13 +53,12 @@ class BackgroundWork:
                 else:
                     failed(e)
 
-        if self.pool is None:
+        if self.threads:
+            self.places.get()
+            self.work.put(work)
+        else:
             work()
             self._raise()
-            return
-        self.places.acquire()
-        future: Future = self.pool.submit(work)
-        future.add_done_callback(lambda _: self.places.release())
 
     def _raise(self) -> None:
         error, self.error = self.error, None
@@ -55,15 +67,19 @@ class BackgroundWork:
 
     def close(self) -> None:
         """Wait for all functions."""
-        if self.pool is not None:
-            self.pool.shutdown()
+        for _ in self.threads:
+            self.work.put(None)
+        for thread in self.threads:
+            thread.join()
         self._raise()
 
     def __enter__(self) -> BackgroundWork:
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        if kind is None:
-            self.close()
-        elif self.pool is not None:
-            self.pool.shutdown(cancel_futures=True)
+        if kind is not None:
+            self.error = None
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self.work.get_nowait()
+        self.close()

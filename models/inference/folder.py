@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,8 +96,9 @@ class FolderTranslation:
 
         several: list[str] = []
         bar = tqdm(total=len(jobs), unit="pictures", disable=None)
-        with bar, BackgroundWork(self.threads) as encoders:
-            for batch in batches(self._read_all(jobs, fail), self.batch_size, _size):
+        reading = contextlib.closing(self._read_all(jobs, fail))
+        with bar, BackgroundWork(self.threads) as encoders, reading as pictures:
+            for batch in batches(pictures, self.batch_size, _size):
                 several += [ready.job.source for ready in batch if ready.picture.frames > 1]
                 try:
                     if batch[0].x is None:
@@ -168,25 +170,29 @@ class FolderTranslation:
 
     def _read_all(
         self, jobs: Sequence[Job], fail: Callable[[Job, Exception], None]
-    ) -> Iterator[Ready]:
+    ) -> Generator[Ready, None, None]:
         """Pictures in order; with `threads` they are read ahead."""
         ahead = 2 * self.threads + self.batch_size if self.threads else 1
-        coming: deque[tuple[Job, Any]] = deque()
+        coming: deque[tuple[Job, SimpleQueue]] = deque()
         left = iter(jobs)
-        with ThreadPoolExecutor(max(1, self.threads), "decode") as pool:
-            try:
-                while True:
-                    while len(coming) < ahead and (job := next(left, None)) is not None:
-                        coming.append((job, pool.submit(self._read, job)))
-                    if not coming:
-                        return
-                    job, future = coming.popleft()
-                    if (error := future.exception()) is not None:
-                        fail(job, error)
-                    else:
-                        yield future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+
+        def read(job: Job, answer: SimpleQueue) -> None:
+            answer.put(self._read(job))
+
+        with BackgroundWork(self.threads) as decoders:
+            while True:
+                while len(coming) < ahead and (job := next(left, None)) is not None:
+                    answer: SimpleQueue[Ready | Exception] = SimpleQueue()
+                    decoders.submit(read, job, answer, failed=answer.put)
+                    coming.append((job, answer))
+                if not coming:
+                    return
+                job, answer = coming.popleft()
+                ready = answer.get()
+                if isinstance(ready, Exception):
+                    fail(job, ready)
+                else:
+                    yield ready
 
 
 def _size(ready: Ready) -> Any:
