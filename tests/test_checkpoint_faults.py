@@ -764,7 +764,7 @@ def test_signals_save_and_tell(number, code, pictures, tmp_path):
     found = checkpoint.find_checkpoint(tmp_path / "x", NETS)
     assert found is not None
     assert Position.of(found.state).total_iters >= 2
-    assert f"stopped: got {signal.Signals(number).name}; --continue_train" in log.read_text()
+    assert f"stopped: got {signal.Signals(number).name}; resume with" in log.read_text()
 
 
 @pytest.mark.slow

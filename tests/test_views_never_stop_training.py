@@ -90,7 +90,7 @@ def test_visdom_is_not_installed(command, tmp_path):
     check_trained(tmp_path)
     (line,) = lines_of_visdom(result.out)
     assert "the package visdom is not installed" in line
-    assert line.endswith("visdom is off, training goes on")
+    assert line.endswith("visdom is off, training continues")
     assert result.err == ""
 
 
@@ -163,8 +163,8 @@ class Rude:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (Stranger, "(status 501); training goes on"),
-        (Rude, "(ConnectionError); training goes on"),
+        (Stranger, "(status 501); training continues"),
+        (Rude, "(ConnectionError); training continues"),
         (Silent, None),
     ],
     ids=lambda kind: getattr(kind, "__name__", ""),
