@@ -15,6 +15,7 @@ from PIL import Image
 from data import create_dataset
 from data.cache import WORKER_START_METHOD, CachedImage, PictureCache
 from options.train_options import TrainOptions
+from util import memory
 
 pytestmark = pytest.mark.skipif(
     "fork" not in multiprocessing.get_all_start_methods(), reason="needs a system that forks"
@@ -106,14 +107,25 @@ def test_a_picture_is_decoded_once(pictures, monkeypatch):
     assert len(opened) == 15
 
 
-def test_what_does_not_fit_is_read_each_time(pictures, monkeypatch):
-    """Two pictures of 36 x 36 fit into 90% of 10 kB that are free, and no third."""
+@pytest.mark.parametrize(("processes", "count"), [(1, 2), (2, 1)])
+def test_what_does_not_fit_is_read_each_time(processes, count, pictures, monkeypatch):
+    """Two pictures of 36 x 36 fit into 90% of 10 kB that are free, and one into half of that."""
     monkeypatch.setattr("data.cache.free_memory", lambda: 10_000)
+    monkeypatch.setattr("data.cache.distributed.local_world_size", lambda: processes)
     plain, _ = epochs(pictures, "--cache_images", "off", "--num_threads", "0")
     cached, dataset = epochs(pictures, "--cache_images", "ram", "--num_threads", "0")
-    assert len(dataset.cache) == 9_000 // (36 * 36 * 3) == 2
-    assert dataset.cache.used == 2 * 36 * 36 * 3
+    assert len(dataset.cache) == 9_000 // processes // (36 * 36 * 3) == count
+    assert dataset.cache.used == count * 36 * 36 * 3
     assert all(torch.equal(a, b) for a, b in zip(cached, plain, strict=True))
+
+
+def test_the_page_cache_of_a_container_is_free(tmp_path):
+    texts = {"max": "1000", "current": "900", "stat": "active_file 5\ninactive_file 300\n"}
+    for name, text in texts.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory._left(str(tmp_path), "memory.max", "memory.current") == [400]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._left(str(tmp_path), "memory.max", "memory.current") == []
 
 
 @pytest.mark.parametrize(("load_size", "room"), [("36", 1), ("576", 10)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import pickle
@@ -802,6 +803,15 @@ def test_max_hours(pictures, trained, tmp_path):
     assert same(saved_weights(tmp_path / "x", "latest"), saved_weights(trained / "x", "latest"))
 
 
+def test_hours_are_hours(monkeypatch):
+    now = time.monotonic()
+    stop = StopRequest(0.5)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1799)
+    assert not stop
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1802)
+    assert stop
+
+
 def test_signals_are_given_back():
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     stop = StopRequest()
@@ -858,6 +868,16 @@ def test_from_weights_alone(pictures, copied):
     assert "this is epoch 2 (--epoch_count)" in result.out
     assert "End of epoch 2 / 2" in result.out
     assert "End of epoch 1" not in result.out
+
+
+def test_a_misspelt_name_is_told_with_the_one_that_is_there(pictures, copied):
+    """It does not stop: it may be a new training."""
+    copied.rename(copied.with_name("horse2zebra"))
+    argv = words(pictures, copied.parent, "--continue_train", "--max_hours", "1e-9")
+    result = helpers.succeed("train.py", *argv, "--name", "horse2zebar")
+    assert "there is no training --name horse2zebar; did you mean horse2zebra?" in result.err
+    result = helpers.succeed("train.py", *argv, "--name", "labels2photo")
+    assert "did you mean" not in result.err
 
 
 @pytest.mark.parametrize("there", ["latest_net_G_A.pth", "1_*"])
@@ -1099,3 +1119,15 @@ def test_the_best_weights_are_those_of_one_epoch(tmp_path, monkeypatch):
     }
     assert validation.best is not None
     assert validation.best["epoch"] == 1
+
+
+@pytest.mark.parametrize(("images", "kept"), [(8, True), (9, False)])
+def test_the_best_of_the_save_itself_counts_after_a_resume(images, kept, tmp_path):
+    """That of a later epoch is given up with it."""
+    validation: Any = Validation.__new__(Validation)
+    validation.folder, validation.every, validation.by, validation.best = tmp_path, 1, "L1", None
+    validation.of = "val, 2 of its pictures"
+    best = {"by": "L1", "value": 0.5, "epoch": 1, "images": images}
+    (tmp_path / "best_scores.json").write_text(json.dumps(best))
+    validation.resume(Position(epoch=2, total_iters=8))
+    assert validation.best == (best if kept else None)

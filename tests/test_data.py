@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from data import create_dataset, find_dataset_using_name
 from data.base_dataset import get_params, get_transform
 from data.image_folder import ImageFolder, list_pictures, make_dataset, open_image
 from data.transforms import ToUnit
+from models.colorization_model import ColorizationModel
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.helpers import (
@@ -35,6 +37,7 @@ from tests.helpers import (
     undisturbed,
 )
 from util.errors import UserError
+from util.util import tensor2im
 
 MODES = {
     "unaligned": "cycle_gan",
@@ -389,10 +392,12 @@ def test_unaligned_pairs(tmp_path):
 
 
 @pytest.mark.parametrize(("direction", "channels"), [("AtoB", (1, 3)), ("BtoA", (3, 1))])
-def test_unaligned_channels_follow_the_direction(direction, channels, tmp_path):
-    unaligned(tmp_path, count=1)
-    words = "--input_nc 1 --output_nc 3 --lambda_identity 0 --direction".split()
-    item = dataset(tmp_path, "unaligned", *words, direction)[0]
+@pytest.mark.parametrize("mode", ["unaligned", "aligned"])
+def test_channels_follow_the_direction(mode, direction, channels, tmp_path):
+    aligned(unaligned(tmp_path, count=1), count=1)
+    words = ["--input_nc", "1", "--output_nc", "3", "--direction", direction]
+    words += ["--lambda_identity", "0"] if mode == "unaligned" else []
+    item = dataset(tmp_path, mode, *words)[0]
     assert (len(item["A"]), len(item["B"])) == channels
 
 
@@ -492,6 +497,18 @@ def test_colorization_gives_lab(tmp_path):
     for x, (L, a, b) in enumerate(colours.values()):
         assert item["A"][0, 0, x].item() == pytest.approx(L / 50 - 1, abs=2e-3)
         assert item["B"][:, 0, x].tolist() == pytest.approx([a / 110, b / 110], abs=2e-3)
+
+
+def test_colorization_shows_the_colours_that_were_read(tmp_path):
+    """The model's way back from L and ab is the inverse of the data set's way there."""
+    picture(tmp_path / "train" / "x.png")
+    item = dataset(tmp_path, "colorization", *NOTHING)[0]
+    model: Any = ColorizationModel.__new__(ColorizationModel)
+    model.real_A, model.real_B = item["A"][None], item["B"][None]
+    model.fake_B = torch.zeros_like(model.real_B)
+    model.compute_visuals()
+    np.testing.assert_allclose(tensor2im(model.real_B_rgb), pixels(40, 40), atol=1)
+    assert np.ptp(tensor2im(model.fake_B_rgb).astype(int), axis=2).max() <= 1  # no colour is grey
 
 
 def test_colorization_refuses_other_channels(tmp_path, capsys):

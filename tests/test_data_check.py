@@ -121,6 +121,18 @@ def test_peculiar_pictures(tmp_path, capsys):
     assert as_stored in sections(run(capsys, *words)[1])
 
 
+def test_every_orientation_but_upright_is_told(tmp_path, capsys):
+    """2 to 8; 0 and 9 mean nothing."""
+    for value in range(10):
+        image = Image.open(noise(tmp_path / f"{value}.jpg", 40, 40))
+        exif = image.getexif()
+        exif[0x0112] = value
+        image.save(tmp_path / f"{value}.jpg", exif=exif)
+    _, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", "single")
+    told = sections(out)["stored sideways by the camera (EXIF): turned upright"]
+    assert [Path(name).name for name in told] == [f"{value}.jpg" for value in range(2, 9)]
+
+
 def test_aligned_files_of_odd_width(tmp_path, capsys):
     helpers.aligned(tmp_path, count=3)
     odd = helpers.picture(tmp_path / "train" / "odd.png", 81, 40)

@@ -768,6 +768,21 @@ def test_without_torchrun_they_save_and_stop(pictures, tmp_path):
     assert saved(tmp_path)["processes"] == 2
 
 
+def test_what_several_gpu_ids_start_ends_without_a_word_of_torch(tmp_path):
+    """torchrun logs each signal that it passes on."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys, time\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(100)\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    run = Torchrun(tmp_path / "log", *LAUNCH, program)
+    run.wait_for("ready", 2)
+    run.process.send_signal(signal.SIGINT)
+    assert run.end(40) == 130, run.text()
+    assert "".join(run.text().split()) == "readyready"  # in any order of their line breaks
+
+
 @pytest.mark.slow
 def test_what_several_gpu_ids_start_stops_in_order(pictures, tmp_path):
     longer = ["--n_epochs", "400", "--n_epochs_decay", "0"]

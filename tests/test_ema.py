@@ -89,6 +89,16 @@ def test_a_step_is_counted_when_it_is_taken(tmp_path):
         torch.testing.assert_close(average[key].double(), value, rtol=1e-5, atol=1e-7)
 
 
+def test_a_step_without_gradients_is_none(tmp_path):
+    """Such as one that --on_nan skip or fp16 passes over."""
+    model = build("ttur", tmp_path, "--ema 0.9")
+    model.optimizer_G.zero_grad()
+    model.optimizer_G.step()
+    assert int(model._averages["G"].steps) == 0
+    train(model, batch(0))
+    assert int(model._averages["G"].steps) == 1
+
+
 def state_of(model: Any) -> tuple[State, int]:
     average = model._averages["G"]
     return {k: v.clone() for k, v in average.weights().items()}, int(average.steps)

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -38,9 +39,10 @@ from tests.helpers import (
 from util.display.loss_record import read_records
 from util.errors import UserError
 from util.scores import metrics
-from util.scores.evaluation import Evaluator, finite_psnr, levels, parse_scores
+from util.scores.evaluation import Evaluator, _Collected, finite_psnr, levels, parse_scores
+from util.scores.extractors import _hub_with
 from util.scores.report import table
-from util.scores.validation import WRITTEN, Validation
+from util.scores.validation import WRITTEN, Validation, validation_options
 from util.util import tensor2im
 
 PIX2PIX = "--model pix2pix --netG resnet_6blocks".split()
@@ -303,6 +305,14 @@ def test_a_dataset_of_ones_own_is_scored_as_what_it_is(
     assert facts["left_out"].get("L1") == (None if pairs else "the data are no pairs")
 
 
+def test_pictures_of_one_file_are_told_apart():
+    """Of a dataset of one's own; else only the first would count for FID, KID, grid and cycle."""
+    collected = _Collected.__new__(_Collected)
+    first, second = ({"real_A": torch.full((1, 3, 4, 4), k, dtype=torch.uint8)} for k in (1, 2))
+    names = [collected._source("A", x, {"A": "many.npz"}) for x in (first, second, dict(first))]
+    assert names[0] == names[2] != names[1]
+
+
 def test_names_of_scores():
     assert parse_scores("psnr, fid") == ("PSNR", "FID")
     assert "cycle" in parse_scores("all")
@@ -427,6 +437,14 @@ def test_lpips_with_weights_from_a_file(tmp_path):
         Lpips(str(tmp_path / "other.pth"))
 
 
+def test_the_cache_of_downloads_is_where_it_was():
+    """Else later downloads of the process would go to a folder that is deleted."""
+    before = torch.hub.get_dir()
+    with _hub_with("x.pth", {}):
+        assert torch.hub.get_dir() != before
+    assert torch.hub.get_dir() == before
+
+
 # ----------------------------------------------------------------------------------- while training
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     found = {}
@@ -450,6 +468,18 @@ def test_training_does_not_notice_validation(paired, unpaired, tmp_path, model):
     wanted, ours = weights_of(tmp_path / "without"), weights_of(tmp_path / "with")
     assert wanted.keys() == ours.keys()
     assert [key for key in wanted if not torch.equal(wanted[key], ours[key])] == []
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "load_size"),
+    [("resize_and_crop", 256), ("scale_width_and_crop", 256), ("crop", 286), ("scale_width", 286)],
+)
+def test_whole_pictures_are_validated_as_in_testing(preprocess, load_size):
+    opt = Namespace(preprocess=preprocess, load_size=286, crop_size=256, val_phase="val")
+    val = validation_options(opt)
+    assert (val.load_size, val.crop_size) == (load_size, 256)
+    assert (val.phase, val.isTrain, val.eval, val.no_flip) == ("val", False, False, True)
+    assert (opt.load_size, hasattr(opt, "no_flip")) == (286, False)  # those of the training stay
 
 
 def test_best_weights_are_kept_across_a_resume(paired, tmp_path):
@@ -618,13 +648,14 @@ def test_the_best_is_set_aside_where_weights_alone_are_gone_on_with(paired, tmp_
     where = ["--dataroot", paired / "data", "--checkpoints_dir", tmp_path, "--name", "x"]
     words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
     succeed("train.py", *where, *words)
-    best = (tmp_path / "x" / "best_net_G.pth").read_bytes()
+    names = ("best_net_G.pth", "best_scores.json")
+    best = {name: (tmp_path / "x" / name).read_bytes() for name in names}
     for path in (tmp_path / "x").glob("*_train_state.pth"):
         path.unlink()
     again = succeed("train.py", *where, *words, "--continue_train")
     assert "the best weights so far under this name were moved to" in again.out
     (earlier,) = (tmp_path / "x").glob("earlier.*")
-    assert (earlier / "best_net_G.pth").read_bytes() == best
+    assert {name: (earlier / name).read_bytes() for name in names} == best
     assert not (earlier / "latest_net_G.pth").exists()
     for path in (tmp_path / "x").glob("*_train_state.pth"):
         path.unlink()

@@ -132,6 +132,11 @@ def test_stored_statistics_in_onnx(tmp_path):
     check("onnx", "unet_128", "batch", tmp_path, eval=True)
 
 
+def test_batch_norms_keep_their_epsilon():
+    norm, x = torch.nn.BatchNorm2d(3, eps=0.1), torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(frozen(torch.nn.Sequential(norm))(x), norm(x))
+
+
 # ----------------------------------------------------------------------------------- the programs
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
@@ -273,6 +278,17 @@ def test_metadata_names_the_channels(model, channels, said, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("eval", "said"), [(True, "stored statistics"), (False, "statistics of each picture")]
+)
+def test_metadata_tell_what_batch_norms_use(eval, said, tmp_path):
+    torch.save(network("resnet_6blocks", "batch").state_dict(), tmp_path / "latest_net_G.pth")
+    path = export_generator(tmp_path, "torchscript", eval=eval).path
+    found = {METADATA: ""}
+    torch.jit.load(str(path), _extra_files=found)
+    assert json.loads(found[METADATA])["batch_norm"] == said
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--name", "x", "--output", f"{__file__}/f.pt"], "can't write to"),
@@ -396,6 +412,16 @@ def test_values_of_the_training_are_in_the_file(tmp_path):
     wanted = G.run(G.unit(Picture(levels[..., None]))[None])[0, 0].numpy()
     with Image.open(tmp_path / "out" / "a.png") as image:
         np.testing.assert_allclose(np.asarray(image), (wanted + 1) * 127.5, atol=0.6)
+
+
+def test_pgm_of_16_bits_is_read_by_value(negative, tmp_path):
+    levels = np.array([[0, 300, 16_384, 40_000, 65_535]], np.uint16)
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 5 1 65535\n" + levels.astype(">u2").tobytes())
+    succeed("scripts/run_onnx.py", negative, path, tmp_path / "out")
+    wanted = (255 - levels / 257).round()
+    with Image.open(tmp_path / "out" / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), np.repeat(wanted[..., None], 3, 2))
 
 
 @pytest.mark.parametrize("kind", ["signed", "white", "planes", "wide"])

@@ -173,6 +173,33 @@ def test_features_are_what_layers_return():
     assert net.channels_of([0, 4, 12]) == [f.shape[1] for f in features]
 
 
+@pytest.mark.parametrize(
+    ("norm", "dropout", "same"),
+    [("instance", False, True), ("batch", False, False), ("instance", True, False)],
+)
+def test_features_come_from_a_pass_of_several_pictures_only_if_they_are_the_same(
+    norm, dropout, same
+):
+    """With batch norm or dropout the contrastive loss needs another pass."""
+    net = networks.define_G(3, 3, 4, "resnet_6blocks", norm, dropout)
+    pictures = list(torch.rand(2, 1, 3, 16, 16))
+    outputs, features = patch_nce.translate(net, pictures, [0, 4])
+    assert [x.shape for x in outputs] == [(1, 3, 16, 16)] * 2
+    if not same:
+        assert features == [None, None]
+        return
+    for x, found in zip(pictures, features, strict=True):
+        torch.testing.assert_close(found, net(x, [0, 4], encode_only=True))
+
+
+def test_small_features_of_half_precision_have_length_1():
+    """Their squares would be 0 in float16."""
+    feature = torch.full((1, 4, 2, 2), 1e-5, dtype=torch.float16)
+    (rows,) = patch_nce.define_F([4], "sample")([feature], [torch.arange(4)[None]])
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows, torch.full((1, 4, 4), 0.5), rtol=0.01, atol=0)
+
+
 # ------------------------------------------------------------------------------ gradients, compiler
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 2])
@@ -325,6 +352,77 @@ def test_pictures_of_different_sizes(kind, tmp_path):
     assert visuals["idt_B"].shape == sides["B" if kind == "CUT" else "A"].shape
 
 
+@pytest.mark.parametrize("kind", ["cycle_gan", "pix2pix", "CUT", "dcl"])
+def test_results_are_named_after_what_is_translated(kind, tmp_path):
+    """BtoA: after the files of B. Pages and messages on NaN name them."""
+    model: Any = tiny_model(f"{KINDS[kind]} --direction BtoA", tmp_path)
+    sides = {"A": torch.zeros(1, 3, 32, 32), "B": torch.ones(1, 3, 32, 32)}
+    model.set_input({**sides, "A_paths": ["a.png"], "B_paths": ["b.png"]})
+    assert torch.equal(model.real_A, sides["B"])
+    assert model.get_image_paths() == ["b.png"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("cycle_gan", "--lambda_identity 0"),
+        ("antialias", "--lambda_identity 0"),
+        ("pix2pix", ""),
+        ("dcl", "--nce_idt False"),
+    ],
+)
+def test_sides_of_different_channels(kind, more, tmp_path):
+    model: Any = tiny_model(f"{KINDS[kind]} {more} --input_nc 1 --output_nc 3", tmp_path)
+    sides = {"A": torch.rand(1, 1, 32, 32), "B": torch.rand(1, 3, 32, 32)}
+    model.set_input({**sides, "A_paths": ["a"], "B_paths": ["b"]})
+    model.optimize_parameters()
+    shown = {name: x.shape[1] for name, x in model.get_current_visuals().items()}
+    channels = {"real_A": 1, "fake_B": 3, "real_B": 3, "fake_A": 1, "rec_A": 1, "rec_B": 3}
+    assert shown == {name: channels[name] for name in shown}
+
+
+@pytest.mark.parametrize(("drawn", "flipped"), [(0.49, True), (0.51, False)])
+@pytest.mark.parametrize("kind", ["FastCUT", "dcl"])
+def test_half_of_the_inputs_are_flipped(kind, drawn, flipped, monkeypatch, tmp_path):
+    model: Any = tiny_model(f"{KINDS[kind]} --flip_equivariance", tmp_path)
+    A, B = torch.rand(2, 1, 3, 32, 32)
+    model.set_input({"A": A, "B": B, "A_paths": ["a"], "B_paths": ["b"]})
+    monkeypatch.setattr(random, "random", lambda: drawn)
+    model.forward()
+    assert model.flipped is flipped
+
+
+def test_a_flipped_step_of_dcl_compares_the_same_places(monkeypatch, tmp_path):
+    """The recorded steps of DCL have no flips. With all places no draw is in the result."""
+    monkeypatch.setattr(random, "random", lambda: 0.1)
+    model: Any = tiny_model(f"{KINDS['dcl']} --flip_equivariance --num_patches 9999", tmp_path)
+    A, B = torch.rand(2, 1, 3, 32, 32)
+    model.set_input({"A": A, "B": B, "A_paths": ["a"], "B_paths": ["b"]})
+    model.forward()
+    with torch.no_grad():
+        model.compute_G_loss()
+        torch.testing.assert_close(model.fake_B, model.netG_A(A.flip(3)))
+        torch.testing.assert_close(model.idt_A, model.netG_A(B))  # B is not flipped
+        queries = model.netG_B(model.fake_B, model.nce_layers, encode_only=True)
+        queries = [q.flip(3) for q in queries]
+        keys = model.netG_A(A, model.nce_layers, encode_only=True)
+        nets = model.netF2, model.netF1
+        wanted = 2 * patch_nce.contrast(model.criterionNCE, queries, keys, *nets, 9999)
+    assert model.loss_NCE1.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["CUT", "dcl"])
+def test_the_pool_and_both_betas_count(kind, tmp_path):
+    model: Any = tiny_model(f"{KINDS[kind]} --pool_size 1 --beta1 0.3 --beta2 0.7", tmp_path)
+    A, B = torch.rand(2, 1, 3, 32, 32)
+    model.set_input({"A": A, "B": B, "A_paths": ["a"], "B_paths": ["b"]})
+    model.optimize_parameters()
+    assert len(model.fake_B_pool.images) == 1
+    betas = [o.param_groups[0]["betas"] for o in model.optimizers]
+    # the published code of DCL gives F torch's own
+    assert betas == [(0.3, 0.7)] * 2 + [(0.9, 0.999) if kind == "dcl" else (0.3, 0.7)]
+
+
 # ------------------------------------------------------------------------------------ the programs
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -458,6 +556,7 @@ def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, 
         ("--model dcl --netG resnet_6blocks --nce_layers 4,29", "has layers 0 to 28, and no 29"),
         ("--model cut --no_antialias --nce_layers 0,30", "has layers 0 to 29, and no 30"),
         ("--model cut --CUT_mode UT", "invalid choice: 'UT'"),
+        ("--model cut --CUT_mode FastCUT --crop_size 34", "choose a multiple of 4"),
         ("--model cut --nce_idt maybe", "'maybe' is neither True nor False"),
         ("--model cut --num_patches 0", "--num_patches: 0 is too small"),
         ("--model cut --nce_T 0", "--nce_T"),

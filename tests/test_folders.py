@@ -20,6 +20,7 @@ from data.pictures.writing import write_picture
 from data.single_dataset import SingleDataset
 from data.unaligned_dataset import UnalignedDataset
 from models.inference.folder import FolderTranslation
+from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
 from tests.helpers import picture
 from util.errors import UserError
@@ -262,6 +263,30 @@ def test_names_of_people_keep_their_letters(name, tmp_path):
         assert Path(path).read_bytes().count(person) == 1
 
 
+def test_a_photograph_by_its_path_is_upright(tmp_path):
+    """As one that Pillow has opened and turned."""
+    assert identity()(photograph(tmp_path / "a.jpg")).size == (20, 40)
+
+
+def shapes_of(tiles: TileOptions | None, folder: Path) -> list[torch.Size]:
+    """What the network is called with for five pictures of 100x20 with --batch_size 2."""
+    paths = [str(picture(folder / f"{i}.png", 100, 20)) for i in range(5)]
+    G, seen = identity(), []
+    G.net.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    work = FolderTranslation(G, batch_size=2, tiles=tiles)
+    assert work.run(work.jobs(paths, folder, folder / "out")) == []
+    return seen
+
+
+def test_batches_and_tiles_are_no_larger_than_asked(tmp_path):
+    """Larger ones may be more than memory holds."""
+    assert [shape[0] for shape in shapes_of(None, tmp_path)] == [2, 2, 1]
+    # a long picture is a large one, too
+    shapes = shapes_of(TileOptions(32, 0, "quick"), tmp_path)
+    assert (1, 3, 20, 32) in shapes
+    assert 100 not in [shape[3] for shape in shapes]
+
+
 @pytest.mark.parametrize("kind", ["same", "png"])
 def test_scaled_pictures_keep_their_profile(kind, tmp_path):
     path = photograph(tmp_path / "in" / "a.jpg")
@@ -275,6 +300,22 @@ def test_scaled_pictures_keep_their_profile(kind, tmp_path):
     with Image.open(path) as image:
         assert identity()(image).info["icc_profile"] == SRGB
     assert identity()(path).info["icc_profile"] == SRGB
+
+
+def test_a_profile_of_colour_is_not_given_to_grey(tmp_path):
+    opt = {"input_nc": 3, "output_nc": 1}
+    G = Translator(torch.nn.Conv2d(3, 1, 1), torch.device("cpu"), opt, Path("none"))
+    result = G(photograph(tmp_path / "a.jpg"))
+    assert (result.mode, "icc_profile" in result.info) == ("L", False)
+
+
+def test_transparency_of_another_size_is_left_out():
+    """Of a network that enlarges, where there is no transparency for its pixels."""
+    opt = {"input_nc": 3, "output_nc": 3, "direction": "AtoB"}
+    G = Translator(torch.nn.Upsample(scale_factor=2), torch.device("cpu"), opt, Path("none"))
+    G._any_size = G.net  # as it is where no size is kept
+    result = G(Image.new("RGBA", (8, 8)))
+    assert (result.mode, result.size) == ("RGB", (16, 16))
 
 
 def test_a_profile_of_grey_is_not_written_into_colour(tmp_path):

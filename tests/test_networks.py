@@ -267,6 +267,15 @@ def test_gradient_penalty_off_and_unknown():
         networks.cal_gradient_penalty(HalfSquare(), x, x, CPU, "sideways")
 
 
+def test_a_penalty_that_is_shown_holds_no_graph():
+    """With --gp_every it would hold one for many iterations, and the checkpoint, too."""
+    net, x = networks.define_D(3, 4, "pixel", norm="none"), noise(1, 3, 8, 8)
+    penalty = networks.GradientPenalty("lsgan", "r1", 10.0)
+    assert penalty(net, x, x).requires_grad
+    assert not penalty.latest(net).requires_grad
+    assert not any(value.requires_grad for _, value in penalty.state_dict()["of"])
+
+
 # ------------------------------------------------------------------------------- initialization
 @pytest.mark.parametrize(
     ("init_type", "deviation"),
@@ -422,6 +431,31 @@ def test_plateau_waits_while_losses_fall(tmp_path):
     assert model.learning_rate() == 1.0
 
 
+def test_plateau_takes_less_than_a_hundredth_for_no_progress(tmp_path):
+    model = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
+    seen = []
+    for loss in (1.0, 0.999, 0.998, 0.997, 0.996, 0.995, 0.994, 0.99, 0.97):
+        model.loss_G = torch.tensor(loss)
+        model.track_metric()
+        model.update_learning_rate()
+        seen.append(model.learning_rate())
+    assert seen == pytest.approx([1.0] * 6 + [0.2] * 3)
+
+
+def test_plateau_watches_the_finite_losses_of_each_epoch(tmp_path):
+    # after a bad first epoch the mean of all would fall, and with infinite losses counted as
+    # iterations so would that of each: both look like progress
+    model = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
+    seen = []
+    for epoch in range(10):
+        for loss in (100.0 if epoch == 0 else 1.0, *[math.inf] * epoch):
+            model.loss_G = torch.tensor(loss)
+            model.track_metric()
+        model.update_learning_rate()
+        seen.append(model.learning_rate())
+    assert seen == pytest.approx([1.0] * 7 + [0.2] * 3)
+
+
 def test_a_changed_rate_counts_for_plateau_too(tmp_path):
     old = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
     old.optimizers[0].param_groups[0]["lr"] = 0.2  # lowered once
@@ -439,6 +473,16 @@ def test_validation_leaves_the_statistics_of_all_modules(tmp_path):
         assert model.teacher.num_batches_tracked == 1
     for name, value in model.teacher.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_validation_leaves_the_modes_of_all_modules(tmp_path):
+    model = template_model(tmp_path)
+    model.netG.model[1].eval()  # a layer that is frozen
+    modules = list(model.netG.modules())
+    modes = [module.training for module in modules]
+    with undisturbed(model):
+        model.eval()
+    assert [module.training for module in modules] == modes
 
 
 def test_an_iteration_that_is_skipped_does_not_count_for_the_penalty(tmp_path):

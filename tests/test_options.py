@@ -412,6 +412,16 @@ def test_architecture_comes_back_at_test_time(tmp_path, capsys):
     assert all(f"{name}={SAVED[name]}" in told[0] for name in RESTORED)
 
 
+@pytest.mark.parametrize(("direction", "channels"), [("AtoB", (2, 1)), ("BtoA", (1, 2))])
+@pytest.mark.parametrize("trained", ["cycle_gan", "pix2pix"])
+def test_channels_change_places_for_the_other_generator(trained, direction, channels, tmp_path):
+    """Of a model that has one for each direction; that of pix2pix stays what it is."""
+    experiment(tmp_path, **SAVED, model=trained)  # BtoA, of 1 to 2 channels
+    opt = parse(tmp_path, "--name", "x", "--direction", direction, train=False)
+    assert opt.model == "test"
+    assert (opt.input_nc, opt.output_nc) == (channels if trained == "cycle_gan" else (1, 2))
+
+
 @pytest.mark.parametrize(
     ("words", "train"),
     [(["--model", "cycle_gan"], False), (["--continue_train"], True)],

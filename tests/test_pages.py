@@ -143,6 +143,20 @@ def test_each_epoch_shows_pictures_at_least_once(tmp_path):
     assert [image.step for image in events.Images("pictures/fake_B")] == [3, 4]
 
 
+def test_pictures_that_are_to_be_kept_replace_those_of_their_epoch(tmp_path):
+    """Those of --display_freq stand only until there are some of --update_html_freq."""
+    page = PageLogger(tmp_path, "run")
+    path = tmp_path / "web" / "images" / "epoch001_fake_B.png"
+    levels = []
+    for level, save in ((10, False), (20, False), (30, True)):
+        step = {"epoch": 1, "iters": 1, "images": 1, "save": save}
+        page.show_pictures({"fake_B": np.full((8, 8, 3), level, np.uint8)}, step)
+        with Image.open(path) as image:
+            levels.append(int(np.asarray(image).max()))
+    page.close()
+    assert levels == [10, 10, 30]
+
+
 def test_names_and_texts_are_escaped(tmp_path):
     page = HTML(tmp_path, "<i>title</i>", refresh=5)
     page.add_header("<b>head</b>")

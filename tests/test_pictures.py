@@ -294,6 +294,15 @@ def test_premultiplied_floats_of_any_range(tmp_path):
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, 1000.0)
 
 
+def test_premultiplied_colours_are_rounded_back(tmp_path):
+    """30001 / 40000 * 65535 is 49152.9; of what is transparent nothing is known."""
+    tifffile = pytest.importorskip("tifffile")
+    stored = np.array([[[30_001, 1, 40_000, 40_000], [7, 7, 7, 0]]], np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extrasamples=["assocalpha"])
+    wanted = [[[49_153, 2, 65_535], [0, 0, 0]]]
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, wanted)
+
+
 def test_cmyk_of_16_bits_is_refused(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     pixels = RNG.integers(0, 65536, (4, 5, 4)).astype(np.uint16)

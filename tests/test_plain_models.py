@@ -190,6 +190,15 @@ def test_resume(name, flags, tmp_path):
     assert_same(weights(second), weights(straight), 0, 0)
 
 
+def test_sums_of_another_number_of_batches_are_given_up(tmp_path):
+    """Resumed with another --accumulate, a step begins anew."""
+    first, second, wanted = (build("ttur", tmp_path, f"--accumulate {n}") for n in (3, 2, 2))
+    resume(train(first, batch(0)), second)
+    train(second, batch(1), batch(2))
+    train(wanted, batch(1), batch(2))
+    assert_same(weights(second), weights(wanted), 0, 0)
+
+
 def with_parts(model: Any) -> Any:
     """The model with things that people keep beside networks."""
     model.pools = {"A": ImagePool(2)}
@@ -213,6 +222,14 @@ def test_what_is_held_in_lists_and_modules_without_parameters_comes_back(tmp_pat
     err = capsys.readouterr().err
     lost = "the checkpoint has state for pools.A, queue, warm_up.0, which this model lacks"
     assert lost in err
+
+
+def test_a_pool_keeps_no_batches():
+    """A part of a batch would keep all of its memory."""
+    pool = ImagePool(2)
+    for _ in range(9):  # as it fills, and as it exchanges
+        pool.query(torch.rand(2, 3, 4, 4))
+        assert [x.untyped_storage().nbytes() for x in pool.images] == [4 * 3 * 4 * 4] * 2
 
 
 def test_schedules_of_a_model_go_on_as_they_are(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ def record(images: int) -> dict:
 def drive(logger, first: int, last: int) -> None:
     for images in range(first, last + 1):
         logger.log_losses(record(images))
-    logger.show_pictures(PICTURES, {"epoch": 1, "iters": last, "images": last, "save": False})
+    logger.show_pictures(PICTURES, {"epoch": 2, "iters": 1, "images": last, "save": False})
     logger.close()
     logger.close()  # twice is fine
 
@@ -41,6 +43,8 @@ def test_tensorboard_and_resume(tmp_path):
     tags = events.Tags()
     assert set(tags["scalars"]) == {"loss/G", "lr", "time/compute", "time/data"}
     assert set(tags["images"]) == {"pictures/real_A", "pictures/fake_B"}
+    # of all epochs, else those of each would replace those of the one before
+    assert [x.step for x in events.Images("pictures/real_A")] == [25]
     scalars = events.Scalars("loss/G")
     assert [s.step for s in scalars] == list(range(1, 26))  # no second 21, no stale 26 to 30
     assert scalars[9].value == pytest.approx(0.1)
@@ -80,6 +84,15 @@ def test_wandb_offline_and_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", no_run)
     with pytest.raises(UserError, match=r"--use_wandb.*no net.*WANDB_MODE=offline"):
         WandbLogger("project", "run", {}, folder)
+
+
+def test_wandb_has_pictures_at_the_images_seen_in_all(tmp_path, monkeypatch):
+    logged: list[dict] = []
+    run = SimpleNamespace(log=logged.append, define_metric=lambda *a, **k: None, finish=int)
+    fake = SimpleNamespace(init=lambda **k: run, Settings=dict, Image=lambda array, caption: array)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    drive(WandbLogger("project", "run", {}, tmp_path), 7, 7)
+    assert [("pictures/real_A" in x, x["images"]) for x in logged] == [(False, 7), (True, 7)]
 
 
 def test_the_loop_never_waits_for_a_slow_or_broken_sink(capfd):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from torch import nn
 
 from models.inference.streaming import ScratchSpace, Stream, scratch_needed
 from models.inference.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
-from models.networks import define_G
+from models.networks import ResnetGenerator, define_G
 from tests.helpers import ROOT, pixels
 from util.errors import UserError
 
@@ -91,6 +92,18 @@ def test_exact_tiles_of_anti_aliased_generators(netG, size, up):
     assert apart(got, whole(net, x)) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    # the statistics of quick tiles are those of samples, which have borders of their own
+    [(TileOptions(16, 0, "exact"), 1e-4), (TileOptions(96, 72, "quick"), 2e-3)],
+)
+def test_norms_of_another_epsilon(options, limit):
+    torch.manual_seed(1)
+    norm = functools.partial(nn.InstanceNorm2d, eps=0.1)
+    net, x = ResnetGenerator(3, 3, 4, norm_layer=norm, n_blocks=1), scene(120, 112)
+    assert apart(tiled(net, x, options), whole(net, x)) < limit
+
+
 def test_files_take_what_memory_does_not(tmp_path):
     net, x = network("resnet_6blocks"), scene(120, 100)
     wanted = whole(net, x)
@@ -129,11 +142,38 @@ def test_no_room(tmp_path, monkeypatch, capsys):
     assert "quick tiles instead of exact ones" in capsys.readouterr().err
 
 
+def test_the_disk_needs_room_only_for_what_memory_does_not_hold(monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("models.inference.streaming.shutil.disk_usage", lambda _: usage)
+    ScratchSpace(2000).check(2900)
+    with pytest.raises(UserError, match="--tile_scratch"):
+        ScratchSpace(2000).check(2960)  # a twentieth stays free
+
+
+def test_memory_for_tiles_is_in_gib(monkeypatch):
+    """As the help of --tile_memory says; in a smaller unit all would go to the disk, slowly."""
+    made = []
+    plain = ScratchSpace
+    monkeypatch.setattr(
+        "models.inference.tiles.ScratchSpace", lambda *a: made.append(a) or plain(*a)
+    )
+    tiled(network("resnet_6blocks"), scene(64, 48), TileOptions(16, 0, "exact", memory=0.5))
+    assert made == [(2**29, None)]
+
+
 def test_dropout_is_drawn_once_for_a_pixel():
     net, x = network("unet_128", "batch", use_dropout=True), scene(128, 256)
     got = tiled(net, x, TileOptions(48, 8, "exact"))
     assert got.isfinite().all()
     assert apart(got, whole(net, x)) > 0.01  # other draws than those of the whole
+
+
+def test_rows_that_are_read_twice_have_the_same_dropout():
+    """Else there are seams at the bands."""
+    net, x = network("resnet_6blocks"), scene(40, 40)
+    stream = Stream(net, TensorRows(x), CPU, ScratchSpace(2**20), 400)
+    rows = stream.layer(nn.Dropout(0.5), stream.picture)
+    assert torch.equal(rows.rows(0, 30)[:, :, 10:], rows.rows(10, 30))
 
 
 def test_mistakes():

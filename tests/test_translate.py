@@ -156,6 +156,20 @@ def test_a_program_that_computes_otherwise_changes_nothing(cycle):
         assert torch.is_autocast_enabled("cpu")
 
 
+def test_flags_of_backends_come_back():
+    """Models set them; those of a program that loads a generator are its own."""
+    places = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [place.allow_tf32 for place in places]
+    try:
+        with unchanged_process(io.StringIO()):
+            for place, flag in zip(places, before, strict=True):
+                place.allow_tf32 = not flag
+        assert [place.allow_tf32 for place in places] == before
+    finally:
+        for place, flag in zip(places, before, strict=True):
+            place.allow_tf32 = flag
+
+
 def test_nan_is_no_picture(cycle, tmp_path):
     path = cycle / "latest_net_G_A.pth"
     state = torch.load(path)
@@ -189,6 +203,10 @@ def test_what_can_not_be_loaded(cycle, pix, tmp_path):
         load_generator(cycle.parent / "nothing")
     with pytest.raises(UserError, match=r"no weights .*9_net_G_A\.pth"):
         load_generator(cycle, epoch=9)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "generator.pth").touch()
+    with pytest.raises(UserError, match=r"generator\.pth: rename the generator's to latest_net_G"):
+        load_generator(tmp_path / "other")
     with pytest.raises(UserError, match="trained BtoA and has one generator: it can't go AtoB"):
         load_generator(pix, "AtoB")
     with pytest.raises(UserError, match="direction 'up': choose"):

@@ -335,6 +335,23 @@ def test_a_skipped_iteration_leaves_nothing(flags, tmp_path):
         assert torch.equal(found[key], value), key
 
 
+def test_of_several_steps_in_an_iteration_all_are_undone(tmp_path):
+    """The last step first, as the states of earlier ones are those from before them."""
+    model = build("critic", tmp_path)
+    train(model, batch(0))  # so that there are moments
+    guard, before = FiniteGuard(model, "skip"), weights(model)
+    bad = batch(3)
+    bad["A"] = bad["A"] * float("nan")
+    guard.start()
+    train(model, batch(1), batch(2), bad)
+    guard.finish("iteration 1", bad)
+    guard.close()
+    assert guard.skipped == ["iteration 1"]
+    found = weights(model)
+    for key, value in before.items():
+        assert torch.equal(found[key], value), key
+
+
 # ------------------------------------------------------------------------------ several processes
 def in_two_processes(folder: str) -> None:
     rank = distributed.rank()
