@@ -50,18 +50,30 @@ def combine(pair: Pair) -> None:
     """
     path_a, path_b, path_ab = pair
     ending = path_ab.suffix.lower()
-    a, b = read_picture(path_a, upright=True), read_picture(path_b, upright=True)
+    a, b = open_image(path_a), open_image(path_b)
     if a.size != b.size:
         raise UserError(
-            f"{path_a} is {a.size[0]}x{a.size[1]} but {path_b} is {b.size[0]}x{b.size[1]}: "
+            f"{path_a} is {a.width}x{a.height} but {path_b} is {b.width}x{b.height}: "
             "a pair must have one size"
         )
-    if a.pixels.dtype == b.pixels.dtype != np.uint8 and ending in (".png", *TIFF):
-        channels = max(a.pixels.shape[2], b.pixels.shape[2])
-        write_picture(path_ab, np.hstack([fit_channels(p.pixels, channels) for p in (a, b)]))
+    deep = deep_pixels(path_a, path_b) if ending in (".png", *TIFF) else None
+    if deep is not None:
+        write_picture(path_ab, deep)
         return
     options = {".jpg": JPEG, ".jpeg": JPEG, ".webp": {"quality": 95}}
-    beside(open_image(path_a), open_image(path_b)).save(path_ab, **options.get(ending, {}))
+    beside(a, b).save(path_ab, **options.get(ending, {}))
+
+
+def deep_pixels(path_a: Path, path_b: Path) -> np.ndarray | None:
+    """Two pictures of one type of more than 8 bits side by side, (H, W, C); None for others."""
+    try:
+        a, b = (read_picture(path, upright=True).pixels for path in (path_a, path_b))
+    except UserError:  # kinds that are read as 8 bits alone
+        return None
+    if a.dtype != b.dtype or a.dtype == np.uint8:
+        return None
+    channels = max(a.shape[2], b.shape[2])
+    return np.hstack([fit_channels(pixels, channels) for pixels in (a, b)])
 
 
 def attempt(pair: Pair) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -28,7 +27,7 @@ from .speed.gradient_scale import GradientScale
 from .speed.passes import can_batch, share_pass, should_batch
 from .speed.prepared import prepared, uncompiled
 from .speed.steps import Steps
-from .speed.sync_norm import SyncBatchNorm2d, synchronize_norms
+from .speed.sync_norm import synchronize_norms
 
 
 class BaseModel(ModelFiles, ABC):
@@ -42,6 +41,8 @@ class BaseModel(ModelFiles, ABC):
     - `optimizers`: each gets a learning rate schedule
     """
 
+    # for validation: networks would be compiled once more for it, without gradients
+    uncompiled = staticmethod(uncompiled)
     shows_batches = True  # whether `visual_names` show the whole batch, not one picture of it
 
     def __init__(self, opt: argparse.Namespace):
@@ -133,12 +134,6 @@ class BaseModel(ModelFiles, ABC):
         """Synchronize batch norm statistics over all ranks."""
         nets = self.all_modules().values()
         converted = sum(synchronize_norms(n, self.needs_second_gradients(n)) for n in nets)
-        synchronized = any(isinstance(m, SyncBatchNorm2d) for n in nets for m in n.modules())
-        if synchronized and self.opt.compile and self.opt.grad_checkpoint:
-            raise UserError(
-                "--grad_checkpoint with --compile (part of --fast) would count each batch twice in "
-                "synchronized batch norms: leave out one of the two, or choose --norm instance"
-            )
         if converted and self.opt.norm == "batch":
             print(
                 "--norm batch: statistics are those of the batches of all "
@@ -224,8 +219,7 @@ class BaseModel(ModelFiles, ABC):
     def test(self) -> None:
         """Forward pass without gradients, and `compute_visuals`."""
         self.begin_iteration()
-        # in training, networks would be compiled once more for it, without gradients
-        with torch.no_grad(), uncompiled() if self.isTrain else contextlib.nullcontext():
+        with torch.no_grad():
             self.forward()
             self.compute_visuals()
 

@@ -187,8 +187,14 @@ class ModelFiles:
 
     def load_on_other_ranks(self, suffix: str) -> None:
         """Read what only a model's own `load_networks` knows of; weights are broadcast."""
-        if suffix and not distributed.is_source() and self._loads_more():
+        if not suffix or distributed.is_source() or not self._loads_more():
+            return
+        try:
             self.load_networks(suffix)
+        except (UserError, OSError) as e:  # the files may be on another machine
+            warn(
+                f"load_networks of this model fails here ({first_line(e)}): only weights are loaded"
+            )
 
     def _load_checkpoint(self, found: checkpoint.FoundCheckpoint, weights: dict[str, Any]) -> None:
         """Load the weights of a training state, and warn where the exported files have others."""

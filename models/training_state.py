@@ -60,9 +60,12 @@ def restore(
             "lost: create what has a state in __init__, not during training"
         )
     with torch.no_grad():
-        for name, tensor in orphan_tensors(model).items():
-            if name in state["tensors"]:
-                tensor.copy_(state["tensors"][name])
+        orphans, saved = orphan_tensors(model), state.get("tensors", {})
+        if isinstance(saved, list):  # before 27 November 2026: in their order
+            saved = dict(zip(orphans, saved, strict=False))
+        for name, tensor in orphans.items():
+            if name in saved:
+                tensor.copy_(saved[name])
     if steps.accumulate == options.get("accumulate", steps.accumulate):
         saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
         for optimizer, count, sums in saved_sums:

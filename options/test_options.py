@@ -79,7 +79,7 @@ options of another model: python test.py --model pix2pix --help"""
             "--weights",
             default="auto",
             choices=WEIGHTS,
-            help="ema: moving average (trained with --ema); raw: not; auto: ema if there is one",
+            help="ema: moving average (of --ema); raw: without; auto: ema if there is one",
         )
         group = parser.add_argument_group("large pictures, other formats")
         add = group.add_argument

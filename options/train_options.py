@@ -104,7 +104,7 @@ options of another model: python train.py --model pix2pix --help"""
         add(
             "--save_by_iter",
             action="store_true",
-            help="name those of --save_latest_freq iter_N, and keep all of them",
+            help="call checkpoints of --save_latest_freq iter_N, and keep all of them",
         )
         add("--continue_train", action="store_true", help="resume the training of this --name")
         add(

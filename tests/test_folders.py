@@ -330,3 +330,17 @@ def test_pictures_where_folders_are_expected(tmp_path):
     said = r"trainA: .*has 1 picture\); move .*--model test .*--dataset_mode single"
     with pytest.raises(UserError, match=said):
         UnalignedDataset(options(tmp_path, phase="train"))
+
+
+def test_a_tiled_picture_is_done_before_the_next_one_is_read(tmp_path, monkeypatch):
+    """One large picture in memory at a time, also with --batch_size."""
+    for name, size in (("a", 40), ("b", 40), ("c", 8), ("d", 8)):
+        picture(tmp_path / "in" / f"{name}.png", size, size)
+    work = FolderTranslation(identity(3), batch_size=2, tiles=TileOptions(16))
+    order: list[str] = []
+    read, write = work._read, work._write_tiled
+    monkeypatch.setattr(work, "_read", lambda job: order.append(job.source[-5]) or read(job))
+    monkeypatch.setattr(work, "_write_tiled", lambda ready: order.append("tiled") or write(ready))
+    paths = sorted(map(str, (tmp_path / "in").glob("*.png")))
+    assert work.run(work.jobs(paths, tmp_path / "in", tmp_path / "out")) == []
+    assert order == ["a", "tiled", "b", "tiled", "c", "d"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from pathlib import Path
@@ -214,3 +215,42 @@ def test_a_picture_may_be_overwritten_while_it_waits(kind, tmp_path):
         picture[:] = 0
         go.set()
     assert np.array_equal(np.asarray(Image.open(tmp_path / "in_fake.png")), shown)
+
+
+def test_background_work_outlives_what_fails_in_it():
+    """An error that is no Exception does not end a thread, for which the next would wait."""
+
+    def fail() -> None:
+        raise SystemExit
+
+    done: list[int] = []
+    work = BackgroundWork(1)
+    for _ in range(9):  # more than have a place
+        with contextlib.suppress(SystemExit):
+            work.submit(fail)
+    with contextlib.suppress(SystemExit):
+        work.close()
+    work.submit(done.append, 9)  # closed: at once
+    assert done == [9]
+
+
+def test_the_error_of_a_block_comes_before_those_of_its_work():
+    begun, go = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        begun.set()
+        go.wait(60)
+        raise OSError("full")
+
+    work = BackgroundWork(1)
+
+    def block() -> None:
+        with work:
+            work.submit(fail)
+            begun.wait(60)
+            threading.Timer(0.1, go.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert isinstance(work.error, OSError)

@@ -32,8 +32,12 @@ class BackgroundWork:
 
     def _run(self) -> None:
         while (work := self.work.get()) is not None:
-            work()
-            self.places.put(None)
+            try:
+                work()
+            except BaseException as e:
+                self.error = self.error or e
+            finally:
+                self.places.put(None)
 
     def submit(
         self,
@@ -49,16 +53,14 @@ class BackgroundWork:
                 function(*args)
             except Exception as e:
                 if failed is None:
-                    self.error = self.error or e
-                else:
-                    failed(e)
+                    raise
+                failed(e)
 
         if self.threads:
             self.places.get()
             self.work.put(work)
         else:
             work()
-            self._raise()
 
     def _raise(self) -> None:
         error, self.error = self.error, None
@@ -67,19 +69,24 @@ class BackgroundWork:
 
     def close(self) -> None:
         """Wait for all functions."""
-        for _ in self.threads:
-            self.work.put(None)
-        for thread in self.threads:
-            thread.join()
+        self._join()
         self._raise()
+
+    def _join(self) -> None:
+        threads, self.threads = self.threads, []
+        for _ in threads:
+            self.work.put(None)
+        for thread in threads:
+            thread.join()
 
     def __enter__(self) -> BackgroundWork:
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        if kind is not None:
-            self.error = None
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self.work.get_nowait()
-        self.close()
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.work.get_nowait()
+        self._join()  # the error of the block counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -120,7 +119,15 @@ def crossed(frequency: int, before: int, after: int) -> bool:
 
 
 def batches(items: Iterable[T], size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:
-    """Consecutive items with equal keys, at most `size` of them in a list."""
-    for _, group in itertools.groupby(items, key):
-        while batch := list(itertools.islice(group, size)):
+    """Consecutive items with equal keys, at most `size` of them; one whose key is None is alone."""
+    batch: list[T] = []
+    for item in items:
+        if batch and key(item) != key(batch[0]):
             yield batch
+            batch = []
+        batch.append(item)
+        if len(batch) == size or key(item) is None:  # before the next one is there
+            yield batch
+            batch = []
+    if batch:
+        yield batch

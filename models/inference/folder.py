@@ -195,9 +195,9 @@ class FolderTranslation:
                     yield ready
 
 
-def _size(ready: Ready) -> Any:
+def _size(ready: Ready) -> torch.Size | None:
     """What the pictures of a batch have in common; one that is tiled is a batch of its own."""
-    return ready.job if ready.x is None else ready.x.shape
+    return None if ready.x is None else ready.x.shape
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from util import distributed
 from util.errors import UserError
 
 from .gradient_scale import GradientScale
@@ -101,12 +102,8 @@ def prepare(
         prepared(net)
         net.prepared_autocast = device.type, _DTYPES[precision]  # type: ignore[assignment]
         net.prepared_scale = scale  # type: ignore[assignment]
-    if compiled and any(key.endswith("weight_u") for key in net.state_dict()):
-        print(
-            f"--compile: a {type(net).__name__} has spectral norm of the older kind, for which "
-            "PyTorch compiles wrong gradients, and is not compiled; "
-            "torch.nn.utils.parametrizations has one that works"
-        )
+    if compiled and (reason := _why_not_compiled(net)):
+        print(f"--compile: a {type(net).__name__} is not compiled: {reason}")
     elif compiled:
         exclude_from_compiling()
         on_gpu = device.type == "cuda"
@@ -118,6 +115,20 @@ def prepare(
         # all networks share the code of `Prepared.forward`, and the limit is for that code
         torch._dynamo.config.recompile_limit += VARIANTS
         prepared(net).compile(dynamic=False, options=options)
+
+
+def _why_not_compiled(net: nn.Module) -> str | None:
+    """Why a network would be another one if it were compiled; None where it would not."""
+    if any(key.endswith("weight_u") for key in net.state_dict()):
+        return (
+            "it has spectral norm of the older kind, for which PyTorch compiles wrong gradients; "
+            "torch.nn.utils.parametrizations has one that works"
+        )
+    norm, several = nn.modules.batchnorm._BatchNorm, distributed.world_size() > 1
+    blocks = [m for m in net.modules() if getattr(m, "recompute", None) is True]
+    if several and any(isinstance(m, norm) for block in blocks for m in block.modules()):
+        return "with --grad_checkpoint its synchronized batch norms would count each batch twice"
+    return None
 
 
 def _can_be_scaled(net: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import torch
 from torch import nn
@@ -62,7 +62,8 @@ class Steps:
         self._watching = False
         self._watched: set[torch.Tensor] = set()
         self._checked: set[torch.Tensor] = set()
-        self._known: dict[torch.Tensor, torch.Tensor] = {}  # gradients at the last step
+        # gradients at the last step
+        self._known: dict[torch.Tensor, Callable[[], torch.Tensor | None]] = {}
         self._arrived: dict[torch.Tensor, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
 
     def activate(self) -> None:
@@ -92,7 +93,8 @@ class Steps:
         parameters = parameters_of(optimizer)
         own = [(p, p.grad) for p in parameters if p.grad is not None]
         self._prepare(optimizer, closure, parameters)
-        self._known.update({p: p.grad for p in parameters if p.grad is not None})
+        if self._watching:
+            self._known.update({p: ref(p.grad) for p in parameters if p.grad is not None})
         self._left_out[optimizer] = all(p.grad is None for p in parameters)
         if self.accumulate > 1:
             self._of_batch[optimizer] = own
@@ -108,7 +110,7 @@ class Steps:
         shared = {p for parameters in others for p in parameters}
         for p, grad in self._of_batch.pop(optimizer):
             if self.left_out(optimizer) or p in shared:
-                p.grad = self._known[p] = grad
+                p.grad, self._known[p] = grad, ref(grad)
 
     def left_out(self, optimizer: Optimizer) -> bool:
         """Whether the newest step of an optimizer changes no weights."""
@@ -206,7 +208,7 @@ class Steps:
                     "two optimizers step the same weights after one backward(), which does not go "
                     f"together with {self._modes()}: give each weight to one optimizer"
                 )
-            left = [p.grad for p in parameters if p in self._used_by and p.grad is self._known[p]]
+            left = [p.grad for p in parameters if p in self._used_by and p.grad is self._known[p]()]
             if any(bool(grad.any()) for grad in left if grad is not None):
                 raise UserError(
                     f"{type(optimizer).__name__} steps twice after one backward(), which does not "
@@ -261,7 +263,7 @@ class Steps:
             if p.grad is None:
                 continue
             if grad is None:
-                new = p in watched and p.grad is not self._known.get(p)
+                new = p in watched and p.grad is not self._known.get(p, _nothing)()
                 if new and p.grad.any():
                     self._refuse("the model sets gradients without backward()")
                 continue
@@ -271,6 +273,10 @@ class Steps:
                 changed |= not torch.allclose(copy, p.grad, rtol=0, atol=0, equal_nan=True)
             if changed and p.grad.any():  # zeroing is allowed
                 self._refuse("the model changes gradients between backward() and step()")
+
+
+def _nothing() -> None:
+    """What a weak reference to a gradient that is gone gives."""
 
 
 def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

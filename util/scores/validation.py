@@ -136,7 +136,7 @@ class Validation:
         unfinished = False
         if distributed.is_main():
             try:
-                with distributed.local_norms():
+                with distributed.local_norms(), self.model.uncompiled():
                     visualizer.log_scores(self._score(position, stopping))
             except _Stopped:
                 unfinished = True
