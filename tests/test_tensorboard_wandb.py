@@ -113,5 +113,5 @@ def test_the_loop_never_waits_for_a_slow_or_broken_sink(capfd):
     logger.close()
     assert time.monotonic() - began < 0.5
     logger._thread.join()
-    said = "slow: RuntimeError: disk gone; slow is off, training goes on\n"
+    said = "slow: RuntimeError: disk gone; slow is off, training continues\n"
     assert capfd.readouterr().out.endswith(said)

@@ -228,7 +228,7 @@ def test_no_server_can_be_started(lack, monkeypatch, capfd, tmp_path):
     assert len(said) == 1
     wanted = "visdom is not installed" if lack == "package" else "scripts/setup_visdom.sh"
     assert wanted in said[0]
-    assert said[0].endswith("visdom is off, training goes on")
+    assert said[0].endswith("visdom is off, training continues")
 
 
 def test_nonsense_address(capfd):

@@ -63,7 +63,7 @@ class Steps:
         self._watched: set[torch.Tensor] = set()
         self._checked: set[torch.Tensor] = set()
         # gradients at the last step
-        self._known: dict[torch.Tensor, Callable[[], torch.Tensor | None]] = {}
+        self._known: dict[torch.Tensor, ref[torch.Tensor]] = {}
         self._arrived: dict[torch.Tensor, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
 
     def activate(self) -> None:
@@ -208,7 +208,7 @@ class Steps:
                     "two optimizers step the same weights after one backward(), which does not go "
                     f"together with {self._modes()}: give each weight to one optimizer"
                 )
-            left = [p.grad for p in parameters if p in self._used_by and p.grad is self._known[p]()]
+            left = (p.grad for p in parameters if p in self._used_by and self._is_known(p))
             if any(bool(grad.any()) for grad in left if grad is not None):
                 raise UserError(
                     f"{type(optimizer).__name__} steps twice after one backward(), which does not "
@@ -227,6 +227,10 @@ class Steps:
                 "an optimizer steps weights that were made after the start of training, which in "
                 "several processes are different ones: make them in __init__"
             )
+
+    def _is_known(self, p: torch.Tensor) -> bool:
+        """Whether a gradient is the one that a step has seen already."""
+        return p in self._known and self._known[p]() is p.grad
 
     def _has_hooks_of_others(self, p: torch.Tensor) -> bool:
         hooks = getattr(p, "_post_accumulate_grad_hooks", None) or ()
@@ -263,8 +267,7 @@ class Steps:
             if p.grad is None:
                 continue
             if grad is None:
-                new = p in watched and p.grad is not self._known.get(p, _nothing)()
-                if new and p.grad.any():
+                if p in watched and not self._is_known(p) and p.grad.any():
                     self._refuse("the model sets gradients without backward()")
                 continue
             self._checked.add(p)
@@ -273,10 +276,6 @@ class Steps:
                 changed |= not torch.allclose(copy, p.grad, rtol=0, atol=0, equal_nan=True)
             if changed and p.grad.any():  # zeroing is allowed
                 self._refuse("the model changes gradients between backward() and step()")
-
-
-def _nothing() -> None:
-    """What a weak reference to a gradient that is gone gives."""
 
 
 def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -141,7 +141,7 @@ class BackgroundLogger(Logger):
     def _turn_off(self, reason: str) -> None:
         """Say in one line why this view of the run ends, and drop what waits for it."""
         self.switch_off()
-        self._say(f"{reason}; {self.name} is off, training goes on")
+        self._say(f"{reason}; {self.name} is off, training continues")
 
     def _say(self, message: str) -> None:
         # One write, so that a line of the loop's thread can't get into the middle of it. A closed
