@@ -69,16 +69,15 @@ def equal_batches(
         return [value.shape for value in item.values() if isinstance(value, torch.Tensor)]
 
     for batch in batches(itertools.islice(items, count), size, sizes):
-        yield (
-            batch[0]
-            if len(batch) == 1
-            else {
-                key: torch.cat([item[key] for item in batch])
-                if isinstance(value, torch.Tensor)
-                else [v for item in batch for v in item[key]]
-                for key, value in batch[0].items()
-            }
-        )
+        if len(batch) == 1:
+            yield batch[0]
+            continue
+        yield {
+            key: torch.cat([item[key] for item in batch])
+            if isinstance(value, torch.Tensor)
+            else [v for item in batch for v in item[key]]
+            for key, value in batch[0].items()
+        }
 
 
 def _same_name(A_path: Any, B_path: Any) -> bool:

@@ -6,6 +6,7 @@ import argparse
 import copy
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -408,52 +409,42 @@ def test_rates_after_a_change_of_policy(change, start, tmp_path):
         new.update_learning_rate()
 
 
-def test_plateau_watches_the_losses(tmp_path):
-    model = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
+def plateau_rates(folder: Path, epochs: list[list[float]]) -> list[float]:
+    """The rate after each epoch of `--lr_policy plateau`, from the losses of its iterations."""
+    model = template_model(folder, "--lr_policy", "plateau", "--lr", "1")
     seen = []
-    for epoch in range(10):
-        # two iterations an epoch, whose mean stays at 3: the best is the first of them
-        for loss in (3 + epoch, 3 - epoch):
-            model.loss_G = torch.tensor(float(loss))
+    for losses in epochs:
+        for loss in losses:
+            model.loss_G = torch.tensor(loss)
             model.track_metric()
         model.update_learning_rate()
         seen.append(model.learning_rate())
+    return seen
+
+
+def test_plateau_watches_the_losses(tmp_path):
+    # two iterations an epoch, whose mean stays at 3: the best is the first of them
+    seen = plateau_rates(tmp_path, [[3.0 + epoch, 3.0 - epoch] for epoch in range(10)])
     # patience of 5 epochs: the seventh in a row without progress is followed by a lower rate
     assert seen == pytest.approx([1.0] * 6 + [0.2] * 4)
 
 
 def test_plateau_waits_while_losses_fall(tmp_path):
-    model = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
-    for epoch in range(12):
-        model.loss_G = torch.tensor(0.9**epoch)
-        model.track_metric()
-        model.update_learning_rate()
-    assert model.learning_rate() == 1.0
+    assert plateau_rates(tmp_path, [[0.9**epoch] for epoch in range(12)])[-1] == 1.0
 
 
 def test_plateau_takes_less_than_a_hundredth_for_no_progress(tmp_path):
-    model = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
-    seen = []
-    for loss in (1.0, 0.999, 0.998, 0.997, 0.996, 0.995, 0.994, 0.99, 0.97):
-        model.loss_G = torch.tensor(loss)
-        model.track_metric()
-        model.update_learning_rate()
-        seen.append(model.learning_rate())
-    assert seen == pytest.approx([1.0] * 6 + [0.2] * 3)
+    losses = (1.0, 0.999, 0.998, 0.997, 0.996, 0.995, 0.994, 0.99, 0.97)
+    assert plateau_rates(tmp_path, [[loss] for loss in losses]) == pytest.approx(
+        [1.0] * 6 + [0.2] * 3
+    )
 
 
 def test_plateau_watches_the_finite_losses_of_each_epoch(tmp_path):
     # after a bad first epoch the mean of all would fall, and with infinite losses counted as
     # iterations so would that of each: both look like progress
-    model = template_model(tmp_path, "--lr_policy", "plateau", "--lr", "1")
-    seen = []
-    for epoch in range(10):
-        for loss in (100.0 if epoch == 0 else 1.0, *[math.inf] * epoch):
-            model.loss_G = torch.tensor(loss)
-            model.track_metric()
-        model.update_learning_rate()
-        seen.append(model.learning_rate())
-    assert seen == pytest.approx([1.0] * 7 + [0.2] * 3)
+    epochs = [[100.0 if epoch == 0 else 1.0, *[math.inf] * epoch] for epoch in range(10)]
+    assert plateau_rates(tmp_path, epochs) == pytest.approx([1.0] * 7 + [0.2] * 3)
 
 
 def test_a_changed_rate_counts_for_plateau_too(tmp_path):

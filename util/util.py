@@ -121,12 +121,15 @@ def crossed(frequency: int, before: int, after: int) -> bool:
 def batches(items: Iterable[T], size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:
     """Consecutive items with equal keys, at most `size` of them; one whose key is None is alone."""
     batch: list[T] = []
+    shared: Any = None
     for item in items:
-        if batch and key(item) != key(batch[0]):
+        own = key(item)
+        if batch and own != shared:
             yield batch
             batch = []
         batch.append(item)
-        if len(batch) == size or key(item) is None:  # before the next one is there
+        shared = own
+        if len(batch) == size or own is None:  # before the next one is there
             yield batch
             batch = []
     if batch:

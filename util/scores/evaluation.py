@@ -243,9 +243,9 @@ class _Collected:
                     mean, spread = float(np.mean(values)), float(np.std(values))
                     scores[visual][name] = Score(mean, spread, len(values))
         labels = {} if "cityscapes" in self.left_out else self.labels
-        # a model that goes both ways makes photographs as well
-        nearest = sorted(labels, key=lambda name: labels[name].distance())[:1]
-        for visual in nearest:
+        if labels:
+            # a model that goes both ways makes photographs as well
+            visual = min(labels, key=lambda name: labels[name].distance())
             found = labels[visual].scores()
             for name in ("pixel accuracy", "class accuracy", "class IoU"):
                 value = getattr(found, name.lower().replace(" ", "_"))
