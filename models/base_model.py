@@ -24,6 +24,7 @@ from .norms import add_spectral_norm
 from .schedulers import get_scheduler
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
+from .speed.iterations import record_iterations, why_not_recorded
 from .speed.passes import can_batch, share_pass, should_batch
 from .speed.prepared import prepared, uncompiled
 from .speed.steps import Steps
@@ -44,6 +45,9 @@ class BaseModel(ModelFiles, ABC):
     # for validation: networks would be compiled once more for it, without gradients
     uncompiled = staticmethod(uncompiled)
     shows_batches = True  # whether `visual_names` show the whole batch, not one picture of it
+    # Whether `optimize_parameters` does the same in each iteration, but for image pools, so that
+    # CUDA graphs can replay it. Each class says it for itself: what it inherits does not count.
+    recordable = False
 
     def __init__(self, opt: argparse.Namespace):
         self.opt = opt
@@ -121,7 +125,9 @@ class BaseModel(ModelFiles, ABC):
             self._prepare_optimizers()
             self._steps.activate()
             self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
-            if opt.cuda_graphs or opt.accumulate > 1:
+            if self._records_iterations():
+                record_iterations(self)
+            if self._records_networks() or opt.accumulate > 1:
                 self._begin_iterations()
         if several:
             self.broadcast_weights()  # here too, for training loops other than that of train.py
@@ -160,9 +166,17 @@ class BaseModel(ModelFiles, ABC):
             channels_last=opt.channels_last,
             compiled=opt.compile,
             recompute=getattr(opt, "grad_checkpoint", False),
-            graphs=opt.cuda_graphs,
+            graphs=self._records_networks(),
             scale=self._gradient_scale,
         )
+
+    def _records_iterations(self) -> bool:
+        """Whether --cuda_graphs records whole iterations."""
+        return self.opt.cuda_graphs and why_not_recorded(type(self), self.opt) is None
+
+    def _records_networks(self) -> bool:
+        """Whether --cuda_graphs records what each compiled network does."""
+        return self.opt.cuda_graphs and self.opt.compile and not self._records_iterations()
 
     def _equip_discriminators(self) -> None:
         """Apply --diffaug and --spectral_norm; raises UserError without a discriminator."""
@@ -203,7 +217,7 @@ class BaseModel(ModelFiles, ABC):
     def begin_iteration(self) -> None:
         """Start an iteration: outputs of earlier ones may be overwritten (--cuda_graphs)."""
         self._steps.stepped = set()
-        if self.opt.cuda_graphs:  # the call imports the compiler
+        if self._records_networks():  # the call imports the compiler
             torch.compiler.cudagraph_mark_step_begin()
 
     def _begin_iterations(self) -> None:

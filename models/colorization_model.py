@@ -16,6 +16,7 @@ from .pix2pix_model import Pix2PixModel
 class ColorizationModel(Pix2PixModel):
     """Predicts ab (2 channels) from L (1 channel); the display shows both combined as RGB."""
 
+    recordable = True  # each iteration does the same: see BaseModel
     shows_batches = False  # `lab2rgb` takes the first picture of a batch
 
     @staticmethod

@@ -45,6 +45,8 @@ def mode_of(text: str) -> str:
 class CUTModel(BaseModel):
     """A generator, a discriminator, and F, which embeds features of the generator's encoder."""
 
+    recordable = True  # each iteration does the same: see BaseModel
+
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
         """Options of the two modes (section 4.1): FastCUT is lighter, CUT a little better."""

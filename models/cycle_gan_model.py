@@ -23,6 +23,8 @@ from .base_model import BaseModel
 class CycleGANModel(BaseModel):
     """Two generators and two discriminators; going there and back must be the identity."""
 
+    recordable = True  # each iteration does the same: see BaseModel
+
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
         """No dropout by default, and the weights of the losses.

@@ -23,6 +23,8 @@ from .base_model import BaseModel
 class DCLModel(BaseModel):
     """Two generators whose encoders each judge the other's output, and two discriminators."""
 
+    recordable = True  # each iteration does the same: see BaseModel
+
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
         """Hinge loss, and weights of the losses (eq. 5)."""

@@ -26,6 +26,7 @@ from util.run.checkpoint import weights_path
 from util.run.saved_options import read_saved_options
 
 from .attributes import unwrap
+from .speed.iterations import in_each_iteration
 from .speed.steps import is_inside_step, parameters_of
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _after_any_step(
         net = unwrap(model.networks()[name])
         # --on_nan skip and fp16 leave out steps by taking the gradients away
         if any(p in stepped and p.grad is not None for p in net.parameters()):
-            average.update(net)
+            in_each_iteration(average.update, net)
 
 
 def _networks_in_testing(model: BaseModel) -> list[str]:

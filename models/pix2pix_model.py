@@ -19,6 +19,8 @@ from .perceptual import VGGLoss
 class Pix2PixModel(BaseModel):
     """A generator, and a discriminator that sees input and output together."""
 
+    recordable = True  # each iteration does the same: see BaseModel
+
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
         """A U-Net with batch norm and dropout, pairs, cross-entropy, and no pool of old pictures.

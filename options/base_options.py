@@ -187,7 +187,15 @@ class BaseOptions:
         add("--precision", default="tf32", choices=PRECISIONS, help="precision of the networks")
         add("--channels_last", action="store_true", help="memory layout (N, H, W, C)")
         add("--compile", action="store_true", help="torch.compile: slow start, then faster")
-        add("--cuda_graphs", action="store_true", help="use CUDA graphs, with --compile")
+        add(
+            "--cuda_graphs",
+            nargs="?",
+            default="auto",
+            const="on",
+            choices=("auto", "on", "off"),
+            help="record what a GPU does; auto: iterations of models that come along; on: else "
+            "networks, with --compile",
+        )
         add(
             "--batch_passes",
             default="auto",
@@ -364,7 +372,7 @@ class BaseOptions:
             self.parser.error(
                 f"--value_range {low:g} {high:g}: give two numbers, the lower one first"
             )
-        if opt.cuda_graphs and getattr(opt, "accumulate", 1) > 1:
+        if opt.cuda_graphs == "on" and getattr(opt, "accumulate", 1) > 1:
             self.parser.error(
                 f"--cuda_graphs and --accumulate {opt.accumulate} exclude each other: gradients "
                 "are overwritten by those of the next batch; leave one out"
@@ -439,10 +447,11 @@ class BaseOptions:
             self._compile_unless(opt, why_not_compile(opt, opt.device))
         if opt.device.type == "cpu" and (hint := hint_for_busy_cores()):
             print(hint)
-        reason = why_not_graphs(opt, opt.device) if opt.cuda_graphs else None
-        if reason:
+        asked = opt.cuda_graphs
+        reason = why_not_graphs(opt, opt.device, networks=asked == "on")
+        if asked == "on" and reason:
             print(f"--cuda_graphs is off: {reason}")
-            opt.cuda_graphs = False
+        opt.cuda_graphs = asked != "off" and not reason
 
     def decide_compile(
         self, opt: argparse.Namespace, pictures: int, trial: Callable[[], str | None] = lambda: None
@@ -456,6 +465,7 @@ class BaseOptions:
             # of any process: they compute alike
             reason = next(filter(None, distributed.all_gather_object(reason)), None)
             self._compile_unless(opt, reason or trial())
+            opt.cuda_graphs = opt.cuda_graphs and not why_not_graphs(opt, opt.device)
         if opt.compile:
             minutes = "a minute or more" if opt.device.type == "cuda" else "one to three minutes"
             print(f"compiling: the first iterations take {minutes}, the others are faster")
@@ -464,7 +474,7 @@ class BaseOptions:
     def _compile_unless(opt: argparse.Namespace, reason: str | None) -> None:
         if reason:
             print(f"--compile is off: {reason}")
-            opt.compile = opt.cuda_graphs = False
+            opt.compile = False
 
     def table(self, opt: argparse.Namespace) -> str:
         """All options, a line each, with the default where it differs."""

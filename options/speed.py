@@ -7,6 +7,8 @@ import os
 
 import torch
 
+import models
+from models.speed.iterations import why_not_recorded
 from util import distributed
 from util.errors import first_line
 
@@ -24,7 +26,8 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
         chosen["compile"] = chosen["channels_last"] = True
         # Not yet tried with fp16 or several processes; batches that are added up exclude them.
         alone = distributed.world_size() == 1 and getattr(opt, "accumulate", 1) == 1
-        chosen["cuda_graphs"] = opt.isTrain and bf16 and alone
+        if opt.isTrain and bf16 and alone:
+            chosen["cuda_graphs"] = "on"
     elif device.type == "cpu":
         # without hardware support bf16 is emulated, and slower
         if has_fast_bf16():
@@ -35,7 +38,7 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
         if name not in explicit:
             setattr(opt, name, value)
     flags = ("compile", "channels_last", "cuda_graphs")
-    turned_on = [f"--{name}" for name in flags if getattr(opt, name)]
+    turned_on = [f"--{name}" for name in flags if getattr(opt, name) in (True, "on")]
     return [f"--precision {opt.precision}", *turned_on, f"--batch_passes {opt.batch_passes}"]
 
 
@@ -88,8 +91,16 @@ def why_not_compile(opt: argparse.Namespace, device: torch.device) -> str | None
     return None
 
 
-def why_not_graphs(opt: argparse.Namespace, device: torch.device) -> str | None:
-    """Why `--cuda_graphs` does not work here; None if it does."""
+def why_not_graphs(
+    opt: argparse.Namespace, device: torch.device, networks: bool = True
+) -> str | None:
+    """Why `--cuda_graphs` does not work here; None if it does.
+
+    They are of whole iterations, or else of compiled `networks`.
+    """
     if device.type != "cuda":
         return "it needs a CUDA device"
-    return None if opt.compile else "it needs --compile"
+    reason = why_not_recorded(models.find_model_using_name(opt.model), opt)
+    if reason and networks:
+        return None if opt.compile else f"{reason}, nor without --compile"
+    return reason

@@ -37,6 +37,7 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import tempfile
@@ -57,8 +58,9 @@ from util.distributed.launch import launch
 from util.errors import OneLineParser, UserError, one_line_errors
 
 SETTINGS = {
-    "plain": "--precision tf32 --batch_passes off --cache_images off",
+    "plain": "--precision tf32 --batch_passes off --cache_images off --cuda_graphs off",
     "default": "",
+    "unrecorded": "--cuda_graphs off",
     "passes": "--batch_passes on",
     "channels_last": "--batch_passes on --channels_last",
     "bf16": "--batch_passes on --precision bf16",
@@ -107,7 +109,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--dataroot", default="", help="a data set; random pictures in memory if not given")
     add("--rounds", type=count, default=5, help="turns of each setting [%(default)s]")
     add("--seconds", type=float, default=5.0, help="length of a turn [%(default)s]")
-    add("--warm_up", type=count, default=3, help="iterations before the first turn [%(default)s]")
+    add("--warm_up", type=count, default=8, help="iterations before the first turn [%(default)s]")
     add("--loader", action="store_true", help="load pictures and do nothing with them")
     folder = {"type": whole_number(0), "default": 0, "metavar": "N"}
     add("--translate", **folder, help="test.py on a folder of N pictures; its start counts too")
@@ -285,9 +287,9 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         about["gpu"] = torch.cuda.get_device_name()
         about["cuda"] = torch.version.cuda
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, IndexError):
             version = Path("/proc/driver/nvidia/version").read_text()
-            about["driver"] = version.split("Module", 1)[-1].split()[0]
+            about["driver"] = re.findall(r"\d+\.\d+[.\d]*", version)[0]
     return about
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from models import create_model, networks
+from models.cycle_gan_model import CycleGANModel
 from models.speed import acceleration, gradient_scale, layout, passes
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
@@ -20,7 +22,7 @@ from tests.helpers import SHORT, run_process, succeed, unaligned
 TINY = "--ngf 4 --ndf 4 --netG resnet_6blocks --gpu_ids -1 --display_id 0 --name x --seed 3"
 
 
-def build(tmp_path, flags: str, base: str = TINY):
+def build(tmp_path, flags: str, base: str = TINY) -> Any:
     folders = f"--dataroot {tmp_path} --checkpoints_dir {tmp_path}"
     opt = TrainOptions(f"{folders} {base} {flags}").parse(save=False)
     torch.manual_seed(0)
@@ -350,7 +352,7 @@ def test_what_fast_is_on_a_gpu(training, accumulate, bf16, wanted, tmp_path, mon
     opt.isTrain, opt.accumulate = training, accumulate
     words = choose_fast(opt, torch.device("cuda"), set())
     assert " ".join(words) == f"{wanted} --batch_passes on"
-    assert opt.cuda_graphs is ("--cuda_graphs" in wanted)
+    assert (opt.cuda_graphs == "on") is ("--cuda_graphs" in wanted)
 
 
 def test_auto_shares_passes_on_a_cpu_where_that_pays_and_stays_close():
@@ -401,8 +403,10 @@ def test_every_loop_tells_cuda_graphs_where_an_iteration_starts(tmp_path, monkey
     monkeypatch.setattr(
         "torch.compiler.cudagraph_mark_step_begin", lambda: events.append("iteration")
     )
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **options: None)
     opt = TrainOptions(f"--dataroot {tmp_path} {TINY} --model cycle_gan").parse(save=False)
-    opt.cuda_graphs = True  # needs a GPU on the command line
+    opt.compile = opt.cuda_graphs = True  # needs a GPU on the command line
+    monkeypatch.delattr(CycleGANModel, "recordable")  # as one that somebody has written
     model = create_model(opt)
     model.setup(opt)
     model.netG_A.register_forward_pre_hook(lambda *_: events.append("G_A"))

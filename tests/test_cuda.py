@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import random
 
 import pytest
 import torch
 from torch import nn
 
-from models import networks
+from models import base_model, networks
+from models.cycle_gan_model import CycleGANModel
 from models.inference.recorded import record_passes
+from models.pix2pix_model import Pix2PixModel
 from models.speed import acceleration
 from tests import test_acceleration
-from tests.helpers import SHORT, aligned, succeed, unaligned
+from tests.helpers import ROOT, SHORT, aligned, succeed, unaligned
 
 pytestmark = [
     pytest.mark.cuda,
@@ -54,11 +57,12 @@ def test_losses_stay_finite(model, flags, tmp_path):
     assert all(abs(value) < 1e6 for value in losses.values())
 
 
-def test_nothing_waits_for_the_gpu(tmp_path):
-    """An iteration only hands out work; PyTorch raises where something would wait."""
-    model = build(tmp_path, "--model cycle_gan")
+@pytest.mark.parametrize("before", [3, 8])
+def test_nothing_waits_for_the_gpu(before, tmp_path):
+    """An iteration only hands out work, recorded or not; PyTorch raises where it would wait."""
+    model = build(tmp_path, "--model cycle_gan --pool_size 2")
     data = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch().items()}
-    for _ in range(3):
+    for _ in range(before):
         model.set_input(data)
         model.optimize_parameters()
     torch.cuda.synchronize()
@@ -72,8 +76,10 @@ def test_nothing_waits_for_the_gpu(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["cycle_gan --pool_size 2", "pix2pix --norm instance"])
-def test_recorded_networks_give_the_same_losses(model, tmp_path):
+def test_recorded_networks_give_the_same_losses(model, tmp_path, monkeypatch):
     """Over some iterations, so that pools return what was computed before the last recording."""
+    for kind in (CycleGANModel, Pix2PixModel):  # as models that somebody has written
+        monkeypatch.setattr(kind, "recordable", False)
     flags = f"--model {model} --no_dropout --precision fp32 --lr 0.00001"
     found = []
     for more in ("", " --compile --cuda_graphs"):
@@ -85,6 +91,128 @@ def test_recorded_networks_give_the_same_losses(model, tmp_path):
             found[-1].append(first_losses(net))
     for wanted, ours in zip(*found, strict=True):
         assert ours == pytest.approx(wanted, rel=2e-2, abs=1e-3)
+
+
+@pytest.fixture
+def recorders(monkeypatch):
+    """What records the iterations of models that are made in a test."""
+    made = []
+    ordinary = base_model.record_iterations
+    monkeypatch.setattr(base_model, "record_iterations", lambda m: made.append(ordinary(m)))
+    return made
+
+
+def iterate(model, iterations: int) -> list[dict[str, float]]:
+    random.seed(0)
+    found = []
+    for i in range(iterations):
+        if i == 12:
+            for optimizer in model.optimizers:
+                optimizer.param_groups[0]["lr"] *= 0.5
+        model.set_input(batch(seed=i, size=model.opt.crop_size))
+        model.optimize_parameters()
+        found.append(model.get_current_losses())
+    return found
+
+
+@pytest.mark.parametrize("model", ["cycle_gan --pool_size 2 --ema 0.9", "pix2pix --diffaug color"])
+def test_recorded_iterations_give_the_same_bits(model, recorders, tmp_path):
+    """With dropout, pools, averages, and another rate; what is left has deterministic kernels."""
+    flags = f"--model {model} --netG unet_128 --crop_size 128 --deterministic"
+    ends = []
+    for more in (" --cuda_graphs off", ""):
+        net = build(tmp_path, flags + more)
+        torch.manual_seed(5)
+        losses = iterate(net, 20)
+        weights = {f"{n}.{k}": v for n, s in net.network_states().items() for k, v in s.items()}
+        averages = {f"{n}.{k}": v for n, a in net._averages.items() for k, v in a.weights().items()}
+        ends.append((losses, {k: v.clone() for k, v in {**weights, **averages}.items()}))
+    torch.use_deterministic_algorithms(False)
+    assert not recorders[0].refused
+    assert len(recorders[0].recordings) == 1
+    torch.testing.assert_close(ends[1][1], ends[0][1], rtol=0, atol=0)
+    assert ends[1][0] == ends[0][0]
+
+
+HALF = "--precision bf16 --compile --channels_last"
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("cycle_gan", HALF),
+        ("pix2pix", HALF),
+        ("cycle_gan", "--spectral_norm"),
+        ("cycle_gan --gan_mode wgangp", ""),
+        ("cut", ""),
+        ("cut --pool_size 3", ""),
+        ("dcl --nce_layers 0,4", ""),
+    ],
+)
+def test_recorded_iterations_stay_close(model, flags, recorders, tmp_path):
+    flags = f"--model {model} {flags} --no_dropout --lr 0.00001"
+    found = []
+    for more in (" --cuda_graphs off", ""):
+        torch.manual_seed(5)
+        found.append(iterate(build(tmp_path, flags + more), 10))
+    assert not recorders[0].refused
+    assert len(recorders[0].recordings) == 1
+    relative, absolute = (5e-2, 2e-2) if flags == HALF else (2e-2, 2e-3)
+    for wanted, ours in zip(*found, strict=True):
+        # patches are drawn at random, which compiled networks may do in another order
+        names = [n for n in wanted if "NCE" not in n and not (n == "G" and "NCE" in str(wanted))]
+        known = pytest.approx([wanted[n] for n in names], rel=relative, abs=absolute)
+        assert [ours[n] for n in names] == known
+
+
+def test_an_iteration_that_waits_is_not_recorded(recorders, tmp_path, capsys, monkeypatch):
+    """And goes on as if nothing had been tried."""
+    found = []
+    for more in (" --cuda_graphs off", ""):
+        model = build(tmp_path, f"--model pix2pix --deterministic --netG unet_128{more}")
+        ordinary = model.backward_G
+        monkeypatch.setattr(model, "backward_G", lambda o=ordinary, m=model: (o(), m.loss_G.item()))
+        model.opt.crop_size = 128
+        torch.manual_seed(5)
+        found.append((iterate(model, 12), model.netG.state_dict()))
+    torch.use_deterministic_algorithms(False)
+    assert recorders[0].refused
+    assert "iterations are not recorded" in capsys.readouterr().out
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=0)
+    other = build(tmp_path, "--model pix2pix --netG unet_128")
+    other.opt.crop_size = 128
+    iterate(other, 8)
+    assert recorders[1].recordings
+
+
+def test_a_number_on_the_cpu_that_changes(recorders, tmp_path):
+    """Kernels get it when they start; a recording would keep it."""
+    found = []
+    for more in (" --cuda_graphs off", ""):
+        model = build(tmp_path, f"--model pix2pix --deterministic --netG unet_128{more}")
+        model.opt.crop_size, model.weight = 128, torch.tensor(1.0)
+        loss = model.compute_G_loss
+        model.compute_G_loss = lambda m=model, loss=loss: loss() * m.weight
+        torch.manual_seed(5)
+        found.append(iterate(model, 8))
+        model.weight.mul_(0.5)
+        found[-1] += iterate(model, 8)
+    torch.use_deterministic_algorithms(False)
+    assert len(recorders[0].recordings) == 1
+    assert found[1] == found[0]
+
+
+def test_recording_again_takes_no_more_memory(recorders, tmp_path):
+    """As in each epoch in which the learning rate falls."""
+    model = build(tmp_path, "--model cycle_gan --ngf 32 --crop_size 128")
+    reserved = []
+    for _ in range(6):
+        model.optimizer_G.param_groups[0]["lr"] *= 0.9
+        iterate(model, 8)
+        assert len(recorders[0].recordings) == 1
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] < 1.1 * reserved[1]
 
 
 @pytest.mark.parametrize("kind", ["resnet_6blocks instance", "unet_128 batch"])
@@ -109,6 +237,22 @@ def test_recorded_passes_give_the_same(kind):
     assert len(nets[1].forward.recordings) > 2
     for wanted, ours in zip(*found, strict=True):  # some kernels add up in varying order
         torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-3)
+
+
+def test_scores_are_those_of_the_cpu(tmp_path):
+    """`scripts/evaluate.py` records passes as test.py does."""
+    data = ROOT / "datasets" / "worldmaps_mini" / "aligned"
+    words = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--name", "x", "--crop_size", 128]
+    more = "--model pix2pix --netG unet_128 --ngf 8 --ndf 8 --load_size 128 --n_epochs 2".split()
+    succeed("train.py", *words, *SHORT, *more)
+    found = []
+    for gpu in ("0", "-1"):
+        results = tmp_path / f"results{gpu}"
+        asked = ["--eval", "--scores", "L1,PSNR,SSIM", "--gpu_ids", gpu, "--results_dir", results]
+        succeed("scripts/evaluate.py", *words, "--model", "pix2pix", *asked)
+        facts = json.loads((results / "x" / "test_latest" / "scores.json").read_text())
+        found.append({k: v["value"] for k, v in facts["scores"]["fake_B"].items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
 
 
 def swap_weights(net) -> None:
@@ -156,10 +300,10 @@ def gradients_of(net, pictures) -> list[torch.Tensor]:
 RECORDED = "--compile --cuda_graphs --channels_last"
 
 
-@pytest.mark.parametrize("flags", ["", "--precision fp16", "--fast", RECORDED])
+@pytest.mark.parametrize("flags", ["--cuda_graphs off", "--precision fp16", "--fast", RECORDED, ""])
 def test_training_resumes(flags, tmp_path):
     """Saves hold what a GPU has: training goes on, and --deterministic ends with the same bits."""
-    data = aligned(unaligned(tmp_path / "data"))
+    data = aligned(unaligned(tmp_path / "data", 10), 10)  # recording begins with the fifth
     words = ["--dataroot", data, *SMALL.split(), *SHORT, "--deterministic", "--num_threads", 2]
     # no ResNet: the gradient of its reflection padding adds up in varying order
     words += ["--model", "cycle_gan", "--netG", "unet_128", "--load_size", 128, "--crop_size", 128]

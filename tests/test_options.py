@@ -31,7 +31,7 @@ BOTH = {
     "--precision": ["tf32", "value"],
     "--channels_last": [False, "flag"],
     "--compile": [False, "flag"],
-    "--cuda_graphs": [False, "flag"],
+    "--cuda_graphs": ["auto", "value"],
     "--batch_passes": ["auto", "value"],
     "--fast": [False, "flag"],
     "--ignore_orientation": [False, "flag"],
@@ -558,6 +558,28 @@ def test_devices(count, ids, device, used, gpus, tmp_path):
     gpus(count)
     opt = parse_gpus(tmp_path, ids)
     assert (opt.device, opt.gpu_ids) == (torch.device(device), used)
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded", "said"),
+    [
+        ("", True, ""),
+        ("--compile", True, ""),
+        ("--cuda_graphs off", False, ""),
+        ("--cuda_graphs off --compile", False, "--compile is off: not in this test"),
+        ("--accumulate 2", False, ""),
+        ("--model template", False, ""),
+        ("--model template --cuda_graphs", False, "TemplateModel does not say that it is record"),
+        ("--on_nan skip --cuda_graphs", False, "--cuda_graphs is off: not with --on_nan skip"),
+    ],
+)
+def test_what_is_recorded_on_a_gpu(words, recorded, said, gpus, tmp_path, monkeypatch, capsys):
+    gpus(1)
+    monkeypatch.setattr("options.base_options.why_not_compile", lambda *a: "not in this test")
+    folders = ["--dataroot", str(tmp_path), "--checkpoints_dir", str(tmp_path)]
+    opt = TrainOptions([*folders, *words.split()]).parse(save=False)
+    assert opt.cuda_graphs is recorded
+    assert said in capsys.readouterr().out
 
 
 def test_falling_back_to_the_cpu_is_said_once(gpus, tmp_path, capsys):

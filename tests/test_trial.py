@@ -21,7 +21,7 @@ class Model:
 
     def __init__(self, opt):
         torch.rand(3)  # as making weights does
-        self.seconds, self.graphs = self.takes[opt.compile], opt.cuda_graphs
+        self.seconds, self.graphs = self.takes[opt.compile], opt.cuda_graphs and opt.compile
 
     def setup(self, opt):
         assert not opt.continue_train

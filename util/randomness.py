@@ -65,6 +65,13 @@ def set_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(cuda_state.cpu(), i)
 
 
+def fingerprint() -> tuple:
+    """What changes when a generator of the CPU draws: Python's, NumPy's or torch's."""
+    _, keys, position, *gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    torchs = torch.get_rng_state().numpy().tobytes()
+    return random.getstate(), np.asarray(keys).tobytes(), position, gauss, torchs
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Context manager: seeds the generators of the CPU, and restores their states at its end."""

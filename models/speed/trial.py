@@ -72,7 +72,8 @@ def _try(
     opt: argparse.Namespace, make_model: Callable[..., Any], batch: dict[str, Any]
 ) -> dict[str, Any]:
     """Seconds of an iteration `eager` and `compiled`, and how CUDA graphs `failed`."""
-    found = {"eager": seconds(opt, make_model, batch), "failed": ""}
+    # without compiling, CUDA graphs are of whole iterations, or none
+    found = {"eager": seconds(opt, make_model, batch, cuda_graphs=opt.cuda_graphs), "failed": ""}
     if opt.cuda_graphs:
         try:
             found["compiled"] = seconds(opt, make_model, batch, compile=True, cuda_graphs=True)
@@ -93,18 +94,18 @@ def seconds(
     """The median time of an iteration of a new model."""
     modes = {"compile": compile, "cuda_graphs": cuda_graphs, "continue_train": False}
     own = argparse.Namespace(**{**vars(opt), **modes})
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = make_model(own)
-        model.setup(own)
-    times = []
+    times, model = [], None
     try:
-        for _ in range(WARM_UP + STEPS):
-            start = time.perf_counter()
-            model.set_input(batch)
-            model.optimize_parameters()
-            if model.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = make_model(own)
+            model.setup(own)
+            for _ in range(WARM_UP + STEPS):
+                start = time.perf_counter()
+                model.set_input(batch)
+                model.optimize_parameters()
+                if model.device.type == "cuda":
+                    torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
     finally:  # where CUDA graphs fail, the next try begins without what they hold
         del model
         if compile:

@@ -1,0 +1,386 @@
+"""Whole iterations of training, recorded as CUDA graphs: thousands of kernels start as a few.
+
+A recording holds the kernels that `optimize_parameters` starts, and nothing of what Python does in
+between. So only models that say `recordable` are recorded, a recording is replayed only while
+nothing has changed that Python may have looked at, and an iteration that draws random numbers in
+Python or reads what the one before has left is refused when it is to be recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from models.losses import GradientPenalty
+from util import distributed, randomness
+from util.errors import first_line, say
+from util.image_pool import ImagePool
+
+from .python_state import (
+    PLAIN,
+    State,
+    hooked,
+    look,
+    state_of_layer,
+    state_of_optimizer,
+)
+
+if TYPE_CHECKING:
+    from models.base_model import BaseModel
+
+WARM_UP = 3  # alike iterations before one is recorded; cuDNN searches and compilers work in them
+PATIENCE = 100  # iterations that are not replayed, less those that are, before it is left
+RECORDINGS = 4  # of different batches, such as a smaller last one
+ADAMS = (torch.optim.Adam, torch.optim.AdamW)
+# of `BaseModel`, for others than the iteration
+_FOR_OTHERS = {"image_paths", "metric", "schedulers"}
+_FOR_OTHERS |= {"_metric_sum", "_metric_count", "_told_missing"}
+_recording: Recording | None = None  # that is being made
+
+
+class _Hidden:
+    """Stands for what an iteration must not look at, such as what the one before has left."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError(f"it looks at {self._name}, which is another one each time")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # as `hasattr` asks in looking through a model
+            raise AttributeError(name)
+        self._refuse()
+
+    __bool__ = __eq__ = __ne__ = __lt__ = __gt__ = _refuse  # type: ignore[assignment]
+    __getitem__ = __iter__ = __len__ = __contains__ = __call__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __neg__ = _refuse
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Recording:
+    """One iteration: graphs to replay and functions to call, in their order."""
+
+    def __init__(self, stream: torch.cuda.Stream, pool: Any):
+        self.stream, self.pool = stream, pool
+        self.parts: list[Callable[[], Any]] = []
+        self.inputs: dict[str, torch.Tensor] = {}  # attributes, in memory that stays
+        self.results: dict[str, Any] = {}  # attributes that the iteration sets
+        self.gradients: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """Context manager: kernels are recorded, not started."""
+        global _recording
+        torch.cuda.synchronize()
+        gc.collect()  # for the memory, and nothing on the GPU may end in between
+        torch.cuda.empty_cache()
+        _recording = self
+        try:
+            with torch.cuda.stream(self.stream):
+                self._begin()
+                try:
+                    yield
+                    self._end()
+                except BaseException:
+                    self._abandon()
+                    raise
+        finally:
+            _recording = None
+
+    def call(self, function: Callable[[], Any]) -> None:
+        """Interrupt the capture: each replay calls a function here."""
+        self._end()
+        self.parts.append(function)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        # what other threads do meanwhile, such as loading, is no part of it
+        self._graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+
+    def _end(self) -> None:
+        with warnings.catch_warnings():  # there may be nothing between two functions
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            self._graph.capture_end()
+        self.parts.append(self._graph.replay)
+
+    def _abandon(self) -> None:
+        try:
+            self._end()
+        except RuntimeError:
+            # A capture that has failed leaves PyTorch 2.11 in it: memory can't be given back, and
+            # random numbers can't be drawn until another one ends well.
+            with contextlib.suppress(AttributeError, RuntimeError):
+                torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
+            self.pool = torch.cuda.graph_pool_handle()
+            self._begin()
+            self._end()
+
+
+def in_each_iteration(function: Callable[..., Any], *args: Any) -> None:
+    """Call a function whose Python has to run each time, also where an iteration is replayed."""
+    if _recording is None:
+        function(*args)
+    else:
+        _recording.call(functools.partial(function, *args))
+
+
+def why_not_recorded(kind: type[BaseModel], opt: argparse.Namespace) -> str | None:
+    """Why the iterations of a class of models can't be recorded; None if they may be."""
+    if not opt.isTrain:
+        return "not in testing"
+    if not ("recordable" in vars(kind) and kind.recordable):
+        return f"a {kind.__name__} does not say that it is recordable"
+    modes = {
+        "several processes": distributed.world_size() > 1,
+        "--accumulate": opt.accumulate > 1,
+        "--precision fp16": opt.precision == "fp16",
+        "--on_nan skip": opt.on_nan == "skip",
+        "--grad_checkpoint": opt.grad_checkpoint,
+        "--gp_every": getattr(opt, "gp_every", 1) > 1,
+        "--flip_equivariance": getattr(opt, "flip_equivariance", False),
+        f"--preprocess {opt.preprocess}": opt.preprocess in ("scale_width", "none"),
+    }
+    used = next((mode for mode, on in modes.items() if on), None)
+    return f"not with {used}" if used else None
+
+
+class RecordedIterations:
+    """Stands in for the `optimize_parameters` of a model: records it, and replays that."""
+
+    def __init__(self, model: BaseModel):
+        self.model = model
+        self.run, self.take_input = model.optimize_parameters, model.set_input
+        # all iterations are on one stream: autograd remembers where it has added up gradients
+        self.stream = torch.cuda.Stream()
+        self.refused = ""
+        # names of attributes that `set_input` has set, and of those that an iteration sets
+        self.given: set[str] = set()
+        self.set_by_run: set[str] = set()
+        self.state: State | None = None  # for which there are recordings
+        self.seen: Counter[tuple] = Counter()
+        self.recordings: dict[tuple, Recording] = {}
+        self.replays = 0  # less the iterations that were none
+        self.changed = ""  # what has changed last
+        self.told = False
+
+    def set_input(self, input: dict[str, Any]) -> None:
+        """`set_input` of the model, and note what it sets."""
+        before = dict(vars(self.model))
+        self.take_input(input)
+        self.given |= _changed(before, self.model).keys() - _FOR_OTHERS
+
+    def optimize_parameters(self) -> None:
+        """One iteration."""
+        recording = None if self.refused or not torch.is_grad_enabled() else self._find()
+        if recording is None:
+            before = dict(vars(self.model))
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.run()
+            torch.cuda.current_stream().wait_stream(self.stream)
+            self.set_by_run = set(_changed(before, self.model))
+            return
+        own = vars(self.model)
+        for name, fixed in recording.inputs.items():
+            fixed.copy_(own[name])
+        for part in recording.parts:
+            part()
+        # copies: somebody may keep them
+        own.update(tree_map_only(torch.Tensor, torch.clone, recording.results))
+        for parameter, gradient in recording.gradients:
+            parameter.grad = gradient
+
+    def _find(self) -> Recording | None:
+        """The recording of an iteration as this one will be; None where there is none."""
+        state = self._state()
+        if state != self.state:
+            self.changed = state.difference(self.state) if self.state else ""
+            self.state, self.recordings = state, {}
+            # one for all: each is replayed as a whole, and its results are not needed for another
+            self.pool = torch.cuda.graph_pool_handle()
+            self.seen.clear()
+        batch = tuple((name, _kind(x)) for name, x in self._inputs().items())
+        self.seen[batch] += 1
+        full = len(self.recordings) == RECORDINGS
+        if batch not in self.recordings and self.seen[batch] > WARM_UP and not full:
+            self.refused = self._obstacle() or self._record(batch)
+            if not self.refused and not self.told:
+                say("iterations are replayed as CUDA graphs (--cuda_graphs off runs each one)")
+                self.told = True
+        self.replays += 1 if batch in self.recordings else -1
+        if self.replays < -PATIENCE:
+            self.refused = f"{self.changed or 'the batch'} changes too often"
+        if self.refused:
+            say(f"--cuda_graphs: iterations are not recorded: {self.refused}")
+            self.recordings = {}
+        return self.recordings.get(batch)
+
+    def _inputs(self) -> dict[str, Any]:
+        own = vars(self.model)
+        return {name: own[name] for name in sorted(self.given) if name in own}
+
+    def _obstacle(self) -> str:
+        """What stands in the way of a recording; empty if nothing does."""
+        model = self.model
+        for optimizer in model.all_optimizers():
+            known = type(optimizer) in ADAMS
+            if not known or not all(group["fused"] for group in optimizer.param_groups):
+                return f"{type(optimizer).__name__} is no fused Adam"
+            if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+                return "an optimizer has hooks"
+        if reason := hooked(self.nets, self.tensors):
+            return reason
+        if any(penalty.kind and penalty.every > 1 for penalty in model.find_all(GradientPenalty)):
+            return "a gradient penalty is not computed in every iteration"
+        for name, x in self._inputs().items():
+            here = torch.is_tensor(x) and x.device.type == model.device.type
+            if not here and not isinstance(x, PLAIN):
+                return f"set_input sets {name}, which is no tensor on {model.device}"
+        # a recording keeps its memory, and other batches and validation need theirs
+        if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
+            return "it takes more than half of the GPU's memory"
+        return ""
+
+    def _record(self, batch: tuple) -> str:
+        """Record an iteration; returns why that is impossible, after which all is as before."""
+        model, own = self.model, vars(self.model)
+        recording = Recording(self.stream, self.pool)
+        tensors = {n: x for n, x in self._inputs().items() if torch.is_tensor(x)}
+        recording.inputs = {name: x.clone() for name, x in tensors.items()}
+        before, undo, sources = dict(own), model.snapshot(), randomness.get_state()
+        own.update(recording.inputs)
+        hidden = (self.set_by_run | (self._for_others() & own.keys())) - tensors.keys()
+        own.update({name: _Hidden(name) for name in hidden})
+        begun, drawn = dict(own), randomness.fingerprint()
+
+        def restore() -> None:
+            own.clear()
+            own.update(before)
+            undo()
+            randomness.set_state(sources)
+
+        reason = ""
+        try:
+            with (
+                _capturable(model.all_optimizers()),
+                self._pools_each_time(recording),
+                recording.capture(),
+            ):
+                self.run()
+        except Exception as e:  # whatever the code of a model raises
+            reason = first_line(e)
+        except BaseException:
+            restore()
+            raise
+        recording.results = _changed(begun, model)
+        if not reason and (names := recording.results.keys() ^ self.set_by_run):
+            reason = f"not every iteration sets {min(names)}"
+        if not reason and any(isinstance(x, _Hidden) for x in recording.results.values()):
+            reason = "it keeps what the iteration before has left"
+        if not reason and randomness.fingerprint() != drawn:
+            reason = "it draws random numbers on the CPU"
+        if reason:
+            restore()
+            return reason
+        own.update({name: before[name] for name in hidden if isinstance(own.get(name), _Hidden)})
+        # without what autograd knows of a tensor: the next iteration would go on from there
+        recording.results = tree_map_only(torch.Tensor, torch.Tensor.detach, recording.results)
+        recording.gradients = [(p, p.grad) for p in model.stepped_tensors()]
+        own.update({name: before[name] for name in tensors})  # what a replay begins with
+        self.recordings[batch] = recording
+        return ""
+
+    @contextlib.contextmanager
+    def _pools_each_time(self, recording: Recording) -> Iterator[None]:
+        """Context manager: replays query image pools, which draw random numbers in Python."""
+        pools = [pool for pool in self.model.find_all(ImagePool) if pool.pool_size]
+        contents = [list(pool.images) for pool in pools]
+
+        def query(pool: ImagePool, ask: Callable[..., Any], images: torch.Tensor) -> torch.Tensor:
+            if any(kept.shape[1:] != images.shape[1:] for kept in pool.images):
+                raise ValueError("an image pool has pictures of another size")
+            images = images.detach()
+            chosen = torch.empty_like(images)
+            recording.call(lambda: chosen.copy_(ask(images)))
+            return chosen
+
+        for pool in pools:
+            ask = functools.partial(query, pool, pool.query)
+            pool.query = ask  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for pool in pools:
+                del pool.query
+        if any(len(p.images) != len(images) for p, images in zip(pools, contents, strict=True)):
+            for pool, images in zip(pools, contents, strict=True):
+                pool.images = images
+            raise ValueError("an image pool is not asked by pool.query()")
+
+    def _state(self) -> State:
+        """All that Python may look at in an iteration but the batch."""
+        model, device = self.model, self.model.device
+        if not self.recordings:  # the state says so if any is replaced
+            nets = [n for n in model.all_modules().values() if n not in model._averages.values()]
+            self.layers = list(dict.fromkeys(m for net in nets for m in net.modules()))
+            self.optimizers = model.all_optimizers()
+            self.nets, self.tensors = nets, model.trained_tensors()
+        passing = self.given | self.set_by_run | self._for_others()
+        own = {n: look(x, device) for n, x in vars(model).items() if n not in passing}
+        own["of the class"] = [x for x in vars(type(model)).values() if isinstance(x, PLAIN)]
+        own["with hooks"] = hooked(self.nets, self.tensors)
+        layers = [state_of_layer(layer, device) for layer in self.layers]
+        adams = [o for o in self.optimizers if type(o) in ADAMS]  # others are not recorded
+        return State(own, layers, [state_of_optimizer(o) for o in adams])
+
+    def _for_others(self) -> set[str]:
+        """Attributes that are not meant for an iteration, and change at any time."""
+        return _FOR_OTHERS | {n for n in self.model.visual_names if isinstance(n, str)}
+
+
+def record_iterations(model: BaseModel) -> RecordedIterations:
+    """Have a model on a GPU record its iterations, whatever training loop calls it."""
+    recorded = RecordedIterations(model)
+    # functions, so that who looks through the attributes of the model does not look into them
+    model.set_input = lambda input: recorded.set_input(input)
+    model.optimize_parameters = lambda: recorded.optimize_parameters()
+    return recorded
+
+
+def _kind(x: Any) -> Any:
+    """What there is a recording for each of: the form of a tensor, or a value."""
+    if torch.is_tensor(x):
+        return x.shape, x.stride(), x.dtype, x.device
+    return x if isinstance(x, PLAIN) else type(x)
+
+
+def _changed(before: dict[str, Any], model: BaseModel) -> dict[str, Any]:
+    """The attributes that are others than before."""
+    return {n: x for n, x in vars(model).items() if n not in before or before[n] is not x}
+
+
+@contextlib.contextmanager
+def _capturable(optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
+    """Context manager: steps may be recorded; a fused Adam computes the same with that flag."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    before = [group["capturable"] for group in groups]
+    for group in groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, value in zip(groups, before, strict=True):
+            group["capturable"] = value

@@ -1,0 +1,132 @@
+"""What the Python of an iteration may look at, in a form to compare.
+
+For what is recorded (`iterations.py`): if anything here has changed, Python might do something else
+than it did. Objects are kept, and compared by identity: the number of one that is gone, and its
+place in memory, may be those of another one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.losses import GradientPenalty
+from util.image_pool import ImagePool
+
+from .inspection import has_hooks
+from .steps import Steps
+
+PLAIN = (bool, int, float, str, type(None))
+DEPTH = 3  # of objects in objects
+# what they hold is looked at elsewhere, or goes on by itself
+_OPAQUE = (nn.Module, torch.optim.Optimizer, Steps, type, FunctionType, MethodType)
+_GO_ON = (ImagePool, GradientPenalty)
+# of a layer: what has its own place here, and what `Prepared` changes with what learns
+_ELSEWHERE = {"_parameters", "_buffers", "_modules", "prepared_augment", "prepared_trained"}
+_ELSEWHERE |= {"prepared_layers", "module"}
+
+
+class Same:
+    """An object, equal to itself alone."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, object: Any):
+        self.object = object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.object is self.object
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class State(NamedTuple):
+    """What an iteration may depend on besides its batch."""
+
+    attributes: dict[str, Any]
+    layers: list[tuple]
+    optimizers: list[tuple]
+
+    def difference(self, other: State) -> str:
+        """What is not equal, in words."""
+        names = sorted(self.attributes.keys() | other.attributes.keys())
+        for name in names:
+            if self.attributes.get(name, self) != other.attributes.get(name, other):
+                return f"the attribute {name}"
+        return "a layer or weight" if self.layers != other.layers else "an optimizer"
+
+
+def look(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
+    """A plain value; else which object it is, and what is in it.
+
+    Of tensors on another device than the model's also the version: a kernel gets a number of the
+    CPU as it is when the kernel starts.
+    """
+    if isinstance(x, PLAIN):
+        return x
+    if isinstance(x, torch.Tensor):
+        elsewhere = x.device.type != device.type
+        return Same(x), x.data_ptr(), x.requires_grad, x._version if elsewhere else 0
+    if isinstance(x, np.ndarray):
+        return Same(x), x.tobytes()
+    if isinstance(x, random.Random):
+        return x.getstate()
+    if isinstance(x, np.random.Generator):
+        return repr(x.bit_generator.state)
+    if hasattr(type(x), "__next__"):
+        return object()  # nothing is known of an iterator but that it goes on
+    if not depth or isinstance(x, _OPAQUE):
+        return Same(x)
+    if isinstance(x, _GO_ON):
+        return Same(x), [v for v in vars(x).values() if isinstance(v, PLAIN)]
+    inside = x if isinstance(x, (dict, list, tuple, set, deque)) else getattr(x, "__dict__", {})
+    if isinstance(inside, dict):
+        values = [(key, look(v, device, depth - 1)) for key, v in inside.items()]
+    else:
+        values = [look(v, device, depth - 1) for v in inside]
+    return values if isinstance(x, tuple) else (Same(x), values)
+
+
+def state_of_layer(layer: nn.Module, device: torch.device) -> tuple:
+    """Its attributes, its layers, and where its tensors are."""
+    weights = [(p.data_ptr(), p.requires_grad) for p in layer._parameters.values() if p is not None]
+    buffers = [
+        (b.data_ptr(), b._version if b.device.type != device.type else 0)
+        for b in layer._buffers.values()
+        if b is not None
+    ]
+    if type(layer).__module__.startswith("torch."):
+        own: list[Any] = [x for x in vars(layer).values() if isinstance(x, PLAIN)]
+    else:
+        named = vars(layer).items()
+        own = [look(x, device, 2) for n, x in named if n not in _ELSEWHERE and not _is_empty(x)]
+    return own, [*map(id, layer._modules.values())], weights, buffers
+
+
+def _is_empty(x: Any) -> bool:
+    return isinstance(x, dict) and not x
+
+
+def state_of_optimizer(optimizer: torch.optim.Optimizer) -> tuple:
+    """Its rates, its weights and whether they have gradients, and where its moments are."""
+    groups = [{**group, "params": [*map(id, group["params"])]} for group in optimizer.param_groups]
+    missing = [p.grad is None for group in optimizer.param_groups for p in group["params"]]
+    moments = (x for of_weight in optimizer.state.values() for x in of_weight.values())
+    hooks = len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)
+    return groups, missing, [x.data_ptr() for x in moments if torch.is_tensor(x)], hooks
+
+
+def hooked(nets: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> str:
+    """Which of these have hooks, in words; empty if none has."""
+    if any(has_hooks(net) for net in nets):
+        return "a network has hooks"
+    kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
+    found = any(getattr(t, kind, None) for t in tensors for kind in kinds)
+    return "weights have hooks" if found else ""
