@@ -193,8 +193,8 @@ class BaseOptions:
             default="auto",
             const="on",
             choices=("auto", "on", "off"),
-            help="record what a GPU does; auto: iterations of models that come along; on: else "
-            "networks, with --compile",
+            help="CUDA graphs; auto: replay iterations of models that are recordable; on: else "
+            "record compiled networks; off: none",
         )
         add(
             "--batch_passes",

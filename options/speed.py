@@ -96,11 +96,11 @@ def why_not_graphs(
 ) -> str | None:
     """Why `--cuda_graphs` does not work here; None if it does.
 
-    They are of whole iterations, or else of compiled `networks`.
+    With `networks`, those of compiled networks will do where iterations can't be recorded.
     """
     if device.type != "cuda":
         return "it needs a CUDA device"
     reason = why_not_recorded(models.find_model_using_name(opt.model), opt)
     if reason and networks:
-        return None if opt.compile else f"{reason}, nor without --compile"
+        return None if opt.compile else f"{reason}, and recording networks needs --compile"
     return reason

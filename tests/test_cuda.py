@@ -57,8 +57,17 @@ def test_losses_stay_finite(model, flags, tmp_path):
     assert all(abs(value) < 1e6 for value in losses.values())
 
 
+@pytest.fixture
+def recorders(monkeypatch):
+    """What records the iterations of models that are made in a test."""
+    made = []
+    ordinary = base_model.record_iterations
+    monkeypatch.setattr(base_model, "record_iterations", lambda m: made.append(ordinary(m)))
+    return made
+
+
 @pytest.mark.parametrize("before", [3, 8])
-def test_nothing_waits_for_the_gpu(before, tmp_path):
+def test_nothing_waits_for_the_gpu(before, recorders, tmp_path):
     """An iteration only hands out work, recorded or not; PyTorch raises where it would wait."""
     model = build(tmp_path, "--model cycle_gan --pool_size 2")
     data = {k: v.pin_memory() if torch.is_tensor(v) else v for k, v in batch().items()}
@@ -73,6 +82,7 @@ def test_nothing_waits_for_the_gpu(before, tmp_path):
         model.track_metric()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert bool(recorders[0].recordings) is (before == 8)
 
 
 @pytest.mark.parametrize("model", ["cycle_gan --pool_size 2", "pix2pix --norm instance"])
@@ -91,15 +101,6 @@ def test_recorded_networks_give_the_same_losses(model, tmp_path, monkeypatch):
             found[-1].append(first_losses(net))
     for wanted, ours in zip(*found, strict=True):
         assert ours == pytest.approx(wanted, rel=2e-2, abs=1e-3)
-
-
-@pytest.fixture
-def recorders(monkeypatch):
-    """What records the iterations of models that are made in a test."""
-    made = []
-    ordinary = base_model.record_iterations
-    monkeypatch.setattr(base_model, "record_iterations", lambda m: made.append(ordinary(m)))
-    return made
 
 
 def iterate(model, iterations: int) -> list[dict[str, float]]:
@@ -159,7 +160,7 @@ def test_recorded_iterations_stay_close(model, flags, recorders, tmp_path):
     assert len(recorders[0].recordings) == 1
     relative, absolute = (5e-2, 2e-2) if flags == HALF else (2e-2, 2e-3)
     for wanted, ours in zip(*found, strict=True):
-        # patches are drawn at random, which compiled networks may do in another order
+        # whose patches are drawn at random; tests/test_iterations.py has these
         names = [n for n in wanted if "NCE" not in n and not (n == "G" and "NCE" in str(wanted))]
         known = pytest.approx([wanted[n] for n in names], rel=relative, abs=absolute)
         assert [ours[n] for n in names] == known
@@ -312,7 +313,10 @@ def test_training_resumes(flags, tmp_path):
     for folder, parts in ((tmp_path / "whole", [2]), (tmp_path / "parts", [1, 2])):
         for epochs in parts:
             go_on = ["--continue_train"] if epochs > parts[0] else []
-            succeed("train.py", *words, "--checkpoints_dir", folder, "--n_epochs", epochs, *go_on)
+            where = ["--checkpoints_dir", folder, "--n_epochs", epochs]
+            out = succeed("train.py", *words, *where, *go_on).out
+            replays = "iterations are replayed as CUDA graphs" in out
+            assert replays is (flags in ("", "--fast", RECORDED))
         ends.append(torch.load(folder / "x" / "latest_net_G_A.pth", weights_only=True))
     for key, value in ends[0].items():
         torch.testing.assert_close(value.cpu(), ends[1][key].cpu(), rtol=1e-4, atol=1e-5)

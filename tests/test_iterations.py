@@ -45,18 +45,23 @@ class Graph:
 
     kept: list[torch.Tensor] = []  # that a capture must not change
     replays = 0
+    draws = False  # whether random numbers are those of a GPU, which a capture does not draw
 
     def capture_begin(self, pool, capture_error_mode):
         assert capture_error_mode == "thread_local"
         self.operators = Operators()
         self.before = [t.detach().clone() for t in self.kept]
+        self.random = torch.get_rng_state()
         self.operators.__enter__()
 
     def capture_end(self):
         self.operators.__exit__(None, None, None)
         with torch.no_grad():
             for tensor, value in zip(self.kept, self.before, strict=True):
-                tensor.copy_(value)
+                if not torch.equal(tensor, value):  # for autograd a copy is a change
+                    tensor.copy_(value)
+        if self.draws:
+            torch.set_rng_state(self.random)
 
     def replay(self):
         Graph.replays += 1
@@ -125,12 +130,13 @@ MODELS = {
     "cycle_gan_wgangp": "--model cycle_gan --gan_mode wgangp --gp r1",
     "pix2pix": "--model pix2pix --netG resnet_6blocks --netD multiscale --n_layers_D 2 --num_D 2 "
     "--lambda_feat 1",
-    "cut": "--model cut --netF sample --num_patches 4 --lambda_NCE 0",
+    "cut": "--model cut --num_patches 4",
+    "dcl": "--model dcl --nce_layers 0,4 --num_patches 4 --pool_size 2",
 }
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_same_bits_as_without(name, tmp_path):
+def test_the_same_bits_as_without(name, tmp_path, monkeypatch):
     """With pools that draw random numbers, rates that change, and a smaller batch now and then."""
 
     def begin(model, i):
@@ -138,11 +144,13 @@ def test_the_same_bits_as_without(name, tmp_path):
             for optimizer in model.optimizers:
                 optimizer.param_groups[0]["lr"] *= 0.5
 
+    monkeypatch.setattr(Graph, "draws", True)
     found = []
     for recorded in (False, True):
         model = make(tmp_path, MODELS[name])
         if recorded:
             recorder = record(model)
+        torch.manual_seed(7)
         found.append(train(model, 24, begin, sizes=(64, 64, 32)))
     assert not recorder.refused
     assert Graph.replays >= 10
@@ -214,6 +222,7 @@ BETWEEN = {
     "a hook of a step": lambda model: model.optimizer_G.register_step_pre_hook(halve),
     "an attribute of an object": lambda model: setattr(model.weights, "extra", 2.0),
     "a value in a dictionary": lambda model: model.more.update(extra=2.0),
+    "an attribute of the class": lambda model: setattr(type(model), "all_of_them", 2.0),
     "an attribute": change(criterionL1=torch.nn.MSELoss()),
     "momentum": lambda model: model.optimizer_G.param_groups[0].update(betas=(0.8, 0.9)),
     "an attribute of a layer": lambda model: setattr(model.netD, "slope", 2.0),
@@ -228,8 +237,13 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
         if i == 8:
             BETWEEN[what](model)
 
+    class Edited(Pix2PixModel):
+        recordable = True
+        all_of_them = 1.0
+
     def make_model():
         model = make(tmp_path, "--model pix2pix --netG resnet_6blocks")
+        model.__class__, Edited.all_of_them = Edited, 1.0
         ordinary = model.netD.forward
         model.netD.slope = 1.0
         model.netD.forward = lambda x: ordinary(x) * model.netD.slope
@@ -238,13 +252,16 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
             {"extra": 1.0, "deep": {"extra": 1.0}},
         )
         loss = model.compute_G_loss
-        model.compute_G_loss = lambda: loss() * model.weights.extra * deep(model.more)
+        model.compute_G_loss = lambda: (
+            loss() * model.weights.extra * deep(model.more) * model.all_of_them
+        )
         return model
 
     recorder = compare(make_model, begin=begin)
     hook = what.startswith("a hook")
     assert recorder.refused.endswith("hooks") if hook else not recorder.refused
     assert Graph.replays >= 3
+    assert hook or recorder.recordings
 
 
 def give_the_same(model, i):
@@ -287,6 +304,24 @@ def test_what_somebody_keeps_stays_as_it_is(tmp_path):
 
     compare(make_model, begin=begin)
     torch.testing.assert_close(kept[1], kept[0], rtol=0, atol=0)
+
+
+def test_gradients_are_those_of_the_iteration(tmp_path):
+    """For a loop that looks at them and sets them to None; with two sizes in turn."""
+    norms = []
+
+    def begin(model, i):
+        weight = next(model.netG.parameters())
+        norms[-1].append(float(weight.grad.norm()) if i else 0)
+        model.optimizer_G.zero_grad()
+
+    def make_model():
+        norms.append([])
+        return make(tmp_path, "--model pix2pix --netG resnet_6blocks")
+
+    compare(make_model, 24, begin, sizes=(64, 32))
+    assert Graph.replays
+    assert norms[0] == norms[1]
 
 
 def test_not_where_the_gpu_has_no_room_for_it(tmp_path, monkeypatch):
@@ -488,7 +523,9 @@ def test_modes_that_need_python_in_each_iteration(flags, reason, tmp_path):
     assert why_not_recorded(find_model_using_name(opt.model), opt) == reason
     gpu = torch.device("cuda")
     assert why_not_graphs(opt, gpu, networks=False) == reason  # --cuda_graphs auto
-    assert why_not_graphs(opt, gpu) == (reason and f"{reason}, nor without --compile")
+    assert why_not_graphs(opt, gpu) == (
+        reason and f"{reason}, and recording networks needs --compile"
+    )
     opt.compile = True
     assert why_not_graphs(opt, gpu) is None
 

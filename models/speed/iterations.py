@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from models.base_model import BaseModel
 
 WARM_UP = 3  # alike iterations before one is recorded; cuDNN searches and compilers work in them
-PATIENCE = 100  # iterations that are not replayed, less those that are, before it is left
+PATIENCE = 100  # eager iterations minus replays, after which no more are recorded
 RECORDINGS = 4  # of different batches, such as a smaller last one
 ADAMS = (torch.optim.Adam, torch.optim.AdamW)
-# of `BaseModel`, for others than the iteration
+# attributes that an iteration must not read
 _FOR_OTHERS = {"image_paths", "metric", "schedulers"}
 _FOR_OTHERS |= {"_metric_sum", "_metric_count", "_told_missing"}
 _recording: Recording | None = None  # that is being made
@@ -75,13 +75,13 @@ class Recording:
     def __init__(self, stream: torch.cuda.Stream, pool: Any):
         self.stream, self.pool = stream, pool
         self.parts: list[Callable[[], Any]] = []
-        self.inputs: dict[str, torch.Tensor] = {}  # attributes, in memory that stays
+        self.static_inputs: dict[str, torch.Tensor] = {}  # attributes
         self.results: dict[str, Any] = {}  # attributes that the iteration sets
         self.gradients: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[None]:
-        """Context manager: kernels are recorded, not started."""
+        """Context manager: kernels are captured, not run."""
         global _recording
         torch.cuda.synchronize()
         gc.collect()  # for the memory, and nothing on the GPU may end in between
@@ -163,7 +163,7 @@ class RecordedIterations:
     def __init__(self, model: BaseModel):
         self.model = model
         self.run, self.take_input = model.optimize_parameters, model.set_input
-        # all iterations are on one stream: autograd remembers where it has added up gradients
+        # Of eager iterations as well: autograd goes on to add up gradients where it did it first.
         self.stream = torch.cuda.Stream()
         self.refused = ""
         # names of attributes that `set_input` has set, and of those that an iteration sets
@@ -172,7 +172,7 @@ class RecordedIterations:
         self.state: State | None = None  # for which there are recordings
         self.seen: Counter[tuple] = Counter()
         self.recordings: dict[tuple, Recording] = {}
-        self.replays = 0  # less the iterations that were none
+        self.balance = 0  # replays minus eager iterations
         self.changed = ""  # what has changed last
         self.told = False
 
@@ -194,7 +194,7 @@ class RecordedIterations:
             self.set_by_run = set(_changed(before, self.model))
             return
         own = vars(self.model)
-        for name, fixed in recording.inputs.items():
+        for name, fixed in recording.static_inputs.items():
             fixed.copy_(own[name])
         for part in recording.parts:
             part()
@@ -220,8 +220,8 @@ class RecordedIterations:
             if not self.refused and not self.told:
                 say("iterations are replayed as CUDA graphs (--cuda_graphs off runs each one)")
                 self.told = True
-        self.replays += 1 if batch in self.recordings else -1
-        if self.replays < -PATIENCE:
+        self.balance += 1 if batch in self.recordings else -1
+        if self.balance < -PATIENCE:
             self.refused = f"{self.changed or 'the batch'} changes too often"
         if self.refused:
             say(f"--cuda_graphs: iterations are not recorded: {self.refused}")
@@ -259,9 +259,9 @@ class RecordedIterations:
         model, own = self.model, vars(self.model)
         recording = Recording(self.stream, self.pool)
         tensors = {n: x for n, x in self._inputs().items() if torch.is_tensor(x)}
-        recording.inputs = {name: x.clone() for name, x in tensors.items()}
+        recording.static_inputs = {name: x.clone() for name, x in tensors.items()}
         before, undo, sources = dict(own), model.snapshot(), randomness.get_state()
-        own.update(recording.inputs)
+        own.update(recording.static_inputs)
         hidden = (self.set_by_run | (self._for_others() & own.keys())) - tensors.keys()
         own.update({name: _Hidden(name) for name in hidden})
         begun, drawn = dict(own), randomness.fingerprint()

@@ -1,8 +1,9 @@
 """What the Python of an iteration may look at, in a form to compare.
 
 For what is recorded (`iterations.py`): if anything here has changed, Python might do something else
-than it did. Objects are kept, and compared by identity: the number of one that is gone, and its
-place in memory, may be those of another one.
+than it did. Objects in attributes are kept, and compared by identity: the id of one that is gone
+may be that of another. Layers, which the recorder keeps, go by id; weights and moments by their
+address, which is what a replay reads.
 """
 
 from __future__ import annotations

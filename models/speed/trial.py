@@ -1,9 +1,9 @@
 """Whether compiling makes an iteration faster, and CUDA graphs work, by a short trial.
 
 That depends on the machine, the model and the size: on a CPU a compiled pix2pix in bf16 is slower,
-and a model that keeps an output for the next iteration can't have CUDA graphs. The answer is kept
-in the user's cache folder, so that the next training starts at once, and a resumed one computes as
-before.
+and a model that keeps an output for the next iteration can't have CUDA graphs of its networks. The
+answer is kept in the user's cache folder, so that the next training starts at once, and a resumed
+one computes as before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from util import distributed, randomness
 from util.errors import first_line
 from util.files import write_whole
 
-WARM_UP, STEPS = 3, 5  # iterations; the first ones compile
+WARM_UP, STEPS = 6, 5  # iterations; the first ones compile and are recorded
 # options that decide how long an iteration takes
 NAMES = (
     *("model", "netG", "netD", "ngf", "ndf", "n_layers_D", "norm", "input_nc", "output_nc"),
@@ -132,6 +132,6 @@ def _key(opt: argparse.Namespace) -> str:
     on_gpu = opt.device.type == "cuda"
     device = torch.cuda.get_device_name(opt.device) if on_gpu else platform.processor()
     machine = [platform.node(), device, torch.get_num_threads(), torch.__version__]
-    machine.append(distributed.world_size())
+    machine += [distributed.world_size(), "recorded"]  # the way in which times were taken
     options = [f"{name}={getattr(opt, name)}" for name in NAMES if hasattr(opt, name)]
     return " ".join(map(str, [*machine, *options]))
