@@ -92,7 +92,9 @@ def record(model):
 
     def kept():
         states = [s for o in model.all_optimizers() for s in o.state.values()]
-        return [*model.trained_tensors(), *(x for s in states for x in s.values())]
+        tensors = model.trained_tensors()
+        gradients = [t.grad for t in tensors if t.grad is not None]
+        return [*tensors, *gradients, *(x for s in states for x in s.values())]
 
     find = recorded._find
     recorded._find = lambda: setattr(Graph, "kept", kept()) or find()
@@ -279,7 +281,8 @@ def cut_by_hand(model, i):
 
 def steps_of_the_loop(model, i):
     """G learns from the mean of two batches."""
-    model.optimizer_G.step = lambda: None
+    if i == 0:
+        model.optimizer_G.step = lambda: None
     if i % 2:
         torch.optim.Adam.step(model.optimizer_G)
 
@@ -304,6 +307,57 @@ def test_what_somebody_keeps_stays_as_it_is(tmp_path):
 
     compare(make_model, begin=begin)
     torch.testing.assert_close(kept[1], kept[0], rtol=0, atol=0)
+
+
+def test_all_is_as_before_where_a_recording_is_refused(tmp_path):
+    """Gradients that go on from one iteration to the next, and a D that learns again at the end."""
+
+    class Edited(Pix2PixModel):
+        recordable = True
+
+        def optimize_parameters(self):
+            self.forward()
+            self.backward_D()
+            self.optimizer_D.step()
+            self.optimizer_D.zero_grad()
+            self.set_requires_grad(self.netD, False)
+            for weight in self.netG.parameters():
+                weight.grad = None if weight.grad is None else weight.grad * 0.5
+            self.backward_G()
+            self.loss_names = [*self.loss_names[:4], *self.image_paths]  # so it is refused
+            self.loss_a = self.loss_G.detach()
+            self.optimizer_G.step()
+            self.set_requires_grad(self.netD, True)
+
+    def make_model():
+        model = make(tmp_path, "--model pix2pix --netG resnet_6blocks --norm batch")
+        model.__class__ = Edited
+        return model
+
+    recorder = compare(make_model, 12)
+    assert recorder.refused == "it looks at image_paths, which is another one each time"
+
+
+def test_arguments_and_results_of_somebodys_own(tmp_path):
+    class Edited(Pix2PixModel):
+        recordable = True
+
+        def set_input(self, input, scale=1.0):
+            super().set_input(input)
+            self.real_B = self.real_B * scale
+            return "set"
+
+        def optimize_parameters(self, weight=1.0):
+            super().optimize_parameters()
+            return self.loss_G.item() * weight
+
+    model = make(tmp_path, "--model pix2pix --netG resnet_6blocks")
+    model.__class__ = Edited
+    recorder = record(model)
+    assert model.set_input(batch(), scale=0.5) == "set"
+    assert model.optimize_parameters(weight=0.0) == 0.0
+    assert model.optimize_parameters(2.0) > 0
+    assert not recorder.refused
 
 
 def test_gradients_are_those_of_the_iteration(tmp_path):
@@ -414,6 +468,43 @@ def draws_by_own(model):
     model.loss_G = model.loss_G * model.random.random()
 
 
+def draws_by_older_own(model):
+    if not hasattr(model, "random"):
+        model.random = np.random.RandomState(3)
+    model.loss_G = model.loss_G * model.random.random_sample()
+
+
+def asks_what_it_is(model):
+    if isinstance(getattr(model, "last", None), torch.Tensor):
+        model.loss_G = model.loss_G + (model.fake_B - model.last).abs().mean()
+    model.last = model.fake_B.detach()
+
+
+def collects(model):
+    """Too much to be looked through in each iteration."""
+    model.collected = getattr(model, "collected", None) or [0.5] * 5000
+    model.loss_G = model.loss_G * model.collected[-1]
+    model.collected[-1] *= 0.9
+
+
+def returns(model):
+    pass  # see Edited
+
+
+class Odd:
+    def __eq__(self, other):
+        raise RuntimeError("not to be compared")
+
+    def __hash__(self):
+        return 1
+
+
+def holds_the_odd(model):
+    odd = vars(model).setdefault("odd", {})
+    odd.clear()
+    odd[Odd()] = 1
+
+
 def buffers(model):
     """As the ReplayBuffer of other code bases."""
     buffer = vars(model).setdefault("buffer", SimpleNamespace(data=[]))
@@ -442,6 +533,11 @@ REFUSED = {
     draws_by_own: "the attribute random changes too often",
     buffers: "the attribute buffer changes too often",
     remembers: "the attribute bank changes too often",
+    asks_what_it_is: "it looks at last, which is another one each time",
+    draws_by_older_own: "the attribute random changes too often",
+    collects: "the attribute collected changes too often",
+    returns: "optimize_parameters returns something",
+    holds_the_odd: "what the model holds can't be compared (not to be compared)",
     penalizes: "a gradient penalty is not computed in every iteration",
     draws: "draws random numbers on the CPU",
     draws_by_torch: "draws random numbers on the CPU",
@@ -460,6 +556,10 @@ def test_an_iteration_that_python_decides_on_is_not_recorded(step, tmp_path, cap
             self.loss_G = self.compute_G_loss()
             step(self)
             self.loss_G.backward()
+
+        def optimize_parameters(self):
+            super().optimize_parameters()
+            return "done" if step is returns else None
 
     def make_model():
         torch.manual_seed(1)

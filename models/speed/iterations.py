@@ -27,6 +27,7 @@ from util.image_pool import ImagePool
 
 from .python_state import (
     PLAIN,
+    Same,
     State,
     hooked,
     look,
@@ -41,32 +42,10 @@ WARM_UP = 3  # alike iterations before one is recorded; cuDNN searches and compi
 PATIENCE = 100  # eager iterations minus replays, after which no more are recorded
 RECORDINGS = 4  # of different batches, such as a smaller last one
 ADAMS = (torch.optim.Adam, torch.optim.AdamW)
-# attributes that an iteration must not read
+# other attributes that an iteration must not read
 _FOR_OTHERS = {"image_paths", "metric", "schedulers"}
 _FOR_OTHERS |= {"_metric_sum", "_metric_count", "_told_missing"}
 _recording: Recording | None = None  # that is being made
-
-
-class _Hidden:
-    """Stands for what an iteration must not look at, such as what the one before has left."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def _refuse(self, *_: Any) -> Any:
-        raise TypeError(f"it looks at {self._name}, which is another one each time")
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # as `hasattr` asks in looking through a model
-            raise AttributeError(name)
-        self._refuse()
-
-    __bool__ = __eq__ = __ne__ = __lt__ = __gt__ = _refuse  # type: ignore[assignment]
-    __getitem__ = __iter__ = __len__ = __contains__ = __call__ = _refuse
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __neg__ = _refuse
-    __hash__ = None  # type: ignore[assignment]
 
 
 class Recording:
@@ -176,23 +155,25 @@ class RecordedIterations:
         self.changed = ""  # what has changed last
         self.told = False
 
-    def set_input(self, input: dict[str, Any]) -> None:
+    def set_input(self, *args: Any, **kwargs: Any) -> Any:
         """`set_input` of the model, and note what it sets."""
         before = dict(vars(self.model))
-        self.take_input(input)
+        result = self.take_input(*args, **kwargs)
         self.given |= _changed(before, self.model).keys() - _FOR_OTHERS
+        return result
 
-    def optimize_parameters(self) -> None:
-        """One iteration."""
-        recording = None if self.refused or not torch.is_grad_enabled() else self._find()
+    def optimize_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """One iteration; with arguments of a model's own it is never recorded."""
+        eager = self.refused or args or kwargs or not torch.is_grad_enabled()
+        recording = None if eager else self._find()
         if recording is None:
             before = dict(vars(self.model))
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                self.run()
+                result = self.run(*args, **kwargs)
             torch.cuda.current_stream().wait_stream(self.stream)
             self.set_by_run = set(_changed(before, self.model))
-            return
+            return result
         own = vars(self.model)
         for name, fixed in recording.static_inputs.items():
             fixed.copy_(own[name])
@@ -205,10 +186,13 @@ class RecordedIterations:
 
     def _find(self) -> Recording | None:
         """The recording of an iteration as this one will be; None where there is none."""
-        state = self._state()
-        if state != self.state:
-            self.changed = state.difference(self.state) if self.state else ""
-            self.state, self.recordings = state, {}
+        try:
+            state = self._state()
+            changed = state.difference(self.state) if self.state else "nothing"
+        except Exception as e:  # whatever objects of somebody's own do when they are compared
+            return self._refuse(f"what the model holds can't be compared ({first_line(e)})")
+        if changed:
+            self.changed, self.state, self.recordings = changed, state, {}
             # one for all: each is replayed as a whole, and its results are not needed for another
             self.pool = torch.cuda.graph_pool_handle()
             self.seen.clear()
@@ -216,17 +200,22 @@ class RecordedIterations:
         self.seen[batch] += 1
         full = len(self.recordings) == RECORDINGS
         if batch not in self.recordings and self.seen[batch] > WARM_UP and not full:
-            self.refused = self._obstacle() or self._record(batch)
-            if not self.refused and not self.told:
+            if reason := self._obstacle() or self._record(batch):
+                return self._refuse(reason)
+            if not self.told:
                 say("iterations are replayed as CUDA graphs (--cuda_graphs off runs each one)")
                 self.told = True
         self.balance += 1 if batch in self.recordings else -1
         if self.balance < -PATIENCE:
-            self.refused = f"{self.changed or 'the batch'} changes too often"
-        if self.refused:
-            say(f"--cuda_graphs: iterations are not recorded: {self.refused}")
-            self.recordings = {}
+            return self._refuse(f"{self.changed} changes too often")
         return self.recordings.get(batch)
+
+    def _refuse(self, reason: str) -> None:
+        """Run all iterations eagerly from now on."""
+        say(f"--cuda_graphs: iterations are not recorded: {reason}")
+        self.refused = reason
+        self.state, self.recordings = None, {}
+        self.layers, self.nets, self.optimizers, self.tensors = [], [], [], []
 
     def _inputs(self) -> dict[str, Any]:
         own = vars(self.model)
@@ -241,14 +230,18 @@ class RecordedIterations:
                 return f"{type(optimizer).__name__} is no fused Adam"
             if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
                 return "an optimizer has hooks"
+        if model._steps.inspect is not None:
+            return "steps are inspected"
         if reason := hooked(self.nets, self.tensors):
             return reason
         if any(penalty.kind and penalty.every > 1 for penalty in model.find_all(GradientPenalty)):
             return "a gradient penalty is not computed in every iteration"
         for name, x in self._inputs().items():
-            here = torch.is_tensor(x) and x.device.type == model.device.type
-            if not here and not isinstance(x, PLAIN):
-                return f"set_input sets {name}, which is no tensor on {model.device}"
+            if not isinstance(x, (torch.Tensor, *PLAIN)):
+                return f"set_input sets {name}, which is no tensor"
+            if torch.is_tensor(x) and (x.requires_grad or x.device.type != model.device.type):
+                what = "needs gradients" if x.requires_grad else f"is not on {model.device}"
+                return f"set_input sets {name}, which {what}"
         # a recording keeps its memory, and other batches and validation need theirs
         if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
             return "it takes more than half of the GPU's memory"
@@ -261,41 +254,41 @@ class RecordedIterations:
         tensors = {n: x for n, x in self._inputs().items() if torch.is_tensor(x)}
         recording.static_inputs = {name: x.clone() for name, x in tensors.items()}
         before, undo, sources = dict(own), model.snapshot(), randomness.get_state()
-        own.update(recording.static_inputs)
-        hidden = (self.set_by_run | (self._for_others() & own.keys())) - tensors.keys()
-        own.update({name: _Hidden(name) for name in hidden})
-        begun, drawn = dict(own), randomness.fingerprint()
+        learning = [(t, t.requires_grad, t.grad) for t in self.tensors]
 
         def restore() -> None:
             own.clear()
             own.update(before)
             undo()
             randomness.set_state(sources)
+            for tensor, learns, gradient in learning:
+                tensor.requires_grad, tensor.grad = learns, gradient
 
-        reason = ""
+        own.update(recording.static_inputs)
+        drawn = randomness.fingerprint()
+        watch = _Watch((self.set_by_run | self._for_others()) - tensors.keys())
         try:
             with (
                 _capturable(model.all_optimizers()),
                 self._pools_each_time(recording),
+                watch.over(model),
                 recording.capture(),
             ):
-                self.run()
+                returned = self.run()
+            reason = watch.reason(self.set_by_run)
+            if not reason and returned is not None:
+                reason = "optimize_parameters returns something"
+            if not reason and randomness.fingerprint() != drawn:
+                reason = "it draws random numbers on the CPU"
         except Exception as e:  # whatever the code of a model raises
             reason = first_line(e)
         except BaseException:
             restore()
             raise
-        recording.results = _changed(begun, model)
-        if not reason and (names := recording.results.keys() ^ self.set_by_run):
-            reason = f"not every iteration sets {min(names)}"
-        if not reason and any(isinstance(x, _Hidden) for x in recording.results.values()):
-            reason = "it keeps what the iteration before has left"
-        if not reason and randomness.fingerprint() != drawn:
-            reason = "it draws random numbers on the CPU"
         if reason:
             restore()
             return reason
-        own.update({name: before[name] for name in hidden if isinstance(own.get(name), _Hidden)})
+        recording.results = {name: own[name] for name in self.set_by_run}
         # without what autograd knows of a tensor: the next iteration would go on from there
         recording.results = tree_map_only(torch.Tensor, torch.Tensor.detach, recording.results)
         recording.gradients = [(p, p.grad) for p in model.stepped_tensors()]
@@ -325,10 +318,10 @@ class RecordedIterations:
         finally:
             for pool in pools:
                 del pool.query
-        if any(len(p.images) != len(images) for p, images in zip(pools, contents, strict=True)):
-            for pool, images in zip(pools, contents, strict=True):
+        for pool, images in zip(pools, contents, strict=True):
+            if [*map(id, pool.images)] != [*map(id, images)]:
                 pool.images = images
-            raise ValueError("an image pool is not asked by pool.query()")
+                raise ValueError("an image pool is not asked by pool.query()")
 
     def _state(self) -> State:
         """All that Python may look at in an iteration but the batch."""
@@ -340,8 +333,12 @@ class RecordedIterations:
             self.nets, self.tensors = nets, model.trained_tensors()
         passing = self.given | self.set_by_run | self._for_others()
         own = {n: look(x, device) for n, x in vars(model).items() if n not in passing}
-        own["of the class"] = [x for x in vars(type(model)).values() if isinstance(x, PLAIN)]
-        own["with hooks"] = hooked(self.nets, self.tensors)
+        of_classes = (x for c in type(model).__mro__ for x in vars(c).values())
+        values = (*PLAIN, dict, list)
+        own["of the class"] = [look(x, device, 1) for x in of_classes if isinstance(x, values)]
+        own["with hooks"] = hooked(self.nets, self.tensors), Same(model._steps.inspect)
+        kind = device.type
+        own["of autocast"] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         layers = [state_of_layer(layer, device) for layer in self.layers]
         adams = [o for o in self.optimizers if type(o) in ADAMS]  # others are not recorded
         return State(own, layers, [state_of_optimizer(o) for o in adams])
@@ -355,9 +352,48 @@ def record_iterations(model: BaseModel) -> RecordedIterations:
     """Have a model on a GPU record its iterations, whatever training loop calls it."""
     recorded = RecordedIterations(model)
     # functions, so that who looks through the attributes of the model does not look into them
-    model.set_input = lambda input: recorded.set_input(input)
-    model.optimize_parameters = lambda: recorded.optimize_parameters()
+    model.set_input = lambda *a, **k: recorded.set_input(*a, **k)
+    model.optimize_parameters = lambda *a, **k: recorded.optimize_parameters(*a, **k)
     return recorded
+
+
+class _Watch:
+    """Notes what a model sets, and what it reads that is another one in each iteration.
+
+    That is what the iteration before has set, until this one has.
+    """
+
+    def __init__(self, passing: set[str]):
+        self.passing, self.read, self.set = set(passing), set(), set()
+
+    @contextlib.contextmanager
+    def over(self, model: BaseModel) -> Iterator[None]:
+        """Context manager: the class of a model is one that notes this."""
+        kind, watch = type(model), self
+
+        class Watched(kind):
+            def __getattribute__(self, name: str) -> Any:
+                if name in watch.passing:
+                    watch.read.add(name)
+                return super().__getattribute__(name)
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                watch.passing.discard(name)
+                watch.set.add(name)
+                super().__setattr__(name, value)
+
+        model.__class__ = Watched
+        try:
+            yield
+        finally:
+            model.__class__ = kind
+
+    def reason(self, known: set[str]) -> str:
+        """Why an iteration that sets `known` can't be recorded; empty if it can."""
+        if self.read:
+            return f"it looks at {min(self.read)}, which is another one each time"
+        missing = known - self.set
+        return f"not every iteration sets {min(missing)}" if missing else ""
 
 
 def _kind(x: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterable
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +26,16 @@ from .steps import Steps
 
 PLAIN = (bool, int, float, str, type(None))
 DEPTH = 3  # of objects in objects
+MOST, MOST_BYTES = 1000, 2**20  # of an object and an array that are looked through
 # what they hold is looked at elsewhere, or goes on by itself
-_OPAQUE = (nn.Module, torch.optim.Optimizer, Steps, type, FunctionType, MethodType)
+_OPAQUE = (nn.Module, torch.optim.Optimizer, Steps, type, FunctionType, MethodType, ModuleType)
 _GO_ON = (ImagePool, GradientPenalty)
+_GENERATORS: dict[type, Any] = {
+    random.Random: random.Random.getstate,
+    np.random.RandomState: lambda x: repr(x.get_state()),
+    np.random.Generator: lambda x: repr(x.bit_generator.state),
+    torch.Generator: lambda x: x.get_state().numpy().tobytes(),
+}
 # of a layer: what has its own place here, and what `Prepared` changes with what learns
 _ELSEWHERE = {"_parameters", "_buffers", "_modules", "prepared_augment", "prepared_trained"}
 _ELSEWHERE |= {"prepared_layers", "module"}
@@ -56,12 +63,14 @@ class State(NamedTuple):
     optimizers: list[tuple]
 
     def difference(self, other: State) -> str:
-        """What is not equal, in words."""
+        """What is not equal, in words; empty if all is."""
         names = sorted(self.attributes.keys() | other.attributes.keys())
         for name in names:
             if self.attributes.get(name, self) != other.attributes.get(name, other):
                 return f"the attribute {name}"
-        return "a layer or weight" if self.layers != other.layers else "an optimizer"
+        if self.layers != other.layers:
+            return "a layer or weight"
+        return "an optimizer" if self.optimizers != other.optimizers else ""
 
 
 def look(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
@@ -75,19 +84,19 @@ def look(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
     if isinstance(x, torch.Tensor):
         elsewhere = x.device.type != device.type
         return Same(x), x.data_ptr(), x.requires_grad, x._version if elsewhere else 0
-    if isinstance(x, np.ndarray):
-        return Same(x), x.tobytes()
-    if isinstance(x, random.Random):
-        return x.getstate()
-    if isinstance(x, np.random.Generator):
-        return repr(x.bit_generator.state)
-    if hasattr(type(x), "__next__"):
-        return object()  # nothing is known of an iterator but that it goes on
+    if type(x) in _GENERATORS:
+        return _GENERATORS[type(x)](x)
+    if hasattr(type(x), "__next__") or isinstance(x, random.SystemRandom):
+        return object()  # nothing is known of it but that it goes on
     if not depth or isinstance(x, _OPAQUE):
         return Same(x)
     if isinstance(x, _GO_ON):
         return Same(x), [v for v in vars(x).values() if isinstance(v, PLAIN)]
     inside = x if isinstance(x, (dict, list, tuple, set, deque)) else getattr(x, "__dict__", {})
+    if getattr(x, "nbytes", 0) > MOST_BYTES or len(inside) > MOST:
+        return object()  # to look through it would take as long as an iteration
+    if isinstance(x, np.ndarray):
+        return Same(x), x.tobytes()
     if isinstance(inside, dict):
         values = [(key, look(v, device, depth - 1)) for key, v in inside.items()]
     else:
@@ -121,7 +130,8 @@ def state_of_optimizer(optimizer: torch.optim.Optimizer) -> tuple:
     missing = [p.grad is None for group in optimizer.param_groups for p in group["params"]]
     moments = (x for of_weight in optimizer.state.values() for x in of_weight.values())
     hooks = len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)
-    return groups, missing, [x.data_ptr() for x in moments if torch.is_tensor(x)], hooks
+    places = [x.data_ptr() for x in moments if torch.is_tensor(x)]
+    return groups, missing, places, hooks, Same(vars(optimizer).get("step"))
 
 
 def hooked(nets: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> str:
