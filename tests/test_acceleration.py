@@ -15,7 +15,7 @@ from models.speed import acceleration, gradient_scale, layout, passes
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
-from options.speed import choose_fast, hint_for_busy_cores
+from options.speed import choose_fast, hint_for_busy_cores, too_few_to_compile
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, run_process, succeed, unaligned
 
@@ -395,6 +395,14 @@ def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys
     assert ("compiling: the first iterations take" in out) is compiled
     too_few = "--compile is off: it pays off from 3000 pictures on, and there are 2999 in all"
     assert (too_few in out) is (pictures == 2999)
+
+
+@pytest.mark.parametrize(("model", "minimum"), [("cycle_gan", 10000), ("template", 3000)])
+def test_compiling_pays_later_where_iterations_are_recorded(model, minimum, tmp_path):
+    opt = TrainOptions(f"--dataroot {tmp_path} --model {model} --gpu_ids -1").parse(save=False)
+    opt.cuda_graphs, opt.device = True, torch.device("cuda")
+    assert f"from {minimum} pictures on" in str(too_few_to_compile(opt, minimum - 1))
+    assert too_few_to_compile(opt, minimum) is None
 
 
 def test_every_loop_tells_cuda_graphs_where_an_iteration_starts(tmp_path, monkeypatch):

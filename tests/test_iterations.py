@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import re
 import shutil
@@ -358,6 +359,29 @@ def test_arguments_and_results_of_somebodys_own(tmp_path):
     assert model.optimize_parameters(weight=0.0) == 0.0
     assert model.optimize_parameters(2.0) > 0
     assert not recorder.refused
+
+
+def test_a_copy_of_a_model_trains_itself(tmp_path):
+    """As without recording; the copy's iterations are not recorded."""
+    model = make(tmp_path, "--model pix2pix --netG resnet_6blocks")
+    record(model)
+    train(model, 8)
+    assert Graph.replays
+    before = {name: value.clone() for name, value in model.netG.state_dict().items()}
+    own = copy.deepcopy(model)
+    wanted = train(make_like(model, tmp_path), 4)
+    assert_same(train(own, 4), wanted)
+    torch.testing.assert_close(dict(model.netG.state_dict()), before, rtol=0, atol=0)
+
+
+def make_like(model, tmp_path):
+    """A model that is not recorded, with the weights and the optimizers of another one."""
+    other = make(tmp_path, "--model pix2pix --netG resnet_6blocks")
+    for name, net in model.networks().items():
+        other.networks()[name].load_state_dict(net.state_dict())
+    for ours, theirs in zip(model.optimizers, other.optimizers, strict=True):
+        theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    return other
 
 
 def test_gradients_are_those_of_the_iteration(tmp_path):

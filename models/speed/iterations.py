@@ -351,10 +351,29 @@ class RecordedIterations:
 def record_iterations(model: BaseModel) -> RecordedIterations:
     """Have a model on a GPU record its iterations, whatever training loop calls it."""
     recorded = RecordedIterations(model)
-    # functions, so that who looks through the attributes of the model does not look into them
-    model.set_input = lambda *a, **k: recorded.set_input(*a, **k)
-    model.optimize_parameters = lambda *a, **k: recorded.optimize_parameters(*a, **k)
+    for method in (recorded.set_input, recorded.optimize_parameters):
+        setattr(model, method.__name__, _StandIn(model, method))
     return recorded
+
+
+class _StandIn:
+    """A method of `RecordedIterations` as an attribute of its model.
+
+    It has no `__dict__` to look into for what the model holds, and a copy of the model gets its own
+    method back.
+    """
+
+    __slots__ = ("_method", "_model")
+
+    def __init__(self, model: BaseModel, method: Callable[..., Any]):
+        self._model, self._method = model, method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._method(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo[id(self._model)]
+        return getattr(type(copied), self._method.__name__).__get__(copied)
 
 
 class _Watch:
