@@ -403,6 +403,18 @@ def test_compiling_pays_later_where_iterations_are_recorded(model, minimum, tmp_
     opt.cuda_graphs, opt.device = True, torch.device("cuda")
     assert f"from {minimum} pictures on" in str(too_few_to_compile(opt, minimum - 1))
     assert too_few_to_compile(opt, minimum) is None
+    opt.cuda_graphs = False
+    assert "from 3000 pictures on" in str(too_few_to_compile(opt, 2999))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("model", ["cycle_gan", "template"])
+def test_either_iterations_or_networks_are_recorded(model, compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", lambda net, **options: None)
+    found = build(tmp_path, f"--model {model}")
+    found.opt.cuda_graphs, found.opt.compile = True, compiled
+    assert found._records_iterations() is (model == "cycle_gan")
+    assert found._records_networks() is (model == "template" and compiled)
 
 
 def test_every_loop_tells_cuda_graphs_where_an_iteration_starts(tmp_path, monkeypatch):

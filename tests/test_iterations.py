@@ -26,6 +26,7 @@ from options.speed import why_not_graphs
 from options.train_options import TrainOptions
 from tests.helpers import succeed, unaligned
 from tests.test_acceleration import batch, build
+from util import distributed
 
 
 class Operators(TorchDispatchMode):
@@ -199,6 +200,13 @@ def slope_of(model):
     return next(m for m in model.netD.modules() if isinstance(m, torch.nn.LeakyReLU))
 
 
+def halve_each(model):
+    def hook(weight):
+        weight.grad.mul_(0.5)
+
+    next(model.netG.parameters()).register_post_accumulate_grad_hook(hook)
+
+
 def halve(optimizer, *_):
     for weight in parameters_of(optimizer):
         weight.grad.mul_(0.5)
@@ -221,6 +229,8 @@ BETWEEN = {
     "an option": change(lambda_L1=3.0),
     "a slope of a layer": lambda model: setattr(slope_of(model), "negative_slope", 0.5),
     "deep in a dictionary": lambda model: model.more["deep"].update(extra=2.0),
+    "an array": lambda model: model.array.fill(2.0),
+    "a hook of a gradient": halve_each,
     "a hook": lambda model: model.netG.register_forward_hook(lambda net, x, y: y * 0.5),
     "a hook of a step": lambda model: model.optimizer_G.register_step_pre_hook(halve),
     "an attribute of an object": lambda model: setattr(model.weights, "extra", 2.0),
@@ -250,13 +260,11 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
         ordinary = model.netD.forward
         model.netD.slope = 1.0
         model.netD.forward = lambda x: ordinary(x) * model.netD.slope
-        model.weights, model.more = (
-            SimpleNamespace(extra=1.0),
-            {"extra": 1.0, "deep": {"extra": 1.0}},
-        )
+        model.weights, model.array = SimpleNamespace(extra=1.0), np.ones(3)
+        model.more = {"extra": 1.0, "deep": {"extra": 1.0}}
         loss = model.compute_G_loss
         model.compute_G_loss = lambda: (
-            loss() * model.weights.extra * deep(model.more) * model.all_of_them
+            loss() * model.weights.extra * deep(model.more) * model.all_of_them * model.array[0]
         )
         return model
 
@@ -357,7 +365,8 @@ def test_arguments_and_results_of_somebodys_own(tmp_path):
     recorder = record(model)
     assert model.set_input(batch(), scale=0.5) == "set"
     assert model.optimize_parameters(weight=0.0) == 0.0
-    assert model.optimize_parameters(2.0) > 0
+    for _ in range(8):
+        assert model.optimize_parameters(2.0) > 0
     assert not recorder.refused
 
 
@@ -598,6 +607,8 @@ def test_an_iteration_that_python_decides_on_is_not_recorded(step, tmp_path, cap
 
 
 HOOKS = {
+    "steps are inspected": lambda m: setattr(m._steps, "inspect", lambda optimizer: None),
+    "Adam is no fused Adam": lambda m: m.optimizer_G.param_groups[0].update(fused=False),
     "a network has hooks": lambda m: m.netG.register_forward_hook(lambda *_: None),
     "an optimizer has hooks": lambda m: m.optimizer_G.register_step_pre_hook(lambda *_: None),
     "weights have hooks": lambda m: next(m.netG.parameters()).register_hook(lambda g: g * 2),
@@ -629,9 +640,71 @@ def test_pools_with_pictures_of_another_size(tmp_path):
     assert recorder.refused == "an image pool has pictures of another size"
 
 
+def edited(tmp_path, **body):
+    model = make(tmp_path, "--model pix2pix --netG resnet_6blocks")
+    model.__class__ = type("Edited", (Pix2PixModel,), {"recordable": True, **body})
+    return model
+
+
+def test_when_and_how_many_are_recorded(tmp_path):
+    """The state changes twice, by the first weights' moments and results; then three are alike."""
+    compare(lambda: edited(tmp_path))
+    assert Graph.replays == 16 - 5
+    recorder = compare(lambda: edited(tmp_path), 25, sizes=(32, 64, 96, 128, 160))
+    assert len(recorder.recordings) == iterations.RECORDINGS
+
+
+def test_a_value_of_the_batch_has_its_own_recording(tmp_path):
+    def set_input(self, input):
+        Pix2PixModel.set_input(self, input)
+        self.scale = 1.0 + (self.real_A.mean().item() > 0)
+
+    def compute_G_loss(self):
+        return Pix2PixModel.compute_G_loss(self) * self.scale
+
+    body = {"set_input": set_input, "compute_G_loss": compute_G_loss}
+    recorder = compare(lambda: edited(tmp_path, **body), 24)
+    assert len(recorder.recordings) == 2
+
+
+@pytest.mark.parametrize("what", ["real_A, which needs gradients", "extra, which is no tensor"])
+def test_inputs_that_are_not_recorded(what, tmp_path):
+    def set_input(self, input):
+        Pix2PixModel.set_input(self, input)
+        if what.startswith("real_A"):
+            self.real_A.requires_grad_()
+        else:
+            self.extra = [1]
+
+    recorder = compare(lambda: edited(tmp_path, set_input=set_input), 8)
+    assert recorder.refused == f"set_input sets {what}"
+
+
+def test_an_interrupt_leaves_no_trace(tmp_path):
+    """Ctrl-C in a notebook, while an iteration is recorded."""
+
+    def backward_G(self):
+        Pix2PixModel.backward_G(self)
+        if iterations._recording:
+            raise KeyboardInterrupt
+
+    model = edited(tmp_path, backward_G=backward_G)
+    record(model)
+    train(model, 5)
+    learn = [t.requires_grad for t in model.trained_tensors()]
+    model.set_input(batch())
+    before = dict(vars(model))
+    with pytest.raises(KeyboardInterrupt):
+        model.optimize_parameters()
+    assert all(vars(model)[name] is value for name, value in before.items())
+    assert [t.requires_grad for t in model.trained_tensors()] == learn
+    assert type(model).__name__ == "Edited"
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
+        ("--preprocess scale_width", "not with --preprocess scale_width"),
         ("--accumulate 2", "not with --accumulate"),
         ("--precision fp16", "not with --precision fp16"),
         ("--on_nan skip", "not with --on_nan skip"),
@@ -642,7 +715,7 @@ def test_pools_with_pictures_of_another_size(tmp_path):
         ("", None),
     ],
 )
-def test_modes_that_need_python_in_each_iteration(flags, reason, tmp_path):
+def test_modes_that_need_python_in_each_iteration(flags, reason, tmp_path, monkeypatch):
     opt = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1 {flags}").parse(save=False)
     assert why_not_recorded(find_model_using_name(opt.model), opt) == reason
     gpu = torch.device("cuda")
@@ -652,6 +725,10 @@ def test_modes_that_need_python_in_each_iteration(flags, reason, tmp_path):
     )
     opt.compile = True
     assert why_not_graphs(opt, gpu) is None
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert reason or why_not_recorded(CycleGANModel, opt) == "not with several processes"
+    opt.isTrain = False
+    assert why_not_recorded(CycleGANModel, opt) == "not in testing"
 
 
 def test_a_subclass_says_for_itself_that_it_is_recordable(tmp_path):

@@ -207,7 +207,7 @@ class RecordedIterations:
                 self.told = True
         self.balance += 1 if batch in self.recordings else -1
         if self.balance < -PATIENCE:
-            return self._refuse(f"{self.changed} changes too often")
+            return self._refuse(f"{self.changed} changes too often, or is too large to compare")
         return self.recordings.get(batch)
 
     def _refuse(self, reason: str) -> None:
