@@ -15,6 +15,7 @@ from torch import nn
 
 from util import distributed
 from util.errors import UserError, warn
+from util.image_pool import ImagePool
 
 from . import ema
 from .diffaug import DiffAugment
@@ -309,8 +310,9 @@ class BaseModel(ModelFiles, ABC):
         return should_batch(self.opt, inputs[0]) and can_batch(net, *inputs)
 
     def snapshot(self) -> Callable[[], None]:
-        """Snapshot accumulated gradients and penalties; returns a function that restores them."""
-        undos = [self._steps.snapshot(), *(p.snapshot() for p in self.find_all(GradientPenalty))]
+        """Snapshot accumulated gradients, penalties and pools; returns a function that restores."""
+        parts = [self._steps, *self.find_all(GradientPenalty), *self.find_all(ImagePool)]
+        undos = [part.snapshot() for part in parts]
 
         def undo() -> None:
             for one in undos:

@@ -26,7 +26,7 @@ from util.run.checkpoint import weights_path
 from util.run.saved_options import read_saved_options
 
 from .attributes import unwrap
-from .speed.iterations import in_each_iteration
+from .speed.capture import in_each_iteration
 from .speed.steps import is_inside_step, parameters_of
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from models import base_model, find_model_using_name
 from models.cycle_gan_model import CycleGANModel
 from models.losses import GradientPenalty
 from models.pix2pix_model import Pix2PixModel
-from models.speed import acceleration, iterations
+from models.speed import acceleration, capture, iterations
 from models.speed.iterations import record_iterations, why_not_recorded
 from models.speed.steps import parameters_of
 from options.speed import why_not_graphs
@@ -685,7 +685,7 @@ def test_an_interrupt_leaves_no_trace(tmp_path):
 
     def backward_G(self):
         Pix2PixModel.backward_G(self)
-        if iterations._recording:
+        if capture._recording:
             raise KeyboardInterrupt
 
     model = edited(tmp_path, backward_G=backward_G)

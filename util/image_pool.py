@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 
@@ -37,6 +38,15 @@ class ImagePool:
             else:
                 chosen.append(image)
         return torch.cat(chosen, 0)
+
+    def snapshot(self) -> Callable[[], None]:
+        """A function that puts the pictures of now back."""
+        images = list(self.images)
+
+        def undo() -> None:
+            self.images = images
+
+        return undo
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
         """The pictures, in order."""

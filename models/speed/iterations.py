@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import gc
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,10 +23,12 @@ from util import distributed, randomness
 from util.errors import first_line, say
 from util.image_pool import ImagePool
 
+from .capture import Recording, capturable
 from .python_state import (
     PLAIN,
     Same,
     State,
+    Watch,
     hooked,
     look,
     state_of_layer,
@@ -45,75 +45,6 @@ ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 # other attributes that an iteration must not read
 _FOR_OTHERS = {"image_paths", "metric", "schedulers"}
 _FOR_OTHERS |= {"_metric_sum", "_metric_count", "_told_missing"}
-_recording: Recording | None = None  # that is being made
-
-
-class Recording:
-    """One iteration: graphs to replay and functions to call, in their order."""
-
-    def __init__(self, stream: torch.cuda.Stream, pool: Any):
-        self.stream, self.pool = stream, pool
-        self.parts: list[Callable[[], Any]] = []
-        self.static_inputs: dict[str, torch.Tensor] = {}  # attributes
-        self.results: dict[str, Any] = {}  # attributes that the iteration sets
-        self.gradients: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-
-    @contextlib.contextmanager
-    def capture(self) -> Iterator[None]:
-        """Context manager: kernels are captured, not run."""
-        global _recording
-        torch.cuda.synchronize()
-        gc.collect()  # for the memory, and nothing on the GPU may end in between
-        torch.cuda.empty_cache()
-        _recording = self
-        try:
-            with torch.cuda.stream(self.stream):
-                self._begin()
-                try:
-                    yield
-                    self._end()
-                except BaseException:
-                    self._abandon()
-                    raise
-        finally:
-            _recording = None
-
-    def call(self, function: Callable[[], Any]) -> None:
-        """Interrupt the capture: each replay calls a function here."""
-        self._end()
-        self.parts.append(function)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._graph = torch.cuda.CUDAGraph()
-        # what other threads do meanwhile, such as loading, is no part of it
-        self._graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-
-    def _end(self) -> None:
-        with warnings.catch_warnings():  # there may be nothing between two functions
-            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
-            self._graph.capture_end()
-        self.parts.append(self._graph.replay)
-
-    def _abandon(self) -> None:
-        try:
-            self._end()
-        except RuntimeError:
-            # A capture that has failed leaves PyTorch 2.11 in it: memory can't be given back, and
-            # random numbers can't be drawn until another one ends well.
-            with contextlib.suppress(AttributeError, RuntimeError):
-                torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
-            self.pool = torch.cuda.graph_pool_handle()
-            self._begin()
-            self._end()
-
-
-def in_each_iteration(function: Callable[..., Any], *args: Any) -> None:
-    """Call a function whose Python has to run each time, also where an iteration is replayed."""
-    if _recording is None:
-        function(*args)
-    else:
-        _recording.call(functools.partial(function, *args))
 
 
 def why_not_recorded(kind: type[BaseModel], opt: argparse.Namespace) -> str | None:
@@ -266,10 +197,10 @@ class RecordedIterations:
 
         own.update(recording.static_inputs)
         drawn = randomness.fingerprint()
-        watch = _Watch((self.set_by_run | self._for_others()) - tensors.keys())
+        watch = Watch((self.set_by_run | self._for_others()) - tensors.keys())
         try:
             with (
-                _capturable(model.all_optimizers()),
+                capturable(model.all_optimizers()),
                 self._pools_each_time(recording),
                 watch.over(model),
                 recording.capture(),
@@ -288,9 +219,9 @@ class RecordedIterations:
         if reason:
             restore()
             return reason
-        recording.results = {name: own[name] for name in self.set_by_run}
+        results = {name: own[name] for name in self.set_by_run}
         # without what autograd knows of a tensor: the next iteration would go on from there
-        recording.results = tree_map_only(torch.Tensor, torch.Tensor.detach, recording.results)
+        recording.results = tree_map_only(torch.Tensor, torch.Tensor.detach, results)
         recording.gradients = [(p, p.grad) for p in model.stepped_tensors()]
         own.update({name: before[name] for name in tensors})  # what a replay begins with
         self.recordings[batch] = recording
@@ -300,7 +231,7 @@ class RecordedIterations:
     def _pools_each_time(self, recording: Recording) -> Iterator[None]:
         """Context manager: replays query image pools, which draw random numbers in Python."""
         pools = [pool for pool in self.model.find_all(ImagePool) if pool.pool_size]
-        contents = [list(pool.images) for pool in pools]
+        before = [[*map(id, pool.images)] for pool in pools]
 
         def query(pool: ImagePool, ask: Callable[..., Any], images: torch.Tensor) -> torch.Tensor:
             if any(kept.shape[1:] != images.shape[1:] for kept in pool.images):
@@ -318,10 +249,8 @@ class RecordedIterations:
         finally:
             for pool in pools:
                 del pool.query
-        for pool, images in zip(pools, contents, strict=True):
-            if [*map(id, pool.images)] != [*map(id, images)]:
-                pool.images = images
-                raise ValueError("an image pool is not asked by pool.query()")
+        if before != [[*map(id, pool.images)] for pool in pools]:
+            raise ValueError("an image pool is not asked by pool.query()")
 
     def _state(self) -> State:
         """All that Python may look at in an iteration but the batch."""
@@ -376,45 +305,6 @@ class _StandIn:
         return getattr(type(copied), self._method.__name__).__get__(copied)
 
 
-class _Watch:
-    """Notes what a model sets, and what it reads that is another one in each iteration.
-
-    That is what the iteration before has set, until this one has.
-    """
-
-    def __init__(self, passing: set[str]):
-        self.passing, self.read, self.set = set(passing), set(), set()
-
-    @contextlib.contextmanager
-    def over(self, model: BaseModel) -> Iterator[None]:
-        """Context manager: the class of a model is one that notes this."""
-        kind, watch = type(model), self
-
-        class Watched(kind):
-            def __getattribute__(self, name: str) -> Any:
-                if name in watch.passing:
-                    watch.read.add(name)
-                return super().__getattribute__(name)
-
-            def __setattr__(self, name: str, value: Any) -> None:
-                watch.passing.discard(name)
-                watch.set.add(name)
-                super().__setattr__(name, value)
-
-        model.__class__ = Watched
-        try:
-            yield
-        finally:
-            model.__class__ = kind
-
-    def reason(self, known: set[str]) -> str:
-        """Why an iteration that sets `known` can't be recorded; empty if it can."""
-        if self.read:
-            return f"it looks at {min(self.read)}, which is another one each time"
-        missing = known - self.set
-        return f"not every iteration sets {min(missing)}" if missing else ""
-
-
 def _kind(x: Any) -> Any:
     """What there is a recording for each of: the form of a tensor, or a value."""
     if torch.is_tensor(x):
@@ -425,17 +315,3 @@ def _kind(x: Any) -> Any:
 def _changed(before: dict[str, Any], model: BaseModel) -> dict[str, Any]:
     """The attributes that are others than before."""
     return {n: x for n, x in vars(model).items() if n not in before or before[n] is not x}
-
-
-@contextlib.contextmanager
-def _capturable(optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
-    """Context manager: steps may be recorded; a fused Adam computes the same with that flag."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    before = [group["capturable"] for group in groups]
-    for group in groups:
-        group["capturable"] = True
-    try:
-        yield
-    finally:
-        for group, value in zip(groups, before, strict=True):
-            group["capturable"] = value

@@ -1,4 +1,4 @@
-"""What the Python of an iteration may look at, in a form to compare.
+"""What the Python of an iteration may look at, in a form to compare, and what it does look at.
 
 For what is recorded (`iterations.py`): if anything here has changed, Python might do something else
 than it did. Objects in attributes are kept, and compared by identity: the id of one that is gone
@@ -8,9 +8,10 @@ address, which is what a replay reads.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from models.losses import GradientPenalty
 from util.image_pool import ImagePool
 
 from .inspection import has_hooks
-from .steps import Steps
+from .steps import Steps, parameters_of
 
 PLAIN = (bool, int, float, str, type(None))
 DEPTH = 3  # of objects in objects
@@ -127,7 +128,7 @@ def _is_empty(x: Any) -> bool:
 def state_of_optimizer(optimizer: torch.optim.Optimizer) -> tuple:
     """Its rates, its weights and whether they have gradients, and where its moments are."""
     groups = [{**group, "params": [*map(id, group["params"])]} for group in optimizer.param_groups]
-    missing = [p.grad is None for group in optimizer.param_groups for p in group["params"]]
+    missing = [p.grad is None for p in parameters_of(optimizer)]
     moments = (x for of_weight in optimizer.state.values() for x in of_weight.values())
     hooks = len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)
     places = [x.data_ptr() for x in moments if torch.is_tensor(x)]
@@ -141,3 +142,42 @@ def hooked(nets: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> str:
     kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
     found = any(getattr(t, kind, None) for t in tensors for kind in kinds)
     return "weights have hooks" if found else ""
+
+
+class Watch:
+    """Notes what a model sets, and what it reads that is another one in each iteration.
+
+    That is what the iteration before has set, until this one has.
+    """
+
+    def __init__(self, passing: set[str]):
+        self.passing, self.read, self.set = set(passing), set(), set()
+
+    @contextlib.contextmanager
+    def over(self, model: Any) -> Iterator[None]:
+        """Context manager: the class of a model is one that notes this."""
+        kind, watch = type(model), self
+
+        class Watched(kind):
+            def __getattribute__(self, name: str) -> Any:
+                if name in watch.passing:
+                    watch.read.add(name)
+                return super().__getattribute__(name)
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                watch.passing.discard(name)
+                watch.set.add(name)
+                super().__setattr__(name, value)
+
+        model.__class__ = Watched
+        try:
+            yield
+        finally:
+            model.__class__ = kind
+
+    def reason(self, known: set[str]) -> str:
+        """Why an iteration that sets `known` can't be recorded; empty if it can."""
+        if self.read:
+            return f"it looks at {min(self.read)}, which is another one each time"
+        missing = known - self.set
+        return f"not every iteration sets {min(missing)}" if missing else ""

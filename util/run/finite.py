@@ -10,7 +10,6 @@ import torch
 
 from util import distributed
 from util.errors import UserError, warn
-from util.image_pool import ImagePool
 
 MAX_CONSECUTIVE_SKIPS = 10
 CHECK_EVERY = 100  # iterations, if losses are printed and saved less often
@@ -90,8 +89,6 @@ class FiniteGuard:
         modules = (m for net in self.model.all_modules().values() for m in net.modules())
         # a model may replace its tensors
         slots = [(d, dict(d)) for m in modules for d in (m._buffers, m._parameters)]
-        pools = self.model.find_all(ImagePool)
-        contents = [(pool, list(pool.images)) for pool in pools]
         undo_model = self.model.snapshot()
 
         def undo() -> None:
@@ -100,8 +97,6 @@ class FiniteGuard:
                 tensors.update(before)
             for tensor, value in others:
                 tensor.copy_(value)
-            for pool, images in contents:
-                pool.images = images
 
         self.undo = [undo]
 
