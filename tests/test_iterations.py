@@ -175,6 +175,9 @@ def compare(make_model, iterations=16, begin=lambda model, i: None, **more):
     return recorder
 
 
+FACTORS = {"extra": 1.0}  # of a module
+
+
 def freeze(model):
     model.set_requires_grad(model.netG.model[1], False)
 
@@ -235,6 +238,7 @@ BETWEEN = {
     "a hook of a step": lambda model: model.optimizer_G.register_step_pre_hook(halve),
     "an attribute of an object": lambda model: setattr(model.weights, "extra", 2.0),
     "a value in a dictionary": lambda model: model.more.update(extra=2.0),
+    "a variable of the module": lambda model: FACTORS.update(extra=2.0),
     "an attribute of the class": lambda model: setattr(type(model), "all_of_them", 2.0),
     "an attribute": change(criterionL1=torch.nn.MSELoss()),
     "momentum": lambda model: model.optimizer_G.param_groups[0].update(betas=(0.8, 0.9)),
@@ -257,6 +261,7 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
     def make_model():
         model = make(tmp_path, "--model pix2pix --netG resnet_6blocks")
         model.__class__, Edited.all_of_them = Edited, 1.0
+        FACTORS["extra"] = 1.0
         ordinary = model.netD.forward
         model.netD.slope = 1.0
         model.netD.forward = lambda x: ordinary(x) * model.netD.slope
@@ -265,6 +270,7 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
         loss = model.compute_G_loss
         model.compute_G_loss = lambda: (
             loss() * model.weights.extra * deep(model.more) * model.all_of_them * model.array[0]
+            * FACTORS["extra"]
         )
         return model
 
@@ -456,9 +462,23 @@ def log_of(folder) -> str:
     return (folder / "loss_log.txt").read_text()
 
 
+GENERATOR = np.random.default_rng(3)
+steps = 0  # of all models
+
+
 def counts(model):
     model.steps = getattr(model, "steps", 0) + 1
     model.loss_G = model.loss_G * (model.steps % 3)
+
+
+def counts_in_a_variable(model):
+    global steps
+    steps += 1
+    model.loss_G = model.loss_G * (steps % 3)
+
+
+def draws_by_a_variable(model):
+    model.loss_G = model.loss_G * GENERATOR.random()
 
 
 def keeps(model):
@@ -559,6 +579,8 @@ def penalizes(model):
 
 REFUSED = {
     counts: "it looks at steps, which is another one each time",
+    counts_in_a_variable: "the attribute steps of tests.test_iterations changes too often",
+    draws_by_a_variable: "the attribute GENERATOR of tests.test_iterations changes too often",
     keeps: "it looks at before, which is another one each time",
     turns: "it looks at trains_D, which is another one each time",
     reads_names: "it looks at image_paths, which is another one each time",
@@ -596,6 +618,8 @@ def test_an_iteration_that_python_decides_on_is_not_recorded(step, tmp_path, cap
 
     def make_model():
         torch.manual_seed(1)
+        monkeypatch.setitem(globals(), "steps", 0)
+        monkeypatch.setitem(globals(), "GENERATOR", np.random.default_rng(3))
         model = make(tmp_path, "--model pix2pix --netG resnet_6blocks")
         model.__class__ = Edited
         return model

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from util.image_pool import ImagePool
 
 from .capture import Recording, capturable
 from .python_state import (
+    OPAQUE,
     PLAIN,
     Same,
     State,
@@ -260,11 +262,17 @@ class RecordedIterations:
             self.layers = list(dict.fromkeys(m for net in nets for m in net.modules()))
             self.optimizers = model.all_optimizers()
             self.nets, self.tensors = nets, model.trained_tensors()
+            names = {k.__module__ for k in (*type(model).__mro__[:-1], *map(type, self.layers))}
+            self.modules = [sys.modules[n] for n in sorted(names) if not n.startswith("torch.")]
         passing = self.given | self.set_by_run | self._for_others()
         own = {n: look(x, device) for n, x in vars(model).items() if n not in passing}
         of_classes = (x for c in type(model).__mro__ for x in vars(c).values())
         values = (*PLAIN, dict, list)
         own["of the class"] = [look(x, device, 1) for x in of_classes if isinstance(x, values)]
+        for module in self.modules:
+            for name, x in vars(module).items():
+                if not (isinstance(x, OPAQUE) or name.startswith("__")):
+                    own[f"{name} of {module.__name__}"] = look(x, device, 1)
         own["with hooks"] = hooked(self.nets, self.tensors), Same(model._steps.inspect)
         kind = device.type
         own["of autocast"] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)

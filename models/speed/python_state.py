@@ -29,7 +29,7 @@ PLAIN = (bool, int, float, str, type(None))
 DEPTH = 3  # of objects in objects
 MOST, MOST_BYTES = 1000, 2**20  # of an object and an array that are looked through
 # what they hold is looked at elsewhere, or goes on by itself
-_OPAQUE = (nn.Module, torch.optim.Optimizer, Steps, type, FunctionType, MethodType, ModuleType)
+OPAQUE = (nn.Module, torch.optim.Optimizer, Steps, type, FunctionType, MethodType, ModuleType)
 _GO_ON = (ImagePool, GradientPenalty)
 _GENERATORS: dict[type, Any] = {
     random.Random: random.Random.getstate,
@@ -89,7 +89,7 @@ def look(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
         return _GENERATORS[type(x)](x)
     if hasattr(type(x), "__next__") or isinstance(x, random.SystemRandom):
         return object()  # nothing is known of it but that it goes on
-    if not depth or isinstance(x, _OPAQUE):
+    if not depth or isinstance(x, OPAQUE):
         return Same(x)
     if isinstance(x, _GO_ON):
         return Same(x), [v for v in vars(x).values() if isinstance(v, PLAIN)]
