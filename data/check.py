@@ -11,7 +11,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from util.background import map_in_threads
 from util.errors import UserError
 from util.picture_files import frames, is_image_file, opened, orientation
 
@@ -147,9 +147,8 @@ def _check_folder(
     name: str, paths: list[str], broken: set[str], opt: argparse.Namespace, found: Findings
 ) -> None:
     as_stored = getattr(opt, "ignore_orientation", False)
-    with ThreadPoolExecutor() as pool:
-        whole = [path for path in paths if path not in broken]
-        looks = [x for x in pool.map(lambda path: _read_header(path, as_stored), whole) if x]
+    whole = [path for path in paths if path not in broken]
+    looks = [x for x in map_in_threads(lambda path: _read_header(path, as_stored), whole) if x]
     for path, _, remarks in looks:
         for remark in remarks:
             found.remarks[remark][path] = None

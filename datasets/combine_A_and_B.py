@@ -9,7 +9,6 @@ the result x.jpg.
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.pictures.reading import TIFF, read_picture
 from data.pictures.values import fit_channels
 from data.pictures.writing import write_picture
+from util.background import map_in_threads
 from util.errors import OneLineParser, UserError, run_tool
 from util.files import must_be_free, staged
 from util.picture_files import is_image_file, open_image
@@ -92,8 +92,7 @@ def combine_all(pairs: list[Pair], threads: int | None = None) -> None:
         UserError: Some pairs failed. The others have been tried all the same, so that one run
             shows all that is wrong.
     """
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        failures = [r for r in pool.map(attempt, pairs) if r]
+    failures = [reason for reason in map_in_threads(attempt, pairs, threads) if reason]
     if failures:
         more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
         shown = "; ".join(failures[:SHOWN])

@@ -269,7 +269,11 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
         model.more = {"extra": 1.0, "deep": {"extra": 1.0}}
         loss = model.compute_G_loss
         model.compute_G_loss = lambda: (
-            loss() * model.weights.extra * deep(model.more) * model.all_of_them * model.array[0]
+            loss()
+            * model.weights.extra
+            * deep(model.more)
+            * model.all_of_them
+            * model.array[0]
             * FACTORS["extra"]
         )
         return model

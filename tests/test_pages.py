@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageCms
 
 from tests.helpers import SHORT, TINY, run_process, succeed, unaligned
-from util.background import BackgroundWork
+from util.background import BackgroundWork, map_in_threads
 from util.display.page import PageLogger
 from util.html import HTML
 from util.visualizer import save_images, write_visuals
@@ -254,3 +255,47 @@ def test_the_error_of_a_block_comes_before_those_of_its_work():
     with pytest.raises(KeyboardInterrupt):
         block()
     assert isinstance(work.error, OSError)
+
+
+def test_results_of_threads_are_in_order():
+    go = threading.Event()
+
+    def square(x: int) -> int:
+        if x == 0:
+            go.wait(60)  # the first is the last to end
+        if x == 15:
+            go.set()
+        return x * x
+
+    assert map_in_threads(square, range(16), 8) == [x * x for x in range(16)]
+
+
+@pytest.mark.parametrize("waiting", [2, 30])
+def test_an_interrupt_waits_for_what_has_begun_only(waiting, monkeypatch):
+    """So that nothing is written any more when the folder is removed."""
+    done: list[int] = []
+    go = threading.Event()
+
+    def work(x: int) -> None:
+        go.wait(60)
+        done.append(x)
+
+    def interrupt(*_: object) -> None:
+        monkeypatch.undo()
+        threading.Timer(0.1, go.set).start()
+        raise KeyboardInterrupt
+
+    pool = BackgroundWork(20)
+
+    def block() -> None:
+        with pool:
+            for x in range(waiting):
+                pool.submit(work, x)
+            while pool.work.qsize() > max(0, waiting - 20):
+                time.sleep(0.01)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupt)  # what the block waits for
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert sorted(done) == [*range(min(waiting, 20))]
+    assert not any(thread.is_alive() for thread in pool.threads)

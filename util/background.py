@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -73,20 +74,36 @@ class BackgroundWork:
         self._raise()
 
     def _join(self) -> None:
-        threads, self.threads = self.threads, []
-        for _ in threads:
+        for _ in self.threads:
             self.work.put(None)
-        for thread in threads:
+        for thread in self.threads:
             thread.join()
+        self.threads = []
 
     def __enter__(self) -> BackgroundWork:
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        if kind is None:
-            self.close()
-            return
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.work.get_nowait()
-        self._join()  # the error of the block counts
+        try:
+            if kind is None:
+                self.close()
+        finally:  # the error of the block counts, and a Ctrl-C in `close`
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self.work.get_nowait()
+            self._join()
+
+
+def map_in_threads(
+    function: Callable[[Any], Any], items: Iterable[Any], threads: int | None = None
+) -> list[Any]:
+    """`[function(x) for x in items]`, by default with a thread for each core."""
+    results: dict[int, Any] = {}
+
+    def compute(i: int, x: Any) -> None:
+        results[i] = function(x)
+
+    with BackgroundWork(threads or os.cpu_count() or 1) as work:
+        for i, x in enumerate(items):
+            work.submit(compute, i, x)
+    return [results[i] for i in range(len(results))]
