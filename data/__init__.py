@@ -23,7 +23,7 @@ from util.run.saved_options import read_saved_options
 from util.util import batches
 
 from .cache import open_cache
-from .loader import EpochLoader
+from .loader import Batch, EpochLoader
 
 if TYPE_CHECKING:
     from .base_dataset import BaseDataset
@@ -157,7 +157,8 @@ class CustomDatasetDataLoader:
     def first(self) -> dict[str, Any]:
         """A batch from the beginning of the order, loaded in this process."""
         draws = itertools.islice(itertools.cycle(self.loader.order), self.batch_size)
-        return self.loader.collate([self.loader.loader.dataset[draw] for draw in draws])[0]
+        batch, _ = self.loader.collate([self.loader.loader.dataset[draw] for draw in draws])
+        return Batch(batch) if type(batch) is dict else batch
 
     def close(self) -> None:
         """End the worker processes, and list the pictures that `--skip_broken` has skipped."""

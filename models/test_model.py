@@ -29,14 +29,15 @@ class TestModel(BaseModel):
 
     def __init__(self, opt):
         super().__init__(opt)
-        trained = read_saved_options(self.save_dir).get("model", "test")
+        saved = read_saved_options(self.save_dir)
+        trained = saved.get("model", "test")
         if trained not in AS_HERE:
             warn(
                 f"--model test has --netG {opt.netG} as the options say, and {opt.name} was "
                 f"trained with --model {trained}, which may make another network of the same "
                 f"weights: --model {trained} or load_generator builds that"
             )
-        suffix = opt.model_suffix or self._find_suffix()
+        suffix = opt.model_suffix or self._find_suffix(saved)
         self.model_names = ["G" + suffix]
         self.visual_names = ["real", "fake"]
         self.netG = networks.define_G(
@@ -55,12 +56,11 @@ class TestModel(BaseModel):
         # load_networks uses the attribute of that name
         setattr(self, "netG" + suffix, self.netG)
 
-    def _find_suffix(self) -> str:
+    def _find_suffix(self, saved: dict[str, str]) -> str:
         """The suffix of the generator for `--direction`: none, `_A` or `_B`.
 
         In CycleGAN and DCLGAN, G_A translates in the direction of training, and G_B back.
         """
-        saved = read_saved_options(self.save_dir)
         trained = saved.get("direction", "AtoB")
         if self.weights_file(self.load_suffix(), "G").exists():
             if "direction" in saved and trained != self.opt.direction:

@@ -36,6 +36,10 @@ class EvaluateOptions(TestOptions):
         opt.serial_batches = opt.no_flip = True
         return opt
 
+    def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        # the process that computes reads the pictures too: no cores are set apart for that
+        super().choose_speed(opt, explicit | {"num_threads"})
+
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().validate(opt, explicit)
         try:

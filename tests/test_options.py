@@ -672,6 +672,19 @@ def test_threads_share_the_cores_of_a_cpu(cores, computing, shares):
     assert sum(found) <= cores
 
 
+def test_scoring_computes_on_all_cores(tmp_path, monkeypatch):
+    """The process that computes reads the pictures too."""
+    monkeypatch.setattr("util.distributed.cores", lambda: 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    words = ["--dataroot", str(tmp_path), "--checkpoints_dir", str(tmp_path), "--gpu_ids", "-1"]
+    assert EvaluateOptions(words).parse(save=False).num_threads == 0
+    assert not asked
+    TestOptions(words).parse(save=False)
+    assert asked == [12]
+
+
 def test_given_threads_are_left_alone(tmp_path):
     assert parse(tmp_path, "--num_threads", "3", train=False).num_threads == 3
 

@@ -63,6 +63,8 @@ def test_the_first_batch_is_that_of_the_loader(count, pictures, tmp_path):
     with helpers.undisturbed():
         dataset = create_dataset(TrainOptions(words).parse(save=False))
         first, batch = dataset.first(), next(iter(dataset))
+        with pytest.raises(UserError, match="the model needs 'other'"):
+            first["other"]
     assert len(first["A"]) == int(count)  # an epoch has 4 items
     for name in ("A", "B"):
         shared = min(4, int(count))

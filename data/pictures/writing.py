@@ -29,7 +29,7 @@ from .values import change_depth
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 
 
-def check_writable(ending: str, channels: int, dtype: np.dtype | type, alpha: bool = False) -> None:
+def check_writable(ending: str, channels: int, dtype: np.dtype | type) -> None:
     """Raise UserError where files of this ending can't hold such a picture."""
     dtype = np.dtype(dtype)
     able = {
@@ -84,7 +84,7 @@ def write_bands(
     height, width, channels = shape
     if alpha is not None and not holds_alpha(ending):
         alpha = None
-    check_writable(ending, channels, dtype, alpha is not None)
+    check_writable(ending, channels, dtype)
     info = dict(info or {})
     if not fits_profile(info, channels):
         info.pop("icc_profile", None)
