@@ -1,12 +1,15 @@
-"""Options of discriminators, for all models that have one."""
+"""What models with a discriminator share: its options, and the networks that options describe."""
 
 from __future__ import annotations
 
 import argparse
 
+from torch import nn
+
 from util.argument_types import count, number
 from util.errors import UserError
 
+from . import networks
 from .losses import GRADIENT_PENALTIES
 from .norms import NORMS
 
@@ -31,6 +34,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="compute the gradient penalty every N batches, scaled by N (lazy regularization)",
     )
     add("--normD", "--norm_D", choices=NORMS, help="normalization in D [that of --norm]")
+
+
+def generator(opt: argparse.Namespace, input_nc: int, output_nc: int) -> nn.Module:
+    """The generator of the options, for pictures of so many channels, initialized."""
+    return networks.define_G(
+        input_nc,
+        output_nc,
+        opt.ngf,
+        opt.netG,
+        getattr(opt, "normG", opt.norm),
+        not opt.no_dropout,
+        *(opt.init_type, opt.init_gain, opt.gpu_ids),
+        antialias=not opt.no_antialias,
+        antialias_up=not opt.no_antialias_up,
+    )
+
+
+def discriminator(opt: argparse.Namespace, input_nc: int) -> nn.Module:
+    """The discriminator of the options, for pictures of so many channels, initialized."""
+    return networks.define_D(
+        input_nc,
+        opt.ndf,
+        opt.netD,
+        opt.n_layers_D,
+        opt.normD or opt.norm,
+        *(opt.init_type, opt.init_gain, opt.gpu_ids),
+        antialias=not opt.no_antialias,
+        num_D=opt.num_D,
+    )
 
 
 def check_options(opt: argparse.Namespace) -> None:

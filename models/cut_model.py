@@ -14,7 +14,7 @@ import torch
 from util.errors import UserError
 from util.image_pool import ImagePool
 
-from . import networks, patch_nce
+from . import adversarial, networks, patch_nce
 from .base_model import BaseModel
 
 MODES = {
@@ -79,18 +79,7 @@ class CUTModel(BaseModel):
         self.loss_names = ["G_GAN", "D_real", "D_fake", "G", "NCE"]
         self.visual_names = ["real_A", "fake_B", "real_B"]
         self.model_names = ["G", "F", "D"] if self.isTrain else ["G"]
-        drawn = {"init_type": opt.init_type, "init_gain": opt.init_gain, "gpu_ids": self.gpu_ids}
-        self.netG = networks.define_G(
-            opt.input_nc,
-            opt.output_nc,
-            opt.ngf,
-            opt.netG,
-            opt.normG,
-            not opt.no_dropout,
-            antialias=not opt.no_antialias,
-            antialias_up=not opt.no_antialias_up,
-            **drawn,
-        )
+        self.netG = adversarial.generator(opt, opt.input_nc, opt.output_nc)
         if not self.isTrain:
             return
         if opt.nce_idt:
@@ -103,17 +92,9 @@ class CUTModel(BaseModel):
             self.loss_names.append("G_feat")
         self.nce_layers = patch_nce.layers_of(opt, self.netG)
         channels = self.netG.channels_of(self.nce_layers)
-        self.netF = patch_nce.define_F(channels, opt.netF, opt.netF_nc, **drawn)
-        self.netD = networks.define_D(
-            opt.output_nc,
-            opt.ndf,
-            opt.netD,
-            opt.n_layers_D,
-            opt.normD,
-            antialias=not opt.no_antialias,
-            num_D=opt.num_D,
-            **drawn,
-        )
+        drawn = (opt.init_type, opt.init_gain, opt.gpu_ids)
+        self.netF = patch_nce.define_F(channels, opt.netF, opt.netF_nc, *drawn)
+        self.netD = adversarial.discriminator(opt, opt.output_nc)
         self.fake_B_pool = ImagePool(opt.pool_size)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
         self.criterionNCE = patch_nce.PatchNCELoss(

@@ -69,21 +69,15 @@ class CycleGANModel(BaseModel):
             visuals_B.append("idt_A")
         self.visual_names = visuals_A + visuals_B
 
-        drawn = {"init_type": opt.init_type, "init_gain": opt.init_gain, "gpu_ids": self.gpu_ids}
-        down, up = not opt.no_antialias, not opt.no_antialias_up
-        build_G = (opt.ngf, opt.netG, opt.norm, not opt.no_dropout)
-        sampling = {"antialias": down, "antialias_up": up, **drawn}
-        self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, *build_G, **sampling)
-        self.netG_B = networks.define_G(opt.output_nc, opt.input_nc, *build_G, **sampling)
+        self.netG_A = adversarial.generator(opt, opt.input_nc, opt.output_nc)
+        self.netG_B = adversarial.generator(opt, opt.output_nc, opt.input_nc)
         if not self.isTrain:
             return
 
         if opt.lambda_feat > 0:
             self.loss_names += ["feat_A", "feat_B"]
-        build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.normD or opt.norm)
-        scales = {"antialias": down, "num_D": opt.num_D, **drawn}
-        self.netD_A = networks.define_D(opt.output_nc, *build_D, **scales)
-        self.netD_B = networks.define_D(opt.input_nc, *build_D, **scales)
+        self.netD_A = adversarial.discriminator(opt, opt.output_nc)
+        self.netD_B = adversarial.discriminator(opt, opt.input_nc)
         self.fake_A_pool = ImagePool(opt.pool_size)
         self.fake_B_pool = ImagePool(opt.pool_size)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)

@@ -16,7 +16,7 @@ import torch
 from util.argument_types import number
 from util.image_pool import ImagePool
 
-from . import networks, patch_nce
+from . import adversarial, networks, patch_nce
 from .base_model import BaseModel
 
 
@@ -54,24 +54,18 @@ class DCLModel(BaseModel):
         self.visual_names = visuals_A + visuals_B
         self.model_names = ["G_A", "G_B"]
 
-        drawn = {"init_type": opt.init_type, "init_gain": opt.init_gain, "gpu_ids": self.gpu_ids}
-        down, up = not opt.no_antialias, not opt.no_antialias_up
-        build_G = (opt.ngf, opt.netG, opt.normG, not opt.no_dropout)
-        sampling = {"antialias": down, "antialias_up": up, **drawn}
-        self.netG_A = networks.define_G(opt.input_nc, opt.output_nc, *build_G, **sampling)
-        self.netG_B = networks.define_G(opt.output_nc, opt.input_nc, *build_G, **sampling)
+        self.netG_A = adversarial.generator(opt, opt.input_nc, opt.output_nc)
+        self.netG_B = adversarial.generator(opt, opt.output_nc, opt.input_nc)
         if not self.isTrain:
             return
 
         self.model_names = ["G_A", "F1", "D_A", "G_B", "F2", "D_B"]
         self.nce_layers = patch_nce.layers_of(opt, self.netG_A)
-        build_F = (opt.netF, opt.netF_nc)
-        self.netF1 = patch_nce.define_F(self.netG_A.channels_of(self.nce_layers), *build_F, **drawn)
-        self.netF2 = patch_nce.define_F(self.netG_B.channels_of(self.nce_layers), *build_F, **drawn)
-        build_D = (opt.ndf, opt.netD, opt.n_layers_D, opt.normD)
-        scales = {"antialias": down, "num_D": opt.num_D, **drawn}
-        self.netD_A = networks.define_D(opt.output_nc, *build_D, **scales)
-        self.netD_B = networks.define_D(opt.input_nc, *build_D, **scales)
+        build_F = (opt.netF, opt.netF_nc, opt.init_type, opt.init_gain, opt.gpu_ids)
+        self.netF1 = patch_nce.define_F(self.netG_A.channels_of(self.nce_layers), *build_F)
+        self.netF2 = patch_nce.define_F(self.netG_B.channels_of(self.nce_layers), *build_F)
+        self.netD_A = adversarial.discriminator(opt, opt.output_nc)
+        self.netD_B = adversarial.discriminator(opt, opt.input_nc)
         self.fake_A_pool = ImagePool(opt.pool_size)
         self.fake_B_pool = ImagePool(opt.pool_size)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)

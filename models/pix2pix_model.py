@@ -64,33 +64,10 @@ class Pix2PixModel(BaseModel):
         self.loss_names = ["G_GAN", "G_L1", "D_real", "D_fake"]
         self.visual_names = ["real_A", "fake_B", "real_B"]
         self.model_names = ["G", "D"] if self.isTrain else ["G"]
-        self.netG = networks.define_G(
-            opt.input_nc,
-            opt.output_nc,
-            opt.ngf,
-            opt.netG,
-            opt.norm,
-            not opt.no_dropout,
-            opt.init_type,
-            opt.init_gain,
-            self.gpu_ids,
-            antialias=not opt.no_antialias,
-            antialias_up=not opt.no_antialias_up,
-        )
+        self.netG = adversarial.generator(opt, opt.input_nc, opt.output_nc)
         if not self.isTrain:
             return
-        self.netD = networks.define_D(
-            opt.input_nc + opt.output_nc,
-            opt.ndf,
-            opt.netD,
-            opt.n_layers_D,
-            opt.normD or opt.norm,
-            opt.init_type,
-            opt.init_gain,
-            self.gpu_ids,
-            antialias=not opt.no_antialias,
-            num_D=opt.num_D,
-        )
+        self.netD = adversarial.discriminator(opt, opt.input_nc + opt.output_nc)
         self.criterionGAN = networks.GANLoss(opt.gan_mode).to(self.device)
         self.criterionL1 = torch.nn.L1Loss()
         self.penalty = networks.GradientPenalty(opt.gan_mode, opt.gp, opt.lambda_gp, opt.gp_every)

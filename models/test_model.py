@@ -5,7 +5,7 @@ from __future__ import annotations
 from util.errors import UserError, warn
 from util.run.saved_options import read_saved_options
 
-from . import networks
+from . import adversarial
 from .base_model import BaseModel
 
 # models whose generators are those of the options, as here
@@ -40,19 +40,7 @@ class TestModel(BaseModel):
         suffix = opt.model_suffix or self._find_suffix(saved)
         self.model_names = ["G" + suffix]
         self.visual_names = ["real", "fake"]
-        self.netG = networks.define_G(
-            opt.input_nc,
-            opt.output_nc,
-            opt.ngf,
-            opt.netG,
-            opt.norm,
-            not opt.no_dropout,
-            opt.init_type,
-            opt.init_gain,
-            self.gpu_ids,
-            antialias=not opt.no_antialias,
-            antialias_up=not opt.no_antialias_up,
-        )
+        self.netG = adversarial.generator(opt, opt.input_nc, opt.output_nc)
         # load_networks uses the attribute of that name
         setattr(self, "netG" + suffix, self.netG)
 
