@@ -155,9 +155,8 @@ def _networks_in_testing(model: BaseModel) -> list[str]:
     """
     opt = copy.copy(model.opt)
     opt.isTrain, opt.gpu_ids, opt.device = False, [], torch.device("cpu")
-    sources = randomness.get_state()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with randomness.preserved(), contextlib.redirect_stdout(io.StringIO()):
             return list(type(model)(opt).networks())
     except Exception as e:  # whatever the code of a user's model raises
         raise UserError(
@@ -165,8 +164,6 @@ def _networks_in_testing(model: BaseModel) -> list[str]:
             f"isTrain = False it can't be made ({type(e).__name__}: {first_line(e)}): make its "
             "__init__ work for both, or leave --ema out"
         ) from e
-    finally:
-        randomness.set_state(sources)
 
 
 def average_path(folder: Path, suffix: str, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -187,12 +188,7 @@ class GradientPenalty:
 
     def snapshot(self) -> Callable[[], None]:
         """Snapshot calls and values; returns a function that restores them."""
-        of, loaded = dict(self._of), list(self._loaded)
-
-        def undo() -> None:
-            self._of, self._loaded = of, loaded
-
-        return undo
+        return functools.partial(vars(self).update, _of=dict(self._of), _loaded=list(self._loaded))
 
     def state_dict(self) -> dict[str, Any]:
         """Calls and newest values, in the order of the discriminators."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 
@@ -41,12 +42,7 @@ class ImagePool:
 
     def snapshot(self) -> Callable[[], None]:
         """A function that puts the pictures of now back."""
-        images = list(self.images)
-
-        def undo() -> None:
-            self.images = images
-
-        return undo
+        return functools.partial(setattr, self, "images", list(self.images))
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
         """The pictures, in order."""

@@ -65,6 +65,16 @@ def set_state(state: dict[str, Any]) -> None:
             torch.cuda.set_rng_state(cuda_state.cpu(), i)
 
 
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Context manager: at its end every generator has the state that it had before."""
+    state = get_state()
+    try:
+        yield
+    finally:
+        set_state(state)
+
+
 def fingerprint() -> tuple:
     """What changes when a generator of the CPU draws: Python's, NumPy's or torch's."""
     _, keys, position, *gauss = np.random.get_state(legacy=True)  # type: ignore[misc]

@@ -266,9 +266,9 @@ def unchanged_process(prints: Any) -> Iterator[None]:
     at a time.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    with _rebuilding:
+    with _rebuilding, randomness.preserved():
         flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
-        sources, dtype = randomness.get_state(), torch.get_default_dtype()
+        dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         elsewhere = contextlib.redirect_stdout(_OfThread(sys.stdout, prints))  # type: ignore
         try:
@@ -277,4 +277,3 @@ def unchanged_process(prints: Any) -> Iterator[None]:
         finally:
             cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32 = flags
             torch.set_default_dtype(dtype)
-            randomness.set_state(sources)

@@ -8,6 +8,7 @@ before the hooks that a model registers itself.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
@@ -164,12 +165,8 @@ class Steps:
 
     def snapshot(self) -> Callable[[], None]:
         """A function that puts counts and sums back to what they are now."""
-        counts, sums = self.counts.copy(), {o: dict(own) for o, own in self.sums.items()}
-
-        def undo() -> None:
-            self.counts, self.sums = counts, WeakKeyDictionary(sums)
-
-        return undo
+        sums = WeakKeyDictionary({o: dict(own) for o, own in self.sums.items()})
+        return functools.partial(vars(self).update, counts=self.counts.copy(), sums=sums)
 
     def _count_batch(self, optimizer: Optimizer) -> bool:
         """Count a batch; returns whether the optimizer is to step now."""

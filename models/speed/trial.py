@@ -51,9 +51,8 @@ def compiling_costs(
     found = distributed.broadcast_object(answers.get(key))
     if found is None:
         print("--fast: measuring whether compiling pays off, a minute or two; the result is cached")
-        state = randomness.get_state()
-        found = distributed.broadcast_object(_try(opt, make_model, load_batch()))
-        randomness.set_state(state)
+        with randomness.preserved():
+            found = distributed.broadcast_object(_try(opt, make_model, load_batch()))
         if distributed.is_main():
             with contextlib.suppress(OSError):
                 write_whole(cache_file(), json.dumps({**_read(), key: found}, indent=1))

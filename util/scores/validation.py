@@ -254,11 +254,7 @@ def undisturbed(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed_random() -> Iterator[None]:
-    state = randomness.get_state()
-    try:
-        with randomness.seeded(0):
-            if torch.cuda.is_initialized():
-                torch.cuda.manual_seed_all(0)
-            yield
-    finally:
-        randomness.set_state(state)
+    with randomness.preserved(), randomness.seeded(0):
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(0)
+        yield
