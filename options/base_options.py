@@ -14,18 +14,15 @@ from typing import Any
 
 import data
 import models
-from models.init import INIT_TYPES
-from models.networks import DISCRIMINATORS, GENERATORS
-from models.norms import NORMS
-from models.speed.acceleration import PRECISIONS
 from util import distributed, find_class
-from util.argument_types import count, experiment_name, number, whole, whole_number, width
+from util.argument_types import experiment_name
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
 from util.files import write_whole
 from util.randomness import new_seed, seed_everything
-from util.run.saved_options import DEFAULT_NAME, GENERATOR_OPTIONS, read_saved_options
+from util.run.saved_options import GENERATOR_OPTIONS, read_saved_options
 
+from . import shared_options
 from .restoring import restore
 from .speed import (
     choose_fast,
@@ -34,8 +31,6 @@ from .speed import (
     why_not_compile,
     why_not_graphs,
 )
-
-PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -49,13 +44,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if action.nargs == 0 or action.default in (None, "", argparse.SUPPRESS):
             return text
         return f"{text} [%(default)s]"
-
-
-class Antialias(argparse.Action):
-    """The positive form of two flags: sets `no_antialias` and `no_antialias_up` to False."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        namespace.no_antialias = namespace.no_antialias_up = False
 
 
 # names in the original of 2017 and 2018, and of now
@@ -103,182 +91,8 @@ class BaseOptions:
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Add the options that training and testing share."""
-        self._add_basic(parser)
-        self._add_model(parser)
-        self._add_speed(parser)
-        self._add_data(parser)
-        self._add_saves(parser)
-        self._add_display(parser)
+        shared_options.add_all(parser, self.SAVES)
         return parser
-
-    def _add_basic(self, parser: argparse.ArgumentParser) -> None:
-        add = parser.add_argument_group("basic").add_argument
-        add("--dataroot", required=True, help="data set: a folder with trainA, trainB, ...")
-        add(
-            "--name",
-            type=experiment_name,
-            default=DEFAULT_NAME,
-            help="name of the experiment, and of its folder",
-        )
-        add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
-        add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
-        add("--seed", type=whole, help="random seed; if not given, a new one is drawn and printed")
-        add("--deterministic", action="store_true", help="bit-identical runs, but slower")
-        add("--verbose", action="store_true", help="print the networks layer by layer")
-        add("--suffix", default="", help="appended to --name; {option} is filled in: {netG}_{norm}")
-
-    def _add_model(self, parser: argparse.ArgumentParser) -> None:
-        add = parser.add_argument_group("model").add_argument
-        add("--model", default="cycle_gan", help="cycle_gan | pix2pix | cut | dcl | test | ...")
-        add("--input_nc", type=width, default=3, help="channels of input pictures")
-        add("--output_nc", type=width, default=3, help="channels of output pictures")
-        add("--ngf", type=width, default=64, help="filters in the generator's last convolution")
-        add(
-            "--ndf",
-            type=width,
-            default=64,
-            help="filters in the discriminator's first convolution",
-        )
-        add(
-            "--netD",
-            default="basic",
-            choices=DISCRIMINATORS,
-            help="discriminator; basic: 70x70 PatchGAN",
-        )
-        add(
-            "--netG",
-            default="resnet_9blocks",
-            choices=GENERATORS,
-            help="architecture of the generator",
-        )
-        add("--n_layers_D", type=whole_number(1, 100), default=3, help="layers of --netD n_layers")
-        add(
-            "--norm",
-            default="instance",
-            choices=NORMS,
-            help="normalization in generator and discriminator",
-        )
-        add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
-        add("--init_gain", type=number(), default=0.02, help="scale of normal, xavier, orthogonal")
-        add("--no_dropout", action="store_true", help="no dropout in the generator")
-        # the positive form of the flag above, which some models set by default
-        add(
-            "--dropout",
-            dest="no_dropout",
-            action="store_false",
-            default=argparse.SUPPRESS,
-            help="dropout in the generator, where the model's default is none",
-        )
-        # the default is no anti-aliasing, except for cut and dcl
-        plain = {"action": "store_true", "default": True}
-        add("--no_antialias", **plain, help="no anti-aliased downsampling in G and D")
-        add("--no_antialias_up", **plain, help="no anti-aliased upsampling in G")
-        add(
-            "--antialias",
-            dest="no_antialias",
-            action=Antialias,
-            nargs=0,
-            default=argparse.SUPPRESS,
-            help="anti-aliased down- and upsampling, against checkerboards",
-        )
-
-    def _add_speed(self, parser: argparse.ArgumentParser) -> None:
-        add = parser.add_argument_group("speed").add_argument
-        add("--precision", default="tf32", choices=PRECISIONS, help="precision of the networks")
-        add("--channels_last", action="store_true", help="memory layout (N, H, W, C)")
-        add("--compile", action="store_true", help="torch.compile: slow start, then faster")
-        add(
-            "--cuda_graphs",
-            nargs="?",
-            default="auto",
-            const="on",
-            choices=("auto", "on", "off"),
-            help="CUDA graphs; auto: replay iterations of models that are recordable; on: else "
-            "record compiled networks; off: none",
-        )
-        add(
-            "--batch_passes",
-            default="auto",
-            choices=("auto", "on", "off"),
-            help="merge passes of a network into one batch; auto: where that is faster",
-        )
-        add("--fast", action="store_true", help="the fastest options for this machine; prints them")
-
-    def _add_data(self, parser: argparse.ArgumentParser) -> None:
-        add = parser.add_argument_group("data").add_argument
-        add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
-        add(
-            "--direction",
-            default="AtoB",
-            choices=("AtoB", "BtoA"),
-            help="translate A to B, or B to A",
-        )
-        add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
-        add("--num_threads", type=whole, default=4, help="workers that load pictures")
-        add("--batch_size", type=count, default=1, help="pictures in a batch")
-        add(
-            "--load_size",
-            type=width,
-            default=286,
-            help="scale pictures to this size before the crop",
-        )
-        add(
-            "--crop_size",
-            type=width,
-            default=256,
-            help="crop a square of this size from the scaled picture",
-        )
-        add(
-            "--max_dataset_size",
-            type=count,
-            default=float("inf"),
-            help="use at most this many pictures",
-        )
-        add(
-            "--preprocess",
-            default="resize_and_crop",
-            choices=PREPROCESS,
-            help="how pictures are scaled and cropped",
-        )
-        add("--no_flip", action="store_true", help="no random horizontal flip in training")
-        add(
-            "--ignore_orientation",
-            action="store_true",
-            help="ignore the EXIF orientation, by which viewers turn photographs upright",
-        )
-        add(
-            "--skip_broken",
-            action="store_true",
-            help="skip pictures that can't be read, and list them at the end",
-        )
-        add(
-            "--value_range",
-            type=float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            help="read .npy, 16-bit and float pictures at full depth; maps LOW, HIGH to -1, 1",
-        )
-        add("--display_winsize", type=count, default=256, help="picture width on pages")
-
-    def _add_saves(self, parser: argparse.ArgumentParser) -> None:
-        add = self.group(parser, self.SAVES).add_argument
-        add("--epoch", default="latest", help="which epoch to load: a number, latest, ...")
-        add("--load_iter", type=whole, default="0", help="load iter_N, saved by --save_by_iter")
-
-    def _add_display(self, parser: argparse.ArgumentParser) -> None:
-        add = self.group(parser, "display").add_argument
-        add("--use_wandb", action="store_true", help="log training to W&B (needs wandb)")
-        add(
-            "--wandb_project_name",
-            default="CycleGAN-and-pix2pix",
-            help="project on W&B, with --use_wandb",
-        )
-
-    @staticmethod
-    def group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
-        """The argument group of that title, created if it does not exist."""
-        found = [group for group in parser._action_groups if group.title == title]
-        return found[0] if found else parser.add_argument_group(title)
 
     def gather_options(self) -> argparse.Namespace:
         """Parse the command line, with the options of the chosen model and dataset."""
@@ -302,7 +116,7 @@ class BaseOptions:
         last_of_model = order["model"] + 0.5
         parser._action_groups.sort(key=lambda group: order.get(group.title or "", last_of_model))
         # added last, so that --help also lists the options of the model and the dataset
-        basic = self.group(parser, "basic")
+        basic = shared_options.group(parser, "basic")
         basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
         if unknown:

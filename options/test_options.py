@@ -16,6 +16,7 @@ from util.argument_types import number, whole, whole_number
 from util.run.saved_options import read_saved_options
 
 from .base_options import BaseOptions
+from .shared_options import group
 
 OUTPUT_FORMATS = (*FORMATS, "same")
 
@@ -63,8 +64,7 @@ options of another model: python test.py --model pix2pix --help"""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
-        group = parser.add_argument_group("testing")
-        add = group.add_argument
+        add = parser.add_argument_group("testing").add_argument
         add("--results_dir", default="./results/", help="where results are written")
         add("--aspect_ratio", type=number(), default=1.0, help="scale the width of result pictures")
         add("--phase", default="test", help="folder of the data set to read: train, val, test")
@@ -75,14 +75,13 @@ options of another model: python test.py --model pix2pix --help"""
             default=50,
             help="how many pictures to translate, or all",
         )
-        self.group(parser, self.SAVES).add_argument(
+        group(parser, self.SAVES).add_argument(
             "--weights",
             default="auto",
             choices=WEIGHTS,
             help="ema: moving average (of --ema); raw: without; auto: ema if there is one",
         )
-        group = parser.add_argument_group("large pictures, other formats")
-        add = group.add_argument
+        add = parser.add_argument_group("large pictures, other formats").add_argument
         add("--keep_size", action="store_true", help="no scaling: pad inputs, crop outputs")
         add("--tile", type=whole_number(16), help="compute large pictures in tiles of this size")
         add("--tile_overlap", type=whole, help="overlap of quick tiles in pixels [64]")

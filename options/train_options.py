@@ -19,6 +19,7 @@ from util.scores.evaluation import SCORES
 from .base_options import BaseOptions
 from .evaluate_options import add_weights
 from .restoring import warn_of_dropped
+from .shared_options import group
 from .test_options import picture_count
 
 
@@ -53,7 +54,7 @@ options of another model: python train.py --model pix2pix --help"""
         return parser
 
     def _add_views(self, parser: argparse.ArgumentParser) -> None:
-        add = self.group(parser, "display").add_argument
+        add = group(parser, "display").add_argument
         add(
             "--display_freq",
             type=count,
@@ -88,7 +89,7 @@ options of another model: python train.py --model pix2pix --help"""
         add("--use_tensorboard", action="store_true", help="log to <name>/tb (needs tensorboard)")
 
     def _add_saving(self, parser: argparse.ArgumentParser) -> None:
-        add = self.group(parser, self.SAVES).add_argument
+        add = group(parser, self.SAVES).add_argument
         add(
             "--save_latest_freq",
             type=count,
@@ -124,8 +125,8 @@ options of another model: python train.py --model pix2pix --help"""
         add("--phase", default="train", help="folder of the data set to read: train, val, test")
 
     def _add_validation(self, parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("validation")
-        add = group.add_argument
+        validation = parser.add_argument_group("validation")
+        add = validation.add_argument
         add("--val_freq", type=whole, default=0, help="epochs between two validations; 0: none")
         add("--val_phase", default="val", help="folder of the pictures to score: val, test")
         add(
@@ -139,7 +140,7 @@ options of another model: python train.py --model pix2pix --help"""
             default=float("inf"),
             help="how many pictures to score, or all",
         )
-        add_weights(group)
+        add_weights(validation)
 
     def _add_training(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument_group("training").add_argument
