@@ -22,8 +22,8 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from util import randomness
 from util.errors import UserError, first_line
-from util.run.checkpoint import weights_path
 from util.run.saved_options import read_saved_options
+from util.run.weight_files import weights_path
 
 from .attributes import unwrap
 from .speed.capture import in_each_iteration

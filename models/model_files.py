@@ -13,7 +13,7 @@ from torch import nn
 
 from util import distributed
 from util.errors import UserError, first_line, warn
-from util.run import checkpoint
+from util.run import checkpoint, weight_files
 
 from . import attributes, ema, training_state
 from .attributes import unwrap
@@ -100,7 +100,7 @@ class ModelFiles:
         if not distributed.is_main():  # a training loop of one's own may call this in all ranks
             return
         for name, state in self.network_states().items():
-            checkpoint.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
+            weight_files.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
 
     def _save_averages_too(self) -> None:
         """Make `save_networks` write the averages, also where a model has its own."""
@@ -111,7 +111,7 @@ class ModelFiles:
             for name, average in self._averages.items() if distributed.is_main() else ():
                 path = ema.average_path(self.save_dir, str(epoch), name)
                 if average.steps:
-                    checkpoint.save_file(average.weights(), path)
+                    weight_files.save_file(average.weights(), path)
                 else:  # a model may average by itself what no optimizer steps
                     path.unlink(missing_ok=True)
 
@@ -144,7 +144,7 @@ class ModelFiles:
             path = self.save_dir / f"{epoch}_net_{name}.pth"
             try:
                 path = path if self.isTrain else self.weights_file(epoch, name)
-                weights[name] = path, checkpoint.load_weights(path, self.device)
+                weights[name] = path, weight_files.load_weights(path, self.device)
             except UserError as e:
                 raise UserError(f"{e}{other_model(self.opt, self.save_dir)}") from e
         self._load_weights(weights)

@@ -38,8 +38,8 @@ from models.ema import WEIGHTS
 from models.inference.translator import to_pil
 from util.argument_types import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
-from util.run.checkpoint import load_weights
 from util.run.saved_options import read_saved_options
+from util.run.weight_files import load_weights
 
 HEIGHT = 340  # pixels of input and output on the page
 PHONE = 320  # input and output are at least this wide, one below the other where need be

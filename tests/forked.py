@@ -88,7 +88,7 @@ def _child(
 
 def _crash_in_save(crash_at: int) -> None:
     from util import files
-    from util.run import checkpoint
+    from util.run import weight_files
 
     count = 0
 
@@ -112,4 +112,4 @@ def _crash_in_save(crash_at: int) -> None:
             return getattr(os, name)
 
     files.os = CountedOs()  # type: ignore[assignment]
-    checkpoint.DiskWriter.write = counted(checkpoint.DiskWriter.write)  # type: ignore
+    weight_files.DiskWriter.write = counted(weight_files.DiskWriter.write)  # type: ignore

@@ -40,7 +40,8 @@ import torch
 from PIL import Image
 
 from util.errors import OneLineParser, one_line_errors
-from util.run.checkpoint import UNFINISHED, load_file
+from util.run.checkpoint import UNFINISHED
+from util.run.weight_files import load_file
 
 PICTURES = 6
 PATIENCE = 60.0  # seconds without a sign of life that are a hang

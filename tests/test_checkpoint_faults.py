@@ -28,7 +28,7 @@ from models import create_model
 from options.train_options import TrainOptions
 from tests import forked, helpers
 from util.errors import UserError, say, warn
-from util.run import checkpoint
+from util.run import checkpoint, weight_files
 from util.run.finite import MAX_CONSECUTIVE_SKIPS, FiniteGuard
 from util.run.position import Position
 from util.run.stopping import ExperimentLock, StopRequest
@@ -306,7 +306,7 @@ def test_an_archive_that_unpacks_to_much_more_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(10**7))
     with pytest.raises(UserError, match="compressed"):
-        checkpoint.load_file(path)
+        weight_files.load_file(path)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def small_set(folder: Path, suffix: str, step: int, run: str = "1-a") -> None:
 
     def export(suffix: str) -> None:
         for name, weights in numbers.items():
-            checkpoint.save_file(weights, checkpoint.weights_path(folder, suffix, name))
+            weight_files.save_file(weights, weight_files.weights_path(folder, suffix, name))
 
     checkpoint.save_checkpoint(folder, [suffix], state, export)
 
@@ -423,7 +423,7 @@ def test_a_save_flushes_before_it_renames_and_has_the_state_first(tmp_path, oper
 @pytest.mark.parametrize("failing", ["D", "train_state"])
 def test_a_save_that_fails_anywhere_leaves_a_whole_one(failing, tmp_path, monkeypatch):
     small_set(tmp_path, "latest", 1)
-    write_file = checkpoint.write_file
+    write_file = weight_files.write_file
 
     def full(value: Any, path: Path) -> None:
         write_file(value, path)
@@ -431,7 +431,8 @@ def test_a_save_that_fails_anywhere_leaves_a_whole_one(failing, tmp_path, monkey
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_file", full)
+        for module in (checkpoint, weight_files):
+            patch.setattr(module, "write_file", full)
         with pytest.raises(OSError, match="No space"):
             small_set(tmp_path, "latest", 2)
     assert step_found(tmp_path) == (2 if failing == "D" else 1)
@@ -488,7 +489,8 @@ def test_a_crash_in_the_first_save_leaves_nothing_or_all(pictures, tmp_path, mon
         raise SystemExit(9)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "replacing", patched_replacing(crash))
+        for module in (checkpoint, weight_files):
+            patch.setattr(module, "replacing", patched_replacing(crash))
         assert helpers.run("train.py", *argv).code == 9
     assert renamed == ["latest_train_state"]
     assert "nothing is saved in" in helpers.succeed("train.py", *argv).out
@@ -544,7 +546,7 @@ def test_numbers_of_numpy_come_back(tmp_path):
     """Schedules that are written with NumPy put them into the state."""
     values = [np.float64(0.1), np.float32(0.5), np.int64(-3), np.bool_(True), np.arange(4.0)]
     checkpoint.save_checkpoint(tmp_path, ["latest"], {"values": values}, lambda _: None)
-    found = checkpoint.load_file(checkpoint.state_path(tmp_path, "latest"))["values"]
+    found = weight_files.load_file(checkpoint.state_path(tmp_path, "latest"))["values"]
     assert [type(value) for value in found] == [type(value) for value in values]
     assert all(np.array_equal(a, b) for a, b in zip(found, values, strict=True))
 
@@ -934,7 +936,7 @@ def test_nan_stops_before_it_is_saved(model, pictures, tmp_path, monkeypatch):
     assert found is not None
     assert Position.of(found.state).total_iters == 2
     for name in names:
-        weights = checkpoint.load_weights(tmp_path / "x" / f"latest_net_{name}.pth")
+        weights = weight_files.load_weights(tmp_path / "x" / f"latest_net_{name}.pth")
         assert all(v.isfinite().all() for v in weights.values())
 
 
@@ -945,7 +947,7 @@ def test_nan_can_be_skipped(model, pictures, tmp_path, monkeypatch):
     result = helpers.succeed("train.py", *argv)
     assert result.err.count("this step is skipped") == 2
     for path in (tmp_path / "x").glob("latest_net_*.pth"):
-        assert all(v.isfinite().all() for v in checkpoint.load_weights(path).values())
+        assert all(v.isfinite().all() for v in weight_files.load_weights(path).values())
 
 
 def test_ten_bad_steps_in_a_row_stop(pictures, tmp_path, monkeypatch):
@@ -1056,10 +1058,10 @@ def test_a_lack_of_memory_does_not_count_as_damage(error, fresh, copied, monkeyp
 
 
 def test_a_save_that_may_not_be_read_does_not_count_as_damage(fresh, copied, monkeypatch):
-    opened = checkpoint.load_file
+    opened = weight_files.load_file
 
     def refuse(path, *device):
-        with checkpoint._readable(path):
+        with weight_files.readable(path):
             if path.name.startswith("latest_train"):
                 raise PermissionError(13, "Permission denied")
             return opened(path, *device)

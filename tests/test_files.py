@@ -11,7 +11,7 @@ import pytest
 
 from util import files
 from util.files import replacing, write_whole
-from util.run import checkpoint
+from util.run import weight_files
 
 
 @pytest.fixture
@@ -117,6 +117,6 @@ def test_an_error_within_a_save_does_not_reach_torch(error):
             self.close()
             raise error
 
-    writer = checkpoint.DiskWriter(Failing())
+    writer = weight_files.DiskWriter(Failing())
     assert [writer.write(b"abc"), writer.write(b"de")] == [3, 2]
     assert writer.error is error

@@ -32,7 +32,7 @@ from models.weights import (
 )
 from util import randomness
 from util.errors import RaisingParser, UserError, first_line, warn
-from util.run import checkpoint
+from util.run import weight_files
 from util.run.saved_options import parse_range, read_saved_options
 
 from .translator import Translator
@@ -91,7 +91,7 @@ def load_generator(
     chosen = _device(device)
     saved = read_saved_options(folder)
     name, path = _find_weights(folder, str(epoch), direction, weights, saved.get("direction"))
-    state = checkpoint.load_weights(path, "cpu")
+    state = weight_files.load_weights(path, "cpu")
     with unchanged_process(io.StringIO()):
         net, built = _rebuild(state, saved, path, name)
     options = {**saved, **built}

@@ -16,7 +16,7 @@ from util import distributed, randomness
 from util.errors import UserError, first_line, warn
 from util.files import aside
 
-from . import checkpoint
+from . import checkpoint, weight_files
 from .checkpoint import FoundCheckpoint
 from .finite import FiniteGuard
 from .position import Position
@@ -138,7 +138,7 @@ class TrainingRun:
             print(
                 f"--continue_train: nothing is saved in {self.folder}, so this starts from scratch"
             )
-            others = checkpoint.experiments(self.folder.parent)
+            others = weight_files.experiments(self.folder.parent)
             if close := difflib.get_close_matches(self.folder.name, others, 1, 0.8):
                 warn(f"there is no training --name {self.folder.name}; did you mean {close[0]}?")
             _set_aside(self.folder, "best")  # so far, of a validation
@@ -313,7 +313,7 @@ def _set_aside(folder: Path, which: str = "*") -> None:
 
     Otherwise an old `10_net_G.pth` would look like the tenth epoch of the new training.
     """
-    files = [*folder.glob(f"{which}_net_*.pth"), *folder.glob(f"{which}_{checkpoint.STATE}.pth")]
+    files = [*folder.glob(f"{which}_net_*.pth"), *folder.glob(f"{which}_{weight_files.STATE}.pth")]
     if not files:
         return
     earlier = aside(folder / "earlier")

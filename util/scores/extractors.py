@@ -20,7 +20,7 @@ import torch
 
 from util.errors import UserError, in_one_line, warn
 from util.files import sha256
-from util.run.checkpoint import load_weights
+from util.run.weight_files import load_weights
 
 DOWNLOAD_SECONDS = 30  # without an answer
 
