@@ -119,6 +119,9 @@ class BaseOptions:
         basic = shared_options.group(parser, "basic")
         basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
+        if RENAMED.keys() & {_name(word) for word in unknown}:
+            self.argv = _renamed(self._words(), unknown)
+            opt, unknown = parser.parse_known_args(self.argv)
         if unknown:
             hint = self._meant(unknown[0].partition("=")[0], parser, opt.model)
             parser.error(f"unknown option '{unknown[0]}'{hint}")
@@ -126,8 +129,6 @@ class BaseOptions:
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: which models have it, or what is spelled like it."""
-        if renamed := RENAMED.get(option.removeprefix("--")):
-            return f": an older name of --{renamed}"
         having = []
         for name in find_class.names(models.__name__, "model"):
             with contextlib.suppress(Exception):  # another model's file may be half written
@@ -152,11 +153,15 @@ class BaseOptions:
         if not isinstance(extended, argparse.ArgumentParser):
             raise UserError(f"{where} returns {extended}: it must end with `return parser`")
         for old in RENAMED.keys() & extended._defaults.keys():  # of a file for an older code
-            extended.set_defaults(**{RENAMED[old]: extended._defaults[old]})
+            name, _, value = RENAMED[old].partition(" ")
+            extended.set_defaults(**{name: value or extended._defaults[old]})
         return extended
 
+    def _words(self) -> list[str]:
+        return list(sys.argv[1:] if self.argv is None else self.argv)
+
     def _without_help(self) -> list[str]:
-        words = list(sys.argv[1:] if self.argv is None else self.argv)
+        words = self._words()
         # --help needs no --dataroot
         if "-h" in words or "--help" in words:
             words += ["--dataroot", "."]
@@ -313,3 +318,21 @@ class BaseOptions:
             write_whole(path, self.message + "\n")
         except OSError as e:
             print(f"warning: the options were not saved to {path}: {e.strerror}", file=sys.stderr)
+
+
+def _name(word: str) -> str:
+    """The name of an option, of `--name` and `--name=value`."""
+    return word.removeprefix("--").partition("=")[0] if word.startswith("--") else ""
+
+
+def _renamed(words: list[str], unknown: list[str]) -> list[str]:
+    """A command line for the original of 2017 and 2018 in the names of now."""
+    found: list[str] = []
+    for word in words:
+        new = RENAMED.get(_name(word)) if word in unknown else None
+        if new is None:
+            found.append(word)
+        else:
+            print(f"--{_name(word)} is an older name of --{new}")
+            found += f"--{new}{word[2:].removeprefix(_name(word))}".split(" ")
+    return found

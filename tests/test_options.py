@@ -706,13 +706,27 @@ def test_what_scores_in_training_need(tmp_path, capsys):
     assert parse(tmp_path, "--best_by", "SSIM", "--val_freq", "2").best_by == "SSIM"
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [("--niter", "--n_epochs"), ("--which_direction", "--direction")]
-)
-def test_older_names_are_told(tmp_path, capsys, old, new):
+def test_command_lines_of_2017_and_2018(tmp_path, capsys):
+    """As on the page of the original then, and with all that has another name now."""
+    old = "--niter 3 --niter_decay=4 --batchSize 2 --loadSize=70 --fineSize 64 --nThreads 1 "
+    old += "--which_direction BtoA --which_model_netG unet_128 --which_model_netD pixel "
+    old += "--no_lsgan --identity 0.1 --display_single_pane_ncols 2 --resize_or_crop crop"
+    new = "--n_epochs 3 --n_epochs_decay 4 --batch_size 2 --load_size 70 --crop_size 64 "
+    new += "--num_threads 1 --direction BtoA --netG unet_128 --netD pixel "
+    new += "--gan_mode vanilla --lambda_identity 0.1 --display_ncols 2 --preprocess crop"
+    found, wanted = (vars(parse(tmp_path, *words.split(), "--seed", "1")) for words in (old, new))
+    assert found == wanted
+    assert "--niter is an older name of --n_epochs\n" in capsys.readouterr().out
+    test = [("--how_many 7 --which_epoch 9", 7, "9"), ("--ntest 8", 8, "latest")]
+    for words, num_test, epoch in test:
+        opt = parse(tmp_path, *words.split(), train=False)
+        assert (opt.num_test, opt.epoch) == (num_test, epoch)
+
+
+def test_an_older_name_with_a_wrong_value(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        parse(tmp_path, old, "5")
-    assert f"unknown option '{old}': an older name of {new}" in capsys.readouterr().err
+        parse(tmp_path, "--which_direction", "up")
+    assert "argument --direction: invalid choice: 'up'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--epoch", "3"], ["--load_iter", "400"]])
