@@ -145,16 +145,16 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
         flags = " ".join(_flag(k, v) for k, v in differing.items())
         given = " ".join(_flag(k, wanted[k]) for k in differing)
         return f"net{name} was saved with {flags}, the options say {given}; set {flags}"
-    if saved and wanted:
+    if differing and wanted:
         if "antialias" not in wanted and not any(saved.get("antialias", ())):
             saved.pop("antialias", None)  # the default of the other network
         flags = " ".join(_flag(k, v) for k, v in saved.items())
         return f"net{name} was saved with {flags}; set these flags"
-    examples = [*missing, *surplus, *wrong][:2]
+    kinds = {"missing": missing, "unknown": surplus, "of another shape": wrong}
+    faults = [f"{len(keys)} {kind} ({keys[0]})" for kind, keys in kinds.items() if keys]
     return (
-        f"net{name} lacks {len(missing)} of its weights, {len(surplus)} are unknown and "
-        f"{len(wrong)} are of another shape (such as {', '.join(examples)}); "
-        "it was saved from another network"
+        f"net{name} has {len(own)} weights, and of those in the file are "
+        f"{', '.join(faults)}: it was saved from another network, or is incomplete"
     )
 
 

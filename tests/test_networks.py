@@ -629,8 +629,21 @@ def test_misfit_of_a_discriminator_names_the_flag(saved, built, flag):
 def test_misfit_of_another_kind_of_network_is_told_too():
     net = generator()
     message = explain_mismatch("G", {"stem.weight": torch.zeros(2, 3)}, net)
-    assert "1 are unknown" in message
-    assert f"lacks {len(net.state_dict())} of its weights" in message
+    count = len(net.state_dict())
+    assert message == (
+        f"netG has {count} weights, and of those in the file are {count} missing "
+        f"({next(iter(net.state_dict()))}), 1 unknown (stem.weight): it was saved from another "
+        "network, or is incomplete"
+    )
+
+
+def test_a_missing_weight_is_named():
+    """Where all options are those of the training."""
+    net = generator()
+    state = net.state_dict()
+    gone = [*state][-1]
+    del state[gone]
+    assert f"1 missing ({gone})" in str(explain_mismatch("G", state, net))
 
 
 def test_a_generator_of_ones_own_is_not_taken_for_a_discriminator():
