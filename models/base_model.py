@@ -202,6 +202,11 @@ class BaseModel(ModelFiles, ABC):
 
     def _prepare_optimizers(self) -> None:
         """Use fused kernels where they help. Raises UserError for what is no torch optimizer."""
+        if not self.optimizers:
+            warn(
+                f"{type(self).__name__}: self.optimizers is empty, so learning rates have no "
+                "schedule: set self.optimizers = [...] in __init__"
+            )
         for optimizer in self.optimizers:
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise UserError(

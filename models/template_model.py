@@ -43,8 +43,16 @@ class TemplateModel(BaseModel):
         self.visual_names = ["data_A", "data_B", "output"]
         # "G" stands for the attribute self.netG: saved as <epoch>_net_G.pth, and loaded
         self.model_names = ["G"]
+        # Batch norm and no dropout whatever the options say, as in the original code;
+        # `norm=opt.norm, use_dropout=not opt.no_dropout` takes both from the command line.
         self.netG = networks.define_G(
-            opt.input_nc, opt.output_nc, opt.ngf, opt.netG, gpu_ids=self.gpu_ids
+            opt.input_nc,
+            opt.output_nc,
+            opt.ngf,
+            opt.netG,
+            init_type=opt.init_type,
+            init_gain=opt.init_gain,
+            gpu_ids=self.gpu_ids,
         )
         if self.isTrain:
             self.criterionLoss = torch.nn.L1Loss()

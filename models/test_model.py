@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from util.errors import UserError, warn
+import io
+from pathlib import Path
+
+from torch import nn
+
+from util.errors import UserError, first_line, warn
 from util.run.saved_options import read_saved_options
 
 from . import adversarial
 from .base_model import BaseModel
+from .inference.loading import generator_of_model, unchanged_process
 
-# models whose generators are those of the options, as here
-AS_HERE = ("cycle_gan", "pix2pix", "cut", "dcl", "colorization", "test")
+# what the command line may say about the network; its channels are those of the training
+NETWORK = ("netG", "norm", "normG", "ngf", "no_dropout", "no_antialias", "no_antialias_up")
 
 
 class TestModel(BaseModel):
@@ -30,19 +36,28 @@ class TestModel(BaseModel):
     def __init__(self, opt):
         super().__init__(opt)
         saved = read_saved_options(self.save_dir)
-        trained = saved.get("model", "test")
-        if trained not in AS_HERE:
-            warn(
-                f"--model test has --netG {opt.netG} as the options say, and {opt.name} was "
-                f"trained with --model {trained}, which may make another network of the same "
-                f"weights: --model {trained} or load_generator builds that"
-            )
         suffix = opt.model_suffix or self._find_suffix(saved)
         self.model_names = ["G" + suffix]
         self.visual_names = ["real", "fake"]
-        self.netG = adversarial.generator(opt, opt.input_nc, opt.output_nc)
+        self.netG = self._generator(saved, "G" + suffix)
         # load_networks uses the attribute of that name
         setattr(self, "netG" + suffix, self.netG)
+
+    def _generator(self, saved: dict[str, str], name: str) -> nn.Module:
+        """The network that the model of the training builds, or else that of the options."""
+        opt = self.opt
+        now = {name: str(value) for name, value in vars(opt).items()}
+        given = {name: now[name] for name in NETWORK if name in now and name in saved}
+        if saved.get("model", "test") != "test":
+            try:
+                with unchanged_process(io.StringIO()):
+                    return generator_of_model(now | saved | given, Path(self.save_dir), name)[0]
+            except (Exception, SystemExit) as e:  # the code may have changed, or be gone
+                warn(
+                    f"the generator is --netG {opt.netG} as the options say, which may be another "
+                    f"network of the same weights: --model {saved['model']} fails: {first_line(e)}"
+                )
+        return adversarial.generator(opt, opt.input_nc, opt.output_nc)
 
     def _find_suffix(self, saved: dict[str, str]) -> str:
         """The suffix of the generator for `--direction`: none, `_A` or `_B`.
@@ -50,15 +65,16 @@ class TestModel(BaseModel):
         In CycleGAN and DCLGAN, G_A translates in the direction of training, and G_B back.
         """
         trained = saved.get("direction", "AtoB")
-        if self.weights_file(self.load_suffix(), "G").exists():
-            if "direction" in saved and trained != self.opt.direction:
-                warn(
-                    f"{self.opt.name} was trained {trained} and has one generator: --direction "
-                    f"{self.opt.direction} has no effect"
-                )
-            return ""
         suffix = "_A" if self.opt.direction == trained else "_B"
-        return suffix if self.weights_file(self.load_suffix(), "G" + suffix).exists() else ""
+        names = ("", suffix) if suffix == "_A" else (suffix, "")  # G may be a copy of G_A
+        there = [n for n in names if self.weights_file(self.load_suffix(), "G" + n).exists()]
+        found = there[0] if there else ""
+        if there and not found and "direction" in saved and trained != self.opt.direction:
+            warn(
+                f"{self.opt.name} was trained {trained} and has one generator: --direction "
+                f"{self.opt.direction} has no effect"
+            )
+        return found
 
     def set_input(self, input):
         """Take a batch: `A` (N, C, H, W) in [-1, 1] and its paths."""

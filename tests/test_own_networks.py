@@ -279,6 +279,14 @@ def test_the_model_knows_its_generator(name, words, tmp_path, capsys):
     with torch.no_grad():
         torch.testing.assert_close(G(x), model.netG(x), rtol=0, atol=1e-6)
     assert capsys.readouterr() == ("", "")
+    path = picture(tmp_path / "in" / "a.png", 128, 128)
+    where = ["--checkpoints_dir", tmp_path, "--name", "x", "--results_dir", tmp_path / "r"]
+    words = ["--dataroot", path.parent, "--model", "test", "--only_outputs", "--precision", "fp32"]
+    result = succeed("test.py", *where, *words, "--gpu_ids", -1, "--num_threads", 0)
+    assert result.err == ""
+    wanted = np.asarray(G(Image.open(path)))
+    found = np.asarray(Image.open(tmp_path / "r" / "x" / "test_latest" / "a.png"))
+    assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.usefixtures("own_models")
@@ -288,7 +296,7 @@ def test_a_guess_is_told(tmp_path, monkeypatch, capsys):
     changes: dict[str, Callable[[Any], Any]] = {
         "'Namespace' object has no attribute 'x'": lambda opt: opt.x,
         "3": lambda opt: sys.exit(3),
-        "netG lacks 4 of its weights": lambda opt: OwnGenerator(5),
+        "netG has 4 weights, and of those in the file are 4 missing": lambda opt: OwnGenerator(5),
     }
     for reason, maker in changes.items():
         monkeypatch.setitem(MAKERS, "residual", maker)

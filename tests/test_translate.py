@@ -864,3 +864,20 @@ def on_a_full_disk(cycle, tmp_path, *more) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "test.py", *words]
     limited = "ulimit -f 6; exec " + shlex.join(map(str, command))  # no file above 6 KiB
     return subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120)
+
+
+def test_a_copied_generator_does_not_hide_the_other_way(cycle, tmp_path):
+    """`cp latest_net_G_A.pth latest_net_G.pth` in the same folder, as for --model test."""
+    shutil.copy(cycle / "latest_net_G_A.pth", cycle / "latest_net_G.pth")
+    path = picture(tmp_path / "in" / "a.png", 32, 32)
+    seen = np.array(Image.open(path).convert("RGB"))
+    for direction, seed in ((None, 1), ("AtoB", 1), ("BtoA", 2)):
+        wanted = reference(save(tmp_path / "other" / "x.pth", seed=seed), seen)
+        found = np.asarray(load_generator(cycle, direction, device="cpu", precision="fp32")(path))
+        assert np.abs(found.astype(int) - wanted).max() <= 1
+        out = tmp_path / str(direction)
+        words = [*translate_words(cycle, tmp_path / "in", out), "--precision", "fp32"]
+        given = ["--direction", direction] if direction else []
+        assert warnings_of(succeed("test.py", *words, "--only_outputs", *given)) == []
+        written = np.asarray(Image.open(out / "results" / "cycle" / "test_latest" / "a.png"))
+        assert np.abs(written.astype(int) - wanted).max() <= 1

@@ -124,15 +124,15 @@ def _find_weights(
     folder: Path, epoch: str, direction: str | None, weights: str, trained: str | None
 ) -> tuple[str, Path]:
     """The name and the file of the generator that goes this way; the file may be missing."""
-    path = choose_weights(folder, epoch, "G", weights)
-    if path.exists():
-        if direction and trained and direction != trained:
-            raise UserError(
-                f"{folder} was trained {trained} and has one generator: it can't go {direction}"
-            )
-    elif any(folder.glob("[!.]*_net_G_[AB]*.pth")):
-        name = "G_A" if direction in (trained or "AtoB", None) else "G_B"
-        return name, choose_weights(folder, epoch, name, weights)
+    name = "G_A" if direction in (trained or "AtoB", None) else "G_B"
+    of_two, path = (choose_weights(folder, epoch, n, weights) for n in (name, "G"))
+    # of two also where one was copied to the name of a single one, as the original says
+    if of_two.exists() or (not path.exists() and any(folder.glob("[!.]*_net_G_[AB]*.pth"))):
+        return name, of_two
+    if path.exists() and direction and trained and direction != trained:
+        raise UserError(
+            f"{folder} was trained {trained} and has one generator: it can't go {direction}"
+        )
     return "G", path
 
 
@@ -160,7 +160,11 @@ def _rebuild(
     failed = ""
     if "model" in saved:
         try:
-            return _of_model(state, saved, path, name)
+            net, values = generator_of_model(saved, path.parent, name)
+            if problem := _load(net, state):
+                raise UserError(problem)
+            channels = _channels(state, values["input_nc"], values["output_nc"])
+            return net, {**values, **channels}
         except (Exception, SystemExit) as e:  # the code may have changed, or need other options
             failed = f"--model {saved['model']} fails: {first_line(e)}"
     reason = f"; {failed}" if failed else ""
@@ -218,10 +222,13 @@ def _channels(state: State, input_nc: int, output_nc: int) -> dict[str, int]:
     return {"input_nc": input_nc, "output_nc": output_nc}
 
 
-def _of_model(
-    state: State, saved: dict[str, str], path: Path, name: str
+def generator_of_model(
+    saved: dict[str, str], folder: Path, name: str
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator `name` that the saved model builds from the saved options."""
+    """The generator `name` that the saved model builds from the saved options, and these.
+
+    Its weights are not loaded. Raises whatever the code of a user's model raises.
+    """
     kind = models.find_model_using_name(saved["model"])
     parser = kind.modify_commandline_options(RaisingParser(), False)
     for action in parser._actions:
@@ -237,14 +244,12 @@ def _of_model(
             values[option] = readers.get(option, ast.literal_eval)(text)
         except (ValueError, SyntaxError, TypeError):
             values[option] = text
-    folder = path.parent
     values.update(isTrain=False, gpu_ids=[], device=torch.device("cpu"), name=folder.name)
     values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
     model = kind(argparse.Namespace(**values))
-    net = getattr(model, "net" + name)
-    if problem := _load(net, state):
-        raise UserError(problem)
-    return net, {**values, **_channels(state, values["input_nc"], values["output_nc"])}
+    if name == "G" and not hasattr(model, "netG"):
+        name = "G_A"  # one of two, copied to the name of a single one
+    return getattr(model, "net" + name), values
 
 
 class _OfThread:
