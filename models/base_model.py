@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -17,12 +16,10 @@ from util import distributed
 from util.errors import UserError, warn
 from util.image_pool import ImagePool
 
-from . import ema
-from .diffaug import DiffAugment
+from . import discriminators, ema
 from .losses import GradientPenalty
 from .model_files import ModelFiles, SaveFolder
-from .norms import add_spectral_norm
-from .schedulers import get_scheduler
+from .schedulers import MeanLoss, get_scheduler
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
 from .speed.iterations import record_iterations, why_not_recorded
@@ -73,8 +70,7 @@ class BaseModel(ModelFiles, ABC):
         self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
         self._averages = {}  # with --ema
         self._told_missing: set[str] = set()
-        self._metric_sum = 0.0
-        self._metric_count = 0
+        self._mean_loss = MeanLoss()
 
     @staticmethod
     def modify_commandline_options(
@@ -105,7 +101,7 @@ class BaseModel(ModelFiles, ABC):
         several = self.isTrain and distributed.world_size() > 1
         self.is_set_up = True
         if self.isTrain:
-            self._equip_discriminators()
+            discriminators.equip(self)
         for name, net in self.networks().items():
             if others := [k for k, v in net.state_dict().items() if not torch.is_tensor(v)]:
                 raise UserError(
@@ -179,26 +175,11 @@ class BaseModel(ModelFiles, ABC):
         """Whether --cuda_graphs records what each compiled network does."""
         return self.opt.cuda_graphs and self.opt.compile and not self._records_iterations()
 
-    def _equip_discriminators(self) -> None:
-        """Apply --diffaug and --spectral_norm; raises UserError without a discriminator."""
-        opt = self.opt
-        found = self._discriminators()
-        wanted = [name for name in ("diffaug", "spectral_norm") if getattr(opt, name)]
-        if wanted and not found:
-            flag = f"--{wanted[0]}"
-            raise UserError(f"{flag}: --model {opt.model} has no discriminator: leave it out")
-        for net in found.values():
-            if opt.diffaug:
-                augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
-                prepared(net).prepared_augment = augment  # type: ignore[assignment]
-        for net in dict.fromkeys(found.values()) if opt.spectral_norm else ():
-            add_spectral_norm(net)
-
     def needs_second_gradients(self, net: nn.Module) -> bool:
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
         asked = getattr(self.opt, "gan_mode", "") == "wgangp" or getattr(self.opt, "gp", None)
         penalized = asked and self.opt.lambda_gp > 0
-        return bool(penalized) and any(net is n for n in self._discriminators().values())
+        return bool(penalized) and any(net is n for n in discriminators.of(self).values())
 
     def _prepare_optimizers(self) -> None:
         """Use fused kernels where they help. Raises UserError for what is no torch optimizer."""
@@ -260,20 +241,16 @@ class BaseModel(ModelFiles, ABC):
         with warnings.catch_warnings():
             # resumed at the end of an epoch: no optimizer step has been made in this process
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            metric = self._mean_metric() if self.opt.lr_policy == "plateau" else 0.0
-            for scheduler in self.schedulers:
-                if self.opt.lr_policy == "plateau":
-                    scheduler.step(metric)
-                else:
+            if self.opt.lr_policy == "plateau":
+                (metric,) = distributed.sum_over_ranks(float(self.metric))
+                watched = metric / distributed.world_size() or self._mean_loss.mean()
+                for scheduler in self.schedulers:
+                    scheduler.step(watched)
+            else:
+                for scheduler in self.schedulers:
                     scheduler.step()
-        self._metric_sum, self._metric_count = 0.0, 0
+        self._mean_loss = MeanLoss()
         print(f"learning rate {old:.7f} -> {self.learning_rate():.7f}")
-
-    def _mean_metric(self) -> float:
-        # summed over ranks, so that all have the same learning rate
-        own = float(self._metric_sum), int(self._metric_count), float(self.metric)
-        summed, count, metric = distributed.sum_over_ranks(*own)
-        return metric / distributed.world_size() or summed / max(1, count)
 
     def learning_rate(self) -> float:
         """The current learning rate of the first optimizer."""
@@ -281,23 +258,9 @@ class BaseModel(ModelFiles, ABC):
 
     def track_metric(self) -> None:
         """Add the losses of this iteration to the mean that `plateau` watches."""
-        if self.opt.lr_policy != "plateau":
-            return
-        names = [n for n in self.loss_names if not self._is_of_discriminator(n)]
-        # stays on the device: no synchronization with the GPU
-        total = self.loss_values(names).sum()
-        finite = total.isfinite()  # others are left out: --on_nan skip trains on
-        self._metric_sum = self._metric_sum + torch.where(finite, total, 0.0)
-        self._metric_count = self._metric_count + finite
-
-    def _is_of_discriminator(self, loss: str) -> bool:
-        """Whether a loss belongs to a discriminator: D, D_real, gp_A, but not Dice or Depth."""
-        nets = [n for n in self.model_names if _names_discriminator(n)]
-        return any(loss == n or loss.startswith(n + "_") for n in (*nets, "D", "gp"))
-
-    def _discriminators(self) -> dict[str, nn.Module]:
-        """The networks that are named as discriminators are."""
-        return {n: net for n, net in self.networks().items() if _names_discriminator(n)}
+        if self.opt.lr_policy == "plateau":
+            own = [n for n in self.loss_names if not discriminators.owns_loss(self, n)]
+            self._mean_loss.add(self.loss_values(own))
 
     # ------------------------------------------------------------------------------ optimization
     def batch_passes(self, net: nn.Module, *inputs: torch.Tensor) -> None:
@@ -348,7 +311,7 @@ class BaseModel(ModelFiles, ABC):
         """
         listed = {n: "loss_" + n for n in self.loss_names if isinstance(n, str)}
         self._warn_of_missing("loss_names", listed)
-        self._warn_of_unused_augmentation()
+        self._told_missing |= discriminators.warn_of_unused_augmentation(self, self._told_missing)
         names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
 
@@ -362,19 +325,6 @@ class BaseModel(ModelFiles, ABC):
                 warn(
                     f"{type(self).__name__}: {where} has '{name}', but there is no attribute "
                     f"{attribute} so far: it is not shown"
-                )
-
-    def _warn_of_unused_augmentation(self) -> None:
-        """Warn once of each discriminator that --diffaug has not reached."""
-        for name, net in self._discriminators().items():
-            augment = getattr(net, "prepared_augment", None)
-            if augment is None or augment.calls or name in self._told_missing:
-                continue
-            self._told_missing.add(name)
-            if distributed.is_main():
-                warn(
-                    f"--diffaug: net{name} was never called as a function of a batch so far, so "
-                    f"nothing is augmented: call net{name}(x), not its parts or net{name}.forward"
                 )
 
     def present_losses(self) -> list[str]:
@@ -409,8 +359,3 @@ class BaseModel(ModelFiles, ABC):
         for net in nets if isinstance(nets, (list, tuple)) else [nets]:
             for parameter in net.parameters() if net is not None else ():
                 parameter.requires_grad = requires_grad
-
-
-def _names_discriminator(name: str) -> bool:
-    """True for D, D_A and D2, but not for Depth."""
-    return re.fullmatch(r"D([A-Z0-9_].*)?", name) is not None

@@ -17,7 +17,7 @@ from util.run import checkpoint, weight_files
 
 from . import attributes, ema, training_state
 from .attributes import unwrap
-from .schedulers import rebase
+from .schedulers import MeanLoss, rebase
 from .speed.steps import Steps, parameters_of
 from .weights import explain_mismatch, fit_state_dict, other_model, other_options
 
@@ -49,8 +49,7 @@ class ModelFiles:
     resumed: checkpoint.FoundCheckpoint | None
     _steps: Steps
     _averages: dict[str, ema.WeightAverage]
-    _metric_sum: torch.Tensor | float
-    _metric_count: torch.Tensor | int
+    _mean_loss: MeanLoss
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks by their names in `model_names`."""
@@ -220,8 +219,8 @@ class ModelFiles:
         `state_dict`, such as an image pool. A model with more to save extends this method and
         `load_training_state`.
         """
-        metric = [float(self._metric_sum), int(self._metric_count)]
-        return {**training_state.collect(self, self._steps), "metric": metric}
+        own = training_state.collect(self, self._steps)
+        return {**own, "metric": list(self._mean_loss.values())}
 
     def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
         """Load what `training_state` returned in a run with these options.
@@ -235,7 +234,7 @@ class ModelFiles:
             print(f"--ema {self.opt.ema:g}: averages begin with the weights of now")
         rates = [initial_rates(o) for o in self.optimizers]
         training_state.restore(self, state, self._steps, options)
-        self._metric_sum, self._metric_count = state["metric"]
+        self._mean_loss = MeanLoss(*state["metric"])
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
         if changed or rates != [initial_rates(o) for o in self.optimizers]:

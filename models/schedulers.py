@@ -6,7 +6,10 @@ import math
 import weakref
 from typing import Any
 
+import torch
 from torch.optim import Optimizer, lr_scheduler
+
+from util import distributed
 
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
 
@@ -82,3 +85,30 @@ def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: flo
             group["initial_lr"], group["lr"] = rate, rate * now
         if not plateau:
             scheduler.base_lrs = list(initial)
+
+
+class MeanLoss:
+    """The mean over an epoch of the sum of the losses (number of losses,) of each iteration.
+
+    On the device, so that it waits for no GPU. Losses that are not finite are left out, since
+    `--on_nan skip` trains on.
+    """
+
+    def __init__(self, total: torch.Tensor | float = 0.0, count: torch.Tensor | int = 0):
+        self.total, self.count = total, count
+
+    def add(self, losses: torch.Tensor) -> None:
+        """Add those of an iteration."""
+        summed = losses.sum()
+        finite = summed.isfinite()
+        self.total = self.total + torch.where(finite, summed, 0.0)
+        self.count = self.count + finite
+
+    def values(self) -> tuple[float, int]:
+        """Sum and number of iterations, which make another one of these."""
+        return float(self.total), int(self.count)
+
+    def mean(self) -> float:
+        """The mean over all ranks, so that all have the same learning rate."""
+        total, count = distributed.sum_over_ranks(*self.values())
+        return total / max(1, count)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import create_model, networks
+from models import create_model, discriminators, networks
 from models.norms import add_spectral_norm
 from models.speed.passes import share_pass
 from models.speed.prepared import prepared
@@ -123,12 +123,12 @@ def test_spectral_norm_comes_on_top_of_parametrizations(norm):
 def test_all_discriminators_get_spectral_norm_and_learn(model, tmp_path):
     model = build(tmp_path, f"--model {model} --spectral_norm --batch_passes on")
     model.set_input(batch())
-    for net in model._discriminators().values():
+    for net in discriminators.of(model).values():
         convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
         assert all(hasattr(conv, "parametrizations") for conv in convs)
-    copies = [[p.clone() for p in net.parameters()] for net in model._discriminators().values()]
+    copies = [[p.clone() for p in net.parameters()] for net in discriminators.of(model).values()]
     model.optimize_parameters()
-    for copy, net in zip(copies, model._discriminators().values(), strict=True):
+    for copy, net in zip(copies, discriminators.of(model).values(), strict=True):
         weights = zip(copy, net.parameters(), strict=True)
         assert all((a != b).any() for a, b in weights if a.dim() > 1)
 

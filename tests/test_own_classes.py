@@ -16,7 +16,7 @@ from torch import nn
 from data import create_dataset
 from data.base_dataset import BaseDataset
 from data.transforms import FitChannels, split_deterministic
-from models import create_model, networks
+from models import create_model, discriminators, networks
 from models.attributes import stateful_parts
 from models.base_model import BaseModel
 from models.cycle_gan_model import CycleGANModel
@@ -201,11 +201,11 @@ def test_diffaug_that_reaches_nothing_is_told_once(tmp_path, capsys):
 
 def test_spectral_norm_draws_in_the_order_of_the_networks(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("models.base_model.add_spectral_norm", drawn.append)
+    monkeypatch.setattr("models.discriminators.add_spectral_norm", drawn.append)
     model: Any = build(tmp_path, "--model cycle_gan --spectral_norm")
     assert drawn == [model.netD_A, model.netD_B]
     model.netD_again, model.model_names = model.netD_A, [*model.model_names, "D_again"]
-    model._equip_discriminators()
+    discriminators.equip(model)
     assert drawn[2:] == [model.netD_A, model.netD_B]  # each once
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import models
-from models import networks
+from models import discriminators, networks
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared
 from models.speed.steps import _active, parameters_of
@@ -531,9 +531,9 @@ def test_losses_of_discriminators_by_name(tmp_path):
     model = build("several", tmp_path, "--lr_policy plateau")
     model.model_names = ["G", "D", "D_A", "D2", "Depth"]
     names = ["D", "D_A", "D_real", "D_fake", "gp", "gp_A", "D2", "D2_fake"]
-    assert all(model._is_of_discriminator(name) for name in names)
+    assert all(discriminators.owns_loss(model, name) for name in names)
     for name in ["Dice", "Depth", "DSSIM", "G", "G_GAN", "gpl"]:
-        assert not model._is_of_discriminator(name)
+        assert not discriminators.owns_loss(model, name)
 
 
 def test_a_subclass_has_all_the_losses(tmp_path):

@@ -46,7 +46,7 @@ RECORDINGS = 4  # of different batches, such as a smaller last one
 ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 # other attributes that an iteration must not read
 _FOR_OTHERS = {"image_paths", "metric", "schedulers"}
-_FOR_OTHERS |= {"_metric_sum", "_metric_count", "_told_missing"}
+_FOR_OTHERS |= {"_mean_loss", "_told_missing"}
 
 
 def why_not_recorded(kind: type[BaseModel], opt: argparse.Namespace) -> str | None:
