@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.inference.streaming import ScratchSpace, Stream, scratch_needed
+from models.inference.scratch import ScratchSpace
+from models.inference.streaming import Stream, scratch_needed
 from models.inference.tiles import TensorRows, TiledNet, TileOptions, translate_in_tiles
 from models.networks import ResnetGenerator, define_G
 from tests.helpers import ROOT, pixels
@@ -135,7 +136,7 @@ def test_scratch_files_are_in_the_folder_and_leave_nothing_there(tmp_path, monke
 def test_no_room(tmp_path, monkeypatch, capsys):
     net, x = network("resnet_6blocks"), scene(120, 100)
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("models.inference.streaming.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("models.inference.scratch.shutil.disk_usage", lambda _: usage)
     with pytest.raises(UserError, match=r"--tile_scratch FOLDER on a larger disk, or --tile_mode"):
         tiled(net, x, TileOptions(32, 8, "exact", memory=0))
     tiled(net, x, TileOptions(32, 8, None, memory=0))
@@ -144,7 +145,7 @@ def test_no_room(tmp_path, monkeypatch, capsys):
 
 def test_the_disk_needs_room_only_for_what_memory_does_not_hold(monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("models.inference.streaming.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("models.inference.scratch.shutil.disk_usage", lambda _: usage)
     ScratchSpace(2000).check(2900)
     with pytest.raises(UserError, match="--tile_scratch"):
         ScratchSpace(2000).check(2960)  # a twentieth stays free

@@ -15,14 +15,9 @@ read. To add a kind of layer, write a function that makes new `Rows` of given on
 from __future__ import annotations
 
 import copy
-import math
-import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,22 +27,12 @@ from models.antialias import BlurredConv2d, BlurredConvTranspose2d, Downsample, 
 from models.networks import ResnetBlock, UnetSkipConnectionBlock
 from util.errors import UserError
 
+from .rows import Rows, RowSource, conv_transposed, convolved, extended, padded, pointwise
+from .scratch import ScratchSpace, StoredMap
 from .sizes import SELF_PADDING
 
 INSTANCE = nn.InstanceNorm2d
 BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
-
-
-class RowSource(Protocol):
-    """A picture that is read in bands of rows."""
-
-    channels: int
-    height: int
-    width: int
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        """Rows [top, bottom) as (C, h, W) in [-1, 1], on the CPU."""
-        ...
 
 
 def uses_own_statistics(module: nn.Module) -> bool:
@@ -55,166 +40,6 @@ def uses_own_statistics(module: nn.Module) -> bool:
     if isinstance(module, INSTANCE):
         return module.training or not module.track_running_stats
     return isinstance(module, BATCH) and (module.training or module.running_mean is None)
-
-
-# ------------------------------------------------------------------------------------------- rows
-class Rows:
-    """A feature map (1, channels, height, width) whose rows are computed when they are asked for.
-
-    `rows(top, bottom)` gives rows [top, bottom) as (1, C, h, W), made of rows of the `inputs`.
-    What is `costly` is stored before it is read twice.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        rows: Callable[[int, int], torch.Tensor],
-        *inputs: Rows,
-        costly: bool = False,
-    ):
-        self.channels, self.height, self.width = self.shape = shape
-        self.rows, self.inputs, self.costly = rows, inputs, costly
-
-
-def pointwise(function: Callable[[torch.Tensor], torch.Tensor], x: Rows) -> Rows:
-    """A function of each value; it must not change what it is given."""
-    return Rows(x.shape, lambda top, bottom: function(x.rows(top, bottom)), x)
-
-
-def padded(x: Rows, sides: Sequence[int], mode: str) -> Rows:
-    """Rows with a border: `sides` are left, right, top and bottom, as for `F.pad`."""
-    left, right, above, below = sides
-    last = x.height - 1
-
-    def rows(top: int, bottom: int) -> torch.Tensor:
-        top, bottom = top - above, bottom - above
-        wanted = torch.arange(top, bottom)
-        inside = wanted.clamp(0, last)
-        if mode == "reflect":
-            inside = last - (last - wanted.abs()).abs()
-        low, high = int(inside.min()), int(inside.max()) + 1
-        y = x.rows(low, high)
-        if mode == "constant":
-            return F.pad(y, (left, right, low - top, bottom - high))
-        if (low, high) != (top, bottom):
-            y = y[:, :, (inside - low).to(y.device)]
-        return F.pad(y, (left, right, 0, 0), mode) if left + right else y
-
-    return Rows((x.channels, x.height + above + below, x.width + left + right), rows, x)
-
-
-def convolved(
-    x: Rows, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, groups: int
-) -> Rows:
-    """A convolution by `weight` (out, in / groups, kh, kw), without padding."""
-    kernel, across = weight.shape[2:]
-
-    def rows(top: int, bottom: int) -> torch.Tensor:
-        y = x.rows(top * stride, (bottom - 1) * stride + kernel)
-        return F.conv2d(y, weight, bias, stride, groups=groups)
-
-    height, width = (x.height - kernel) // stride + 1, (x.width - across) // stride + 1
-    return Rows((len(weight), height, width), rows, x, costly=True)
-
-
-def conv_transposed(
-    x: Rows,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: int,
-    groups: int,
-    crop: int,
-    more: int = 0,
-) -> Rows:
-    """A transposed convolution by `weight` (in, out / groups, kh, kw).
-
-    `crop` rows and columns are cut off on each side, then `more` added at the bottom and right:
-    `padding` and `output_padding` of PyTorch.
-    """
-    _, out, kernel, across = weight.shape
-
-    def rows(top: int, bottom: int) -> torch.Tensor:
-        top, bottom = top + crop, bottom + crop
-        low = max(0, -((kernel - 1 - top) // stride))
-        y = x.rows(low, min(x.height, (bottom - 1) // stride + 1))
-        pads = (0, crop), (more, more)
-        y = F.conv_transpose2d(y, weight, bias, stride, *pads, groups)
-        return y[:, :, top - low * stride : bottom - low * stride]
-
-    sizes = (x.height, kernel), (x.width, across)
-    height, width = ((n - 1) * stride + k - 2 * crop + more for n, k in sizes)
-    return Rows((out * groups, height, width), rows, x, costly=True)
-
-
-# ---------------------------------------------------------------------------------------- storage
-class ScratchSpace:
-    """Space for stored maps: up to `memory` bytes on the device, beyond that in unnamed files."""
-
-    def __init__(self, memory: int, scratch: str | os.PathLike | None = None):
-        self.memory, self.scratch = memory, Path(scratch or tempfile.gettempdir())
-        self.used = self.peak = 0  # bytes, in memory and in files
-        self.files = 0
-
-    def open_file(self) -> Any:
-        """A file without a name: it is deleted when the process ends, however that ends."""
-        self.files += 1
-        return tempfile.TemporaryFile(dir=self.scratch)
-
-    def check(self, needed: int) -> None:
-        """Raise UserError if the disk has no room for what does not fit into memory."""
-        try:
-            free = shutil.disk_usage(self.scratch).free
-        except OSError as e:
-            raise UserError(f"--tile_scratch {self.scratch}: {e.strerror}") from e
-        if needed - self.memory > free * 0.95:
-            gib = 2**30
-            raise UserError(
-                f"exact tiles of this picture store {needed / gib:.1f} GiB: --tile_memory gives "
-                f"{self.memory / gib:.1f} and {self.scratch} has {free / gib:.1f} free; use "
-                "--tile_scratch FOLDER on a larger disk, or --tile_mode quick"
-            )
-
-
-class StoredMap:
-    """All rows of a map, until nothing refers to it any more.
-
-    They are written from top to bottom. A file has rows first, (H, C, W), so that a band is in one
-    piece.
-    """
-
-    def __init__(self, space: ScratchSpace, shape: tuple[int, int, int], like: torch.Tensor):
-        """`like` has the type and the device of the map."""
-        self.space, self.shape, self.like = space, shape, like.new_empty(0)
-        self.size = math.prod(shape) * like.element_size()
-        fits = space.used + self.size <= space.memory
-        self.data = like.new_empty(1, *shape) if fits else None
-        self.file: Any = None if fits else space.open_file()
-        space.used += self.size
-        space.peak = max(space.peak, space.used)
-
-    def __del__(self) -> None:
-        self.space.used -= self.size
-        if self.file is not None:
-            self.file.close()
-
-    def write(self, top: int, rows: torch.Tensor) -> None:
-        """Take over rows (1, C, h, W) from `top` on."""
-        if self.data is not None:
-            self.data[:, :, top : top + rows.shape[2]] = rows
-        else:
-            raw = rows[0].transpose(0, 1).contiguous().cpu()
-            self.file.write(raw.view(torch.uint8).numpy())
-
-    def rows(self, top: int, bottom: int) -> torch.Tensor:
-        """Rows [top, bottom) as (1, C, h, W)."""
-        if self.data is not None:
-            return self.data[:, :, top:bottom]
-        c, h, w = self.shape
-        raw = bytearray((bottom - top) * (self.size // h))
-        self.file.seek(top * (self.size // h))
-        self.file.readinto(raw)
-        rows = torch.frombuffer(raw, dtype=self.like.dtype).view(bottom - top, c, w)
-        return rows.transpose(0, 1).contiguous()[None].to(self.like.device)
 
 
 # ------------------------------------------------------------------------------------ the network
@@ -304,20 +129,6 @@ def scratch_needed(net: nn.Module, source: RowSource) -> int:
     stream = Stream(copy.deepcopy(net).to(meta), source, meta, space, sys.maxsize)
     stream.layer(stream.net.model, stream.picture)  # type: ignore[arg-type]
     return space.peak
-
-
-def extended(source: RowSource, multiple: int, least: int, device: torch.device) -> Rows:
-    """A picture made larger at the right and at the bottom, as `apply_padded` does."""
-    c, h, w = source.channels, source.height, source.width
-    height, width = (max(least, -(-n // multiple) * multiple) for n in (h, w))
-    mode = "reflect" if height < 2 * h and width < 2 * w else "replicate"
-
-    def rows(top: int, bottom: int) -> torch.Tensor:
-        if device.type == "meta":
-            return torch.empty(1, c, bottom - top, w, device=device)
-        return source.rows(top, bottom)[None].to(device)
-
-    return padded(Rows((c, h, w), rows), (0, width - w, 0, height - h), mode)
 
 
 # ----------------------------------------------------------------------------------------- layers

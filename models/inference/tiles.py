@@ -32,16 +32,10 @@ from data.pictures.values import Range, fit_channels, to_unit
 from models.speed.acceleration import precision_context
 from util.errors import UserError, warn
 
+from .rows import Rows, RowSource, extended
+from .scratch import ScratchSpace
 from .sizes import SELF_PADDING, KeepsSize, size_rule
-from .streaming import (
-    Rows,
-    RowSource,
-    ScratchSpace,
-    Stream,
-    extended,
-    scratch_needed,
-    uses_own_statistics,
-)
+from .streaming import Stream, scratch_needed, uses_own_statistics
 
 MODES = ("exact", "quick")
 SAMPLES, SAMPLE_SIZE = 16, 256
