@@ -12,7 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from util.background import map_in_threads
 from util.errors import UserError
 from util.picture_files import frames, is_image_file, opened, orientation
+from util.result_names import lists_of_files
 
 from . import find_dataset_using_name
 from .base_dataset import open_picture
@@ -74,9 +75,8 @@ def check(opt: argparse.Namespace) -> Findings:
 
 def listed(dataset: Any) -> list[str]:
     """The files in a dataset's lists (`A_paths`, `image_paths`, ...)."""
-    lists = [v for k, v in vars(dataset).items() if k.endswith("paths") and isinstance(v, list)]
-    flat = (p for v in lists for pair in v for p in (pair if isinstance(pair, tuple) else (pair,)))
-    return list(dict.fromkeys(p for p in map(str, flat) if os.path.exists(p)))
+    flat = map(str, chain.from_iterable(lists_of_files(dataset)))
+    return list(dict.fromkeys(filter(os.path.exists, flat)))
 
 
 def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> None:

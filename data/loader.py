@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from util import distributed
 from util.errors import UserError, ignore_warnings, in_one_line
 from util.randomness import derived_seed, new_seed, seeded
+from util.result_names import lists_of_files
 from util.run.stopping import leave_signals_to_parent
 
 from .cache import WORKER_START_METHOD
@@ -133,8 +134,7 @@ class SeededItems(Dataset):
         if isinstance(error, UserError):
             return text  # names the file
         # a user's dataset: find the files of the item in its lists of paths
-        lists = [v for k, v in vars(self.dataset).items() if k.endswith("paths")]
-        paths = [v[index] for v in lists if isinstance(v, (list, tuple)) and index < len(v)]
+        paths = [v[index] for v in lists_of_files(self.dataset) if index < len(v)]
         named = [str(p) for p in paths if str(p) not in text]
         return f"{', '.join(named) or f'item {index}'}: {text}"
 

@@ -53,7 +53,7 @@ class ResultNames:
 
     def __init__(self, dataset: Any, own: Sequence[int], count: int):
         self.dataset, self.count = dataset, count
-        self.lists = list(_lists_of_files(dataset))
+        self.lists = list(lists_of_files(dataset))
         self.everything = len(own) == count
         self.left = iter(own)
         self.last, self.taken = -1, set()
@@ -80,7 +80,7 @@ class ResultNames:
         return self.last, self.dataset.relative_path(path)
 
 
-def _lists_of_files(dataset: Any) -> Iterator[Sequence[str]]:
+def lists_of_files(dataset: Any) -> Iterator[Sequence[str]]:
     """A dataset's lists of files; of a list of pairs each side is one."""
     for name, paths in vars(dataset).items():
         if name.endswith("paths") and isinstance(paths, (list, tuple)) and paths:
