@@ -60,7 +60,7 @@ def create_dataset(
 def equal_batches(
     items: Iterable[dict[str, Any]], size: int, count: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Combine consecutive batches of one item, with pictures of equal size, to batches of `size`.
+    """Combine consecutive batches (1, C, H, W) of pictures of equal size to (`size`, C, H, W).
 
     Takes the first `count` items, or all; keeps their order.
     """

@@ -17,7 +17,7 @@ class ImagePool:
         self.images: list[torch.Tensor] = []
 
     def query(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, C, H, W) for the discriminator, given the newest ones.
+        """Pictures (N, C, H, W) of any range for the discriminator, given the newest ones.
 
         Returns the input while the pool fills, and with a size of 0. Later each picture is replaced
         with probability 1/2 by a random one of the pool, whose place it takes.

@@ -186,6 +186,7 @@ class Visualizer:
     ) -> None:
         """Show pictures: `(visuals, epoch, save)`, or `(visuals, epoch, images seen in all, save)`.
 
+        `visuals` are (N, C, H, W) in [-1, 1], the first of which is shown, or uint8 (H, W, C).
         `save` keeps them on the training page even if it has some of this epoch.
         """
         position = self.position
@@ -239,7 +240,8 @@ def save_images(
 ) -> None:
     """Save the pictures of one input below the page's `images/`, and add them to it as a row.
 
-    `width` is that of a picture on the page.
+    `visuals` are (N, C, H, W) in [-1, 1], the first of which is saved, or uint8 (H, W, C); `width`
+    is that of a picture on the page.
     """
     name = Path(image_path[0]).stem
     files = write_visuals(
@@ -259,7 +261,8 @@ def write_visuals(
 ) -> list[str]:
     """Write the pictures of one input in the background; returns the paths below `img_dir`.
 
-    Files are called `<name>_<label>.png`; `name` may have folders in it.
+    `visuals` are as for `save_images`. Files are called `<name>_<label>.png`; `name` may have
+    folders in it.
     """
     files = []
     for label, image in visuals.items():

@@ -28,13 +28,13 @@ from .capture import Recording, capturable
 from .python_state import (
     OPAQUE,
     PLAIN,
-    Same,
+    ByIdentity,
     State,
     Watch,
     hooked,
-    look,
     state_of_layer,
     state_of_optimizer,
+    values_of,
 )
 
 if TYPE_CHECKING:
@@ -265,15 +265,15 @@ class RecordedIterations:
             names = {k.__module__ for k in (*type(model).__mro__[:-1], *map(type, self.layers))}
             self.modules = [sys.modules[n] for n in sorted(names) if not n.startswith("torch.")]
         passing = self.given | self.set_by_run | self._for_others()
-        own = {n: look(x, device) for n, x in vars(model).items() if n not in passing}
+        own = {n: values_of(x, device) for n, x in vars(model).items() if n not in passing}
         of_classes = (x for c in type(model).__mro__ for x in vars(c).values())
         values = (*PLAIN, dict, list)
-        own["of the class"] = [look(x, device, 1) for x in of_classes if isinstance(x, values)]
+        own["of the class"] = [values_of(x, device, 1) for x in of_classes if isinstance(x, values)]
         for module in self.modules:
             for name, x in vars(module).items():
                 if not (isinstance(x, OPAQUE) or name.startswith("__")):
-                    own[f"{name} of {module.__name__}"] = look(x, device, 1)
-        own["with hooks"] = hooked(self.nets, self.tensors), Same(model._steps.inspect)
+                    own[f"{name} of {module.__name__}"] = values_of(x, device, 1)
+        own["with hooks"] = hooked(self.nets, self.tensors), ByIdentity(model._steps.inspect)
         kind = device.type
         own["of autocast"] = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         layers = [state_of_layer(layer, device) for layer in self.layers]

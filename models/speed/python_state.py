@@ -27,10 +27,10 @@ from .steps import Steps, parameters_of
 
 PLAIN = (bool, int, float, str, type(None))
 DEPTH = 3  # of objects in objects
-MOST, MOST_BYTES = 1000, 2**20  # of an object and an array that are looked through
+MAX_ITEMS, MAX_BYTES = 1000, 2**20  # of an object and an array that are looked through
 # what they hold is looked at elsewhere, or goes on by itself
 OPAQUE = (nn.Module, torch.optim.Optimizer, Steps, type, FunctionType, MethodType, ModuleType)
-_GO_ON = (ImagePool, GradientPenalty)
+_ADVANCING = (ImagePool, GradientPenalty)
 _GENERATORS: dict[type, Any] = {
     random.Random: random.Random.getstate,
     np.random.RandomState: lambda x: repr(x.get_state()),
@@ -42,7 +42,7 @@ _ELSEWHERE = {"_parameters", "_buffers", "_modules", "prepared_augment", "prepar
 _ELSEWHERE |= {"prepared_layers", "module"}
 
 
-class Same:
+class ByIdentity:
     """An object, equal to itself alone."""
 
     __slots__ = ("object",)
@@ -51,7 +51,7 @@ class Same:
         self.object = object
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other.object is self.object
+        return isinstance(other, ByIdentity) and other.object is self.object
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -74,7 +74,7 @@ class State(NamedTuple):
         return "an optimizer" if self.optimizers != other.optimizers else ""
 
 
-def look(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
+def values_of(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
     """A plain value; else which object it is, and what is in it.
 
     Of tensors on another device than the model's also the version: a kernel gets a number of the
@@ -84,25 +84,25 @@ def look(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
         return x
     if isinstance(x, torch.Tensor):
         elsewhere = x.device.type != device.type
-        return Same(x), x.data_ptr(), x.requires_grad, x._version if elsewhere else 0
+        return ByIdentity(x), x.data_ptr(), x.requires_grad, x._version if elsewhere else 0
     if type(x) in _GENERATORS:
         return _GENERATORS[type(x)](x)
     if hasattr(type(x), "__next__") or isinstance(x, random.SystemRandom):
         return object()  # nothing is known of it but that it goes on
     if not depth or isinstance(x, OPAQUE):
-        return Same(x)
-    if isinstance(x, _GO_ON):
-        return Same(x), [v for v in vars(x).values() if isinstance(v, PLAIN)]
+        return ByIdentity(x)
+    if isinstance(x, _ADVANCING):
+        return ByIdentity(x), [v for v in vars(x).values() if isinstance(v, PLAIN)]
     inside = x if isinstance(x, (dict, list, tuple, set, deque)) else getattr(x, "__dict__", {})
-    if getattr(x, "nbytes", 0) > MOST_BYTES or len(inside) > MOST:
+    if getattr(x, "nbytes", 0) > MAX_BYTES or len(inside) > MAX_ITEMS:
         return object()  # to look through it would take as long as an iteration
     if isinstance(x, np.ndarray):
-        return Same(x), x.tobytes()
+        return ByIdentity(x), x.tobytes()
     if isinstance(inside, dict):
-        values = [(key, look(v, device, depth - 1)) for key, v in inside.items()]
+        values = [(key, values_of(v, device, depth - 1)) for key, v in inside.items()]
     else:
-        values = [look(v, device, depth - 1) for v in inside]
-    return values if isinstance(x, tuple) else (Same(x), values)
+        values = [values_of(v, device, depth - 1) for v in inside]
+    return values if isinstance(x, tuple) else (ByIdentity(x), values)
 
 
 def state_of_layer(layer: nn.Module, device: torch.device) -> tuple:
@@ -117,7 +117,9 @@ def state_of_layer(layer: nn.Module, device: torch.device) -> tuple:
         own: list[Any] = [x for x in vars(layer).values() if isinstance(x, PLAIN)]
     else:
         named = vars(layer).items()
-        own = [look(x, device, 2) for n, x in named if n not in _ELSEWHERE and not _is_empty(x)]
+        own = [
+            values_of(x, device, 2) for n, x in named if n not in _ELSEWHERE and not _is_empty(x)
+        ]
     return own, [*map(id, layer._modules.values())], weights, buffers
 
 
@@ -132,7 +134,7 @@ def state_of_optimizer(optimizer: torch.optim.Optimizer) -> tuple:
     moments = (x for of_weight in optimizer.state.values() for x in of_weight.values())
     hooks = len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)
     places = [x.data_ptr() for x in moments if torch.is_tensor(x)]
-    return groups, missing, places, hooks, Same(vars(optimizer).get("step"))
+    return groups, missing, places, hooks, ByIdentity(vars(optimizer).get("step"))
 
 
 def hooked(nets: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> str:

@@ -53,7 +53,7 @@ def collect(records: Sequence[dict[str, Any]], key: str = "losses") -> Curves:
 
 
 def smooth(y: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the `window` points around each point, NaN left out; fewer points at the ends."""
+    """The mean of the `window` points around each of (N,), without NaN; fewer at the ends."""
     known, ones = np.isfinite(y), np.ones(window // 2 * 2 + 1)
     sums = np.convolve(np.where(known, y, 0.0), ones, "same")
     mean = sums / np.maximum(np.convolve(known, ones, "same"), 1)
@@ -61,7 +61,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def range_without_spikes(values: np.ndarray) -> tuple[float, float] | None:
-    """The range of nearly all values, if a few are so far off that they would flatten the rest."""
+    """The range of nearly all values (N,), if a few would flatten the rest; else None."""
     values = values[np.isfinite(values)]
     if len(values) < 20:
         return None
