@@ -25,6 +25,7 @@ from util.display.loggers import RecordLogger
 from util.display.loss_record import read_records
 from util.display.page import PageLogger
 from util.display.visdom_logger import VisdomLogger
+from util.display.visdom_server import VisdomServer
 
 FLAGS = (
     "--name run --model cycle_gan --gpu_ids -1 --netG resnet_6blocks --ngf 4 --ndf 4 --seed 1 "
@@ -264,7 +265,7 @@ def run_short(command) -> Callable[..., Finished]:
     def run_it(*more: str) -> Finished:
         port = ["--display_port", str(free_port())]
         # a server must not be started for each of these
-        with mock.patch.object(VisdomLogger, "_start_server"):
+        with mock.patch.object(VisdomServer, "_start_server"):
             return run("train.py", *command, "--n_epochs", "2", *port, *more)
 
     return run_it

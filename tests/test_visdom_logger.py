@@ -26,7 +26,7 @@ from tests.visdom_helpers import (
     wait_for,
     windows,
 )
-from util.display import visdom_logger
+from util.display import visdom_server
 from util.display.visdom_logger import VisdomLogger
 
 pytest.importorskip("visdom")
@@ -216,9 +216,9 @@ def test_what_does_not_answer_as_visdom_does(status, healthy, why, capfd):
 @pytest.mark.parametrize("lack", ["package", "assets"])
 def test_no_server_can_be_started(lack, monkeypatch, capfd, tmp_path):
     if lack == "package":
-        monkeypatch.setattr(visdom_logger, "visdom", None)
+        monkeypatch.setattr(visdom_server, "visdom", None)
     else:
-        monkeypatch.setattr(visdom_logger, "static_dir", lambda: tmp_path)
+        monkeypatch.setattr(visdom_server, "static_dir", lambda: tmp_path)
     logger = make(free_port())
     assert wait_for(lambda: not logger._thread.is_alive())
     training = MadeUpTraining(logger)
@@ -253,17 +253,17 @@ def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
         pictures = [w for w in windows(port).values() if w["type"] == "image"]
         assert [w["title"] for w in pictures] == list(LABELS)
         assert capfd.readouterr().out.count(f"watch this run at http://127.0.0.1:{port}\n") == 1
-        assert logger._process is not None
-        assert os.getsid(logger._process.pid) == logger._process.pid
-        assert Path(logger._log).is_file()
+        assert logger._server.process is not None
+        assert os.getsid(logger._server.process.pid) == logger._server.process.pid
+        assert Path(logger._server.log).is_file()
 
         again = make(port)  # a second run uses the server that is there
         MadeUpTraining(again).step()
         again.close()
-        assert again._process is None
+        assert again._server.process is None
     finally:
-        if logger._process:
-            end(logger._process)
+        if logger._server.process:
+            end(logger._server.process)
 
 
 def test_two_at_once_make_one_server(tmp_path, monkeypatch):
@@ -278,23 +278,20 @@ def test_two_at_once_make_one_server(tmp_path, monkeypatch):
     finally:
         for logger in loggers:
             logger.close()
-            if logger._process:
-                end(logger._process)
+            if logger._server.process:
+                end(logger._server.process)
 
 
 class Idle(VisdomLogger):
     """A logger whose thread never runs; `messages` are what it would have sent."""
 
     def __init__(self, **kwargs):
-        super().__init__(**kwargs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(visdom_server.VisdomServer, "_start_server", lambda *_: None)
+            patch.setattr(threading.Thread, "start", lambda thread: None)
+            super().__init__(**kwargs)
+        self._server.client._handle_post = self._post
         self.messages: list[dict] = []
-
-    def _set_up(self, server, port):
-        super()._set_up(server, port)
-        self._thread.start = lambda: None
-
-    def _start_server(self, port, base):
-        pass
 
     def _post(self, url, data=None):
         def fail(constant):
@@ -404,7 +401,7 @@ def test_server_is_started_on_the_thread_of_the_loop(tmp_path, monkeypatch):
         threads.append(threading.current_thread())
         raise OSError("no more processes")
 
-    monkeypatch.setattr(visdom_logger.subprocess, "Popen", popen)
+    monkeypatch.setattr(visdom_server.subprocess, "Popen", popen)
     with pytest.raises(OSError, match="no more processes"):
         make(free_port())
     assert threads == [threading.main_thread()]

@@ -12,17 +12,12 @@ import io
 import math
 import os
 import re
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -30,33 +25,17 @@ from PIL import Image
 from .base import BackgroundLogger
 from .loss_plot import COLOURS, range_without_spikes
 from .loss_record import thin
-from .visdom_assets import missing_assets, static_dir
+from .visdom_server import Disabled, Unavailable, VisdomServer
 
-try:
-    import requests  # which visdom's client needs as well
-    import visdom
-except ImportError:
-    visdom = None
-
-TIMEOUT = (1.0, 3.0)  # seconds for connecting, and for an answer
 CHECK_SECONDS = 2.0  # how often the server is asked whether the windows are still there
 UPDATE_SECONDS = 0.5  # the page is renewed at most this often
 LONGEST_PAUSE = 10.0  # between two tries of a server that is away
-START_SECONDS = 60.0  # a server that was started and still does not answer is given up
 MAX_POINTS = 1000  # of a curve
 LEAST_SIZE = 128  # of pictures on the page: those of small crops are enlarged
 SCORE_ROWS = 20  # validations in the table
 OUTAGES_REPORTED = 5  # a server that comes and goes must not fill the console
 
 Curve = tuple[Any, Any]  # epochs and values, of the same length
-
-
-class _Unavailable(Exception):
-    """The server does not answer, or not as visdom does: try again later."""
-
-
-class _Disabled(Exception):
-    """The dashboard can't work; the text says why."""
 
 
 class VisdomLogger(BackgroundLogger):
@@ -101,18 +80,15 @@ class VisdomLogger(BackgroundLogger):
         self._newest: tuple[dict[str, np.ndarray], dict[str, Any]] = ({}, {})
         self._stale: set[str] = set()  # of "losses", "scores", "pictures": what the server lacks
         self._shown: set[str] = set()  # ids of windows that the server has taken
-        self._process: subprocess.Popen | None = None
-        self._started = 0.0
         self._connected = False
         self._failures = 0  # since the server last took something
         self._outages = 0  # reported to the user
         self._reported = False  # that the server is away now
-        self._answered = False  # whether visdom has ever answered here
         self._records.extend(history)
         self._records.extend({**record, "losses": {}} for record in scores)
         try:
-            self._set_up(server, port)
-        except _Disabled as e:
+            self._server = VisdomServer(server, port, env)
+        except Disabled as e:
             self._turn_off(str(e))
             return
         self._thread.start()
@@ -121,79 +97,7 @@ class VisdomLogger(BackgroundLogger):
     def url(self) -> str:
         """Where the page is."""
         page = "" if self.env == "main" else f"/env/{quote(self.env.replace('/', '_'))}"
-        return f"{self._server}{page}"
-
-    def _set_up(self, server: str, port: int) -> None:
-        """Make the client, and start a server where none listens on this machine."""
-        try:
-            parts = urlsplit(server if "//" in server else f"http://{server}")
-            host, port = parts.hostname, parts.port or port
-        except ValueError:  # a port that is no number
-            parts = host = None
-        if parts is None or parts.scheme not in ("http", "https") or not host:
-            raise _Disabled(f"{server!r} is no address of a server (http://HOST)")
-        address = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}"
-        base = parts.path.rstrip("/")
-        self._server = f"{address}:{port}{base}"
-        if visdom is None:
-            raise _Disabled("the package visdom is not installed (pip install visdom)")
-        # `send=False`: it would ask the server now, on the thread of the training loop.
-        self._client = visdom.Visdom(
-            address,
-            port=port,
-            base_url=base or "/",
-            env=self.env,
-            send=False,
-            use_incoming_socket=False,
-            raise_exceptions=True,
-        )
-        self._client.send = True
-        self._client._handle_post = self._post  # which may be replaced, as its docstring says
-        self._session = requests.Session()
-        self._session.trust_env = False  # straight to the server, whatever proxies there are
-        local = host in ("localhost", "::1") or host.startswith("127.")
-        if local and not _listening(host, port):
-            self._start_server(port, base)
-
-    def _post(self, url: str, data: str | None = None) -> str:
-        """Send a request of the client; raises _Unavailable unless the status is 200."""
-        try:
-            answer = self._session.post(url, data=data, timeout=TIMEOUT)
-        except requests.Timeout:
-            raise _Unavailable("no answer in time") from None
-        except requests.RequestException as e:
-            raise _Unavailable("no server" if "refused" in str(e) else type(e).__name__) from None
-        if answer.status_code != 200:
-            raise _Unavailable(f"status {answer.status_code}")
-        return answer.text
-
-    def _start_server(self, port: int, base: str) -> None:
-        """Start a server that neither the end of training nor Ctrl-C ends."""
-        static = static_dir()
-        missing = missing_assets(static) if static else ["all"]
-        if missing:
-            raise _Disabled(
-                f"the page would stay blue, {len(missing)} of its files are missing "
-                f"({missing[0]}); run scripts/setup_visdom.sh"
-            )
-        # `main` is the entry that never downloads. Without torch, 400 MB that only the client
-        # would use. The folder that Python starts in leads its path, so it goes.
-        code = (
-            "import os, sys; os.chdir(os.sep); sys.path[:1] = []; sys.modules['torch'] = None; "
-            "from visdom.server.run_server import main; main()"
-        )
-        options = ["-port", str(port), "-bind_local", "-eager_data_loading"]
-        options += ["-base_url", base] if base else []
-        handle, self._log = tempfile.mkstemp(prefix=f"visdom-{port}-", suffix=".log")
-        with open(handle, "wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, *options, "-logging_level", "WARNING"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._started = time.monotonic()
+        return f"{self._server.address}{page}"
 
     # What the thread does.
 
@@ -209,7 +113,7 @@ class VisdomLogger(BackgroundLogger):
                     self._connect()
                 elif began - checked_at > CHECK_SECONDS:
                     checked_at = began
-                    if not all(self._client.win_exists(window) for window in self._shown):
+                    if not all(self._server.client.win_exists(window) for window in self._shown):
                         self._everything_is_stale()  # a new server, or wiped by hand
                 if self._stale:
                     self._send()
@@ -217,12 +121,12 @@ class VisdomLogger(BackgroundLogger):
                     # the time.
                     cost = time.monotonic() - began
                     rest = min(max(UPDATE_SECONDS, 10 * cost), LONGEST_PAUSE)
-            except _Unavailable as e:
+            except Unavailable as e:
                 rest, lost = self._lost(str(e)), True
-            except _Disabled as e:
+            except Disabled as e:
                 self._turn_off(str(e))
                 return
-            if last and not (lost and self._starting):
+            if last and not (lost and self._server.starting):
                 return
             # While closing, a server that is just coming up is still worth a short wait.
             time.sleep(rest) if last else self._stop.wait(rest)
@@ -250,41 +154,15 @@ class VisdomLogger(BackgroundLogger):
 
     def _connect(self) -> None:
         """Make sure that visdom answers; it is then to be sent everything."""
-        try:
-            well = isinstance(self._client.get_env_list(), list)
-        except ValueError:  # not JSON
-            well = False
-        except _Unavailable:
-            self._check_start()
-            raise
-        if not well:
-            raise _Unavailable("no sensible answer")
-        if not self._answered:
-            self._answered = True
+        if self._server.connect():
             self._say(f"watch this run at {self.url}")
         self._connected = True
         self._everything_is_stale()
 
-    @property
-    def _starting(self) -> bool:
-        """Whether a server started here has not answered yet."""
-        return self._process is not None and not self._answered
-
-    def _check_start(self) -> None:
-        """Raise _Disabled if a server that is starting here has ended or takes too long."""
-        if not self._starting:
-            return
-        ended = self._process is not None and self._process.poll() is not None
-        if ended or time.monotonic() - self._started > START_SECONDS:
-            lines = Path(self._log).read_text(errors="replace").strip().splitlines()
-            said = lines[-1] if lines else "it said nothing"
-            fault = "did not start" if ended else "did not become ready"
-            raise _Disabled(f"its server {fault}: {said} (all of it: {self._log})")
-
     def _lost(self, why: str) -> float:
         """Note that the server failed; returns the seconds to wait before the next try."""
         self._connected = False
-        if self._starting:
+        if self._server.starting:
             return 0.2
         self._failures += 1
         # One refusal may be a restart, over in a second.
@@ -293,9 +171,9 @@ class VisdomLogger(BackgroundLogger):
             self._reported = True
             self._outages += 1
             self._say(
-                f"the server at {self._server} does not respond ({why}); training continues, and "
-                "everything is sent again when it is back; if something else listens there, choose "
-                "another --display_port"
+                f"the server at {self._server.address} does not respond ({why}); training "
+                "continues, and everything is sent again when it is back; if something else "
+                "listens there, choose another --display_port"
             )
         return min(LONGEST_PAUSE, 0.25 * 2 ** min(self._failures, 10))
 
@@ -307,16 +185,18 @@ class VisdomLogger(BackgroundLogger):
         self._failures = 0
         if self._reported:
             self._reported = False
-            self._say(f"the server at {self._server} is back")
+            self._say(f"the server at {self._server.address} is back")
 
     # The windows.
 
     def _show(self, method: str, window: str, title: str, content: tuple, **opts: Any) -> None:
         """Show a window by one of the client's methods: `line`, `text`, `image`."""
         window = f"{self._prefix}-{window}"
-        taken = getattr(self._client, method)(*content, win=window, opts={"title": title, **opts})
+        taken = getattr(self._server.client, method)(
+            *content, win=window, opts={"title": title, **opts}
+        )
         if taken != window:
-            raise _Unavailable("no sensible answer")
+            raise Unavailable("no sensible answer")
         self._shown.add(window)
 
     def _show_lines(
@@ -438,17 +318,6 @@ class VisdomLogger(BackgroundLogger):
         image = Image.fromarray(np.ascontiguousarray(picture))
         image.thumbnail((self.winsize, self.winsize), Image.Resampling.BOX, reducing_gap=None)
         return image
-
-
-def _listening(host: str, port: int) -> bool:
-    """Whether something takes connections, or can't be asked."""
-    try:
-        socket.create_connection((host, port), TIMEOUT[0]).close()
-    except ConnectionRefusedError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _extend(curves: dict[str, Curve], x: float, values: Mapping[str, float | None]) -> None:
