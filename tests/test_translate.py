@@ -411,6 +411,20 @@ def test_a_range_of_values(cycle):
         load_generator(cycle, value_range=(1, 1))
 
 
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int32])
+def test_grey_of_a_range_becomes_colour_of_8_bits(cycle, dtype, tile):
+    G = load_generator(cycle, device="cpu", value_range=(-500, 4095))
+    levels = np.linspace(0, 4095, 32 * 24).reshape(32, 24).round().astype(dtype)
+    levels[0, 0] = -500 if dtype == np.int32 else 0  # mode I has numbers below 0
+    x = torch.from_numpy((levels.astype(float) + 500) / 2297.5 - 1).float().expand(1, 3, 32, 24)
+    with torch.no_grad():
+        wanted = tensor2im(G.net(x))
+    got = G(Image.fromarray(levels), tile=tile)
+    assert got.mode == "RGB"
+    assert np.abs(np.asarray(got).astype(int) - wanted).max() <= 1
+
+
 def test_what_can_not_be_translated(cycle):
     G = load_generator(cycle, device="cpu")
     for wrong, said in [

@@ -128,13 +128,14 @@ class Translator:
                 if tiles is None:
                     yield i, read, self.unit(read)
                 else:
-                    bands = list(self.tiled(read, tiles))
+                    bands = list(self.tiled(read, tiles, self._dtype(given, read)))
                     results[i] = self._like(given, read, Picture(np.concatenate(bands), read.alpha))
 
         for batch in batches(batchable(), size, lambda one: one[2].shape):
             outputs = self.run(torch.stack([x for *_, x in batch])).cpu()
             for (i, read, _), output in zip(batch, outputs, strict=True):
-                results[i] = self._like(pictures[i], read, self.finish(output, read))
+                result = self.finish(output, read, self._dtype(pictures[i], read))
+                results[i] = self._like(pictures[i], read, result)
         return results
 
     # ---------------------------------------------------------------------------------- the steps
@@ -234,14 +235,16 @@ class Translator:
             return Picture(picture.pixels[..., :-1], picture.pixels[..., -1])
         return picture
 
+    def _dtype(self, given: Any, read: Picture) -> np.dtype:
+        """The type of a result: the input's, but of colour for Pillow, which has 8 bits only."""
+        colour = isinstance(given, Image.Image) and self.output_nc == 3
+        return np.dtype(np.uint8) if colour else read.pixels.dtype
+
     def _like(self, given: Any, read: Picture, result: Picture) -> Any:
         """The result as the same kind of object that was given."""
         pixels, alpha = result.pixels, result.alpha
         array = isinstance(given, np.ndarray) or str(given).lower().endswith(".npy")
-        if not array and pixels.dtype != np.uint8 and pixels.shape[2] == 3:
-            array = not isinstance(given, Image.Image)
-            if not array:  # 16-bit grey became colour, for which Pillow has 8 bits only
-                pixels = change_depth(pixels, np.uint8)
+        array = array or (pixels.dtype != np.uint8 and pixels.shape[2] == 3)
         if not array and pixels.shape[2] == 2:  # which is not grey and its transparency
             array = not isinstance(given, Image.Image)
             if not array:
