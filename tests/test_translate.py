@@ -425,6 +425,28 @@ def test_grey_of_a_range_becomes_colour_of_8_bits(cycle, dtype, tile):
     assert np.abs(np.asarray(got).astype(int) - wanted).max() <= 1
 
 
+@pytest.mark.parametrize("tile", [[], ["--tile", "16"]])
+@pytest.mark.parametrize(
+    ("dtype", "opaque"),
+    [(np.uint16, 4095), (np.uint16, 65535), (np.int16, 4095), (np.float32, 4095), (np.float32, 1)],
+)
+def test_transparency_of_a_range(cycle, tmp_path, dtype, opaque, tile):
+    tifffile = pytest.importorskip("tifffile")
+    steps = np.linspace(0, 1, 24 * 32).reshape(24, 32)
+    rgba = (np.dstack([steps] * 4) * [4095, 4095, 4095, opaque]).astype(dtype)
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.tiff"
+    tifffile.imwrite(path, rgba, photometric="rgb", extrasamples=["unassalpha"])
+    arguments = test_program(cycle, tmp_path / "in", "--only_outputs", "--value_range", 0, 4095)
+    succeed("test.py", *arguments, *tile)
+    with Image.open(results(cycle) / "a.png") as image:
+        alpha = np.asarray(image.getchannel("A")).astype(float)
+    assert np.abs(alpha - steps * 255).max() <= 1
+    # at the depth of the input it stays as it is
+    G = load_generator(cycle, device="cpu", value_range=(0, 4095))
+    np.testing.assert_array_equal(G(rgba)[..., 3], rgba[..., 3])
+
+
 def test_what_can_not_be_translated(cycle):
     G = load_generator(cycle, device="cpu")
     for wrong, said in [

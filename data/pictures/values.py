@@ -88,11 +88,26 @@ def fit_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
     raise UserError(f"the picture has {have} channels, the network takes {wanted} (--input_nc)")
 
 
-def change_depth(values: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
-    """Scale from the full range of one type to that of another: 255 to 65535 or to 1.0."""
+def opaque_value(alpha: np.ndarray, value_range: Range | None) -> float:
+    """The value of alpha that is opaque; 0 is transparent.
+
+    The upper end of a range that is given; of floats up to 1 and unsigned integers beyond the range
+    that of their type, whose values are seen not to be of the range.
+    """
+    kind, most = alpha.dtype.kind, alpha.max(initial=0)
+    high = value_range[1] if value_range else 0.0
+    if high <= 0 or (kind == "f" and most <= 1) or (kind == "u" and most > high):
+        return range_of(alpha.dtype)[1]
+    return high
+
+
+def change_depth(
+    alpha: np.ndarray, dtype: np.dtype | type, opaque: float | None = None
+) -> np.ndarray:
+    """Scale alpha to the full range of another type, from `opaque` or the full range of its own."""
     dtype = np.dtype(dtype)
-    if values.dtype == dtype:
-        return values
-    unit = values.astype(np.float64) / range_of(values.dtype, None)[1]
-    scaled = unit * range_of(dtype, None)[1]
+    if alpha.dtype == dtype:
+        return alpha
+    unit = alpha.astype(np.float64) / (opaque or range_of(alpha.dtype)[1])
+    scaled = unit.clip(0, 1) * range_of(dtype)[1]
     return (scaled.round() if dtype.kind in "ui" else scaled).astype(dtype)

@@ -73,12 +73,13 @@ def write_bands(
     dtype: np.dtype | type,
     alpha: np.ndarray | None = None,
     info: dict[str, Any] | None = None,
+    opaque: float | None = None,
 ) -> None:
     """Write a picture of `shape` (H, W, C) that comes in bands of rows (h, W, C), top to bottom.
 
     `path` is the old file or the whole new one, never a part. Transparency and metadata (`info` of
     `Picture`) that the format can't hold are left out. Raises UserError where it can't hold the
-    pixels.
+    pixels. `opaque` is the largest value of alpha; None: that of its type.
     """
     ending = Path(path).suffix.lower()
     height, width, channels = shape
@@ -89,7 +90,7 @@ def write_bands(
     if not fits_profile(info, channels):
         info.pop("icc_profile", None)
     if alpha is not None:
-        bands = _with_alpha(bands, alpha)
+        bands = _with_alpha(bands, alpha, opaque)
         channels += 1
     full = (height, width, channels)
     simple = _pillow_can(full, dtype, alpha is not None)
@@ -124,10 +125,12 @@ def _whole(
         yield np.memmap(file, dtype, "r", shape=shape)
 
 
-def _with_alpha(bands: Iterable[np.ndarray], alpha: np.ndarray) -> Iterator[np.ndarray]:
+def _with_alpha(
+    bands: Iterable[np.ndarray], alpha: np.ndarray, opaque: float | None
+) -> Iterator[np.ndarray]:
     top = 0
     for band in bands:
-        part = change_depth(alpha[top : top + len(band), :, None], band.dtype)
+        part = change_depth(alpha[top : top + len(band), :, None], band.dtype, opaque)
         top += len(band)
         yield np.concatenate([band, part], axis=2)
 

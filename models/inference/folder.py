@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data.image_folder import note_frames
 from data.pictures.reading import Picture, fit_samples, prefix_errors, read_info, read_picture
+from data.pictures.values import opaque_value
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.inspection import independent_of_batch
 from util.background import BackgroundWork
@@ -138,8 +139,9 @@ class FolderTranslation:
         bands = self.translator.tiled(picture, self.tiles, dtype)
         shape = (*picture.pixels.shape[:2], self.translator.output_nc)
         try:
-            info = self._info(picture)
-            write_bands(ready.job.target, bands, shape, dtype, picture.alpha, info)
+            info, alpha = self._info(picture), picture.alpha
+            opaque = None if alpha is None else opaque_value(alpha, self.translator.value_range)
+            write_bands(ready.job.target, bands, shape, dtype, alpha, info, opaque)
         finally:
             bands.close()  # removes scratch files
             # free the memory now, before the next picture is read

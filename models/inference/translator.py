@@ -28,6 +28,7 @@ from data.pictures.values import (
     change_depth,
     fit_channels,
     from_unit,
+    opaque_value,
     to_unit,
 )
 from data.pictures.writing import fits_profile
@@ -128,8 +129,10 @@ class Translator:
                 if tiles is None:
                     yield i, read, self.unit(read)
                 else:
-                    bands = list(self.tiled(read, tiles, self._dtype(given, read)))
-                    results[i] = self._like(given, read, Picture(np.concatenate(bands), read.alpha))
+                    dtype = self._dtype(given, read)
+                    whole = np.concatenate(list(self.tiled(read, tiles, dtype)))
+                    result = Picture(whole, self._alpha(read, dtype))
+                    results[i] = self._like(given, read, result)
 
         for batch in batches(batchable(), size, lambda one: one[2].shape):
             outputs = self.run(torch.stack([x for *_, x in batch])).cpu()
@@ -158,11 +161,16 @@ class Translator:
         self, output: torch.Tensor, picture: Picture, dtype: np.dtype | type | None = None
     ) -> Picture:
         """`output` (C', H, W) as pixels of `picture`'s type (or `dtype`), with its alpha."""
-        alpha = picture.alpha
+        dtype = np.dtype(dtype or picture.pixels.dtype)
+        alpha = self._alpha(picture, dtype)
         if alpha is not None and alpha.shape != output.shape[1:]:
             alpha = None
-        dtype = np.dtype(dtype or picture.pixels.dtype)
         return Picture(from_unit(output, dtype, self.range_for(picture, dtype)), alpha)
+
+    def _alpha(self, picture: Picture, dtype: np.dtype) -> np.ndarray | None:
+        if (alpha := picture.alpha) is None:
+            return None
+        return change_depth(alpha, dtype, opaque_value(alpha, self.value_range))
 
     def range_for(self, picture: Picture, dtype: np.dtype | type) -> Range | None:
         """The range of results: that of the inputs, if those are known and of the same type."""
@@ -250,8 +258,7 @@ class Translator:
             if not array:
                 raise UserError("Pillow has no pictures of two channels: give an array instead")
         if alpha is not None and (array or pixels.shape[2] in (1, 3)):
-            part = change_depth(alpha, pixels.dtype)[..., None]
-            pixels = np.concatenate([pixels, part], axis=2)
+            pixels = np.concatenate([pixels, alpha[..., None]], axis=2)
         if array:
             flat = getattr(given, "ndim", 3) == 2 and pixels.shape[2] == 1
             return pixels[..., 0] if flat else pixels
