@@ -23,10 +23,14 @@ def pad_to_fit(x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
 
 
 def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
-    """Pad the input by `pad_to_fit`, run `net`, and crop the output to the size of the input.
+    """Pad the input by `pad_to_fit`, run `net`, and crop from the output what was padded.
 
-    x: (N, C, H, W) -> (N, C', H, W).
+    x: (N, C, H, W) -> (N, C', H, W); of a net that enlarges k times (N, C', kH, kW).
     """
-    height, width = x.shape[-2:]
-    y = net(pad_to_fit(x, multiple, minimum))
-    return y if y.shape[-2:] == (height, width) else y[..., :height, :width]
+    padded = pad_to_fit(x, multiple, minimum)
+    y = net(padded)
+    if padded is x:
+        return y
+    kept = zip(x.shape[-2:], y.shape[-2:], padded.shape[-2:], strict=True)
+    height, width = (n * result // whole for n, result, whole in kept)
+    return y[..., :height, :width]

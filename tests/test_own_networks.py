@@ -24,6 +24,7 @@ from models import load_generator, networks
 from models.inference.export import export, export_generator, frozen, largest_difference, reader
 from models.inference.sizes import size_rule
 from models.inference.tiles import TileOptions
+from models.padding import apply_padded
 from models.pix2pix_model import Pix2PixModel
 from options.train_options import TrainOptions
 from tests.helpers import SHORT, TINY, aligned, picture, pixels, run, succeed, truncated
@@ -103,6 +104,28 @@ def test_sizes_are_given_back(octo, tmp_path):
     succeed("test.py", *where, *words, "--keep_size")
     shown = {name: Image.open(folder / "images" / f"{name}_fake.png").size for name in sizes}
     assert shown == sizes
+
+
+def test_what_a_network_enlarges_comes_out_whole(octo, tmp_path, monkeypatch):
+    class Large(Octo):
+        def forward(self, x):
+            return Twice()(super().forward(x))
+
+    x = torch.rand(1, 3, 24, 16) * 2 - 1
+    wanted = Twice()(load_generator(octo / "x", device="cpu")(x))
+    monkeypatch.setitem(networks.GENERATORS, "octo", Large)
+    torch.testing.assert_close(load_generator(octo / "x", device="cpu")(x), wanted)
+    picture(tmp_path / "in" / "a.png", 24, 16)
+    where = ["--checkpoints_dir", octo, "--name", "x", "--results_dir", tmp_path / "r"]
+    words = ["--gpu_ids", -1, "--dataroot", tmp_path / "in", "--num_threads", 0]
+    for more, name in ((["--only_outputs"], "a.png"), (["--keep_size"], "images/a_fake.png")):
+        succeed("test.py", *where, *words, *more)
+        assert Image.open(tmp_path / "r" / "x" / "test_latest" / name).size == (48, 32)
+
+
+def test_padding_is_cropped_from_what_is_enlarged():
+    x = torch.arange(35.0).view(1, 1, 5, 7)
+    torch.testing.assert_close(apply_padded(Twice(), x, 4, 8), Twice()(x))
 
 
 @pytest.mark.parametrize("sampling", ["antialias", "antialias_up"])

@@ -46,7 +46,10 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
 
 
 class KeepsSize(nn.Module):
-    """A generator for pictures of any size: (N, C, H, W) to (N, C', H, W)."""
+    """A generator for pictures of any size: (N, C, H, W) to (N, C', H, W).
+
+    Of one that gives other sizes the results are whole.
+    """
 
     def __init__(self, net: nn.Module, rule: tuple[int, int] | None = None):
         """`rule` is what `size_rule` found; None looks for it in the first call."""

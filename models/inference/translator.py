@@ -101,7 +101,8 @@ class Translator:
                 others in the batch (batch norm or dropout without `eval`).
             tile: for large pictures: computes in tiles of this many pixels; see `TileOptions`.
 
-        Keeps sizes. Raises UserError where a picture can't be read, or its channels do not fit.
+        Keeps sizes if the network does. Raises UserError where a picture can't be read, or its
+        channels do not fit.
         """
         batch_size = _whole("batch_size", batch_size)
         if batch_size < 1:
