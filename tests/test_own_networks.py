@@ -379,6 +379,80 @@ def test_export_compares_at_sizes_that_do_not_fit(octo, tmp_path):
     assert max(found.differences.values()) < 1e-5
 
 
+class Norms(nn.Module):
+    """Keeps sizes, with a norm of its own."""
+
+    make_norm: Callable[[], nn.Module]
+
+    def __init__(self, input_nc, output_nc, ngf, norm_layer=None, use_dropout=False):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(input_nc, 4, 3, padding=1), nn.Conv2d(4, output_nc, 1)
+        self.norm = type(self).make_norm()
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x)))
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def hooked() -> nn.Module:
+    norm = nn.BatchNorm2d(4)
+    norm.register_forward_hook(lambda module, given, result: 2 * result)
+    return norm
+
+
+@pytest.fixture
+def with_norm(tmp_path, monkeypatch) -> Callable[[Callable[[], nn.Module]], Path]:
+    """Makes the folder of a generator with a norm whose stored statistics are not a picture's."""
+
+    def make(norm: Callable[[], nn.Module]) -> Path:
+        monkeypatch.setitem(networks.GENERATORS, "norms", Norms)
+        monkeypatch.setattr(Norms, "make_norm", staticmethod(norm), raising=False)
+        torch.manual_seed(0)
+        state = Norms(3, 3, 4).state_dict()
+        if "norm.running_mean" in state:
+            state["norm.running_mean"] += 0.5
+        torch.save(state, tmp_path / "latest_net_G.pth")
+        words = "netG: norms\nngf: 4\nnorm: batch\ninput_nc: 3\noutput_nc: 3\n"
+        (tmp_path / "train_opt.txt").write_text(words)
+        return tmp_path
+
+    return make
+
+
+def differs(folder: Path, eval: bool) -> float:
+    """How far the exported file is from `load_generator`'s results, picture by picture."""
+    path = export_generator(folder, "torchscript", eval=eval).path
+    G = load_generator(folder, device="cpu", eval=eval)
+    one_by_one = lambda x: torch.cat([G(picture) for picture in x.split(1)])  # noqa: E731
+    return max(largest_difference(one_by_one, reader("torchscript", path), 3).values())
+
+
+@pytest.mark.parametrize("norm", [lambda: Doubled(4), hooked])
+def test_batch_norms_of_ones_own_are_never_replaced(with_norm, norm):
+    folder = with_norm(norm)
+    with pytest.raises(UserError, match=r"the batch norm norm has code of its own .* add --eval"):
+        export_generator(folder, "torchscript")
+    assert differs(folder, eval=True) < 1e-5
+
+
+def test_export_compares_with_the_network_itself(with_norm, monkeypatch):
+    folder = with_norm(lambda: Doubled(4))
+    plain = lambda net, eval=False: nn.Conv2d(3, 3, 3, padding=1)  # noqa: E731
+    monkeypatch.setattr("models.inference.export.frozen", plain)
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        export_generator(folder, "torchscript")
+
+
+@pytest.mark.parametrize("eval", [False, True])
+def test_instance_norms_that_store_statistics(with_norm, eval):
+    folder = with_norm(lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
+    assert differs(folder, eval) < 1e-5
+
+
 def settings() -> tuple:
     return (
         torch.backends.cudnn.allow_tf32,

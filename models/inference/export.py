@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.speed.sync_norm import SyncBatchNorm2d
 from util.errors import UserError
 from util.files import make_writable, replacing, sha256, writing
 
@@ -30,6 +31,7 @@ INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 TOLERANCE = 1e-3  # of values in [-1, 1]
+PLAIN_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, nn.InstanceNorm2d)
 
 # batch, height, width to compare with: a usual size, one that has to be padded for each network,
 # and one smaller than a U-Net can take
@@ -105,7 +107,8 @@ def export_generator(
     }
     with writing(path), replacing(path) as unchecked:
         export(net, G.input_nc, form, unchecked, metadata)
-        differences = largest_difference(KeepsSize(net), reader(form, unchecked), G.input_nc)
+        wanted = as_tested(G.net, eval)
+        differences = largest_difference(wanted, reader(form, unchecked), G.input_nc)
         worst = max(differences.values())
         if not worst < TOLERANCE:
             each = ", ".join(f"{size}: {value:.2g}" for size, value in differences.items())
@@ -135,17 +138,34 @@ def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
     """A copy of a generator on the CPU, without dropout and without gradients.
 
     Batch norms use the statistics of each picture by itself, as `test.py` does; with `eval` the
-    stored ones of training.
+    stored ones of training. Raises UserError without it for batch norms with code of their own.
     """
     net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
-    for parent in list(net.modules()):
+    for path, parent in list(net.named_modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            # a subclass or a hook may compute anything
+            own = child._forward_hooks or child._forward_pre_hooks
+            if type(child) in PLAIN_NORMS and not own:
                 setattr(parent, name, _plain_norm(child, eval))
+            elif isinstance(child, nn.modules.batchnorm._BatchNorm) and not eval:
+                raise UserError(
+                    f"the batch norm {f'{path}.{name}'.lstrip('.')} has code of its own (a "
+                    f"{type(child).__name__}{', with hooks' if own else ''}) and can be exported "
+                    "with stored statistics only: add --eval (in Python eval=True)"
+                )
     return net
 
 
-def _plain_norm(norm: nn.BatchNorm2d | nn.SyncBatchNorm, eval: bool) -> nn.Module:
+def as_tested(net: nn.Module, eval: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A generator itself as `test.py` runs it, each picture alone, but without dropout."""
+    for module in net.modules():
+        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        module.training = norm and not eval  # F.dropout follows the network's
+    sized = KeepsSize(net)
+    return lambda x: torch.cat([sized(picture) for picture in x.split(1)])
+
+
+def _plain_norm(norm: Any, eval: bool) -> nn.Module:
     # a batch norm over a batch of one picture is an instance norm
     kind = nn.BatchNorm2d if eval else nn.InstanceNorm2d
     plain = kind(norm.num_features, eps=norm.eps, affine=norm.affine)
@@ -275,7 +295,7 @@ def reader(form: str, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def largest_difference(
-    net: nn.Module,
+    net: Callable[[torch.Tensor], torch.Tensor],
     exported: Callable[[torch.Tensor], torch.Tensor],
     input_nc: int,
     sizes: Iterable[tuple[int, int, int]] = SIZES,
