@@ -453,6 +453,14 @@ def test_instance_norms_that_store_statistics(with_norm, eval):
     assert differs(folder, eval) < 1e-5
 
 
+def test_batch_norms_without_stored_statistics(with_norm):
+    folder = with_norm(lambda: nn.BatchNorm2d(4, track_running_stats=False))
+    assert differs(folder, eval=True) < 1e-5
+    G = load_generator(folder, device="cpu", eval=True)
+    dark, light = np.zeros((8, 8, 3), np.uint8), pixels(8, 8)
+    assert np.array_equal(G([dark, light])[1], G(light))
+
+
 def settings() -> tuple:
     return (
         torch.backends.cudnn.allow_tf32,

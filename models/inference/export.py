@@ -167,9 +167,10 @@ def as_tested(net: nn.Module, eval: bool = False) -> Callable[[torch.Tensor], to
 
 def _plain_norm(norm: Any, eval: bool) -> nn.Module:
     # a batch norm over a batch of one picture is an instance norm
-    kind = nn.BatchNorm2d if eval else nn.InstanceNorm2d
+    stored = eval and norm.running_mean is not None
+    kind = nn.BatchNorm2d if stored else nn.InstanceNorm2d
     plain = kind(norm.num_features, eps=norm.eps, affine=norm.affine)
-    plain.load_state_dict(norm.state_dict(), strict=eval)
+    plain.load_state_dict(norm.state_dict(), strict=stored)
     return plain.eval().requires_grad_(False)
 
 

@@ -27,7 +27,12 @@ _hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKe
 def independent_of_batch(net: nn.Module) -> bool:
     """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
     mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
-    return not any(isinstance(module, mixing) and module.training for module in net.modules())
+    # a batch norm without stored statistics takes those of the batch in evaluation too
+    return not any(
+        isinstance(module, mixing)
+        and (module.training or getattr(module, "running_mean", module) is None)
+        for module in net.modules()
+    )
 
 
 def written_here(net: nn.Module) -> bool:
