@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 
 def pad_to_fit(x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
@@ -22,7 +23,9 @@ def pad_to_fit(x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
     return F.pad(x, (0, pad_w, 0, pad_h), mode=mode)
 
 
-def apply_padded(net: nn.Module, x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
+def apply_padded(
+    net: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, multiple: int, minimum: int
+) -> torch.Tensor:
     """Pad the input by `pad_to_fit`, run `net`, and crop from the output what was padded.
 
     x: (N, C, H, W) -> (N, C', H, W); of a net that enlarges k times (N, C', kH, kW).

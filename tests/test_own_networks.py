@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import sys
 import threading
 import warnings
@@ -20,7 +21,7 @@ from torch import nn
 
 import models
 from data.pictures.writing import write_picture
-from models import load_generator, networks
+from models import Translator, load_generator, networks
 from models.inference.export import export, export_generator, frozen, largest_difference, reader
 from models.inference.sizes import size_rule
 from models.inference.tiles import TileOptions
@@ -75,7 +76,7 @@ def octo(tmp_path_factory) -> Iterator[Path]:
         (nn.Conv2d(3, 3, 3, padding=1), (1, 1)),
         (nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 3, 7)), (1, 4)),
         (nn.Sequential(nn.PixelUnshuffle(32), nn.PixelShuffle(32)), (32, 32)),
-        (Twice(), None),
+        (Twice(), "Twice gives pictures of other sizes than it takes"),
         (networks.define_G(3, 3, 4, "unet_128"), (128, 128)),  # knows it by itself
     ],
 )
@@ -121,6 +122,39 @@ def test_what_a_network_enlarges_comes_out_whole(octo, tmp_path, monkeypatch):
     for more, name in ((["--only_outputs"], "a.png"), (["--keep_size"], "images/a_fake.png")):
         succeed("test.py", *where, *words, *more)
         assert Image.open(tmp_path / "r" / "x" / "test_latest" / name).size == (48, 32)
+
+
+class TakesTwo(nn.Module):
+    def forward(self, x, style):
+        return x * style
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(3 * 40 * 24, 3 * 40 * 24)
+
+    def forward(self, x):
+        return self.line(x.flatten(1)).view_as(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [(TakesTwo(), "missing 1 required positional argument: 'style'"), (Fixed(), "mat1 and mat2")],
+)
+def test_a_network_that_takes_no_pictures_is_told_by_its_own_error(net, said, tmp_path, capsys):
+    options = {"input_nc": 3, "output_nc": 3, "direction": "AtoB"}
+    G = Translator(net, CPU, options, tmp_path)
+    tried = rf"{type(net).__name__} takes no size that was tried, 256x768: .*{said}"
+    assert re.search(tried, capsys.readouterr().err)
+    with pytest.raises(UserError, match=rf"fails on pictures of 1x3x21x33: .*{said}"):
+        G(pixels(33, 21))
+    with pytest.raises(UserError, match=rf"no tiles: {tried}"):
+        G(pixels(33, 21), tile=16)
+    with pytest.raises(UserError, match=rf"no export: {tried}"):
+        export(net, 3, "torchscript", tmp_path / "x.pt", {})
+    if isinstance(net, Fixed):
+        assert G(pixels(24, 40)).shape == (40, 24, 3)
 
 
 def test_padding_is_cropped_from_what_is_enlarged():

@@ -233,10 +233,8 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
     Raises UserError for a generator that does not keep sizes.
     """
     rule = size_rule(net, input_nc, torch.device("cpu"))
-    if rule is None:
-        raise UserError(
-            f"{type(net).__name__} gives pictures of other sizes than it takes: no export"
-        )
+    if isinstance(rule, str):
+        raise UserError(f"no export: {rule}")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside of torch
         content = _content(net, input_nc, form, metadata, *rule)

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
 from models.base_model import BaseModel
 from models.networks import ResnetGenerator, UnetGenerator
 from models.padding import apply_padded
-from util.errors import UserError
+from util.errors import UserError, first_line, is_out_of_memory
 
 SELF_PADDING = (ResnetGenerator, UnetGenerator)  # to what it `fits`
 
 
-def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int, int] | None:
+def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int, int] | str:
     """The number of which height and width must be multiples, and the least size.
 
     Networks that pad by themselves know it. For others it is found by trying: the smallest power of
-    two, up to 256, for which pictures keep their size. None if there is none, for example where a
-    network enlarges pictures. The network runs in evaluation mode, which uses no random numbers.
+    two, up to 256, for which pictures keep their size. If there is none, for example where a
+    network enlarges pictures, the reason. The network runs in evaluation mode, which uses no random
+    numbers.
     """
     if isinstance(net, SELF_PADDING):
         return net.fits
 
+    name = type(net).__name__
+    other_sizes = f"{name} gives pictures of other sizes than it takes"
+    reason = ""
+
     def keeps(height: int, width: int) -> bool:
+        nonlocal reason
         x = torch.zeros(1, input_nc, height, width, device=device)
         try:
-            return net(x).shape[-2:] == x.shape[-2:]
-        except Exception:  # layers raise anything for sizes that they can't take
-            return False
+            if one_tensor(net, x).shape[-2:] == x.shape[-2:]:
+                return True
+            reason = other_sizes
+        except Exception as e:  # layers raise anything for sizes that they can't take
+            if reason != other_sizes:
+                reason = f"{name} takes no size that was tried, {height}x{width}: {first_line(e)}"
+        return False
 
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -42,7 +54,18 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
     finally:
         for module, mode in modes:
             module.training = mode
-    return None
+    return reason
+
+
+def one_tensor(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The result of a network; raises UserError where it is no tensor."""
+    result = net(x)
+    if not isinstance(result, torch.Tensor):
+        raise UserError(
+            f"a {type(net).__name__} returns a {type(result).__name__}, and pictures of "
+            "any size are translated by networks that return one tensor (N, C, H, W)"
+        )
+    return result
 
 
 class KeepsSize(nn.Module):
@@ -51,24 +74,23 @@ class KeepsSize(nn.Module):
     Of one that gives other sizes the results are whole.
     """
 
-    def __init__(self, net: nn.Module, rule: tuple[int, int] | None = None):
+    def __init__(self, net: nn.Module, rule: tuple[int, int] | str | None = None):
         """`rule` is what `size_rule` found; None looks for it in the first call."""
         super().__init__()
         self.net, self.rule = net, rule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.rule is None:
-            self.rule = size_rule(self.net, x.shape[1], x.device) or (1, 1)
-        return apply_padded(self._picture, x, *self.rule)
-
-    def _picture(self, x: torch.Tensor) -> torch.Tensor:
-        result = self.net(x)
-        if not isinstance(result, torch.Tensor):
-            raise UserError(
-                f"a {type(self.net).__name__} returns a {type(result).__name__}, and pictures of "
-                "any size are translated by networks that return one tensor (N, C, H, W)"
-            )
-        return result
+            self.rule = size_rule(self.net, x.shape[1], x.device)
+        rule = (1, 1) if isinstance(self.rule, str) else self.rule
+        try:
+            return apply_padded(functools.partial(one_tensor, self.net), x, *rule)
+        except (TypeError, RuntimeError) as e:
+            # where some sizes are taken, an error is a fault in the network, and shows
+            if not isinstance(self.rule, str) or is_out_of_memory(e):
+                raise
+            name, size = type(self.net).__name__, "x".join(map(str, x.shape))
+            raise UserError(f"{name} fails on pictures of {size}: {first_line(e)}") from e
 
 
 def keep_sizes(model: BaseModel) -> None:

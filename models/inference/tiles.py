@@ -171,11 +171,8 @@ def quick_tiles(
 ) -> Iterator[torch.Tensor]:
     """Overlapping tiles with common statistics, blended; see above."""
     rule = size_rule(net, source.channels, device)
-    if rule is None:
-        raise UserError(
-            f"{type(net).__name__} can't be run in tiles: it gives pictures of other sizes than it "
-            "takes"
-        )
+    if isinstance(rule, str):
+        raise UserError(f"no tiles: {rule}")
     multiple, least = rule
     picture = extended(source, multiple, least, torch.device("cpu"))
     tile = max(least, -(-options.size // multiple) * multiple)

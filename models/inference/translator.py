@@ -74,9 +74,9 @@ class Translator:
         self.value_range = value_range
         self._precision = precision
         rule = size_rule(net, self.input_nc, device)
-        if rule is None:
-            warn(f"results of {type(net).__name__} differ in size from its inputs")
-        self._any_size = KeepsSize(net, rule or (1, 1))
+        if isinstance(rule, str):
+            warn(rule)
+        self._any_size = KeepsSize(net, rule)
 
     def __repr__(self) -> str:
         kinds = f"{self.input_nc} to {self.output_nc} channels on {self.device}"
