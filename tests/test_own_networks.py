@@ -22,7 +22,14 @@ from torch import nn
 import models
 from data.pictures.writing import write_picture
 from models import Translator, load_generator, networks
-from models.inference.export import export, export_generator, frozen, largest_difference, reader
+from models.inference.export import (
+    export,
+    export_generator,
+    frozen,
+    has_free_sizes,
+    largest_difference,
+    reader,
+)
 from models.inference.sizes import size_rule
 from models.inference.tiles import TileOptions
 from models.padding import apply_padded
@@ -493,6 +500,35 @@ def test_batch_norms_without_stored_statistics(with_norm):
     G = load_generator(folder, device="cpu", eval=True)
     dark, light = np.zeros((8, 8, 3), np.uint8), pixels(8, 8)
     assert np.array_equal(G([dark, light])[1], G(light))
+
+
+class Branching(Octo):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+class OfOneSize(Octo):
+    def forward(self, x):
+        return super().forward(x + x.new_zeros(tuple(int(n) for n in x.shape)))
+
+
+@pytest.mark.parametrize(
+    ("form", "net"), [("pt2", Branching), ("onnx", Branching), ("torchscript", OfOneSize)]
+)
+def test_what_an_exporter_can_not_follow_is_one_line(octo, monkeypatch, form, net, tmp_path):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    if form != "torchscript" and not has_free_sizes():
+        pytest.skip("needs a newer PyTorch")
+    monkeypatch.setitem(networks.GENERATORS, "octo", net)
+    words = ["--checkpoints_dir", octo, "--name", "x", "--format", form]
+    path = tmp_path / f"a.{'pt' if form == 'torchscript' else form}"
+    result = run("scripts/export.py", *words, "--output", path)
+    assert (result.code, result.err.count("\n")) == (1, 1), result.err
+    assert f"error: {net.__name__} can't be exported as {form}: " in result.err
+    assert ("; --format torchscript records" in result.err) == (form != "torchscript")
+    assert list(tmp_path.iterdir()) == []
 
 
 def settings() -> tuple:

@@ -6,6 +6,7 @@ keeps their size: it contains the padding of `padding.apply_padded`.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import io
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.speed.sync_norm import SyncBatchNorm2d
-from util.errors import UserError
+from util.errors import UserError, first_line, is_out_of_memory
 from util.files import make_writable, replacing, sha256, writing
 
 from .loading import load_generator
@@ -106,9 +107,21 @@ def export_generator(
         "torch": torch.__version__,
     }
     with writing(path), replacing(path) as unchecked:
-        export(net, G.input_nc, form, unchecked, metadata)
-        wanted = as_tested(G.net, eval)
-        differences = largest_difference(wanted, reader(form, unchecked), G.input_nc)
+        try:
+            export(net, G.input_nc, form, unchecked, metadata)
+            wanted = as_tested(G.net, eval)
+            differences = largest_difference(wanted, reader(form, unchecked), G.input_nc)
+        except (UserError, OSError):
+            raise
+        except Exception as e:  # exporters raise anything for code that they can't follow
+            if is_out_of_memory(e):
+                raise
+            other = "; --format torchscript records what its code does for one picture"
+            reason = f"{type(e).__name__}: {first_line(e)[:200]}"
+            raise UserError(
+                f"{type(net).__name__} can't be exported as {form}: {reason}"
+                f"{'' if form == 'torchscript' else other}"
+            ) from e
         worst = max(differences.values())
         if not worst < TOLERANCE:
             each = ", ".join(f"{size}: {value:.2g}" for size, value in differences.items())
@@ -235,7 +248,9 @@ def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[
     rule = size_rule(net, input_nc, torch.device("cpu"))
     if isinstance(rule, str):
         raise UserError(f"no export: {rule}")
-    with torch.no_grad(), warnings.catch_warnings():
+    # of what it can't follow, torch prints the whole graph
+    unread = contextlib.redirect_stderr(io.StringIO())
+    with torch.no_grad(), warnings.catch_warnings(), unread:
         warnings.simplefilter("ignore")  # deprecations inside of torch
         content = _content(net, input_nc, form, metadata, *rule)
     path.write_bytes(content)  # not by torch, which a full disk aborts
