@@ -220,6 +220,16 @@ def test_what_can_not_be_loaded(cycle, pix, tmp_path):
         load_generator(pix)
 
 
+def test_generators_of_other_names_are_told(cycle):
+    for name in "AB":
+        (cycle / f"latest_net_G_{name}.pth").rename(cycle / f"latest_net_Gen{name}.pth")
+    said = "has latest_net_GenA.pth, latest_net_GenB.pth; load_generator and --model test take G, "
+    with pytest.raises(UserError, match=said):
+        load_generator(cycle)
+    picture(cycle / "in" / "a.png")
+    assert said in run("test.py", *test_program(cycle, cycle / "in")).err
+
+
 def test_no_argparse_and_no_dataset_is_needed(cycle):
     code = (
         "import sys; sys.argv = ['x', '--nonsense']\n"
