@@ -893,13 +893,15 @@ def test_a_page_on_a_full_disk_is_one_line(cycle, tmp_path):
     assert result.returncode == 1
 
 
-def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path):
-    result = on_a_full_disk(cycle, tmp_path, "--only_outputs")
+@pytest.mark.parametrize("form", ["png", "tiff"])
+def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path, form):
+    result = on_a_full_disk(cycle, tmp_path, "--only_outputs", "--output_format", form)
     assert result.returncode == 1
     assert "2 of 2 pictures failed" in result.stderr
-    for name in ("0.png", "1.png"):
-        path = tmp_path / "results" / "cycle" / "test_latest" / name
+    for name in ("0", "1"):
+        path = tmp_path / "results" / "cycle" / "test_latest" / f"{name}.{form}"
         assert f"can't write {path}: File too large" in result.stderr
+    assert "TIFF" not in result.stderr  # as libtiff says it
     assert files_below(tmp_path / "results") == []
 
 

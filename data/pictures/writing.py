@@ -7,6 +7,7 @@ pictures are written in bands of rows: all their pixels need never be in memory 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import struct
@@ -152,13 +153,13 @@ def _write_pillow(path: Path, array: np.ndarray, info: dict[str, Any]) -> None:
     elif path.suffix.lower() in TIFF:
         settings["compression"] = "tiff_adobe_deflate"
         settings["exif"] = _exif_texts(info)
+    encoded, kind = io.BytesIO(), Image.registered_extensions()[path.suffix.lower()]
     try:
-        Image.fromarray(_plane(array)).save(path, **settings)
+        Image.fromarray(_plane(array)).save(encoded, kind, **settings)
     except OSError as e:
-        if e.errno is not None:  # the disk, not the picture
-            raise
         size = f"{array.shape[1]}x{array.shape[0]}"
         raise UserError(f"{path.suffix[1:]} can't hold {size} pixels: {e}") from e
+    path.write_bytes(encoded.getvalue())  # not by libtiff, which does not say what the disk said
 
 
 def _exif_texts(info: dict[str, Any]) -> Image.Exif:
