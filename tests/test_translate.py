@@ -21,6 +21,7 @@ from PIL import Image
 
 import models
 from models import Translator, load_generator
+from models.inference.export import export_generator
 from models.inference.loading import unchanged_process
 from models.networks import define_G
 from models.speed.acceleration import precision_context
@@ -464,9 +465,11 @@ def test_what_can_not_be_translated(cycle):
         (np.zeros((4, 4, 7), np.uint8), "has 7 channels, the network takes 3"),
         (np.zeros((4, 4, 3), complex), "of integers or floats"),
         (torch.zeros(1, 2, 8, 8), "the network takes 3 channels"),
+        (torch.zeros(1, 3, 8, 8).to_sparse(), "a sparse tensor: give a dense one"),
         (torch.zeros(8, 8), r"must be \(N, C, H, W\)"),
         (torch.zeros(3, 0, 8), r"must be \(N, C, H, W\)"),
         (Image.new("RGB", (0, 5)), "0x5 pixels is empty"),
+        (np.full((8, 8, 3), 1.0001), "floats from 1.0001 to 1.0001 need"),
         (np.full((8, 8, 3), 300.0), "need their range: --value_range"),
         (np.full((8, 8, 3), np.nan), "NaN or infinite"),
         ("no/such.png", "can't read the picture no/such.png"),
@@ -475,9 +478,17 @@ def test_what_can_not_be_translated(cycle):
             G(wrong)
     with pytest.raises(UserError, match="batch_size 0 is too small"):
         G([np.zeros((8, 8, 3), np.uint8)], batch_size=0)
-    for wrong in (5, ("a", "b"), (1, 2, 3)):
+    floats = pixels(8, 8) / pixels(8, 8).max()
+    np.testing.assert_allclose(G(floats * (1 + 1e-7)), G(floats), atol=1e-3)
+    for wrong in (5, ("a", "b"), (1, 2, 3), "01"):
         with pytest.raises(UserError, match="give two numbers"):
             load_generator(cycle, device="cpu", value_range=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="and both finite"):
+        load_generator(cycle, device="cpu", value_range=(0, np.inf))
+    with pytest.raises(UserError, match=r"device '3.5' can't be used"):
+        load_generator(cycle, device=3.5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="choose from onnx"):
+        export_generator(cycle, ["onnx"])  # type: ignore[arg-type]
     infinite = np.full((8, 8, 3), 7.0)
     infinite[3, 3, 0] = np.inf
     with pytest.raises(UserError, match="NaN or infinite"):

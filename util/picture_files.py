@@ -36,6 +36,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: np.rot90,
 }
 
+ROUNDING = 1e-5  # by which floats may pass [0, 1]: less than a step of 16 bits
 SIGNED = "signed integers"  # one of the kinds of `misread_tiff`
 HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
@@ -153,7 +154,7 @@ def check_floats(values: np.ndarray, any_range: bool = False) -> None:
     # a single NaN spreads through the norms and turns the whole result black
     if not (np.isfinite(least) and np.isfinite(most)):
         raise UserError("the picture has values that are NaN or infinite: replace them first")
-    if not any_range and (least < 0 or most > 1):
+    if not any_range and (least < -ROUNDING or most > 1 + ROUNDING):
         raise UserError(f"floats from {least:g} to {most:g} need their range: {HOW_RANGE}")
 
 

@@ -67,7 +67,7 @@ def export_generator(
     Raises UserError if a package is missing, if PyTorch is too old for the format, or if the
     results differ; the file is then deleted.
     """
-    if form not in ENDINGS:
+    if form not in tuple(ENDINGS):
         raise UserError(f"format '{form}': choose from {', '.join(ENDINGS)}")
     if form != "torchscript" and not has_free_sizes():
         raise UserError(

@@ -6,6 +6,7 @@ import argparse
 import ast
 import contextlib
 import io
+import math
 import os
 import sys
 import threading
@@ -83,11 +84,13 @@ def load_generator(
         raise UserError(f"weights '{weights}': choose from {', '.join(WEIGHTS)}")
     if value_range is not None:
         try:
-            low, high = map(float, value_range)
+            low, high = map(float, () if isinstance(value_range, str) else value_range)
         except (TypeError, ValueError):
             raise UserError(f"value_range {value_range}: give two numbers, (LOW, HIGH)") from None
-        if not low < high:
-            raise UserError(f"value_range {value_range}: the first must be the lower one")
+        if not -math.inf < low < high < math.inf:
+            raise UserError(
+                f"value_range {value_range}: the first must be the lower one, and both finite"
+            )
     chosen = _device(device)
     saved = read_saved_options(folder)
     name, path = _find_weights(folder, str(epoch), direction, weights, saved.get("direction"))
@@ -144,7 +147,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as e:
+    except (RuntimeError, AssertionError, TypeError) as e:
         raise UserError(f"device '{device}' can't be used: {first_line(e)}") from e
     return chosen
 
