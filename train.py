@@ -15,6 +15,7 @@ end_quietly_on_interrupt()  # before the imports, which take seconds
 import argparse
 import functools
 import sys
+from collections.abc import Callable
 
 from data import CustomDatasetDataLoader, create_dataset
 from models import BaseModel, create_model
@@ -54,9 +55,15 @@ def main() -> None:
                 "--n_epochs_decay to train longer"
             )
             return
-        options.save(opt)
+        print(options.message)
         with Visualizer(opt, len(dataset), at) as visualizer:
-            stopped = train(opt, dataset, model, visualizer, validation, run, at)
+
+            @functools.cache  # once
+            def begin() -> None:
+                visualizer.open()
+                run.begin(options.message)
+
+            stopped = train(opt, dataset, model, visualizer, validation, run, at, begin)
         run.finish()
         if stopped:
             print(f"stopped: {run.stop.reason}; resume with --continue_train")
@@ -74,8 +81,13 @@ def train(
     validation: Validation,
     run: TrainingRun,
     at: Position,
+    begin: Callable[[], object],
 ) -> bool:
-    """Train from `at` to the last epoch; returns whether a signal or --max_hours stopped it."""
+    """Train from `at` to the last epoch; returns whether a signal or --max_hours stopped it.
+
+    `begin` makes the folder that of this training, after the first iteration: a command that can't
+    train leaves an earlier training under this name as it is.
+    """
     last_epoch = opt.n_epochs + opt.n_epochs_decay
     images_per_iteration = opt.batch_size * distributed.world_size()
 
@@ -90,6 +102,7 @@ def train(
             model.optimize_parameters()
             at.advance(images_per_iteration, len(dataset))
             run.guard.finish(f"epoch {epoch}, iters {at.epoch_iter}", data)
+            begin()
             model.track_metric()
 
             # frequencies are in images, whatever the batch size
@@ -107,6 +120,7 @@ def train(
                 run.save("latest", position=at)
                 return True
 
+        begin()  # an epoch that is resumed at its end has no iteration
         should_stop = functools.partial(run.stop.is_urgent, begun < at.total_iters)
         if validation.end_epoch(at, visualizer, should_stop):  # --continue_train starts it again
             run.save("latest", position=at)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from data import create_dataset
 from models import create_model, networks
+from models.pix2pix_model import Pix2PixModel
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests.helpers import (
@@ -27,6 +28,7 @@ from tests.helpers import (
     files_below,
     picture,
     pixels,
+    run,
     seed_all,
     succeed,
     unaligned,
@@ -585,6 +587,48 @@ def test_a_new_training_sets_the_weights_of_the_old_one_aside(pictures, tmp_path
     assert (folder / "1_net_G.pth").read_bytes() != old["1_net_G.pth"]
     train(pictures, tmp_path, "pix2pix", "--n_epochs", "2", "--continue_train")
     assert len(list(folder.glob("earlier.*"))) == 1
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in files_below(folder)}
+
+
+def test_a_training_that_fails_at_once_leaves_the_old_one(pictures, tmp_path, monkeypatch):
+    train(pictures, tmp_path, "pix2pix", "--val_freq", "1", "--val_phase", "test")
+    old = contents(tmp_path / "c" / "x")
+    assert {"latest_net_G.pth", "losses.jsonl", "loss_log.txt", "scores.jsonl"} <= old.keys()
+    words = ["--dataroot", pictures, "--checkpoints_dir", tmp_path / "c", "--name", "x"]
+    words += [*TINY, *SHORT, "--model", "pix2pix", "--n_epochs", "2"]
+    for more in ([], ["--continue_train"]):
+        small = run("train.py", *words, "--load_size", 20, "--crop_size", 16, *more)
+        assert "can't judge pictures of 16x16" in small.err
+        assert contents(tmp_path / "c" / "x") == old
+
+    (tmp_path / "c" / "x" / "tb").write_text("in its way")
+    old = contents(tmp_path / "c" / "x")
+    assert "--use_tensorboard can't write" in run("train.py", *words, "--use_tensorboard").err
+    assert contents(tmp_path / "c" / "x") == old
+
+    def misspelt(self):
+        return self.no_such_thing
+
+    monkeypatch.setattr(Pix2PixModel, "optimize_parameters", misspelt)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        run("train.py", *words)
+    assert contents(tmp_path / "c" / "x") == old
+
+
+def test_weights_that_were_set_aside_are_named(pictures, tmp_path):
+    train(pictures, tmp_path, "pix2pix")
+    train(pictures, tmp_path, "pix2pix")
+    folder = tmp_path / "c" / "x"
+    for path in folder.glob("*.pth"):  # as after a kill before the first save
+        path.unlink()
+    (aside,) = folder.glob("earlier.*")
+    said = f"an earlier training's weights are in {aside}: move them back to use them"
+    words = ["--dataroot", pictures, "--checkpoints_dir", tmp_path / "c", "--name", "x"]
+    assert said in run("test.py", *words, "--model", "pix2pix", "--gpu_ids", "-1").err
+    assert said in train(pictures, tmp_path, "pix2pix", "--continue_train").out
 
 
 def test_the_page_has_pictures_by_its_own_frequency(tmp_path):

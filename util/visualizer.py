@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from . import distributed, util
 from .background import BackgroundWork
+from .display.base import Logger
 from .display.loggers import open_loggers
 from .errors import say, warn
 from .html import HTML
@@ -40,7 +42,8 @@ class Visualizer:
     ):
         """`epoch_size` is the number of images in an epoch; `position` is kept by the loop.
 
-        For a loop that keeps none, as the original's, this keeps one, by what the loop shows.
+        For a loop that keeps none, as the original's, this keeps one, by what the loop shows, and
+        opens the views at once. Otherwise `open` does.
         """
         self.opt = opt
         self.epoch_size = epoch_size
@@ -50,9 +53,18 @@ class Visualizer:
         self.total_waited = self.total_time = 0.0
         self.advised = False
         self.epoch_begun = time.monotonic(), self.position.total_iters
+        self.begun = dataclasses.replace(self.position)
+        self.loggers: list[Logger] = []
+        if position is None:
+            self.open()
+
+    def open(self) -> None:
+        """Open the views, which set those of an earlier training aside."""
+        start = time.perf_counter()
         # what the first of several processes shows are its own losses and pictures
-        self.loggers = open_loggers(opt, self.position) if distributed.is_main() else []
+        self.loggers = open_loggers(self.opt, self.begun) if distributed.is_main() else []
         atexit.register(self.close)  # for loops that do not close it
+        self.since += time.perf_counter() - start  # is no time of an iteration
 
     def _each(self, call: str, *args: Any) -> None:
         for logger in list(self.loggers):

@@ -96,8 +96,11 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
         config: dict[str, Any] = {k: v for k, v in vars(opt).items() if k != "device"}
         return WandbLogger(opt.wandb_project_name, opt.name, config, folder, resumed)
 
-    # the record comes first: others read it
+    # first those that end a training where they do not work, which then has moved nothing; of the
+    # others the record comes first, since they read it
     wanted: list[tuple[bool, Callable[[], Logger]]] = [
+        (opt.use_wandb, wandb),
+        (opt.use_tensorboard, tensorboard),
         (True, ConsoleLogger),
         (True, lambda: TextFileLogger(folder / "loss_log.txt")),
         (True, lambda: RecordLogger(folder, "losses", position)),
@@ -105,8 +108,6 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
         (opt.val_freq > 0 or scores.exists(), lambda: RecordLogger(folder, "scores", position)),
         (not opt.no_html, page),
         (opt.display_id > 0, visdom),
-        (opt.use_tensorboard, tensorboard),
-        (opt.use_wandb, wandb),
     ]
     loggers: list[Logger] = []
     for _, make in filter(lambda pair: pair[0], wanted):

@@ -55,7 +55,7 @@ class WandbLogger(BackgroundLogger):
         folder.mkdir(parents=True, exist_ok=True)
         self.run_id = _run_id(folder / ID_FILE, resumed)
         # Here and not on the thread: W&B may ask for a key, and whoever gave the flag should learn
-        # at once that it does not work. Training has not begun.
+        # at once that it does not work. Training has hardly begun.
         try:
             self._run_handle = wandb.init(
                 project=project,

@@ -6,6 +6,9 @@ import ast
 import re
 from pathlib import Path
 
+from util.errors import warn
+from util.files import write_whole
+
 DEFAULT_NAME = "experiment_name"  # of an experiment, where --name is not given
 
 # have to be as in training, for weights to fit and for the direction of translation
@@ -36,6 +39,15 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
     matches = (_LINE.match(line) for line in lines)
     options = {m.group(1): m.group(2) for m in matches if m}
     return {**options, "norm": options["normG"]} if "normG" in options else options
+
+
+def write_saved_options(folder: Path, text: str) -> None:
+    """Write `train_opt.txt`; where that fails a warning says so."""
+    path = folder / "train_opt.txt"
+    try:
+        write_whole(path, text + "\n")
+    except OSError as e:
+        warn(f"the options were not saved to {path}: {e.strerror}")
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:

@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import Any
 
 from util import distributed, randomness
-from util.errors import UserError, first_line, warn
+from util.errors import UserError, first_line, say, warn
 from util.files import aside
 
 from . import checkpoint, weight_files
 from .checkpoint import FoundCheckpoint
 from .finite import FiniteGuard
 from .position import Position
+from .saved_options import write_saved_options
 from .stopping import ExperimentLock, StopRequest
 
 # options that decide what the ranks exchange, and when
@@ -45,6 +46,7 @@ class TrainingRun:
         self.stop = StopRequest(opt.max_hours)
         self.failed: str | None = None  # why the last save failed
         self.compared_others = False
+        self.outdated: str | None = None  # the saves of an earlier training: "*", or "best" alone
 
     @functools.cached_property
     def guard(self) -> FiniteGuard:
@@ -131,17 +133,18 @@ class TrainingRun:
         opt = self.opt
         self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
-            _set_aside(self.folder)
+            self.outdated = "*"
             return None
         found: FoundCheckpoint | None = self.model.resumed
         if found is None:
             print(
                 f"--continue_train: nothing is saved in {self.folder}, so this starts from scratch"
+                f"{weight_files.earlier_hint(self.folder)}"
             )
             others = weight_files.experiments(self.folder.parent)
             if close := difflib.get_close_matches(self.folder.name, others, 1, 0.8):
                 warn(f"there is no training --name {self.folder.name}; did you mean {close[0]}?")
-            _set_aside(self.folder, "best")  # so far, of a validation
+            self.outdated = "best"  # so far, of a validation
             return None
         for reason in found.skipped:
             warn(f"skipping a damaged checkpoint: {reason}")
@@ -152,8 +155,15 @@ class TrainingRun:
                 f"{opt.epoch_count} (--epoch_count)"
             )
             if found.suffix != "best":
-                _set_aside(self.folder, "best")
+                self.outdated = "best"
         return found
+
+    def begin(self, options: str) -> None:
+        """Set saves of an earlier training aside, and write `options` to `train_opt.txt`."""
+        if self.outdated:
+            _set_aside(self.folder, self.outdated)
+        if distributed.is_main():
+            write_saved_options(self.folder, options)
 
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """The training state for this rank, from the state that the source rank has read."""
@@ -308,7 +318,7 @@ class TrainingRun:
             )
 
 
-def _set_aside(folder: Path, which: str = "*") -> None:
+def _set_aside(folder: Path, which: str) -> None:
     """Move saves of an earlier training under this name to another folder.
 
     Otherwise an old `10_net_G.pth` would look like the tenth epoch of the new training.
@@ -331,4 +341,4 @@ def _set_aside(folder: Path, which: str = "*") -> None:
         ) from e
     what = "best weights so far" if which == "best" else "weights of an earlier training"
     hint = "" if which == "best" else " (--continue_train goes on with a training instead)"
-    print(f"the {what} under this name were moved to {earlier}{hint}")
+    say(f"the {what} under this name were moved to {earlier}{hint}")

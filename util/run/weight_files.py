@@ -163,10 +163,17 @@ def _what_is_there(path: Path) -> str:
         hint = f": rename the generator's to {path.name}" if "_net_G" in path.name else ""
         return f"{folder} has {some(others)}{hint}"
     if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
-        return f"{folder} has no weights at all"
+        return f"{folder} has no weights at all{earlier_hint(folder)}"
     if names := experiments(folder.parent):
         return f"there is no experiment --name {folder.name}; there are {', '.join(names)}"
     return f"there is no experiment --name {folder.name}, and none at all in {folder.parent}"
+
+
+def earlier_hint(folder: Path) -> str:
+    """Where the weights of an earlier training under this name are; empty if there are none."""
+    found = sorted(p.parent.name for p in folder.glob("earlier.*/*.pth"))
+    there = f"an earlier training's weights are in {folder / found[-1]}" if found else ""
+    return f"; {there}: move them back to use them" if found else ""
 
 
 def weights_path(folder: Path, suffix: str, name: str) -> Path:
