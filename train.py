@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from data import CustomDatasetDataLoader, create_dataset
 from models import BaseModel, create_model
+from models.adversarial import least_size
 from models.speed.layout import contiguous_gradients
 from models.speed.trial import compiling_costs
 from options.train_options import TrainOptions
@@ -36,6 +37,7 @@ def main() -> None:
     options = TrainOptions()
     launch.one_process_per_gpu(options)
     opt = options.parse(save=False)
+    opt.least_size = least_size(opt)  # of pictures, for --preprocess none
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
     images = len(dataset) * (opt.n_epochs + opt.n_epochs_decay)

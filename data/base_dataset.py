@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import random
 from abc import ABC, abstractmethod
@@ -36,6 +37,7 @@ from .transforms import (
     RandomCrop,
     ScaleWidth,
     ToUnit,
+    check_crop,
     size_of,
     split_deterministic,
 )
@@ -87,8 +89,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         deep = bool(getattr(self.opt, "value_range", None))
         paths = list_pictures(folder, self.opt.max_dataset_size, arrays=deep)
         if not deep and not getattr(self.opt, "skip_broken", False):
-            # other values of --preprocess scale first
-            quick_check(paths, self.opt.crop_size if self.opt.preprocess == "crop" else 0, columns)
+            quick_check(paths, _size_check(self.opt), columns)
         self.listed += len(paths) * columns
         return paths
 
@@ -141,6 +142,14 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             if not relative.startswith(os.pardir):
                 return relative
         return os.path.basename(path)
+
+
+def _size_check(opt: argparse.Namespace) -> Callable[[int, int], object] | None:
+    """What raises UserError for a width and height; None where --preprocess scales first."""
+    if opt.preprocess == "crop":
+        return functools.partial(check_crop, size=opt.crop_size)
+    least = getattr(opt, "least_size", 1)
+    return MakeMultiple(4, least=least).size_for if opt.preprocess == "none" else None
 
 
 def open_picture(opt: argparse.Namespace, path: str) -> Any:
@@ -216,7 +225,7 @@ def get_transform(
         else:
             steps.append(RandomCrop(opt.crop_size) if train else CenterCrop(opt.crop_size))
     if opt.preprocess == "none" and not getattr(opt, "keep_size", False):
-        steps.append(MakeMultiple(4, method))
+        steps.append(MakeMultiple(4, method, getattr(opt, "least_size", 1)))
     if train and not opt.no_flip:
         if params is None:
             steps.append(transforms.RandomHorizontalFlip())

@@ -24,7 +24,6 @@ from util.picture_files import (
 )
 
 from .pictures.reading import prefix_errors
-from .transforms import check_crop
 
 # where a file of this kind ends: cheaper to look at than decoding, and tells a cut-off file
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
@@ -197,13 +196,13 @@ def list_pictures(
 
 
 def quick_check(
-    paths: Sequence[str], crop_size: int = 0, columns: int = 1, seconds: float = 2.0
+    paths: Sequence[str], check_size: Callable | None = None, columns: int = 1, seconds: float = 2.0
 ) -> None:
     """Read the head and the tail of pictures, so that a broken one is known before work starts.
 
-    Raises UserError for the first that is no picture, is cut off, or of which a column, if there
-    are several side by side, is below `crop_size`. Stops after `seconds`: on a large or slow disk
-    the rest is found when it is read.
+    Raises UserError for the first that is no picture, is cut off, or of which `check_size` refuses
+    width and height, those of a column if there are several side by side. Stops after `seconds`: on
+    a large or slow disk the rest is found when it is read.
     """
     end = time.monotonic() + seconds
     several: list[str] = []
@@ -222,8 +221,9 @@ def quick_check(
         if not whole:
             with skip_broken_hint():
                 size = open_image(path).size  # an odd end need not be a fault: decoding decides
-        with prefix_errors(path):
-            check_crop(size[0] // columns, size[1], crop_size)
+        if check_size:
+            with prefix_errors(path):
+                check_size(size[0] // columns, size[1])
         if time.monotonic() > end:
             break
     note_frames(several)

@@ -81,20 +81,36 @@ class ScaleWidth:
 
 
 class MakeMultiple:
-    """Scale width and height to the nearest multiples of `base`, at least `base`."""
+    """Scale width and height to the nearest multiples of `base`, at least `base`.
 
-    def __init__(self, base: int, method: Any = transforms.InterpolationMode.BICUBIC):
-        self.base, self.method = base, method
+    Raises UserError where a side is then below `least`.
+    """
+
+    def __init__(
+        self, base: int, method: Any = transforms.InterpolationMode.BICUBIC, least: int = 1
+    ):
+        self.base, self.method, self.least = base, method, least
 
     def __repr__(self) -> str:
         return f"MakeMultiple({self.base}, {self.method})"
 
     def __call__(self, picture: Any) -> Any:
         size = size_of(picture)
-        width, height = (max(self.base, round(n / self.base) * self.base) for n in size)
+        width, height = self.size_for(*size)
         if (width, height) == size:
             return picture
         return F.resize(picture, [height, width], self.method)
+
+    def size_for(self, *size: int) -> tuple[int, int]:
+        """The new width and height of a picture of such a size."""
+        width, height = (max(self.base, round(n / self.base) * self.base) for n in size)
+        if min(width, height) < self.least:
+            raise UserError(
+                f"a picture of {size[0]}x{size[1]} is too small for the discriminator, which needs "
+                f"{self.least}x{self.least}: leave it out, or use a --preprocess that scales, such "
+                "as resize_and_crop"
+            )
+        return width, height
 
 
 class CropAt:

@@ -65,6 +65,15 @@ def discriminator(opt: argparse.Namespace, input_nc: int) -> nn.Module:
     )
 
 
+def least_size(opt: argparse.Namespace) -> int:
+    """The smallest side of pictures that the discriminator of the options can judge, in pixels."""
+    if not hasattr(opt, "num_D"):  # a model without one, or with its own
+        return 1
+    layers = {"basic": (3,), "n_layers": (opt.n_layers_D,)}
+    layers["multiscale"] = opt.n_layers_D, opt.num_D
+    return networks.least_size(*layers[opt.netD]) if opt.netD in layers else 1
+
+
 def check_options(opt: argparse.Namespace) -> None:
     """Raise UserError where these options need a discriminator of several scales."""
     given = {"num_D": opt.num_D != SCALES, "lambda_feat": opt.lambda_feat > 0}

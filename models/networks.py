@@ -309,7 +309,8 @@ class NLayerDiscriminator(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         flags, fewer = f"--n_layers_D {self.n_layers}", "(--netD n_layers --n_layers_D 2)"
-        _check_size(input, 3 * 2**self.n_layers, flags, f"fewer layers {fewer} or --netD pixel")
+        minimum = least_size(self.n_layers)
+        _check_size(input, minimum, flags, f"fewer layers {fewer} or --netD pixel")
         return self.model(input)
 
 
@@ -340,7 +341,7 @@ class MultiscaleDiscriminator(nn.Module):
     def forward(self, input: torch.Tensor) -> MultiscaleOutput:
         num_D = len(self.scales)
         flags = f"--n_layers_D {self.n_layers} --num_D {num_D}"
-        minimum = 3 * 2 ** (self.n_layers + num_D - 1)
+        minimum = least_size(self.n_layers, num_D)
         _check_size(input, minimum, flags, "fewer layers (--n_layers_D 2) or scales")
         judged = MultiscaleOutput([], [])
         for scale in self.scales:
@@ -355,12 +356,17 @@ class MultiscaleDiscriminator(nn.Module):
         return judged
 
 
+def least_size(n_layers: int, num_D: int = 1) -> int:
+    """The smallest side that PatchGANs of `num_D` scales can judge, in pixels."""
+    return 3 * 2 ** (n_layers + num_D - 1)
+
+
 def _check_size(input: torch.Tensor, minimum: int, flags: str, instead: str) -> None:
     height, width = input.shape[-2:]
     if min(height, width) < minimum:
         raise UserError(
             f"the discriminator with {flags} can't judge pictures of {width}x{height}: it needs at "
-            f"least {minimum}x{minimum}; use a larger --crop_size, {instead}"
+            f"least {minimum}x{minimum}; use a larger --crop_size or larger pictures, {instead}"
         )
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from data import create_dataset
 from data.loader import MAX_TRIES, EpochLoader
 from options.train_options import TrainOptions
+from scripts import check_dataset
 from tests import helpers
 from util.errors import UserError
 
@@ -69,6 +70,33 @@ def test_the_first_batch_is_that_of_the_loader(count, pictures, tmp_path):
     for name in ("A", "B"):
         shared = min(4, int(count))
         torch.testing.assert_close(first[name][:shared], batch[name][:shared], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "height", "fits"), [(3, 20, False), (3, 22, True), (2, 12, True)]
+)
+def test_a_picture_too_thin_for_the_discriminator(layers, height, fits, tmp_path, capsys):
+    """Patches of n layers need 3 * 2^n pixels; 22 are scaled to 24, a multiple of 4."""
+    root = helpers.unaligned(tmp_path / "pictures")
+    thin = helpers.picture(root / "trainA" / "thin.bmp", 200, height)
+    more = ["--preprocess", "none", "--netD", "n_layers", "--n_layers_D", str(layers)]
+    words = train_words(root, tmp_path, *more)
+    checked = check_dataset.main([*words, "--phase", "train"])
+    report = capsys.readouterr().out
+    result = helpers.run("train.py", *words)
+    skipping = helpers.succeed("train.py", *words, "--skip_broken")
+    if fits:
+        assert (checked, result.code) == (0, 0)
+        assert "skipped" not in skipping.out
+        return
+    said = (
+        f"{thin}: a picture of 200x{height} is too small for the discriminator, which needs 24x24"
+    )
+    assert (checked, result.code) == (1, 1)
+    assert said in report
+    assert report.splitlines()[-1].startswith("training would stop; with --skip_broken it would")
+    assert said in result.err
+    assert said in skipping.out
 
 
 def test_the_first_batch_is_of_one_size(tmp_path):

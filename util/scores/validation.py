@@ -223,6 +223,7 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     val.isTrain, val.phase, val.eval, val.seed = False, opt.val_phase, False, 0
     val.serial_batches = val.no_flip = True
     val.num_threads, val.batch_size = 0, 1
+    val.least_size = 1  # there is no discriminator
     val.max_dataset_size = math.inf
     if "crop" in val.preprocess and val.preprocess != "crop":
         val.load_size = val.crop_size  # the whole picture, as in testing
