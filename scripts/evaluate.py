@@ -28,7 +28,7 @@ from util.errors import run_tool
 from util.files import make_writable, write_whole
 from util.result_names import results_folder
 from util.scores.evaluation import evaluate
-from util.scores.report import table
+from util.scores.report import table, warn_of_replaced
 
 
 def main() -> None:
@@ -42,6 +42,7 @@ def main() -> None:
     facts = evaluate(opt, model, dataset)
     text = table(facts)
     print(text)
+    warn_of_replaced(folder / "scores.json", facts)
     write_whole(folder / "scores.json", json.dumps(facts, indent=2, allow_nan=False) + "\n")
     write_whole(folder / "scores.txt", text + "\n")
     print(f"wrote {os.path.join(folder, 'scores.json')} and scores.txt")

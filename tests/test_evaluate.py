@@ -87,6 +87,18 @@ def evaluate(root: Path, name: str, *words: object) -> dict:
 
 
 # --------------------------------------------------------------------------------------- the report
+def test_scores_of_another_data_set_are_not_replaced_in_silence(paired, tmp_path):
+    shutil.copytree(paired / "data", tmp_path / "other")
+    words = ["--checkpoints_dir", paired, "--name", "p", "--results_dir", tmp_path / "results"]
+    words += "--gpu_ids -1 --crop_size 32 --scores L1 --dataroot".split()
+    for _ in range(2):
+        assert "replaced" not in succeed("scripts/evaluate.py", *words, paired / "data").err
+    other = succeed("scripts/evaluate.py", *words, tmp_path / "other")
+    path = tmp_path / "results" / "p" / "test_latest" / "scores.json"
+    assert f"{path} was made with --dataroot {paired / 'data'} and is replaced" in other.err
+    assert json.loads(path.read_text())["dataroot"] == str(tmp_path / "other")
+
+
 def test_scores_of_pairs_are_those_of_saved_pictures(paired):
     """The report against the files that test.py writes, opened and compared one by one."""
     facts = evaluate(paired, "p", "--eval")

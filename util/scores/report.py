@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from util.errors import warn
 from util.files import sha256
 
 from . import metrics
@@ -97,6 +100,18 @@ def report(
         "left_out": result.left_out,
         "torch": torch.__version__,
     }
+
+
+def warn_of_replaced(path: Path, facts: dict[str, Any]) -> None:
+    """Warn where the report in a file, to be replaced, is of something else than `facts`."""
+    try:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return
+    names = ("model", "direction", "dataroot")
+    was = " ".join(f"--{k} {before[k]}" for k in names if before.get(k, facts[k]) != facts[k])
+    if was:
+        warn(f"{path} was made with {was} and is replaced; another --results_dir keeps both")
 
 
 def _json_number(value: float | None) -> float | str | None:
