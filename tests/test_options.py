@@ -222,6 +222,16 @@ def test_did_you_mean(given, meant, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "meant"),
+    [("--model", "cyclegan", "cycle_gan"), ("--dataset_mode", "algined", "aligned")],
+)
+def test_did_you_mean_a_name(option, given, meant, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse(tmp_path, option, given)
+    assert f"; did you mean {meant}?" in capsys.readouterr().err
+
+
 def test_an_option_of_another_model(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse(tmp_path, "--lambda_L1=50")

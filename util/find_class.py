@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -17,7 +18,9 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     """
     module_name, folder = f"{package}.{name}_{kind}", package.rpartition(".")[2]
     if name not in (known := names(package, kind)):
-        raise UserError(f"unknown {kind} '{name}': choose from {', '.join(known)}")
+        close = difflib.get_close_matches(name, known, 1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown {kind} '{name}': choose from {', '.join(known)}{meant}")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
