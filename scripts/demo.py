@@ -38,6 +38,7 @@ from models.ema import WEIGHTS
 from models.inference.translator import to_pil
 from util.argument_types import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
+from util.picture_files import HOW_RANGE
 from util.run.saved_options import read_saved_options
 from util.run.weight_files import load_weights
 
@@ -109,6 +110,13 @@ def shown(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None) -> 
     return to_pil(np.concatenate(parts, axis=2))
 
 
+def told(error: Exception, given: str) -> str:
+    """An error about the picture `given`, in the words of the page."""
+    # it takes no range, and does not show the folder of uploads on this machine
+    here = "save 8 or 16 bits, or floats in [0, 1], or give --value_range to test.py"
+    return str(error).replace(given, Path(given).name).replace(HOW_RANGE, here)
+
+
 def build(args: argparse.Namespace, gradio: Any) -> Any:
     """The page."""
     folder = Path(args.checkpoints_dir) / args.name
@@ -138,10 +146,8 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             seconds = time.perf_counter() - start
             before, after = (shown(x, alpha, G.value_range) for x in (pixels, result))
         except Exception as e:
-            # do not show the folder of uploads on this machine
-            said = str(e).replace(given, Path(given).name)
             known = isinstance(e, UserError)
-            said = said if known else "this can't be done"
+            said = told(e, given) if known else "this can't be done"
             # the traceback of a bug belongs in the terminal
             raise gradio.Error(said, print_exception=not known) from e
         size = f"{before.width}x{before.height}"

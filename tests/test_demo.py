@@ -22,9 +22,10 @@ import pytest
 import torch
 from PIL import Image
 
+from data.pictures.values import to_unit
 from models import load_generator
 from models.networks import define_G
-from scripts.demo import shown, shrunk
+from scripts.demo import shown, shrunk, told
 from tests import browser_helpers
 from tests.browser_helpers import PATIENCE
 from tests.helpers import (
@@ -38,6 +39,7 @@ from tests.helpers import (
     truncated,
     unaligned,
 )
+from util.errors import UserError
 from util.picture_files import is_image_file, open_image
 
 DEMO = ROOT / ".venv" / "demo" / "bin" / "python"
@@ -71,6 +73,16 @@ def trained(tmp_path_factory) -> Path:
     where = ["--dataroot", unaligned(root / "data"), "--checkpoints_dir", root, "--name", "x"]
     succeed("train.py", *where, "--model", "cycle_gan", *TINY, *SHORT)
     return root
+
+
+@pytest.mark.parametrize("values", [np.float32([[0, 7]]), np.int16([[0, 7]])])
+def test_a_picture_without_a_known_range_is_told_what_the_page_can_do(values):
+    with pytest.raises(UserError) as e:
+        to_unit(values[..., None])
+    said = told(e.value, "/tmp/gradio/abc/a.tif")
+    assert "range: save 8 or 16 bits, or floats in [0, 1], or give --value_range to test.py" in said
+    assert "LOW" not in said
+    assert told(UserError("/tmp/gradio/a.tif is odd"), "/tmp/gradio/a.tif") == "a.tif is odd"
 
 
 def demo(*words: object, before: str = "pass", python: str = PYTHON) -> list[str]:
