@@ -139,8 +139,8 @@ def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> Use
         todo = f"say {option} {other[0]}, or rename them"
     elif is_image_folder(root):
         todo = (
-            "move the pictures there; to take them where they are, say --model test to test.py, "
-            "--dataset_mode single to check_dataset.py"
+            "move the pictures there; only test.py --model test and check_dataset.py "
+            "--dataset_mode single can take them where they are"
         )
     else:
         todo = "put the pictures there, or give another --dataroot"

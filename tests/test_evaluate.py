@@ -99,6 +99,15 @@ def test_scores_of_another_data_set_are_not_replaced_in_silence(paired, tmp_path
     assert json.loads(path.read_text())["dataroot"] == str(tmp_path / "other")
 
 
+def test_a_plain_folder_is_told_what_helps(paired, tmp_path):
+    """Scores need a second side, so no option of this program takes a plain folder."""
+    picture(tmp_path / "photos" / "a.png")
+    where = ["--checkpoints_dir", paired, "--name", "p", "--dataroot", tmp_path / "photos"]
+    said = run("scripts/evaluate.py", *where, "--gpu_ids", -1).err
+    assert f"no folder {tmp_path / 'photos' / 'test'}" in said
+    assert "move the pictures there; only test.py --model test and check_dataset.py" in said
+
+
 def test_scores_of_pairs_are_those_of_saved_pictures(paired):
     """The report against the files that test.py writes, opened and compared one by one."""
     facts = evaluate(paired, "p", "--eval")
