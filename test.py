@@ -36,6 +36,7 @@ from util.background import BackgroundWork
 from util.errors import UserError, one_line_errors, warn
 from util.files import make_writable, mark_as_results
 from util.html import HTML
+from util.picture_files import UNREADABLE
 from util.result_names import ResultNames, results_folder
 from util.run.weight_files import some
 from util.visualizer import write_visuals
@@ -152,7 +153,10 @@ def picture_of(visual: Any, i: int, batch: int) -> Any:
 
 
 def translate_files(opt, model, paths: list[str], out: Path) -> None:
-    """Translate a folder to files of the same names; ends with exit code 1 if some failed."""
+    """Translate a folder to files of the same names; ends with exit code 1 if some failed.
+
+    With `--skip_broken`, pictures that can't be read are no failure.
+    """
     weights = model.weights_file(model.load_suffix(), model.model_names[0])
     value_range = tuple(opt.value_range) if opt.value_range else None
     options = vars(opt)
@@ -193,7 +197,9 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
             print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr, flush=True)
         # torchrun ends all processes when one fails: wait until all are done
         distributed.barrier()
-        sys.exit(1)
+        # what can't be written or computed is an error in any case
+        if not (opt.skip_broken and all(r.startswith(UNREADABLE) for _, r in failed)):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -687,6 +687,10 @@ def test_failures_are_listed_and_the_rest_is_done(cycle, tmp_path, threads, tile
     assert "1.png" in last[1]
     assert "9.npy: the picture has 7 channels" in last[2]
     assert files_below(results(cycle)) == ["0.png", "2.png", "3.png"]
+    assert run("test.py", *arguments, *tile, "--skip_broken").code == 1  # the array can be read
+    (tmp_path / "in" / "9.npy").unlink()
+    assert run("test.py", *arguments, *tile).code == 1
+    assert "1 of 4 pictures failed" in succeed("test.py", *arguments, *tile, "--skip_broken").err
 
 
 def test_batches_and_threads_write_the_same_files(cycle, tmp_path):

@@ -38,6 +38,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 ROUNDING = 1e-5  # by which floats may pass [0, 1]: less than a step of 16 bits
 SIGNED = "signed integers"  # one of the kinds of `misread_tiff`
+UNREADABLE = "can't read the picture"  # how errors of `reading` begin
 HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
 _opening = threading.Lock()
@@ -66,14 +67,14 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
     except UserError as e:
         if str(path) in str(e):
             raise
-        raise UserError(f"can't read the picture {path}: {e}") from e
+        raise UserError(f"{UNREADABLE} {path}: {e}") from e
     # decoders raise nearly anything on damaged files: struct.error, SyntaxError, ...
     except Exception as e:
         reason = in_one_line(e)
         ending = os.path.splitext(path)[1].lower()
         if ending not in IMG_EXTENSIONS:
             reason += install_hint(ending)
-        raise UserError(f"can't read the picture {path}: {reason}") from e
+        raise UserError(f"{UNREADABLE} {path}: {reason}") from e
 
 
 @contextlib.contextmanager
