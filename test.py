@@ -14,6 +14,7 @@ from util.errors import end_quietly_on_interrupt
 end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -107,13 +108,17 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
             for i, path in enumerate(paths):
                 if done % 5 == 0:
                     tqdm.write(f"processing ({done:04d})-th image... {[path]}")
+                done += 1
                 number, name = names.next(path)
+                files = [os.fsencode(f"{Path(name).name}_{label}.png") for label in visuals]
+                if max(map(len, files), default=0) > 255:  # bytes, which file systems allow
+                    warn(f"{path} is left out: the names of its results would be too long")
+                    continue
                 own_visuals = {k: picture_of(v, i, len(paths)) for k, v in visuals.items()}
                 files = write_visuals(
                     webpage.get_image_dir(), own_visuals, path, name, opt.aspect_ratio, bg
                 )
                 rows.append((number, name, files, list(visuals)))
-                done += 1
             bar.update(len(paths))
     shown = [row for part in distributed.gather_object(rows) for row in part]
     webpage.add_text(describe(opt, model, len(shown), len(dataset), count - len(shown)))
@@ -132,7 +137,7 @@ def describe(opt, model, shown: int, total: int, unread: int) -> str:
     saved = max((path.stat().st_mtime for path in files if path.exists()), default=None)
     date = "%Y-%m-%d %H:%M"
     age = time.strftime(f" (saved {date})", time.localtime(saved)) if saved else ""
-    skipped = f"; {unread} could not be read (--skip_broken)" if unread else ""
+    skipped = f"; {unread} left out" if unread else ""
     return (
         f"Direction {opt.direction}. {shown} of {total} pictures ({opt.phase}) of {opt.dataroot}"
         f"{skipped}. Weights {', '.join(names)} in {model.save_dir}{age}. "

@@ -130,7 +130,7 @@ def test_results_of_broken_pictures_are_left_out(pictures, tmp_path):
     assert f"  can't read the picture {pictures}/test/{BROKEN_A}: " in result.out
     page = (tmp_path / "results" / "x" / "test_latest" / "index.html").read_text()
     assert page.count("<h3>") == 3
-    assert f" 3 of 4 pictures (test) of {pictures}; 1 could not be read (--skip_broken). " in page
+    assert f" 3 of 4 pictures (test) of {pictures}; 1 left out. " in page
 
 
 # --------------------------------------------------------------------------------------- the loader

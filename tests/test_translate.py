@@ -557,6 +557,20 @@ def assert_same_but_for_rounding(one: dict[str, bytes], other: dict[str, bytes])
         assert (a != b).mean() < 1e-3, name
 
 
+def test_a_page_goes_on_without_a_picture_whose_results_have_no_name(cycle, tmp_path):
+    """File systems allow 255 bytes, and the result has `_fake` and `.png` in it."""
+    fitting, long = (picture(tmp_path / "in" / f"{'n' * n}.png", 40, 40) for n in (245, 247))
+    picture(tmp_path / "in" / "z.png", 40, 40)
+    result = succeed("test.py", *test_program(cycle, tmp_path / "in"))
+    assert warnings_of(result) == [
+        f"warning: {long} is left out: the names of its results would be too long"
+    ]
+    page = (results(cycle) / "index.html").read_text()
+    assert f"{fitting.stem}_fake.png" in page
+    assert "z_fake.png" in page
+    assert " 2 of 3 pictures " in page
+
+
 def test_batches_and_workers_make_the_same_page(cycle, tmp_path):
     for k in range(9):
         picture(tmp_path / "in" / f"{k}.png", 40 if k % 4 else 48, 40, k)
