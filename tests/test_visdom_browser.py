@@ -84,6 +84,12 @@ def test_page_of_a_run(live_run, watched):
     page.goto(live_run.url)
     assert shows(live_run, page), (page.evaluate(CURVES), page.evaluate(PICTURES))
 
+    # plotly's buttons cover neither the legend nor the curves
+    buttons = page.locator(".modebar").bounding_box()
+    for part in (".legend", ".nsewdrag"):
+        box = page.locator(part).first.bounding_box()
+        assert box["x"] + box["width"] <= buttons["x"], part
+
     # A new point comes by itself.
     page.evaluate("window.sameDocument = true")
     before = live_run.points()

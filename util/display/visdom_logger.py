@@ -225,9 +225,10 @@ class VisdomLogger(BackgroundLogger):
             linecolor=np.array([list(bytes.fromhex(colour[1:])) for colour in colours]),
             markersize=5,
             traceopts={"plotly": {html.escape(name): trace for name, trace in traces.items()}},
-            layoutopts={"plotly": {"title": None, **layout}},
+            # plotly's buttons upright at the right, where they cover neither legend nor curves
+            layoutopts={"plotly": {"title": None, "modebar": {"orientation": "v"}, **layout}},
             marginleft=55,
-            marginright=15,
+            marginright=32,
             margintop=15,
             marginbottom=45,
             **opts,
