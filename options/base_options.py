@@ -18,9 +18,12 @@ from util import distributed, find_class
 from util.argument_types import experiment_name
 from util.distributed import select_device
 from util.errors import OneLineParser, UserError
-from util.files import write_whole
 from util.randomness import new_seed, seed_everything
-from util.run.saved_options import GENERATOR_OPTIONS, read_saved_options
+from util.run.saved_options import (
+    GENERATOR_OPTIONS,
+    read_saved_options,
+    write_saved_options,
+)
 
 from . import shared_options
 from .restoring import restore
@@ -310,14 +313,9 @@ class BaseOptions:
         print(self.message)
         if not distributed.is_main():
             return
-        folder = Path(opt.checkpoints_dir) / opt.name
         # not `--phase`, which is the part of the data: `test.py --phase train` is no training
-        path = folder / ("train_opt.txt" if self.isTrain else "test_opt.txt")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, self.message + "\n")
-        except OSError as e:
-            print(f"warning: the options were not saved to {path}: {e.strerror}", file=sys.stderr)
+        phase = "train" if self.isTrain else "test"
+        write_saved_options(Path(opt.checkpoints_dir) / opt.name, self.message, phase)
 
 
 def _name(word: str) -> str:

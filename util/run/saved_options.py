@@ -41,10 +41,11 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
     return {**options, "norm": options["normG"]} if "normG" in options else options
 
 
-def write_saved_options(folder: Path, text: str) -> None:
-    """Write `train_opt.txt`; where that fails a warning says so."""
-    path = folder / "train_opt.txt"
+def write_saved_options(folder: Path, text: str, phase: str = "train") -> None:
+    """Write `<folder>/<phase>_opt.txt`; where that fails a warning says so."""
+    path = folder / f"{phase}_opt.txt"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, text + "\n")
     except OSError as e:
         warn(f"the options were not saved to {path}: {e.strerror}")
