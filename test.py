@@ -39,7 +39,6 @@ from util.files import make_writable, mark_as_results
 from util.html import HTML
 from util.picture_files import UNREADABLE
 from util.result_names import ResultNames, results_folder
-from util.run.weight_files import some
 from util.visualizer import write_visuals
 
 
@@ -175,15 +174,6 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         not opt.ignore_orientation,
     )
     jobs = work.jobs(paths, folder_of(opt.dataroot), out)
-    # since then another input has come that differs in its ending only, so both keep theirs
-    targets = {job.target for job in jobs}
-    plain = {job.target.with_name(Path(job.source).stem + job.target.suffix) for job in jobs}
-    old = sorted(str(path) for path in plain - targets if path.exists())
-    if old and distributed.is_main():
-        warn(
-            f"no picture is translated to {some(old)} any more: older results of a picture that "
-            "shares its name with another one now; delete them"
-        )
     if opt.skip_existing:
         jobs = [job for job in jobs if not job.target.exists()]
     existing = f" ({len(paths) - len(jobs)} already exist)" if opt.skip_existing else ""
