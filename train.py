@@ -59,12 +59,7 @@ def main() -> None:
             return
         print(options.message)
         with Visualizer(opt, len(dataset), at) as visualizer:
-
-            @functools.cache  # once
-            def begin() -> None:
-                visualizer.open()
-                run.begin(options.message)
-
+            begin = functools.partial(run.begin, visualizer.open, options.message)
             stopped = train(opt, dataset, model, visualizer, validation, run, at, begin)
         run.finish()
         if stopped:
@@ -87,8 +82,7 @@ def train(
 ) -> bool:
     """Train from `at` to the last epoch; returns whether a signal or --max_hours stopped it.
 
-    `begin` makes the folder that of this training, after the first iteration: a command that can't
-    train leaves an earlier training under this name as it is.
+    `begin` is called when the first iteration is done.
     """
     last_epoch = opt.n_epochs + opt.n_epochs_decay
     images_per_iteration = opt.batch_size * distributed.world_size()

@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,6 +47,7 @@ class TrainingRun:
         self.stop = StopRequest(opt.max_hours)
         self.failed: str | None = None  # why the last save failed
         self.compared_others = False
+        self.begun = False
         self.outdated: str | None = None  # the saves of an earlier training: "*", or "best" alone
 
     @functools.cached_property
@@ -158,8 +160,17 @@ class TrainingRun:
                 self.outdated = "best"
         return found
 
-    def begin(self, options: str) -> None:
-        """Set saves of an earlier training aside, and write `options` to `train_opt.txt`."""
+    def begin(self, open_views: Callable[[], None], options: str) -> None:
+        """Make the folder that of this training, the first time that this is called.
+
+        Opens views, sets saves of an earlier training aside, and writes `options` to
+        `train_opt.txt`. That is after the first iteration: a command that can't train leaves an
+        earlier training under this name as it is.
+        """
+        if self.begun:
+            return
+        self.begun = True
+        open_views()
         if self.outdated:
             _set_aside(self.folder, self.outdated)
         if distributed.is_main():
