@@ -8,14 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from util.errors import UserError, first_line, warn
-from util.run.saved_options import read_saved_options
+from util.run.saved_options import NETWORK_OPTIONS, read_saved_options
 
 from . import adversarial
 from .base_model import BaseModel
 from .inference.loading import generator_of_model, unchanged_process
-
-# what the command line may say about the network; its channels are those of the training
-NETWORK = ("netG", "norm", "normG", "ngf", "no_dropout", "no_antialias", "no_antialias_up")
 
 
 class TestModel(BaseModel):
@@ -46,8 +43,10 @@ class TestModel(BaseModel):
     def _generator(self, saved: dict[str, str], name: str) -> nn.Module:
         """The network that the model of the training builds, or else that of the options."""
         opt = self.opt
-        now = {name: str(value) for name, value in vars(opt).items()}
-        given = {name: now[name] for name in NETWORK if name in now and name in saved}
+        now = {option: str(value) for option, value in vars(opt).items()}
+        given = {option: now[option] for option in NETWORK_OPTIONS} | {"normG": now["norm"]}
+        if name == "G_B":  # the options are those of this generator
+            given |= {"input_nc": now["output_nc"], "output_nc": now["input_nc"]}
         if saved.get("model", "test") != "test":
             try:
                 with unchanged_process(io.StringIO()):

@@ -958,3 +958,31 @@ def test_a_copied_generator_does_not_hide_the_other_way(cycle, tmp_path):
         assert warnings_of(succeed("test.py", *words, "--only_outputs", *given)) == []
         written = np.asarray(Image.open(out / "results" / "cycle" / "test_latest" / "a.png"))
         assert np.abs(written.astype(int) - wanted).max() <= 1
+
+
+def test_options_of_the_network_that_are_given_count(cycle, tmp_path):
+    """Also where the training's own model builds it; `--norm` is that of G in CUT, too."""
+    picture(tmp_path / "in" / "a.png", 32, 32)
+    words = translate_words(cycle, tmp_path / "in", tmp_path)
+    for given in ("--norm batch", "--input_nc 1", "--output_nc 1", "--ngf 8"):
+        result = run("test.py", *words, *given.split())
+        assert (result.code, result.err.count("\n")) == (1, 1)
+        assert f"the options say {given}" in result.err
+    options(cycle, model="cut", normG="instance", netG="resnet_6blocks", ngf=4, no_dropout=True,
+            no_antialias=True, no_antialias_up=True, input_nc=3, output_nc=3)  # fmt: skip
+    (cycle / "latest_net_G_A.pth").rename(cycle / "latest_net_G.pth")
+    assert succeed("test.py", *words).err == ""
+    result = run("test.py", *words, "--norm", "batch")
+    assert "was saved with --norm instance, the options say --norm batch" in result.err
+
+
+def test_a_copied_generator_of_other_channels(tmp_path):
+    """G_B of a CycleGAN from grey to colour, alone in its folder as G."""
+    folder = tmp_path / "ck" / "grey"
+    save(folder / "latest_net_G.pth", nc=(3, 1))
+    options(folder, model="cycle_gan", netG="resnet_6blocks", ngf=4, norm="instance",
+            no_dropout=True, direction="AtoB", input_nc=1, output_nc=3)  # fmt: skip
+    picture(tmp_path / "in" / "a.png", 32, 32)
+    words = translate_words(folder, tmp_path / "in", tmp_path)
+    succeed("test.py", *words, "--only_outputs", "--direction", "BtoA")
+    assert Image.open(tmp_path / "results" / "grey" / "test_latest" / "a.png").mode == "L"
