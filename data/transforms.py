@@ -108,7 +108,7 @@ class MakeMultiple:
             raise UserError(
                 f"a picture of {size[0]}x{size[1]} is too small for the discriminator, which needs "
                 f"{self.least}x{self.least}: leave it out, or use a --preprocess that scales, such "
-                "as resize_and_crop"
+                "as resize_and_crop, fewer layers (--netD n_layers --n_layers_D 2) or --netD pixel"
             )
         return width, height
 

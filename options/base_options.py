@@ -332,5 +332,6 @@ def _renamed(words: list[str], unknown: list[str]) -> list[str]:
             found.append(word)
         else:
             print(f"--{_name(word)} is an older name of --{new}")
-            found += f"--{new}{word[2:].removeprefix(_name(word))}".split(" ")
+            name, *value = new.split(" ")
+            found += [f"--{name}{word[2:].removeprefix(_name(word))}", *value]
     return found

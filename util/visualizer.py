@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,14 @@ class Visualizer:
         if position is None:
             self.open()
 
-    def open(self) -> None:
-        """Open the views, which set those of an earlier training aside."""
+    def open(self, set_aside: Callable[[], None] = lambda: None) -> None:
+        """Open the views, which set files of an earlier training aside, after `set_aside`."""
         start = time.perf_counter()
         # what the first of several processes shows are its own losses and pictures
-        self.loggers = open_loggers(self.opt, self.begun) if distributed.is_main() else []
+        if distributed.is_main():
+            self.loggers = open_loggers(self.opt, self.begun, set_aside)
+        else:
+            set_aside()
         atexit.register(self.close)  # for loops that do not close it
         self.since += time.perf_counter() - start  # is no time of an iteration
 

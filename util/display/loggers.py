@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ class RecordLogger(Logger):
         self.record.close()
 
 
-def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
+def open_loggers(
+    opt: argparse.Namespace, position: Position, set_aside: Callable[[], None]
+) -> list[Logger]:
     """The views that the options ask for, of a run that is at `position`.
 
     One that can't be opened is disabled with a warning, unless it raises UserError.
@@ -96,11 +98,13 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
         config: dict[str, Any] = {k: v for k, v in vars(opt).items() if k != "device"}
         return WandbLogger(opt.wandb_project_name, opt.name, config, folder, resumed)
 
-    # first those that end a training where they do not work, which then has moved nothing; of the
-    # others the record comes first, since they read it
-    wanted: list[tuple[bool, Callable[[], Logger]]] = [
+    # they end a training where they do not work
+    services: list[tuple[bool, Callable[[], Logger]]] = [
         (opt.use_wandb, wandb),
         (opt.use_tensorboard, tensorboard),
+    ]
+    # the record comes first: others read it
+    views: list[tuple[bool, Callable[[], Logger]]] = [
         (True, ConsoleLogger),
         (True, lambda: TextFileLogger(folder / "loss_log.txt")),
         (True, lambda: RecordLogger(folder, "losses", position)),
@@ -109,12 +113,16 @@ def open_loggers(opt: argparse.Namespace, position: Position) -> list[Logger]:
         (not opt.no_html, page),
         (opt.display_id > 0, visdom),
     ]
-    loggers: list[Logger] = []
+    loggers = [*_opened(services)]
+    set_aside()
+    return [*loggers, *_opened(views)]
+
+
+def _opened(wanted: Iterable[tuple[bool, Callable[[], Logger]]]) -> Iterator[Logger]:
     for _, make in filter(lambda pair: pair[0], wanted):
         try:
-            loggers.append(make())
+            yield make()
         except UserError:
             raise
         except Exception as e:
             warn(f"a view of this run can't be opened and is disabled: {type(e).__name__}: {e}")
-    return loggers

@@ -160,21 +160,23 @@ class TrainingRun:
                 self.outdated = "best"
         return found
 
-    def begin(self, open_views: Callable[[], None], options: str) -> None:
+    def begin(self, open_views: Callable[[Callable[[], None]], None], options: str) -> None:
         """Make the folder that of this training, the first time that this is called.
 
-        Opens views, sets saves of an earlier training aside, and writes `options` to
+        Sets saves of an earlier training aside, by `open_views`, and writes `options` to
         `train_opt.txt`. That is after the first iteration: a command that can't train leaves an
         earlier training under this name as it is.
         """
         if self.begun:
             return
         self.begun = True
-        open_views()
-        if self.outdated:
-            _set_aside(self.folder, self.outdated)
+        open_views(self._set_aside)
         if distributed.is_main():
             write_saved_options(self.folder, options)
+
+    def _set_aside(self) -> None:
+        if self.outdated:
+            _set_aside(self.folder, self.outdated)
 
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """The training state for this rank, from the state that the source rank has read."""
