@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import math
+import os
 import re
+import shutil
+from collections.abc import Callable
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -589,6 +593,12 @@ def test_a_new_training_sets_the_weights_of_the_old_one_aside(pictures, tmp_path
     assert len(list(folder.glob("earlier.*"))) == 1
 
 
+def full_for_weights(source: Path, target: Path, replace: Callable = os.replace) -> None:
+    if Path(source).suffix == ".pth":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    replace(source, target)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files_below(folder)}
 
@@ -603,6 +613,13 @@ def test_a_training_that_fails_at_once_leaves_the_old_one(pictures, tmp_path, mo
         small = run("train.py", *words, "--load_size", 20, "--crop_size", 16, *more)
         assert "can't judge pictures of 16x16" in small.err
         assert contents(tmp_path / "c" / "x") == old
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", full_for_weights)
+        assert "can't be moved to" in run("train.py", *words).err
+    (aside,) = (tmp_path / "c" / "x").glob("earlier.*")
+    shutil.rmtree(aside)  # which has a copy of the options
+    assert contents(tmp_path / "c" / "x") == old
 
     (tmp_path / "c" / "x" / "tb").write_text("in its way")
     old = contents(tmp_path / "c" / "x")
