@@ -40,16 +40,16 @@ def test_pictures_that_are_arrays_keep_their_size(trained, tmp_path, monkeypatch
 
 
 def test_a_network_of_a_model_of_ones_own(trained, tmp_path):
-    """--model test knows the options alone, not what the model's code does with them."""
+    """Where the model is gone, the options alone tell the network."""
     words = [*trained, "--model", "test", "--dataset_mode", "aligned"]
-    assert "--model test has --netG" not in succeed("test.py", *words).err
+    assert "the generator is --netG" not in succeed("test.py", *words).err
     options = tmp_path / "c" / "x" / "train_opt.txt"
     text = options.read_text()
     options.write_text(text.replace("model: pix2pix", "model: mine   "))
     assert options.read_text() != text
     err = succeed("test.py", *words).err
-    assert "--model test has --netG resnet_6blocks as the options say, and x was trained" in err
-    assert "--model mine or load_generator builds that" in err
+    assert "the generator is --netG resnet_6blocks as the options say, which may be another" in err
+    assert "--model mine fails: unknown model 'mine'" in err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
