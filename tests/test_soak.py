@@ -46,8 +46,9 @@ def test_finds_a_random_state_that_is_not_restored(tmp_path):
     code = file.read_text()
     assert code.count(line) == 1
     file.write_text(code.replace(line, "    return; version, a, b ="))
-    # cut draws its patches at random in each iteration
-    seed = first_seed(lambda words, ranks: ranks == 1 and "cut" in words)
+    # cut draws its patches at random in each iteration; with one process it shows only in the
+    # fourth case, two minutes later
+    seed = first_seed(lambda words, ranks: ranks == 3 and "cut" in words)
     result = soak(root, "--hours", 5 / 60, "--seed", seed)
     assert result.returncode == 1, result.stdout[-3000:]
     assert "DIFFERENCE: " in result.stdout
