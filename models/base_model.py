@@ -311,7 +311,7 @@ class BaseModel(ModelFiles, ABC):
         """
         listed = {n: "loss_" + n for n in self.loss_names if isinstance(n, str)}
         self._warn_of_missing("loss_names", listed)
-        self._told_missing |= discriminators.warn_of_unused_augmentation(self, self._told_missing)
+        discriminators.warn_of_unused_augmentation(self, self._told_missing)
         names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
 

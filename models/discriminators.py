@@ -49,20 +49,15 @@ def equip(model: BaseModel) -> None:
         add_spectral_norm(net)
 
 
-def warn_of_unused_augmentation(model: BaseModel, told: set[str]) -> set[str]:
-    """Warn of the discriminators, but those in `told`, that --diffaug has not reached.
-
-    Returns their names.
-    """
-    found = set()
+def warn_of_unused_augmentation(model: BaseModel, told: set[str]) -> None:
+    """Warn of the discriminators that --diffaug has not reached, once each: `told` are known."""
     for name, net in of(model).items():
         augment = getattr(net, "prepared_augment", None)
         if augment is None or augment.calls or name in told:
             continue
-        found.add(name)
+        told.add(name)
         if distributed.is_main():
             warn(
                 f"--diffaug: net{name} was never called as a function of a batch so far, so "
                 f"nothing is augmented: call net{name}(x), not its parts or net{name}.forward"
             )
-    return found

@@ -170,13 +170,9 @@ class TrainingRun:
         if self.begun:
             return
         self.begun = True
-        open_views(self._set_aside)
+        open_views(functools.partial(_set_aside, self.folder, self.outdated))
         if distributed.is_main():
             write_saved_options(self.folder, options)
-
-    def _set_aside(self) -> None:
-        if self.outdated:
-            _set_aside(self.folder, self.outdated)
 
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """The training state for this rank, from the state that the source rank has read."""
@@ -331,12 +327,13 @@ class TrainingRun:
             )
 
 
-def _set_aside(folder: Path, which: str) -> None:
-    """Move saves of an earlier training under this name to another folder.
+def _set_aside(folder: Path, which: str | None) -> None:
+    """Move saves of an earlier training under this name to another folder; None: no saves.
 
     Otherwise an old `10_net_G.pth` would look like the tenth epoch of the new training.
     """
-    files = [*folder.glob(f"{which}_net_*.pth"), *folder.glob(f"{which}_{weight_files.STATE}.pth")]
+    endings = "net_*.pth", f"{weight_files.STATE}.pth"
+    files = [path for end in endings if which for path in folder.glob(f"{which}_{end}")]
     if not files:
         return
     earlier = aside(folder / "earlier")

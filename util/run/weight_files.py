@@ -20,7 +20,7 @@ from util.errors import UserError, first_line, is_out_of_memory
 from util.files import replacing
 
 STATE = "train_state"  # in the names of checkpoints, which are no files of weights
-GENERATORS = {"G", "G_A", "G_B"}  # names in the files of weights
+GENERATOR_NAMES = {"G", "G_A", "G_B"}  # names in the files of weights
 # NumPy's numbers and arrays may be read too: a schedule that is written with it has some.
 _NUMBERS = "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]
 torch.serialization.add_safe_globals(
@@ -151,7 +151,7 @@ def _what_is_there(path: Path) -> str:
     if suffix in suffixes:  # other networks of that save
         names = [s for s in saved if s.startswith(f"{suffix}_net_")]
         found = {Path(name).stem.removeprefix(f"{suffix}_net_") for name in names}
-        elsewhere = "_net_G" in path.name and not found & GENERATORS
+        elsewhere = "_net_G" in path.name and not found & GENERATOR_NAMES
         hint = "; load_generator and --model test take G, G_A or G_B" if elsewhere else ""
         return f"{folder} has {some(names)}{hint}"
     if saved:
