@@ -91,7 +91,7 @@ def train(
         begun = at.total_iters
         dataset.set_epoch(epoch, start=at.epoch_iter)
 
-        for data in visualizer.batches(dataset):
+        for data in run.batches(visualizer.batches(dataset), at):
             before = at.total_iters
             run.guard.start()
             model.set_input(data)

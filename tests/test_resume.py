@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -127,6 +128,25 @@ def test_a_signal_while_validating_stops_before_the_next_epoch(
     assert "epoch: 2," not in stopped.out
     succeed("train.py", *argv, "--continue_train")
     assert_same(weights(tmp_path), uninterrupted["cycle_gan"])
+
+
+@pytest.mark.parametrize("threads", ["0", "2"])
+def test_nothing_is_lost_to_a_broken_picture(threads, pictures, uninterrupted, tmp_path):
+    root = tmp_path / "pictures"
+    shutil.copytree(pictures, root)
+    file = root / "train" / "6.png"  # with this seed in the third of four batches
+    whole = file.read_bytes()
+    start = whole.index(b"IDAT") + 4
+    file.write_bytes(whole[:start] + bytes(200) + whole[start + 200 :])
+    argv = command(root, tmp_path, "pix2pix", "--num_threads", threads)
+    argv += ["--save_latest_freq", "100"]
+    failed = run("train.py", *argv)
+    assert failed.code == 1
+    assert "loading failed: saving the latest model (total_iters 4)" in failed.out
+    assert str(file) in failed.err
+    file.write_bytes(whole)
+    succeed("train.py", *argv, "--continue_train")
+    assert_same(weights(tmp_path), uninterrupted["pix2pix"])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import functools
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -173,6 +173,19 @@ class TrainingRun:
         open_views(functools.partial(_set_aside, self.folder, self.outdated))
         if distributed.is_main():
             write_saved_options(self.folder, options)
+
+    def batches(self, loaded: Iterable[Any], position: Position) -> Iterator[Any]:
+        """Yield batches; if loading one fails, save what was learned before the error goes on.
+
+        With several processes the others can't take part in a save: the last one counts.
+        """
+        try:
+            yield from loaded
+        except Exception:
+            if self.begun and distributed.world_size() == 1:
+                say(f"loading failed: saving the latest model (total_iters {position.total_iters})")
+                self.save("latest", position=position)
+            raise
 
     def _state_of_rank(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """The training state for this rank, from the state that the source rank has read."""
