@@ -1,7 +1,7 @@
 """Export a generator to a file that needs none of this code: ONNX, TorchScript or PyTorch's pt2.
 
-Such a file takes pictures (N, C, H, W) of float32 with values in [-1, 1], of any N, H and W, and
-keeps their size: it contains the padding of `padding.apply_padded`.
+Such a file takes float32 pictures (N, C, H, W) in [-1, 1] of any N, H and W, and keeps their size:
+it contains the padding of `padding.apply_padded`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from .sizes import SELF_PADDING, KeepsSize, size_rule
 INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
-TOLERANCE = 1e-3  # of values in [-1, 1]
+TOLERANCE = 1e-3  # for values in [-1, 1]
 PLAIN_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, nn.InstanceNorm2d)
 
-# batch, height, width to compare with: a usual size, one that has to be padded for each network,
-# and one smaller than a U-Net can take
+# (batch, height, width) of the comparison: a usual size, one that every network pads, and one with
+# a side below the minimum of a U-Net
 SIZES = ((1, 256, 256), (2, 75, 109), (1, 90, 300))
 
-_LARGEST = 2**20  # the exporter may assume that a side is at most so many multiples
+_LARGEST = 2**20  # the exporter may assume that a side is at most this many multiples
 
 
 class Exported(NamedTuple):
-    """A file that was written, and its largest difference from PyTorch by picture size."""
+    """A written file, and its largest difference from PyTorch for each picture size."""
 
     path: Path
     differences: dict[str, float]
@@ -60,7 +60,7 @@ def export_generator(
     """Write the generator of an experiment to one file, and compare it with PyTorch on the CPU.
 
     Args:
-        folder, direction, epoch, eval, weights: as `load_generator` takes them.
+        folder, direction, epoch, eval, weights: as for `load_generator`.
         form: `onnx`, `torchscript` or `pt2`.
         path: file to write, in a folder that exists; None: `<epoch>_<direction>` in `folder`.
 
@@ -82,7 +82,7 @@ def export_generator(
     path = Path(path or Path(folder) / f"{epoch}_{direction}{ENDINGS[form]}")
     if path.suffix != ENDINGS[form]:
         raise UserError(f"--output {path} must end in {ENDINGS[form]} for {form}")
-    if not path.parent.is_dir():  # a typing error makes no tree of folders
+    if not path.parent.is_dir():  # a typo must not create a tree of folders
         raise UserError(
             f"can't write to {path.parent}: no such folder; make it, or choose another --output"
         )
@@ -99,7 +99,7 @@ def export_generator(
         "output_nc": str(G.output_nc),
         "layout": f"NCHW float32, {channels(G.options)}",
         "value_range": "-1 1",
-        # the values of pictures that are these; without it the ends of their type
+        # the pixel values that become -1 and 1; if absent, the full range of their type
         **({"pictures": "{} {}".format(*G.value_range)} if G.value_range else {}),
         "sizes": "any batch, height and width; the output has those of the input",
         "batch_norm": "stored statistics" if eval else "statistics of each picture",
@@ -116,7 +116,7 @@ def export_generator(
         except Exception as e:  # exporters raise anything for code that they can't follow
             if is_out_of_memory(e):
                 raise
-            other = "; --format torchscript records what its code does for one picture"
+            other = "; --format torchscript records one run of the network instead"
             reason = f"{type(e).__name__}: {first_line(e)[:200]}"
             raise UserError(
                 f"{type(net).__name__} can't be exported as {form}: {reason}"
@@ -133,7 +133,7 @@ def export_generator(
 
 
 def has_free_sizes() -> bool:
-    """Whether `torch.export` can leave the sizes of pictures open; that of 2.4 can't."""
+    """Whether `torch.export` can leave picture sizes dynamic; in PyTorch 2.4 it can't."""
     return hasattr(torch.export.Dim, "DYNAMIC")
 
 
@@ -150,8 +150,8 @@ def channels(options: dict[str, Any]) -> str:
 def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
     """A copy of a generator on the CPU, without dropout and without gradients.
 
-    Batch norms use the statistics of each picture by itself, as `test.py` does; with `eval` the
-    stored ones of training. Raises UserError without it for batch norms with code of their own.
+    Batch norms use the statistics of each single picture, as in `test.py`, or with `eval` those
+    stored in training. Without `eval`, raises UserError for batch norms with custom code.
     """
     net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
     for path, parent in list(net.named_modules()):
@@ -170,10 +170,10 @@ def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
 
 
 def as_tested(net: nn.Module, eval: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A generator itself as `test.py` runs it, each picture alone, but without dropout."""
+    """The generator itself, run as in `test.py`, one picture at a time, but without dropout."""
     for module in net.modules():
         norm = isinstance(module, nn.modules.batchnorm._NormBase)
-        module.training = norm and not eval  # F.dropout follows the network's
+        module.training = norm and not eval  # F.dropout follows the network's flag
     sized = KeepsSize(net)
     return lambda x: torch.cat([sized(picture) for picture in x.split(1)])
 
@@ -188,10 +188,10 @@ def _plain_norm(norm: Any, eval: bool) -> nn.Module:
 
 
 class AnySize(nn.Module):
-    """`padding.apply_padded` for the exporters: one graph for all sizes, without a branch.
+    """`padding.apply_padded` for the exporters: one graph for all sizes, without branches.
 
-    Pads by indexing rows and columns: by reflection, or by repeating the last one where the picture
-    is too small for that.
+    Pads by indexing rows and columns: reflects them, or repeats the last one if the picture is too
+    small to reflect.
     """
 
     def __init__(self, net: nn.Module, multiple: int, least: int):
@@ -199,13 +199,13 @@ class AnySize(nn.Module):
         self.net, self.multiple, self.min_multiples = net, multiple, least // multiple
 
     def _padded(self, size: int):
-        """The size to pad to.
+        """The length to pad a side of `size` to.
 
-        It goes through a tensor, so that the exporter treats it as an unknown number. Otherwise it
-        would guard in each layer whether padded and unpadded sizes are equal.
+        It is computed in a tensor, so that the exporter treats it as unknown. Otherwise each layer
+        would get a guard on whether padded and unpadded sizes are equal.
         """
         steps = (torch.full((), size, dtype=torch.int64) + (self.multiple - 1)) // self.multiple
-        count = steps.clamp(min=self.min_multiples).item()  # no int(): that would fix it
+        count = steps.clamp(min=self.min_multiples).item()  # int() would make it a constant
         torch._check(count >= self.min_multiples)
         torch._check(count <= _LARGEST)
         return self.multiple * count
@@ -224,7 +224,7 @@ class AnySize(nn.Module):
 
 
 class AnySizeScript(nn.Module):
-    """The same in the subset of Python that TorchScript supports."""
+    """`AnySize` in the subset of Python that TorchScript supports."""
 
     def __init__(self, net: nn.Module, multiple: int, least: int):
         super().__init__()
@@ -241,19 +241,19 @@ class AnySizeScript(nn.Module):
 
 
 def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[str, str]) -> None:
-    """Write a generator that `frozen` returned to a file, `metadata` in it.
+    """Write a generator returned by `frozen` to a file, together with `metadata`.
 
     Raises UserError for a generator that does not keep sizes.
     """
     rule = size_rule(net, input_nc, torch.device("cpu"))
     if isinstance(rule, str):
         raise UserError(f"no export: {rule}")
-    # of what it can't follow, torch prints the whole graph
+    # torch prints the whole graph of a network that it can't export
     unread = contextlib.redirect_stderr(io.StringIO())
     with torch.no_grad(), warnings.catch_warnings(), unread:
-        warnings.simplefilter("ignore")  # deprecations inside of torch
+        warnings.simplefilter("ignore")  # deprecations inside torch
         content = _content(net, input_nc, form, metadata, *rule)
-    path.write_bytes(content)  # not by torch, which a full disk aborts
+    path.write_bytes(content)  # not by torch, which aborts the process on a full disk
 
 
 def _content(
@@ -301,7 +301,7 @@ def reader(form: str, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
     if form == "torchscript":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside of torch
+            warnings.simplefilter("ignore")  # deprecations inside torch
             script = torch.jit.load(str(path), map_location="cpu")
         return lambda x: script(x)
     module = torch.export.load(path).module()

@@ -1,4 +1,4 @@
-"""Translate a folder of pictures to files of the same relative paths: `test.py --only_outputs`."""
+"""Translate a folder of pictures, keeping relative paths: `test.py --only_outputs`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A picture that was read. `x` is (C, H, W) in [-1, 1], or None if it is computed in tiles."""
+    """A picture that has been read. `x` is (C, H, W) in [-1, 1]; None: to be computed in tiles."""
 
     job: Job
     picture: Picture
@@ -53,10 +53,10 @@ class FolderTranslation:
         translator: the generator.
         format: `png`, `jpg` or `webp` (8 bits), `tiff` (the input's depth), or `same` (the input's
             format and depth).
-        batch_size: the most pictures in a batch: neighbours of equal size. 1 is used where results
-            would depend on the batch.
-        threads: number of threads that read, and of those that write; 0 reads and writes in turn.
-        tiles: how large pictures are cut up; None computes each in one piece.
+        batch_size: largest number of consecutive pictures of equal size in a batch; 1 is used where
+            results would depend on the batch.
+        threads: number of threads that read, and of those that write; 0: no threads.
+        tiles: how to cut up large pictures; None computes each in one piece.
         prepare: reads a file as (C, H, W) in [-1, 1], resized; None keeps the size.
     """
 
@@ -79,7 +79,7 @@ class FolderTranslation:
 
     # -------------------------------------------------------------------------------------- naming
     def jobs(self, paths: Sequence[str], root: str | os.PathLike, out: Path) -> list[Job]:
-        """A job for each path: the result keeps its path below `root`, now below `out`."""
+        """A job for each path: its result gets the same path below `out` as it has below `root`."""
         names = [os.path.relpath(path, root) for path in paths]
         if self.format != "same":
             names = [name + FORMATS[self.format] for name in output_names(names)]
@@ -87,7 +87,7 @@ class FolderTranslation:
 
     # ------------------------------------------------------------------------------------- running
     def run(self, jobs: Sequence[Job]) -> list[tuple[str, str]]:
-        """Translate; returns the paths that failed, with the reasons, in order."""
+        """Translate; returns the paths that failed, with the reasons, in the order of `jobs`."""
         failed: dict[str, str] = {}
 
         def fail(job: Job, error: Exception) -> None:
@@ -106,7 +106,7 @@ class FolderTranslation:
                         self._write_tiled(batch[0])
                     else:
                         self._translate(batch, encoders, fail)
-                except Exception as e:  # go on with the others, whatever it is
+                except Exception as e:  # whatever it is, go on with the other pictures
                     for ready in batch:
                         fail(ready.job, e)
                 bar.update(len(batch))
@@ -151,7 +151,7 @@ class FolderTranslation:
         return picture.pixels.dtype if self.format in ("tiff", "same") else np.dtype(np.uint8)
 
     def _info(self, picture: Picture) -> dict[str, Any]:
-        """Metadata of the result: all that of the input, or its colour profile only."""
+        """Metadata of the result: all of the input's, or only its colour profile."""
         if self.format == "same":
             return picture.info
         return {key: value for key, value in picture.info.items() if key == "icc_profile"}
@@ -161,7 +161,7 @@ class FolderTranslation:
         with prefix_errors(job.source):
             if self.prepare is not None:
                 x = self.prepare(job.source)
-                # stands for 8-bit pixels; a resized picture has no alpha
+                # a placeholder for 8-bit pixels; a resized picture has no alpha
                 pixels, info = np.empty((0, 0, 1), np.uint8), read_info(job.source)
                 return Ready(job, Picture(pixels, info=info), x)
             picture = read_picture(job.source, self.upright)
@@ -198,7 +198,7 @@ class FolderTranslation:
 
 
 def _size(ready: Ready) -> torch.Size | None:
-    """What the pictures of a batch have in common; one that is tiled is a batch of its own."""
+    """The key that the pictures of a batch share; None makes a tiled picture a batch of its own."""
     return None if ready.x is None else ready.x.shape
 
 

@@ -38,10 +38,11 @@ from util.run.saved_options import parse_range, read_saved_options
 
 from .translator import Translator
 
-# what models read and `train_opt.txt` of the original code lacks
+# options that models read, but that `train_opt.txt` of the original code lacks
 ADDED = {"precision": "tf32", "deterministic": False, "no_antialias": True, "no_antialias_up": True}
 
-_rebuilding = threading.RLock()  # making a model changes the process; it may load a teacher
+# building a model changes global state; reentrant, since the model may load a teacher
+_rebuilding = threading.RLock()
 
 
 def load_generator(
@@ -58,22 +59,24 @@ def load_generator(
 
     Args:
         folder: the experiment's folder, such as `checkpoints/maps_cyclegan`.
-        direction: `AtoB` or `BtoA`; None takes that of the training.
-        epoch: which save: `latest`, a number, or `iter_5000`.
+        direction: `AtoB` or `BtoA`; None takes the direction of training.
+        epoch: which checkpoint: `latest`, a number, or `iter_5000`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; None takes a GPU if there is one.
-        precision: `tf32`, `fp32`, `bf16` or `fp16`, as `--precision`.
-        eval: as `--eval`: batch norms use the statistics of the training, and dropout is off.
+        precision: `tf32`, `fp32`, `bf16` or `fp16`, as for `--precision`.
+        eval: as `--eval`: batch norms use the statistics stored in training, and dropout is off.
             Without it both behave as in training, as in the papers and in `test.py`: batch norms
-            use the statistics of each picture, and dropout draws from torch's random source. For
-            the usual CycleGAN (instance norm, no dropout) there is no difference.
-        value_range: the values of pictures and arrays that become -1 and 1, as `--value_range`.
-            None takes that of the training. If that had none, integers map from the range of their
-            type and floats from [0, 1].
-        weights: `ema` (of a training with `--ema`), `raw`, or `auto`: averaged if there are any.
+            use the statistics of each picture, and dropout draws from torch's random generator.
+            For the usual CycleGAN (instance norm, no dropout) it makes no difference.
+        value_range: the values of pictures and arrays that become -1 and 1, as for
+            `--value_range`. None takes the range of training; if there was none, the full range of
+            an integer type, and [0, 1] for floats.
+        weights: `ema` (averaged, from training with `--ema`), `raw`, or `auto`: `ema` if there are
+            any.
 
-    The model that `train_opt.txt` in the folder names builds the network. Where it can't, a warning
-    says so, and the architecture comes from the options there; without that file it is inferred
-    from the weights. Raises UserError (a ValueError) that says what is missing or does not fit.
+    The model that `train_opt.txt` in the folder names builds the network. If that fails, a warning
+    says so, and the architecture comes from the options in that file; without the file it is
+    inferred from the weights. Raises UserError (a ValueError) that says what is missing or does not
+    fit.
     """
     folder = _checked_folder(folder)
     if direction not in ("AtoB", "BtoA", None):
@@ -108,7 +111,7 @@ def load_generator(
 
 
 def _checked_folder(folder: Any) -> Path:
-    """The folder of an experiment; raises UserError where it is none."""
+    """The folder of an experiment, as a path; raises UserError if it is not a folder."""
     if not isinstance(folder, (str, os.PathLike)):
         raise UserError(
             f"a {type(folder).__name__} in place of an experiment's folder: give a path, such as "
@@ -126,10 +129,10 @@ def _checked_folder(folder: Any) -> Path:
 def _find_weights(
     folder: Path, epoch: str, direction: str | None, weights: str, trained: str | None
 ) -> tuple[str, Path]:
-    """The name and the file of the generator that goes this way; the file may be missing."""
+    """The name and the weight file of the generator for this direction; the file may be missing."""
     name = "G_A" if direction in (trained or "AtoB", None) else "G_B"
     of_two, path = (choose_weights(folder, epoch, n, weights) for n in (name, "G"))
-    # of two also where one was copied to the name of a single one, as the original says
+    # one of two, even if one was copied to the name of a single one, as the original advises
     if of_two.exists() or (not path.exists() and any(folder.glob("[!.]*_net_G_[AB]*.pth"))):
         return name, of_two
     if path.exists() and direction and trained and direction != trained:
@@ -157,8 +160,8 @@ def _rebuild(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network with these weights loaded, and the options that it was built with.
 
-    The saved model's own code knows best. Where it fails, the saved options and the weights tell
-    the architecture, with a warning: other networks may have equal weights.
+    The saved model's own code has priority. If it fails, the saved options and the weights give the
+    architecture, with a warning: the same weights may fit other networks, too.
     """
     failed = ""
     if "model" in saved:
@@ -172,8 +175,8 @@ def _rebuild(
             failed = f"--model {saved['model']} fails: {first_line(e)}"
     reason = f"; {failed}" if failed else ""
     looks = describe(without_wrappers(state))
-    # The keys of a ResNet show whether it has dropout. Without saved options a U-Net has it, as
-    # in pix2pix, unless it is one of two, as in CycleGAN and DCLGAN.
+    # The keys of a ResNet show whether it has dropout. Without saved options a U-Net is taken to
+    # have it, as in pix2pix, unless it is one of two, as in CycleGAN and DCLGAN.
     no_dropout = saved.get("no_dropout", str(name != "G")) == "True"
     built = {"no_dropout": no_dropout, **looks, **_as_saved(state, saved)}
     down, up = (*built.pop("antialias", ()), False, False)[:2]  # known from the weights alone
@@ -207,7 +210,7 @@ def _load(net: nn.Module, state: State) -> str | None:
 
 
 def _as_saved(state: State, saved: dict[str, str]) -> dict[str, Any]:
-    """The generator's options in `train_opt.txt`, as far as it has them, but for dropout."""
+    """Those of the generator's options that `train_opt.txt` has, except dropout."""
     known = {"netG": GENERATORS, "norm": NORMS}
     found: dict[str, Any] = {n: saved[n] for n, names in known.items() if saved.get(n) in names}
     with contextlib.suppress(KeyError, ValueError):
@@ -217,7 +220,7 @@ def _as_saved(state: State, saved: dict[str, str]) -> dict[str, Any]:
 
 
 def _channels(state: State, input_nc: int, output_nc: int) -> dict[str, int]:
-    """The channels of the generator with these weights, by the names of the options."""
+    """`input_nc` and `output_nc` of the generator with these weights."""
     first = next((w for w in state.values() if w.dim() == 4), None)
     # the second generator of a CycleGAN takes the channels that the first one returns
     if first is not None and first.shape[1] == output_nc != input_nc:
@@ -228,21 +231,22 @@ def _channels(state: State, input_nc: int, output_nc: int) -> dict[str, int]:
 def generator_of_model(
     saved: dict[str, str], folder: Path, name: str
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The generator `name` that the saved model builds from the saved options, and these.
+    """The generator `name` that the saved model builds from the saved options, and its options.
 
     Its weights are not loaded. Raises whatever the code of a user's model raises.
     """
     kind = models.find_model_using_name(saved["model"])
     parser = kind.modify_commandline_options(RaisingParser(), False)
     for action in parser._actions:
-        action.required = False  # for training; what was given is in the saved options
+        action.required = False  # needed by training only; given values are in the saved options
     values = {**ADDED, **vars(parser.parse_args([]))}
-    # what argparse makes of one word; flags and lists are literals, as are options of all models
+    # argparse's types convert single values; flags, lists and the options that all models have are
+    # saved as literals
     words = (a for a in parser._actions if isinstance(a, argparse._StoreAction) and not a.nargs)
     readers: dict[str, Any] = {action.dest: action.type or str for action in words}
     for option, text in saved.items():
         if option in values and text == str(values[option]):
-            continue  # a default, such as None of an option whose type is int
+            continue  # the default, which may be of another type: None for an int
         try:
             values[option] = readers.get(option, ast.literal_eval)(text)
         except (ValueError, SyntaxError, TypeError):
@@ -251,12 +255,12 @@ def generator_of_model(
     values.update(checkpoints_dir=str(folder.parent), phase="test", model=saved["model"])
     model = kind(argparse.Namespace(**values))
     if name == "G" and not hasattr(model, "netG"):
-        name = "G_A"  # one of two, copied to the name of a single one
+        name = "G_A"  # one of two generators, copied to the name of a single one
     return getattr(model, "net" + name), values
 
 
 class _OfThread:
-    """Stands for `sys.stdout`: what one thread prints goes elsewhere."""
+    """A stand-in for `sys.stdout` that redirects what one thread prints."""
 
     def __init__(self, usual: Any, other: Any):
         self.usual, self.other, self.thread = usual, other, threading.get_ident()
@@ -268,10 +272,10 @@ class _OfThread:
 
 @contextlib.contextmanager
 def unchanged_process(prints: Any) -> Iterator[None]:
-    """Restore random sources, warnings and backends at the end, which making a model changes.
+    """Restore at the end what building a model changes: random state, warnings and backend flags.
 
-    Within, tensors are float32 by default, and what it prints goes to the file `prints`. One thread
-    at a time.
+    Within, tensors are float32 by default, and what the thread prints goes to the file `prints`.
+    One thread at a time may be within.
     """
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     with _rebuilding, randomness.preserved():

@@ -1,4 +1,4 @@
-"""Passes of a network recorded as CUDA graphs: its hundred and more kernels start as one."""
+"""Forward passes recorded as CUDA graphs: a network's hundred or more kernels launch as one."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 from models.networks import ResnetGenerator, UnetGenerator
 from models.speed.inspection import has_hooks, written_here
 
-SMALL = 2**20  # values of a batch up to which starting kernels takes longer than they do
-WARMUP_PASSES = 2  # passes of each shape before it is recorded; cuDNN searches in the first
-SHAPES = 8  # that are recorded
+SMALL = 2**20  # values in a batch; up to this, launching kernels takes longer than running them
+WARMUP_PASSES = 2  # eager passes of each shape before it is recorded; cuDNN searches in the first
+SHAPES = 8  # recorded at most
 
 
 class RecordedPasses:
-    """The forward pass of a generator without gradients: recorded once for a shape, then replayed.
+    """A generator's forward pass without gradients: recorded once for each shape, then replayed.
 
-    Takes pictures (N, C, H, W) as `forward` does, and returns a tensor that is the caller's.
+    Takes pictures (N, C, H, W) as `forward` does, and returns a new tensor each time.
     """
 
     def __init__(self, net: nn.Module):
@@ -33,7 +33,7 @@ class RecordedPasses:
         eager = features or more or torch.is_grad_enabled() or has_hooks(self.net)
         if eager or input.numel() > SMALL:
             return self.forward(input, *features, **more)
-        # a recording reads weights where they were, and has the layers' modes in it
+        # a recording reads weights at fixed addresses, and keeps the modes that layers had then
         tensors = (t for m in self.layers for t in (*m._parameters.values(), *m._buffers.values()))
         weights = (t.data_ptr() for t in tensors if t is not None)
         state = *weights, *(m.training for m in self.layers)
@@ -50,18 +50,18 @@ class RecordedPasses:
 
     def _record(self, x: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
         fixed, graph = x.clone(), torch.cuda.CUDAGraph()
-        # results are copied before anything else is replayed, so all can share their memory
+        # results are copied before anything else is replayed, so all recordings can share memory
         pool = next((other.pool() for other, *_ in self.recordings.values()), None)
-        # what other threads do meanwhile, such as loading and encoding, is no part of it
+        # what other threads do meanwhile, such as loading and encoding, must not end the capture
         with torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
             result = self.forward(fixed)
         return graph, fixed, result
 
 
 def record_passes(nets: Iterable[nn.Module]) -> None:
-    """Have generators on a GPU record their passes; only those whose layers are all known here.
+    """Have generators on a GPU record their passes, if all their layers are known here.
 
-    What layers written elsewhere do besides starting kernels would be lost in a recording.
+    A recording would lose whatever layers written elsewhere do besides launching kernels.
     """
     for net in nets:
         known = isinstance(net, (ResnetGenerator, UnetGenerator)) and written_here(net)

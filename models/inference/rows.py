@@ -1,4 +1,4 @@
-"""Feature maps whose rows are computed when they are asked for, and what makes them."""
+"""Feature maps whose rows are computed lazily, and the operations that make them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RowSource(Protocol):
 
 
 class Rows:
-    """A feature map (1, channels, height, width) whose rows are computed when they are asked for.
+    """A feature map (1, channels, height, width) whose rows are computed lazily.
 
-    `rows(top, bottom)` gives rows [top, bottom) as (1, C, h, W), made of rows of the `inputs`.
-    What is `costly` is stored before it is read twice.
+    `rows(top, bottom)` computes rows [top, bottom) as (1, C, h, W) from rows of the `inputs`.
+    A `costly` map is stored before it is read twice.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Rows:
 
 
 def pointwise(function: Callable[[torch.Tensor], torch.Tensor], x: Rows) -> Rows:
-    """A function of each value; it must not change what it is given."""
+    """`function` applied to each value; it must not work in place."""
     return Rows(x.shape, lambda top, bottom: function(x.rows(top, bottom)), x)
 
 
@@ -69,7 +69,7 @@ def padded(x: Rows, sides: Sequence[int], mode: str) -> Rows:
 def convolved(
     x: Rows, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, groups: int
 ) -> Rows:
-    """A convolution by `weight` (out, in / groups, kh, kw), without padding."""
+    """A convolution with `weight` (out, in / groups, kh, kw), without padding."""
     kernel, across = weight.shape[2:]
 
     def rows(top: int, bottom: int) -> torch.Tensor:
@@ -89,10 +89,10 @@ def conv_transposed(
     crop: int,
     more: int = 0,
 ) -> Rows:
-    """A transposed convolution by `weight` (in, out / groups, kh, kw).
+    """A transposed convolution with `weight` (in, out / groups, kh, kw).
 
     `crop` rows and columns are cut off on each side, then `more` added at the bottom and right:
-    `padding` and `output_padding` of PyTorch.
+    PyTorch's `padding` and `output_padding`.
     """
     _, out, kernel, across = weight.shape
 
@@ -110,7 +110,7 @@ def conv_transposed(
 
 
 def extended(source: RowSource, multiple: int, least: int, device: torch.device) -> Rows:
-    """A picture made larger at the right and at the bottom, as `apply_padded` does."""
+    """A picture padded at the right and at the bottom, as by `apply_padded`."""
     c, h, w = source.channels, source.height, source.width
     height, width = (max(least, -(-n // multiple) * multiple) for n in (h, w))
     mode = "reflect" if height < 2 * h and width < 2 * w else "replicate"

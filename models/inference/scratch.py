@@ -23,12 +23,12 @@ class ScratchSpace:
         self.files = 0
 
     def open_file(self) -> Any:
-        """A file without a name: it is deleted when the process ends, however that ends."""
+        """An unnamed file: it disappears when the process ends, however that happens."""
         self.files += 1
         return tempfile.TemporaryFile(dir=self.scratch)
 
     def check(self, needed: int) -> None:
-        """Raise UserError if the disk has no room for what does not fit into memory."""
+        """Raise UserError if the disk has no room for the part of `needed` bytes beyond memory."""
         try:
             free = shutil.disk_usage(self.scratch).free
         except OSError as e:
@@ -43,14 +43,14 @@ class ScratchSpace:
 
 
 class StoredMap:
-    """All rows of a map, until nothing refers to it any more.
+    """All rows of a map; its space is free again when nothing refers to it any more.
 
-    They are written from top to bottom. A file has rows first, (H, C, W), so that a band is in one
-    piece.
+    Rows are written from top to bottom. In a file they come first, (H, C, W), so that a band is
+    contiguous.
     """
 
     def __init__(self, space: ScratchSpace, shape: tuple[int, int, int], like: torch.Tensor):
-        """`like` has the type and the device of the map."""
+        """`like` has the dtype and the device of the map."""
         self.space, self.shape, self.like = space, shape, like.new_empty(0)
         self.size = math.prod(shape) * like.element_size()
         fits = space.used + self.size <= space.memory
@@ -65,7 +65,7 @@ class StoredMap:
             self.file.close()
 
     def write(self, top: int, rows: torch.Tensor) -> None:
-        """Take over rows (1, C, h, W) from `top` on."""
+        """Store rows (1, C, h, W) from row `top` on."""
         if self.data is not None:
             self.data[:, :, top : top + rows.shape[2]] = rows
         else:

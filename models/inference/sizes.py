@@ -12,16 +12,16 @@ from models.networks import ResnetGenerator, UnetGenerator
 from models.padding import apply_padded
 from util.errors import UserError, first_line, is_out_of_memory
 
-SELF_PADDING = (ResnetGenerator, UnetGenerator)  # to what it `fits`
+SELF_PADDING = (ResnetGenerator, UnetGenerator)  # as their `fits` says
 
 
 def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int, int] | str:
-    """The number of which height and width must be multiples, and the least size.
+    """The number that height and width must be multiples of, and their minimum; or why none fits.
 
-    Networks that pad by themselves know it. For others it is found by trying: the smallest power of
-    two, up to 256, for which pictures keep their size. If there is none, for example where a
-    network enlarges pictures, the reason. The network runs in evaluation mode, which uses no random
-    numbers.
+    Networks that pad by themselves declare both. For others they are found by trial: the smallest
+    power of two, up to 256, for which pictures keep their size. Where there is none, for example
+    because a network enlarges pictures, the reason is returned. The network runs in evaluation
+    mode, which uses no random numbers.
     """
     if isinstance(net, SELF_PADDING):
         return net.fits
@@ -47,7 +47,7 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
     try:
         with torch.no_grad():
             for multiple in (2**n for n in range(9)):
-                odd = -(-64 // multiple) | 1  # so that sizes are no multiples of twice as much
+                odd = -(-64 // multiple) | 1  # so that sizes are not multiples of twice as much
                 if keeps(odd * multiple, (odd + 2) * multiple):
                     sizes = range(multiple, odd * multiple, multiple)
                     return multiple, next((n for n in sizes if keeps(n, n)), odd * multiple)
@@ -58,12 +58,12 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
 
 
 def one_tensor(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """The result of a network; raises UserError where it is no tensor."""
+    """The result of a network; raises UserError if it is not a tensor."""
     result = net(x)
     if not isinstance(result, torch.Tensor):
         raise UserError(
-            f"a {type(net).__name__} returns a {type(result).__name__}, and pictures of "
-            "any size are translated by networks that return one tensor (N, C, H, W)"
+            f"a {type(net).__name__} returns a {type(result).__name__}: to translate "
+            "pictures of any size, a network must return one tensor (N, C, H, W)"
         )
     return result
 
@@ -71,11 +71,11 @@ def one_tensor(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
 class KeepsSize(nn.Module):
     """A generator for pictures of any size: (N, C, H, W) to (N, C', H, W).
 
-    Of one that gives other sizes the results are whole.
+    Results of a network that changes sizes are not cropped.
     """
 
     def __init__(self, net: nn.Module, rule: tuple[int, int] | str | None = None):
-        """`rule` is what `size_rule` found; None looks for it in the first call."""
+        """`rule` is what `size_rule` found; None: find it in the first call."""
         super().__init__()
         self.net, self.rule = net, rule
 
@@ -86,7 +86,7 @@ class KeepsSize(nn.Module):
         try:
             return apply_padded(functools.partial(one_tensor, self.net), x, *rule)
         except (TypeError, RuntimeError) as e:
-            # where some sizes are taken, an error is a fault in the network, and shows
+            # with a size rule the size is right: the error is the network's own, and must show
             if not isinstance(self.rule, str) or is_out_of_memory(e):
                 raise
             name, size = type(self.net).__name__, "x".join(map(str, x.shape))
@@ -94,7 +94,7 @@ class KeepsSize(nn.Module):
 
 
 def keep_sizes(model: BaseModel) -> None:
-    """Make the generators of a model take pictures of any size and give it back."""
+    """Make the generators of a model take pictures of any size, and return that size."""
     generators = [net for name, net in model.networks().items() if name.startswith("G")]
     wrapped = {net: KeepsSize(net) for net in generators if not isinstance(net, SELF_PADDING)}
     for name, value in list(vars(model).items()):

@@ -4,11 +4,11 @@ Tiles that are translated one by one differ where they meet: an instance norm ta
 variance of its tile, and the borders of each tile are padded. Here the network runs layer by layer.
 The result of each convolution is computed in bands of rows and stored whole, in memory up to a
 limit and in files beyond it. So the next layer sees the true neighbours of each pixel, and a norm
-the statistics of the whole picture. The result equals that of the network on the whole picture up
-to rounding.
+the statistics of the whole picture. Up to rounding, the result is what the network gives for the
+whole picture at once.
 
-Pads, norms, activations and sums are not stored: they are computed each time that their rows are
-read. To add a kind of layer, write a function that makes new `Rows` of given ones, and enter it in
+Pads, norms, activations and sums are not stored: they are computed each time their rows are read.
+To add a kind of layer, write a function that makes new `Rows` from given ones, and add it to
 `LAYERS`.
 """
 
@@ -36,7 +36,7 @@ BATCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def uses_own_statistics(module: nn.Module) -> bool:
-    """Whether a norm computes mean and variance from its input, in its present mode."""
+    """Whether a norm computes mean and variance from its input, in its current mode."""
     if isinstance(module, INSTANCE):
         return module.training or not module.track_running_stats
     return isinstance(module, BATCH) and (module.training or module.running_mean is None)
@@ -74,7 +74,7 @@ class Stream:
             yield output.rows(top, bottom)[0, :, :, : self.source.width]
 
     def bands(self, x: Rows, height: int) -> Iterator[tuple[int, int]]:
-        """First row and end of each band of a map, in proportion to the picture."""
+        """(top, bottom) of the bands of a map's first `height` rows, scaled to its resolution."""
         step = max(1, self.band_rows * x.height // self.picture.height)
         return ((top, min(height, top + step)) for top in range(0, height, step))
 
@@ -89,7 +89,7 @@ class Stream:
         )
 
     def store(self, x: Rows) -> Rows:
-        """Compute all rows, and keep them instead of what they were computed from."""
+        """Compute and store all rows, and drop the inputs that they were computed from."""
         if x.inputs:
             stored = None
             for top, bottom in self.bands(x, x.height):
@@ -123,8 +123,8 @@ class Stream:
 
 
 def scratch_needed(net: nn.Module, source: RowSource) -> int:
-    """Bytes of the maps that are stored at a time, at most, with 4 bytes a value."""
-    # on this device only shapes are computed
+    """The most bytes of maps that are stored at one time, with 4 bytes a value."""
+    # on the meta device only shapes are computed
     space, meta = ScratchSpace(sys.maxsize), torch.device("meta")
     stream = Stream(copy.deepcopy(net).to(meta), source, meta, space, sys.maxsize)
     stream.layer(stream.net.model, stream.picture)  # type: ignore[arg-type]
@@ -192,12 +192,12 @@ def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
 
 
 def _dropout(stream: Stream, module: nn.Dropout, x: Rows) -> Rows:
-    # stored, or the rows would be computed again each time that they are read
+    # stored, or rows would get another dropout each time they are read
     return stream.store(pointwise(module, stream.store_convolutions(x))) if module.training else x
 
 
 def _resnet_block(stream: Stream, module: ResnetBlock, x: Rows) -> Rows:
-    # or the next block would hold all maps of this one
+    # stored, or the next block would hold on to all maps of this one
     x = stream.store(stream.store_convolutions(x))
     y = stream.layer(module.conv_block, x)
     return Rows(x.shape, lambda top, bottom: x.rows(top, bottom) + y.rows(top, bottom), x, y)
@@ -223,7 +223,7 @@ LAYERS: dict[Any, Callable[[Stream, Any, Rows], Rows]] = {
     nn.Sequential: _sequence,
     ResnetBlock: _resnet_block,
     UnetSkipConnectionBlock: _unet_level,
-    BlurredConv2d: _blurred_convolution,  # in front of the classes that they extend
+    BlurredConv2d: _blurred_convolution,  # before the classes that they extend
     BlurredConvTranspose2d: _blurred_transposed,
     nn.Conv2d: _convolution,
     nn.ConvTranspose2d: _transposed,

@@ -13,9 +13,9 @@ from .tiles import TileOptions, tile_generators
 
 
 def model_for_testing(opt: argparse.Namespace) -> BaseModel:
-    """Load the model of the command line, and apply --eval, --keep_size and --tile to it.
+    """Load the model that the options describe, and apply --eval, --keep_size and --tile to it.
 
-    With `--only_outputs` its generator stays as it is: a `Translator` does the last two.
+    With `--only_outputs` the last two are left to a `Translator`.
     """
     model = create_model(opt)
     model.setup(opt)

@@ -1,17 +1,17 @@
-"""Large pictures in bounded memory: `exact`, see `streaming.py`, or `quick`, in tiles that overlap.
+"""Large pictures in bounded memory: `exact` (see `streaming.py`), or `quick`, in overlapping tiles.
 
 Quick tiles are run one by one. Neighbours share a strip of `overlap` pixels. Its outer parts, which
-the padding of a tile influences, are thrown away; over its middle, at most 64 pixels wide, one tile
-fades into the other. Norms that compute statistics of the picture use the same ones in all tiles:
+the padding of a tile influences, are discarded; over its middle, at most 64 pixels wide, one tile
+fades into the other. Norms that compute statistics of their input use the same ones in all tiles:
 those of 16 sample tiles of 256x256 pixels, spread evenly over the picture and run as one batch.
 
-With stored statistics (batch norm in eval mode) quick tiles are exact if the overlap is as wide as
-the fade and the receptive field on both sides. The receptive field reaches 60 pixels for
-resnet_6blocks, 84 for resnet_9blocks, 381 for unet_128 and 765 for unet_256: an overlap of 184,
-232, 832 and 1600 pixels is enough.
+With stored statistics (batch norm in eval mode) quick tiles are exact if the overlap is at least
+the fade plus the reach of the receptive field on both sides. It reaches 60 pixels for
+resnet_6blocks, 84 for resnet_9blocks, 381 for unet_128 and 765 for unet_256: overlaps of 184, 232,
+832 and 1600 pixels are enough.
 
-Quick tiles are for any generator that keeps sizes, exact ones for the ResNets and U-Nets of this
-code. What else looks at the whole picture, such as attention, sees a tile.
+Quick tiles work for any generator that keeps sizes, exact ones for the ResNets and U-Nets of this
+code. In quick tiles, other layers that look at the whole picture, such as attention, see one tile.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ WIDEST_FADE = 64
 
 @dataclass(frozen=True)
 class TileOptions:
-    """How large pictures are cut up.
+    """How to cut up large pictures.
 
     Attributes:
-        size: side of a tile; exact bands have as many pixels as a tile of this size.
-        overlap: pixels that neighbours share (`quick` only); None: 64, of small tiles a quarter.
-        mode: `exact`, `quick`, or None: exact if the disk has room for it, else quick.
-        memory: GiB of stored feature maps (`exact` only); further ones are stored in files.
+        size: side of a tile; exact bands have as many pixels as one such tile.
+        overlap: pixels that neighbours share (`quick` only); None: 64, or a quarter of small tiles.
+        mode: `exact`, `quick`, or None: exact if network and disk space allow it, else quick.
+        memory: GiB of feature maps to keep in memory (`exact` only); further ones go to files.
         scratch: folder for those files; None: the system's folder for temporary files.
     """
 
@@ -82,7 +82,7 @@ class TileOptions:
 
 
 def tile_generators(model: object, options: TileOptions, precision: str = "tf32") -> None:
-    """Replace the generators of a model by ones that compute in tiles."""
+    """Replace the generators of a model with ones that compute in tiles."""
     for name, net in list(vars(model).items()):
         if isinstance(net, (*SELF_PADDING, KeepsSize)):
             setattr(model, name, TiledNet(net, options, precision))
@@ -91,13 +91,13 @@ def tile_generators(model: object, options: TileOptions, precision: str = "tf32"
 class TiledNet(nn.Module):
     """A generator that computes in tiles: (N, C, H, W) in [-1, 1], any N, H and W.
 
-    This bounds the memory of the network, not that of the pictures, which are tensors.
+    This bounds the memory that the network needs; the pictures are whole tensors.
     """
 
     def __init__(self, net: nn.Module, options: TileOptions, precision: str = "tf32"):
         super().__init__()
         self.whole, self.options, self.precision = net, options, precision
-        self.net = net.net if isinstance(net, KeepsSize) else net  # tiles are of sizes it takes
+        self.net = net.net if isinstance(net, KeepsSize) else net  # tiles have sizes it takes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         results = []
@@ -123,7 +123,7 @@ class TensorRows:
 
 
 class ArrayRows:
-    """Pixels (H, W, C) as a source of rows in [-1, 1], for a network of `channels`."""
+    """Pixels (H, W, C) as a source of rows (`channels`, h, W) in [-1, 1]."""
 
     def __init__(self, pixels: np.ndarray, channels: int, value_range: Range | None = None):
         self.pixels, self.channels, self.value_range = pixels, channels, value_range
@@ -140,9 +140,9 @@ def translate_in_tiles(
     device: torch.device,
     precision: str = "tf32",
 ) -> Generator[torch.Tensor, None, None]:
-    """Translate a picture of any size: bands (C', h, W) in [-1, 1], from top to bottom.
+    """Translate a picture of any size; yields bands (C', h, W) in [-1, 1], from top to bottom.
 
-    Raises UserError for networks that can't be cut up, and where exact tiles have no room.
+    Raises UserError for networks that can't run in tiles, and if exact tiles lack room.
     """
     space = ScratchSpace(int(options.memory * 2**30), options.scratch)
     bands = None
@@ -157,7 +157,7 @@ def translate_in_tiles(
     if bands is None:
         bands = quick_tiles(net, source, options, device)
     while True:
-        # not around the loop: while a generator waits, its contexts would hold for the caller
+        # not around the loop: between bands the contexts would stay active in the caller
         with torch.no_grad(), precision_context(precision, device.type):
             band = next(bands, None)
         if band is None:
@@ -169,14 +169,14 @@ def translate_in_tiles(
 def quick_tiles(
     net: nn.Module, source: RowSource, options: TileOptions, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Overlapping tiles with common statistics, blended; see above."""
+    """Translate overlapping tiles with common statistics, and blend them; see above."""
     rule = size_rule(net, source.channels, device)
     if isinstance(rule, str):
         raise UserError(f"no tiles: {rule}")
     multiple, least = rule
     picture = extended(source, multiple, least, torch.device("cpu"))
     tile = max(least, -(-options.size // multiple) * multiple)
-    # at multiples, so that a network that halves sees its own grid
+    # tiles start at multiples, so that a network that downsamples keeps its grid
     step = max(multiple, (tile - options.shared) // multiple * multiple)
     overlap = min(options.shared, tile - step)
     tops, lefts = (_starts(n, tile, step) for n in (picture.height, picture.width))
@@ -184,7 +184,7 @@ def quick_tiles(
     down = _weights(tops, picture.height, tile, overlap)
     if len(tops) * len(lefts) > 1:
         net = with_common_statistics(net, picture, device)
-    held = torch.zeros(0, 0, 0)  # sums of the rows that the next row of tiles shares
+    held = torch.zeros(0, 0, 0)  # sums in the rows that overlap the next row of tiles
     for row, top in enumerate(tops):
         bottom = min(picture.height, top + tile)
         strip = picture.rows(top, bottom)
@@ -208,7 +208,7 @@ def _starts(length: int, tile: int, step: int) -> list[int]:
 
 
 def _weights(starts: list[int], length: int, tile: int, overlap: int) -> list[torch.Tensor]:
-    """The weight of each tile at each of its pixels along one axis; they add up to 1."""
+    """The blending weights of each tile along one axis; at each pixel they add up to 1."""
     fade = min(overlap // 2, WIDEST_FADE)
     margin = (overlap - fade) / 2
     total = torch.zeros(length, dtype=torch.float64)
@@ -231,13 +231,13 @@ def _weights(starts: list[int], length: int, tile: int, overlap: int) -> list[to
 def with_common_statistics(net: nn.Module, picture: Rows, device: torch.device) -> nn.Module:
     """A copy whose norms use the statistics of sample tiles, not those of each tile.
 
-    It has the same weights. A copy, since the network may be called while tiles wait, by another
-    thread too.
+    It shares the weights. A copy, since the network itself may be called between two tiles, also by
+    another thread.
     """
     if not any(uses_own_statistics(m) for m in net.modules()):
         return net
     held = [x for m in net.modules() for x in (*m._parameters.values(), *m._buffers.values())]
-    # old-style weight norm keeps what it computes in an attribute, which can't be copied
+    # old-style weight norm keeps its result in an attribute, which deepcopy can't copy
     held += [x for m in net.modules() for x in vars(m).values() if torch.is_tensor(x)]
     net = copy.deepcopy(net, {id(x): x for x in held})
     learned: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -264,7 +264,7 @@ def with_common_statistics(net: nn.Module, picture: Rows, device: torch.device) 
 
 
 def _samples(picture: Rows) -> torch.Tensor:
-    """Tiles (16, C, h, w), evenly spread."""
+    """Sample tiles (16, C, h, w), spread evenly over the picture."""
     height, width = min(SAMPLE_SIZE, picture.height), min(SAMPLE_SIZE, picture.width)
     side = round(SAMPLES**0.5)
     tiles = []

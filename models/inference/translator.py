@@ -49,11 +49,11 @@ class Translator:
     Attributes:
         net: the network, (N, input_nc, H, W) to (N, output_nc, H, W), both in [-1, 1].
         device: where it computes.
-        options: what it was trained and built with, by the names of the options.
+        options: the options that it was trained and built with, by name.
         weights: the file that was loaded.
         input_nc, output_nc: channels of input and output pictures.
-        value_range: the values that become -1 and 1; None: the ends of an integer type, 0 and 1 of
-            floats.
+        value_range: the values that become -1 and 1; None: 0 and the maximum of an integer type,
+            0 and 1 for floats.
     """
 
     def __init__(
@@ -91,17 +91,17 @@ class Translator:
         Args:
             picture: one of
                 - a Pillow picture: returns one, with the same transparency;
-                - a path: returns a Pillow picture, or an array where Pillow has no such mode
+                - a path: returns a Pillow picture, or an array where Pillow lacks the mode
                   (`.npy`, colour of more than 8 bits);
                 - an array (H, W) or (H, W, C) of uint8, uint16 or floats (in [0, 1], or in
-                  `value_range`): returns an array of its type;
+                  `value_range`): returns an array of the same type;
                 - a tensor (C, H, W) or (N, C, H, W) in [-1, 1]: returns a tensor on `device`;
                 - a list of these: returns a list; neighbours of equal size make a batch.
-            batch_size: the most pictures in a batch. It is 1 where results would depend on the
+            batch_size: the most pictures in a batch; 1 is used where results would depend on the
                 others in the batch (batch norm or dropout without `eval`).
-            tile: for large pictures: computes in tiles of this many pixels; see `TileOptions`.
+            tile: computes large pictures in tiles of this side, in pixels; see `TileOptions`.
 
-        Keeps sizes if the network does. Raises UserError where a picture can't be read, or its
+        Keeps sizes if the network does. Raises UserError if a picture can't be read, or if its
         channels do not fit.
         """
         batch_size = _whole("batch_size", batch_size)
@@ -121,7 +121,7 @@ class Translator:
         size = batch_size if independent_of_batch(self.net) else 1
 
         def batchable() -> Iterator[tuple[int, Picture, torch.Tensor]]:
-            """Pictures that make batches; the results of others are there at once."""
+            """The pictures to batch; sets the results of tensors and tiled pictures at once."""
             for i, given in enumerate(pictures):
                 if isinstance(given, torch.Tensor):
                     results[i] = self._tensor(given, size, tiles)
@@ -148,7 +148,7 @@ class Translator:
         return to_unit(fit_channels(picture.pixels, self.input_nc), self.value_range)
 
     def run(self, batch: torch.Tensor, tiles: TileOptions | None = None) -> torch.Tensor:
-        """The network without gradients: (N, C, H, W) to (N, C', H, W) on `device`."""
+        """Run the network without gradients: (N, C, H, W) to (N, C', H, W) on `device`."""
         if batch.shape[1] != self.input_nc:
             raise UserError(
                 f"a tensor of {batch.shape[1]} channels: the network takes {self.input_nc} "
@@ -174,7 +174,7 @@ class Translator:
         return change_depth(alpha, dtype, opaque_value(alpha, self.value_range))
 
     def range_for(self, picture: Picture, dtype: np.dtype | type) -> Range | None:
-        """The range of results: that of the inputs, if those are known and of the same type."""
+        """The range of results: the inputs' if these are known and of the same dtype."""
         known = picture.pixels.size and np.dtype(dtype) == picture.pixels.dtype
         return self.value_range if known else None
 
@@ -195,8 +195,8 @@ class Translator:
             raise UserError("a sparse tensor: give a dense one, x.to_dense()")
         if not x.is_floating_point():
             raise UserError(
-                f"a tensor of {x.dtype}: give floats in [-1, 1], of bytes x / 127.5 - 1, or an "
-                "array (H, W, C)"
+                f"a tensor of {x.dtype}: give floats in [-1, 1] (for bytes x / 127.5 - 1), or "
+                "an array (H, W, C)"
             )
         if not (largest := x.abs().amax().item()) <= MAX_MAGNITUDE:
             raise UserError(
@@ -216,7 +216,7 @@ class Translator:
             if 0 in given.size:
                 raise UserError(f"a picture of {given.width}x{given.height} pixels is empty")
             try:
-                with _reading:  # Pillow decodes only now, and only one thread may
+                with _reading:  # Pillow decodes lazily, here, and only one thread may
                     return fit_samples(from_pil(given, upright=True), {self.input_nc})
             except UserError:
                 raise
@@ -247,16 +247,16 @@ class Translator:
         return picture
 
     def _dtype(self, given: Any, read: Picture) -> np.dtype:
-        """The type of a result: the input's, but of colour for Pillow, which has 8 bits only."""
+        """The dtype of a result: the input's, but uint8 for colour in Pillow, its only depth."""
         colour = isinstance(given, Image.Image) and self.output_nc == 3
         return np.dtype(np.uint8) if colour else read.pixels.dtype
 
     def _like(self, given: Any, read: Picture, result: Picture) -> Any:
-        """The result as the same kind of object that was given."""
+        """The result as the kind of object that was given."""
         pixels, alpha = result.pixels, result.alpha
         array = isinstance(given, np.ndarray) or str(given).lower().endswith(".npy")
         array = array or (pixels.dtype != np.uint8 and pixels.shape[2] == 3)
-        if not array and pixels.shape[2] == 2:  # which is not grey and its transparency
+        if not array and pixels.shape[2] == 2:  # two channels that are not grey and alpha
             array = not isinstance(given, Image.Image)
             if not array:
                 raise UserError("Pillow has no pictures of two channels: give an array instead")
@@ -284,14 +284,14 @@ def _whole(name: str, value: Any) -> int:
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:
-    """Pixels (H, W, C) as a Pillow picture; raises UserError where it has no such mode."""
+    """Pixels (H, W, C) as a Pillow picture; raises UserError if Pillow has no mode for them."""
     channels = pixels.shape[2]
     if pixels.dtype == np.uint8 and channels == 2:
         return Image.merge("LA", [Image.fromarray(pixels[..., i]) for i in range(2)])
     if pixels.dtype == np.uint8 and channels in (1, 3, 4):
         return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     if channels == 1 and pixels.dtype in (np.uint16, np.int16, np.int32, np.float32):
-        wide = np.int32 if pixels.dtype == np.int16 else pixels.dtype  # Pillow has no mode for it
+        wide = np.int32 if pixels.dtype == np.int16 else pixels.dtype  # Pillow has no int16
         return Image.fromarray(pixels[..., 0].astype(wide))
     raise UserError(
         f"Pillow has no pictures of {channels} channels of {pixels.dtype}: give an array instead"
