@@ -36,7 +36,7 @@ def find_dataset_using_name(dataset_name: str) -> type[BaseDataset]:
 
     Raises UserError for an unknown name.
     """
-    # not at the top: it imports torchvision, which takes as long as torch
+    # lazily: it imports torchvision, which not every program needs
     from .base_dataset import BaseDataset
 
     return find_class(__name__, "dataset", dataset_name, BaseDataset)
@@ -60,7 +60,7 @@ def create_dataset(
 def equal_batches(
     items: Iterable[dict[str, Any]], size: int, count: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Combine consecutive batches (1, C, H, W) of pictures of equal size to (`size`, C, H, W).
+    """Combine consecutive batches (1, C, H, W) of equally large pictures into (`size`, C, H, W).
 
     Takes the first `count` items, or all; keeps their order.
     """
@@ -86,7 +86,7 @@ def _same_name(A_path: Any, B_path: Any) -> bool:
 
 
 def _trained_with(opt: argparse.Namespace) -> str:
-    """Where testing uses another dataset than training did: what training was given."""
+    """A note on training's `--dataset_mode` if testing uses another one; else empty."""
     if opt.isTrain or opt.model == "test":  # `test` reads a folder of inputs, whatever was trained
         return ""
     trained = read_saved_options(Path(opt.checkpoints_dir) / opt.name).get("dataset_mode")
@@ -114,7 +114,7 @@ class CustomDatasetDataLoader:
         self.dataset.cache = open_cache(
             opt, self.dataset.listed or 2 * len(self.dataset), int(opt.num_threads)
         )
-        # training keeps the length of an epoch; in testing another picture would be a wrong result
+        # training keeps the length of an epoch; in testing a replacement would be a wrong result
         broken = "replace" if opt.isTrain else "drop"
         self.loader = EpochLoader(
             self.dataset,
@@ -135,9 +135,9 @@ class CustomDatasetDataLoader:
         return self
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch that the next iteration yields, and the item of it to start at.
+        """Set the epoch that the next iteration yields, and the item to start it at.
 
-        With `--decay_at_crop_size` pictures are scaled to another size from some epoch on.
+        With `--decay_at_crop_size` pictures are scaled to the crop size after `n_epochs` epochs.
         """
         opt = self.opt
         if getattr(opt, "decay_at_crop_size", False) and opt.preprocess in SCALING:
@@ -145,7 +145,7 @@ class CustomDatasetDataLoader:
             if load_size != self.opened_with.load_size:
                 print(f"epoch {epoch}: pictures are scaled to {load_size} from now on")
                 self.close()
-                self.dataset.cache = None  # so that its memory is free for the next one
+                self.dataset.cache = None  # frees its memory for the next one
                 changed = argparse.Namespace(**{**vars(opt), "load_size": load_size})
                 self._open(changed, self.seed)
         self.loader.set_epoch(epoch, start)
@@ -173,8 +173,8 @@ class CustomDatasetDataLoader:
     def paired(self) -> bool:
         """Whether A and B of an item show the same thing.
 
-        A dataset without `paired` has pairs if A and B come from one file, or from files of the
-        same name; this checks the first, middle and last item.
+        If the dataset leaves `paired` open: whether A and B come from one file, or from files of
+        the same name, in the first, middle and last item.
         """
         declared = getattr(self.dataset, "paired", None)
         if declared is not None or len(self.dataset) == 0:

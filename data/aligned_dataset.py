@@ -17,8 +17,8 @@ from .transforms import size_of, split_deterministic
 class AlignedDataset(BaseDataset):
     """Takes A|B from the files in `<dataroot>/<phase>`.
 
-    Where that folder is missing, A and B come from the files of the same names in
-    `<dataroot>/<phase>A` and `<dataroot>/<phase>B`, if there are such folders of any phase.
+    If that folder is missing, A and B come from files of the same name in `<dataroot>/<phase>A` and
+    `<dataroot>/<phase>B`, provided that such folders exist for any phase.
     """
 
     paired = True
@@ -27,7 +27,7 @@ class AlignedDataset(BaseDataset):
         super().__init__(opt)
         self.dir_AB = os.path.join(opt.dataroot, opt.phase)
         parts = parts_of_dataset(opt.dataroot)
-        # of other phases: then errors are about this layout
+        # folders of other phases count, so that errors are about this layout
         two_folders = bool(parts) and all(part.endswith(("A", "B")) for part in parts)
         two_folders = two_folders or os.path.isdir(self.dir_AB + "A")
         if two_folders and not os.path.isdir(self.dir_AB):

@@ -1,4 +1,4 @@
-"""The contract of a dataset, and the preprocessing that the command line describes."""
+"""The interface of datasets, and the preprocessing that the command line describes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     """
 
     paired: bool | None = None
-    # also for datasets that do not call `__init__`, which the original's loader does not need
+    # on the class, for datasets that do not call `__init__`: the original's loader allows that
     folders: list[str] = []
     listed = 0  # pictures in all lists
     cache: PictureCache | None = None  # used by `keep`, see --cache_images
@@ -95,7 +95,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
     def open(self, path: str) -> Any:
         """A Pillow picture in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
-        skips = getattr(self.opt, "skip_broken", True)  # said only where there is such an option
+        skips = getattr(self.opt, "skip_broken", True)  # no hint where there is no such option
         with contextlib.nullcontext() if skips else skip_broken_hint():
             return open_picture(self.opt, path)
 
@@ -116,7 +116,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         return self.transform(self.keep([name], make)[0].image, rest, path)
 
     def keep(self, names: list[str], make: Callable[[], list[CachedImage]]) -> list[CachedImage]:
-        """The pictures of these names: from the cache, or made by `make` and added to the cache."""
+        """The pictures with these names: from the cache, or made by `make` and added to it."""
         if self.cache is None:
             return make()
         found = [kept for kept in map(self.cache.get, names) if kept is not None]
@@ -145,7 +145,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
 
 def _size_check(opt: argparse.Namespace) -> Callable[[int, int], object] | None:
-    """What raises UserError for a width and height; None where --preprocess scales first."""
+    """A function that raises UserError for bad sizes; None if --preprocess scales pictures."""
     if opt.preprocess == "crop":
         return functools.partial(check_crop, size=opt.crop_size)
     least = getattr(opt, "least_size", 1)
@@ -168,7 +168,7 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
 
 
 def reader(opt: argparse.Namespace, channels: int) -> Callable[[str], Any]:
-    """A function from a path to a tensor (C, H, W) in [-1, 1], by the options."""
+    """A function from a path to a tensor (C, H, W) in [-1, 1], as the options say."""
     transform = get_transform(opt, channels=channels)
     return lambda path: BaseDataset.transform(open_picture(opt, path), transform, path)
 
@@ -199,19 +199,19 @@ def get_transform(
     convert: bool = True,
     channels: int | None = None,
 ) -> transforms.Compose:
-    """The transform of a picture by `--preprocess`, `--load_size`, `--crop_size`, `--no_flip`.
+    """The transform that `--preprocess`, `--load_size`, `--crop_size` and `--no_flip` ask for.
 
-    With `params` of `get_params` crop and flip are fixed, else random (in testing: central crop, no
-    flip). With `convert` it ends with a tensor (C, H, W) in [-1, 1]: 1 channel with `grayscale`,
-    else 3. `channels`, in place of `grayscale`, is what the network takes: with `--value_range`
-    other pictures raise UserError.
+    `params` from `get_params` fix crop and flip; without them both are random (in testing: central
+    crop, no flip). With `convert` the result is a tensor (C, H, W) in [-1, 1], of 1 channel with
+    `grayscale`, else 3. `channels`, in place of `grayscale`, is the number that the network takes:
+    with `--value_range`, pictures that can't be converted to it raise UserError.
     """
     grayscale = grayscale or channels == 1
     train = getattr(opt, "isTrain", True)
     deep = bool(getattr(opt, "value_range", None))  # then pictures are tensors already
     steps: list[Any] = []
     if deep:
-        either = {opt.input_nc, opt.output_nc} - {1}  # where a dataset does not say which
+        either = {opt.input_nc, opt.output_nc} - {1}  # for datasets that do not say which
         steps.append(FitChannels({1} if grayscale else {channels} if channels else either))
     elif grayscale:
         steps.append(transforms.Grayscale(1))

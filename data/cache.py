@@ -17,14 +17,14 @@ from PIL import Image
 from util import distributed
 from util.memory import free_memory
 
-# How workers are started; None: as Python does. Python has other ways by default from 3.14 on, and
-# in a process that was started in another way. They take seconds, and share no memory.
+# How workers are started; None: Python's default. That is not fork from 3.14 on, nor in a process
+# that was itself started by another method. Other methods take seconds, and share no memory.
 WORKER_START_METHOD = "fork" if sys.platform == "linux" else None
 # how much of the free memory each choice of --cache_images may fill
 MEMORY_FRACTION = {"auto": 0.5, "ram": 0.9, "off": 0.0}
 _CHANNELS = {"L": 1, "RGB": 3}
 _MODES = {channels: mode for mode, channels in _CHANNELS.items()}
-_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # memory is taken when it is written to
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # memory is allocated on first write
 
 
 class CachedImage(NamedTuple):
@@ -35,7 +35,7 @@ class CachedImage(NamedTuple):
 
 
 class _Lock:
-    """Excludes other processes. One that is killed lets go of it, unlike multiprocessing's."""
+    """A lock between processes. Unlike multiprocessing's, it is released if its owner is killed."""
 
     def __init__(self) -> None:
         self.file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -44,7 +44,7 @@ class _Lock:
         self.file.close()
 
     def __enter__(self) -> None:
-        import fcntl  # there is none where there is no fork
+        import fcntl  # missing where there is no fork
 
         fcntl.lockf(self.file, fcntl.LOCK_EX)
 
@@ -66,11 +66,11 @@ class PictureCache:
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NO_RESERVE
         self.size, self.entries, self.slots = size, entries, 2 * entries + 1
         self._pixels = mmap.mmap(-1, size, flags=flags)
-        # hash, offset, channels, width and height as kept, width and height before
+        # hash, offset, channels, width and height as cached, original width and height
         fields = 7
         table = mmap.mmap(-1, 8 * (2 + fields * self.slots), flags=flags)
         numbers = np.frombuffer(table, np.int64)
-        # bytes in use and number of pictures; a row for each picture
+        # first bytes in use and number of pictures, then a row for each picture
         self._counts, self._table = numbers[:2], numbers[2:].reshape(self.slots, fields)
         self._lock = _Lock()
 
@@ -85,7 +85,7 @@ class PictureCache:
         length = channels * width * height
         pixels = memoryview(self._pixels)[offset : offset + length]
         mode = _MODES[channels]
-        # a copy: changes of a picture must not change the cache
+        # a copy: changes to a picture must not change the cache
         image = Image.frombytes(mode, (width, height), pixels)
         return CachedImage(image, (original[0], original[1]))
 
@@ -103,7 +103,7 @@ class PictureCache:
             if full or self._table[slot, 0] == key:
                 return
             self._pixels[offset : offset + len(pixels)] = pixels
-            # in this order: one that is killed in between leaves a gap, and no picture half written
+            # in this order: a process killed in between leaves a gap, not a half-written picture
             self._counts[:] = offset + len(pixels), count + 1
             self._table[slot] = (key, offset, channels, *image.size, *kept.original_size)
 
@@ -125,9 +125,9 @@ class PictureCache:
 
 
 def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureCache | None:
-    """Create the cache for a number of pictures by `--cache_images`, and print its size, or None.
+    """Create the cache that `--cache_images` asks for, and print its capacity; or return None.
 
-    None in testing, where each picture is read once.
+    There is none in testing, where each picture is read once.
     """
     share = MEMORY_FRACTION[getattr(opt, "cache_images", "off")]
     if not share or not opt.isTrain:

@@ -32,15 +32,15 @@ from .pictures.values import MAX_MAGNITUDE
 
 PHASES = ("train", "val", "test")
 SHOWN = 10  # files of each kind, unless all are asked for
-NEARLY_ONE_COLOUR = 2.0 / 127.5  # of [-1, 1]: the largest standard deviation of a channel
-USUAL = 0.8  # share of a folder that makes the others exceptions
+NEARLY_ONE_COLOUR = 2.0 / 127.5  # in [-1, 1]: at most this standard deviation in each channel
+USUAL = 0.8  # if this share of a folder agrees, the others are exceptions
 
-Files = defaultdict[str, dict[str, None]]  # in order and once each, by what is wrong with them
+Files = defaultdict[str, dict[str, None]]  # by what is wrong; each inner dict is an ordered set
 
 
 @dataclass
 class Findings:
-    """Rows of the table of folders; what training stops at, and what is unusual.
+    """The table of folders (`rows`), what training stops at, and what is unusual (`remarks`).
 
     `skippable`: whether training goes on with `--skip_broken`.
     """
@@ -58,7 +58,7 @@ def check(opt: argparse.Namespace) -> Findings:
     there = [p for p in PHASES if any((root / (p + side)).is_dir() for side in ("", "A", "B"))]
     for phase in [opt.phase] if opt.phase else there or PHASES[:1]:
         own = copy.copy(opt)
-        # in order, so that each file is loaded; and report all broken files, not the first only
+        # in order, so that each file is loaded; all broken files are reported, not only the first
         own.phase, own.isTrain, own.serial_batches, own.skip_broken = phase, True, True, True
         try:
             dataset = find_dataset_using_name(opt.dataset_mode)(own)
@@ -123,17 +123,17 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
     }
     for name, inside in (folders or ({".": paths} if paths else {})).items():
         _check_folder(name, inside, broken, opt, found)
-    if not paths:  # a dataset of the user's that names no files
+    if not paths:  # a user's dataset that names no files
         found.rows.append([f"items of {opt.dataset_mode}", str(count), str(broken_items)])
 
 
 def _names(path: str, reason: str) -> bool:
-    """Whether a reason is about a file: not about one whose name only begins alike."""
+    """Whether a reason names `path` itself, not a file whose name only begins with it."""
     return re.search(re.escape(path) + r"(?![\w.])", reason) is not None
 
 
 def _check_values(key: str, x: torch.Tensor, paths: Sequence[Any], found: Findings) -> None:
-    """Look for bytes, and for values far out of [-1, 1], in a picture (C, H, W)."""
+    """Look for integers, and for values far outside [-1, 1], in a picture (C, H, W)."""
     file = str([*paths, f"a picture {key}"][0])
     if not x.is_floating_point():
         found.problems[f"{key} is a tensor of {x.dtype}, not of floats in [-1, 1]"][file] = None
@@ -159,12 +159,12 @@ def _check_folder(
         usual, most = (Counter(columns[i]).most_common(1) or [("", 0)])[0]
         for path, facts, _ in looks:
             if facts[i] != usual and most >= USUAL * len(looks):
-                title = f"of another {what} than nearly all in {name}: {usual}"
+                title = f"{what} differs from nearly all in {name}, which have {usual}"
                 found.remarks[title][f"{path}: {facts[i]}"] = None
 
 
 def _read_header(path: str, as_stored: bool) -> tuple[str, tuple[str, str, str], list[str]] | None:
-    """The path; size, mode and format by the header; what is unusual. None for no picture."""
+    """The path; size, mode and format by the header; remarks. None if it is not a picture."""
     if not is_image_file(path):
         return None
     try:

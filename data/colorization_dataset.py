@@ -21,7 +21,7 @@ class ColorizationDataset(BaseDataset):
 
     @staticmethod
     def modify_commandline_options(parser, is_train):
-        """One channel in (L), two out (a and b)."""
+        """Set the defaults to one channel in (L), and two out (a and b)."""
         parser.set_defaults(input_nc=1, output_nc=2, direction="AtoB")
         return parser
 
@@ -39,7 +39,7 @@ class ColorizationDataset(BaseDataset):
         self.rgb_transform = get_transform(opt, convert=False)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`A`: L (1, H, W), `B`: ab (2, H, W), both about in [-1, 1]; `A_paths`, `B_paths`."""
+        """`A`: L (1, H, W), `B`: ab (2, H, W), both roughly in [-1, 1]; `A_paths`, `B_paths`."""
         path = self.AB_paths[index]
         lab = color.rgb2lab(np.array(self.load(path, self.rgb_transform))).astype(np.float32)
         channels = torch.from_numpy(lab.transpose(2, 0, 1).copy())

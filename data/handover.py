@@ -1,8 +1,8 @@
-"""Batches from worker processes in shared memory that is used again and again.
+"""Pass batches from worker processes through shared memory that is reused.
 
-Memory costs most where it is touched for the first time. So each worker keeps a few slots, writes a
-batch into one that is free, and sends its number alone. A slot is free again when the last tensor
-that looks into it is gone, so what somebody keeps stays as it is.
+Touching memory for the first time costs most. So each worker keeps a few slots, writes a batch into
+a free one, and sends only its number. A slot is free again when the last tensor that views it is
+gone, so a batch that somebody keeps is never overwritten.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
-# Two batches of a worker wait, one is being made, one is in use. Where all slots are taken or too
-# small, a batch goes over as PyTorch does it.
+# Two batches of a worker wait, one is being made, one is in use. If all slots are taken or too
+# small, a batch is sent in PyTorch's own way.
 MAX_SLOTS = 4
 HEADER = 64  # bytes; the first one says whether the slot is in use
 ALIGNED = 64
 
 
 class Layout(NamedTuple):
-    """A tensor in a slot."""
+    """Where a tensor starts in a slot, in bytes, with its dtype and shape."""
 
     offset: int
     dtype: torch.dtype
@@ -31,12 +31,12 @@ class Layout(NamedTuple):
 
 
 class SharedBatches:
-    """Both ends of the handover for one loader: `collate` in its workers, `close` at the other."""
+    """Both ends of the handover for one loader: workers use `collate`, the parent `close`."""
 
     def __init__(self) -> None:
         self.token = uuid.uuid4().hex
-        self.slots: list[torch.Tensor] = []  # of this worker, bytes
-        self.opened: dict[tuple[int, int], torch.Tensor] = {}  # by worker and number
+        self.slots: list[torch.Tensor] = []  # this worker's, as bytes
+        self.opened: dict[tuple[int, int], torch.Tensor] = {}  # by worker and slot number
         _receivers[self.token] = self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class SharedBatches:
         return _InSlot(place, memory if fresh else None, {name: batch[name] for name in names})
 
     def _free_slot(self, size: int) -> tuple[int, bool] | None:
-        """The number of a slot of so many bytes, and whether the other end does not know it yet."""
+        """Number of a free slot of `size` bytes or more, and whether it is new to the other end."""
         for number, memory in enumerate(self.slots):
             if not memory[0] and len(memory) >= size:
                 return number, False
@@ -80,7 +80,7 @@ class SharedBatches:
         return len(self.slots) - 1, True
 
     def close(self) -> None:
-        """Let go of all slots that nobody looks into."""
+        """Let go of all slots that no tensor views."""
         self.opened.clear()
 
 
@@ -88,7 +88,7 @@ _receivers: weakref.WeakValueDictionary[str, SharedBatches] = weakref.WeakValueD
 
 
 class _InSlot:
-    """A batch whose tensors are in a slot; unpickled it is the batch."""
+    """A batch whose tensors are in a slot; unpickling it gives the batch."""
 
     def __init__(
         self, place: tuple[str, int, int], memory: torch.Tensor | None, items: dict[str, Any]
@@ -107,9 +107,9 @@ def _take_out(
     if memory is not None:
         opened[worker, number] = memory
     known = opened[worker, number]
-    # the storage of the tensors keeps this array, and goes with the last of them
+    # the tensors' storage keeps this array alive until the last of them is gone
     array = known.numpy()
-    # by NumPy: it may happen while a compiler traces what torch does
+    # by NumPy: the finalizer may run while a compiler traces what torch does
     weakref.finalize(array, known.numpy().__setitem__, 0, 0).atexit = False
     whole = torch.from_numpy(array)
     return {k: _view(whole, v) if isinstance(v, Layout) else v for k, v in items.items()}
@@ -125,7 +125,7 @@ def _bytes(layout: Layout) -> int:
 
 
 def _make_a_batch(values: list[Any]) -> bool:
-    """Whether these are plain tensors of one kind and size, that are not empty."""
+    """Whether these are plain, non-empty tensors of one kind and shape."""
     if not all(type(x) is torch.Tensor and x.numel() for x in values):
         return False
     kinds = {(x.dtype, x.shape, x.layout, x.device.type, x.requires_grad) for x in values}

@@ -1,4 +1,4 @@
-"""Listing pictures, with errors that name the folder and what it has instead."""
+"""List pictures, with errors that name the folder and say what it has instead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from util.picture_files import (
 
 from .pictures.reading import prefix_errors
 
-# where a file of this kind ends: cheaper to look at than decoding, and tells a cut-off file
+# how files of a format end: reveals cut-off files, and is cheaper than decoding
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
@@ -43,7 +43,7 @@ def parts_of_dataset(root: str | os.PathLike) -> list[str]:
 
 
 def folder_of(root: str | os.PathLike) -> str:
-    """The folder that paths of results are relative to: `root`, or the folder of that file."""
+    """The folder that paths of results are relative to: `root`, or its folder if it is a file."""
     root = os.fspath(root)
     return os.path.dirname(root) or "." if os.path.isfile(root) else root
 
@@ -55,9 +55,9 @@ def make_dataset(
 ) -> list[str]:
     """Paths of all pictures in a folder and the folders below it, in a fixed order.
 
-    Links to folders are followed, once each; hidden files and folders, and folders of results below
-    `dir` (`mark_as_results`), are not read. A picture instead of a folder is a list of one. Raises
-    UserError for neither, and for a folder below that can't be read.
+    Links to folders are followed, but no folder is read twice; hidden files and folders, and
+    folders of results below `dir` (`mark_as_results`), are skipped. If `dir` is a picture, the list
+    has it alone. Raises UserError if `dir` is neither, and for a subfolder that can't be read.
     """
     return _walk(dir, max_dataset_size, extensions)[0]
 
@@ -65,7 +65,7 @@ def make_dataset(
 def _walk(
     dir: str | os.PathLike, most: float, extensions: Sequence[str]
 ) -> tuple[list[str], Counter[str]]:
-    """The pictures, and the number of other files by extension, and of folders of results."""
+    """The pictures, and how many other files (by extension) and folders of results there are."""
     if os.path.isfile(dir) and is_image_file(dir, extensions):
         return [os.fspath(dir)], Counter()
     if not os.path.isdir(dir):
@@ -83,7 +83,7 @@ def _walk(
             subfolders.clear()
             continue
         seen.add(real)
-        # in order, so that of two links to one folder the same one is followed on each disk
+        # sorted, so that of two links to one folder the same one is followed on every disk
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in names:
             if is_image_file(name, extensions):
@@ -99,7 +99,7 @@ def _refuse(e: OSError) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, in order; empty where there is none."""
+    """What is in a folder, sorted; empty if there is no such folder."""
     try:
         return sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as e:
@@ -124,7 +124,7 @@ def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> Use
     both = part != phase
     wanted = f"{phase}A and {phase}B" if both else part
     inside = [p for p in _entries(root) if p.is_dir()]
-    # training scores itself on other pictures than its own
+    # validation needs pictures that training does not use
     phases, option = ("test", "val"), "--val_phase"
     if not validation:
         phases, option = ("test", "train", "val"), "--phase"
@@ -176,14 +176,14 @@ def is_image_folder(dir: str | os.PathLike) -> bool:
 def list_pictures(
     dir: str | os.PathLike, max_dataset_size: float = float("inf"), arrays: bool = True
 ) -> list[str]:
-    """Like `make_dataset`, with a line that counts the files which are no pictures.
+    """Like `make_dataset`, but prints how many files of which kinds are not pictures.
 
-    Takes `.npy` too, if `arrays`. Raises UserError where there are no pictures.
+    Includes `.npy` if `arrays`. Raises UserError if there are no pictures.
     """
     extensions = [*IMG_EXTENSIONS, *([".npy"] if arrays else [])]
     paths, others = _walk(dir, max_dataset_size, extensions)
     counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
-    # the others that only need a package more, or to be converted
+    # for others that only need another package, or conversion
     hint = "".join(map(install_hint, others))
     if not paths:
         raise UserError(
@@ -198,11 +198,11 @@ def list_pictures(
 def quick_check(
     paths: Sequence[str], check_size: Callable | None = None, columns: int = 1, seconds: float = 2.0
 ) -> None:
-    """Read the head and the tail of pictures, so that a broken one is known before work starts.
+    """Read the head and the tail of pictures, so that broken ones are known before work starts.
 
-    Raises UserError for the first that is no picture, is cut off, or of which `check_size` refuses
-    width and height, those of a column if there are several side by side. Stops after `seconds`: on
-    a large or slow disk the rest is found when it is read.
+    Raises UserError for the first that is no picture, is cut off, or has a width and height that
+    `check_size` refuses (of one column, if there are several side by side). Stops after `seconds`:
+    with many files or a slow disk, other broken ones are found when they are read.
     """
     end = time.monotonic() + seconds
     several: list[str] = []
@@ -220,7 +220,7 @@ def quick_check(
             whole = False
         if not whole:
             with skip_broken_hint():
-                size = open_image(path).size  # an odd end need not be a fault: decoding decides
+                size = open_image(path).size  # an unusual end may be harmless: decoding decides
         if check_size:
             with prefix_errors(path):
                 check_size(size[0] // columns, size[1])
@@ -231,7 +231,7 @@ def quick_check(
 
 @contextlib.contextmanager
 def skip_broken_hint() -> Iterator[None]:
-    """Name the option that helps against pictures that can't be read."""
+    """Add to a UserError that `--skip_broken` skips pictures that can't be read."""
     try:
         yield
     except UserError as e:
@@ -239,7 +239,7 @@ def skip_broken_hint() -> Iterator[None]:
 
 
 def note_frames(paths: Sequence[str]) -> None:
-    """Say that files have several frames, of which only the first is read."""
+    """Print that files have several frames, of which only the first is read."""
     if paths:
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         print(f"several frames in {paths[0]}{more}: the first one is taken")

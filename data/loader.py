@@ -1,7 +1,7 @@
-"""Batches in an order, and with random draws, that depend on seed, epoch and item alone.
+"""Batches whose order and random draws depend on seed, epoch and item alone.
 
-So a run is the same for every number of workers, and can go on in the middle of an epoch: nothing
-has to be known of the workers, and nothing that they had loaded ahead is lost.
+So a run is the same for any number of workers, and can resume in the middle of an epoch: no state
+of the workers has to be saved, and no items that they had prefetched are lost.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class SeededIndex(NamedTuple):
 class EpochOrder(Sampler):
     """The items of one epoch: a permutation made from (seed, epoch), or 0, 1, 2, ...
 
-    With `share` (rank, world size, batch size) those of one process of several: each takes
-    its part of every batch of them all. Where the last one does not divide evenly, the first items
-    come again, so that every process has as many.
+    `share` (rank, world size, batch size) selects the items of one process of several: its part of
+    every global batch. If the last batch does not divide evenly, the first items are repeated, so
+    that every process has equally many.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-MAX_TRIES = 100  # broken items in a row: the fault is not that of single pictures
+MAX_TRIES = 100  # broken items in a row: after that, single pictures are not the fault
 
 
 class Loaded(NamedTuple):
-    """An item, and errors of broken ones that it replaces. `item` is None if it was dropped."""
+    """An item, and the errors of broken ones it replaces. `item` is None if it was dropped."""
 
     item: Any
     broken: list[str]
@@ -100,8 +100,8 @@ class Loaded(NamedTuple):
 class SeededItems(Dataset):
     """Loads an item with its own random seed, and restores the global random state afterwards.
 
-    `broken` says what to do with an item that can't be loaded: `raise` the error, `replace` it by
-    the next one that can be (which depends on the item and its seed only), or `drop` it.
+    `broken` says what to do with an item that can't be loaded: `raise` the error, `replace` it
+    with the next one that loads (which depends only on the item and its seed), or `drop` it.
     """
 
     def __init__(self, dataset: Dataset, broken: str = "raise", size: int | None = None):
@@ -142,11 +142,11 @@ class SeededItems(Dataset):
 class NoSuchEntry(UserError, KeyError):
     """The model needs an entry that the dataset does not return."""
 
-    __str__ = BaseException.__str__  # that of KeyError adds quotes
+    __str__ = BaseException.__str__  # KeyError's adds quotes
 
 
 class Batch(dict):
-    """A batch by name; a missing entry raises an error for the user."""
+    """A batch by name; a missing entry raises NoSuchEntry."""
 
     def __missing__(self, key: Any) -> Any:
         raise NoSuchEntry(
@@ -156,7 +156,7 @@ class Batch(dict):
 
 
 class Collate:
-    """Makes a batch (None if all its items were dropped), and the errors of broken items."""
+    """Returns a batch (None if all its items were dropped), and the errors of broken items."""
 
     def __init__(self) -> None:
         self.shared = SharedBatches()
@@ -188,8 +188,8 @@ def _check_sizes(items: list[Any]) -> None:
 _open_loaders: weakref.WeakSet[EpochLoader] = weakref.WeakSet()
 
 
-# after the import of torch, so that it runs before torch's own exit handler, from which on a
-# DataLoader no longer ends its workers, and before that of multiprocessing, which waits for them
+# Registered after torch is imported, so that it runs before two other exit handlers: torch's, after
+# which a DataLoader no longer ends its workers, and multiprocessing's, which waits for them.
 @atexit.register
 def _close_all() -> None:
     for loader in list(_open_loaders):
@@ -198,10 +198,10 @@ def _close_all() -> None:
 
 
 class EpochLoader:
-    """Iterating over it gives the batches of the epoch that was set, else of the next one.
+    """Iterating over it gives the batches of the epoch that was set, or else of the next one.
 
     `broken` says what to do with items that can't be loaded, see `SeededItems`; `self.broken`
-    collects the reasons, once each. Of `world_size` processes each gets its share.
+    collects the reasons, once each. Each of `world_size` processes gets its share.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class EpochLoader:
         _open_loaders.add(self)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Set the epoch that the next iteration yields, and the item of it to start at."""
+        """Set the epoch that the next iteration yields, and the item to start it at."""
         self._epoch, self._start = epoch, start
 
     def __iter__(self) -> Iterator[Any]:
@@ -264,7 +264,7 @@ class EpochLoader:
 
 
 def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    # a main process that ends early takes no more of the pictures that are waiting for it
+    # not an error: a main process that ends early does not take the batches waiting for it
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, traceback)
 
@@ -276,5 +276,6 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     leave_signals_to_parent()
     if distributed.world_size() > 1:
-        # it has inherited the connections of its parent: the other ranks would not see them closed
+        # a worker inherits its parent's connections: if it outlived the parent, other ranks would
+        # not see them closed
         distributed.signal_on_parent_death(signal.SIGKILL)

@@ -21,7 +21,7 @@ class TemplateDataset(BaseDataset):
         This runs before the final parse, so what is added shows in --help and in the saved options.
         """
         parser.add_argument("--new_dataset_option", type=float, default=1.0, help="an example")
-        # a dataset that needs no crop larger than this can say so here
+        # other defaults for this dataset
         parser.set_defaults(max_dataset_size=10)
         return parser
 

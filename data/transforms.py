@@ -1,6 +1,6 @@
-"""Transforms of pictures: of Pillow, or float tensors (C, H, W) where they are of any depth.
+"""Transforms of Pillow pictures, or of float tensors (C, H, W) for pictures of any depth.
 
-Classes, not lambdas: workers that are spawned must pickle them.
+Classes, not lambdas: spawned workers must pickle them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ScaleWidth:
 class MakeMultiple:
     """Scale width and height to the nearest multiples of `base`, at least `base`.
 
-    Raises UserError where a side is then below `least`.
+    Raises UserError if a side is then below `least`.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class MakeMultiple:
         return F.resize(picture, [height, width], self.method)
 
     def size_for(self, *size: int) -> tuple[int, int]:
-        """The new width and height of a picture of such a size."""
+        """The new width and height of a picture of this `size`."""
         width, height = (max(self.base, round(n / self.base) * self.base) for n in size)
         if min(width, height) < self.least:
             raise UserError(
@@ -140,7 +140,7 @@ class CenterCrop:
 
 
 class RandomCrop(transforms.RandomCrop):
-    """Cut a square from a random place, drawn as torchvision does."""
+    """Crop a square at a random position, drawn as by torchvision."""
 
     def forward(self, img: Any) -> Any:
         check_crop(*size_of(img), self.size[0])
@@ -148,9 +148,9 @@ class RandomCrop(transforms.RandomCrop):
 
 
 class ToUnit:
-    """From a picture of Pillow to a tensor (C, H, W) in [-1, 1].
+    """Convert a Pillow picture to a tensor (C, H, W) in [-1, 1].
 
-    The numbers of torchvision's `ToTensor` and `Normalize` with a half, in half their time.
+    Gives the same numbers as torchvision's `ToTensor` and `Normalize(0.5, 0.5)`, in half the time.
     """
 
     def __call__(self, picture: Any) -> torch.Tensor:
@@ -171,7 +171,7 @@ class Mirror:
 
 
 def check_crop(width: int, height: int, size: int) -> None:
-    """Raise UserError where a picture is smaller than the square to be cut from it."""
+    """Raise UserError if a picture is smaller than the square to be cut from it."""
     if min(width, height) < size:
         raise UserError(
             f"a picture of {width}x{height} is too small for --crop_size {size}: use a "

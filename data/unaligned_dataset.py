@@ -34,7 +34,7 @@ class UnalignedDataset(BaseDataset):
         if self.opt.serial_batches:
             index_B = index % self.B_size
         else:
-            # fixed pairs would be learned as such
+            # random, or the networks would learn fixed pairs
             index_B = random.randint(0, self.B_size - 1)
         B_path = self.B_paths[index_B]
         A = self.load(A_path, self.transform_A)
@@ -42,5 +42,5 @@ class UnalignedDataset(BaseDataset):
         return {"A": A, "B": B, "A_paths": A_path, "B_paths": B_path}
 
     def __len__(self) -> int:
-        """The larger of the two folders: the smaller is gone through more than once."""
+        """The size of the larger folder; pictures of the smaller one are used more than once."""
         return max(self.A_size, self.B_size)

@@ -100,8 +100,8 @@ def test_peculiar_pictures(tmp_path, capsys):
     code, out = run(capsys, "--dataroot", tmp_path, "--dataset_mode", "single")
     assert code == 0
     found = {what: [Path(f.split(": ")[0]).name for f in v] for what, v in sections(out).items()}
-    assert found.pop("of another size than nearly all in .: 40x40") == ["wide.png"]
-    assert set(found.pop("of another mode than nearly all in .: RGB")) == {
+    assert found.pop("size differs from nearly all in ., which have 40x40") == ["wide.png"]
+    assert set(found.pop("mode differs from nearly all in ., which have RGB")) == {
         "grey.png", "alpha.png", "cmyk.jpg", "deep.png", "floats.tif"
     }  # fmt: skip
     assert found.pop("nearly one colour") == ["red.png"]
