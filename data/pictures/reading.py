@@ -1,4 +1,4 @@
-"""Reads pictures of any depth and any number of channels.
+"""Read pictures of any depth and any number of channels.
 
 Pillow reads 8 bits, `imagecodecs` PNG of 16 bits, `tifffile` TIFF of more than 8 bits. `.npy` files
 hold any number of channels.
@@ -61,7 +61,7 @@ class Picture:
 def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
     """Read a picture at its full depth; `upright` as in `from_pil`.
 
-    Palettes become RGB. Raises UserError, which names the file, where it can't be read.
+    Palettes become RGB. Raises UserError, which names the file, if it can't be read.
     """
     ending = Path(path).suffix.lower()
     with reading(path):
@@ -84,12 +84,12 @@ def from_pil(image: Image.Image, upright: bool = False) -> Picture:
     decode = _deep_decoder(image)
     picture = _from_pil(image) if decode is None else decode(image.filename)  # type: ignore
     picture.info, picture.frames = _info(image), frames(image)
-    # asked after decoding: Pillow itself turns TIFF then
+    # read the orientation after decoding, in which Pillow itself turns TIFF
     return _turned(picture, orientation(image) if upright else 1)
 
 
 def _turned(picture: Picture, orientation: int) -> Picture:
-    """The picture as viewers show it, changed in place."""
+    """Turn a picture in place, so that it is as viewers show it, and return it."""
     if (turn := TURNS.get(orientation)) is not None:
         picture.pixels = np.ascontiguousarray(turn(picture.pixels))
         picture.alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
@@ -97,18 +97,18 @@ def _turned(picture: Picture, orientation: int) -> Picture:
 
 
 def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
-    """The function that reads a file of which Pillow would lose bits or samples; else None."""
+    """A function that reads the file, if Pillow would lose bits or samples of it; else None."""
     path = getattr(image, "filename", "")
     misread = misread_tiff(image)
     if not path or not getattr(image, "tile", None):
-        if misread and not (misread == SIGNED and image.mode == "I"):  # which Pillow has right
+        if misread and not (misread == SIGNED and image.mode == "I"):  # read correctly
             raise UserError(f"Pillow reads {misread} with wrong values: give the path of the file")
         return None
     if misread or (image.format == "TIFF" and _loses_samples(image)):
         return functools.partial(_read_tiff, page=image.tell())
     if image.format == "PNG" and not image.mode.startswith("I"):
         with open(path, "rb") as file:
-            depth = file.read(25)[24]  # of the header, which is always the first thing
+            depth = file.read(25)[24]  # in the header, which always comes first
         return _read_png if depth == 16 else None
     return None
 
@@ -158,12 +158,12 @@ def _info(image: Image.Image) -> dict[str, Any]:
 
 
 def as_stored(value: Any) -> Any:
-    """The bytes of an EXIF text that is not ASCII: Pillow reads Latin-1, and writes "?" for it."""
+    """An EXIF value; non-ASCII text as bytes, since Pillow reads Latin-1 but would write "?"."""
     return value if not isinstance(value, str) or value.isascii() else value.encode("latin-1")
 
 
 def read_info(path: str | os.PathLike) -> dict[str, Any]:
-    """The metadata of a file, as in `Picture`; none of what Pillow can't open."""
+    """The metadata of a file, as in `Picture`; empty if Pillow can't open it."""
     with contextlib.suppress(UserError), opened(path, any_size=True) as image:
         return _info(image)
     return {}
@@ -191,7 +191,7 @@ def _split_alpha(pixels: np.ndarray, transparent: bool) -> Picture:
 
 
 def package(name: str, what: str) -> Any:
-    """Import a package that reads or writes `what`; UserError where it is missing."""
+    """Import a package that reads or writes `what`; raise UserError if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -239,7 +239,7 @@ def _read_tiff(path: str | os.PathLike, page: int = 0) -> Picture:
 
 
 def _unmultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, C) that were stored multiplied by their opacity (H, W)."""
+    """Undo the multiplication of stored pixels (H, W, C) by their alpha (H, W)."""
     whole = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "ui" else 1.0
     opacity = alpha[..., None] / whole
     values = np.divide(pixels, opacity, out=np.zeros(pixels.shape), where=opacity > 0)
@@ -248,10 +248,10 @@ def _unmultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def fit_samples(picture: Picture, channels: Container[int]) -> Picture:
-    """The picture for networks that take so many channels.
+    """Fit a picture to networks that take one of these numbers of `channels`.
 
-    An extra sample without a declared meaning, such as infrared, counts as a channel if the network
-    takes one more, else as alpha; one of 8 bits is then dropped, as Pillow does.
+    An extra sample without a declared meaning, such as infrared, becomes a channel if the network
+    takes one more. Else it counts as alpha, or is dropped if it has 8 bits, as Pillow does.
     """
     have, alpha = picture.pixels.shape[2], picture.alpha
     wanted = have not in channels and have + 1 in channels
@@ -279,7 +279,7 @@ def _from_array(array: np.ndarray) -> Picture:
 
 @contextlib.contextmanager
 def prefix_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Put the file in front of a UserError that does not name it."""
+    """Put the path in front of a UserError that does not name it."""
     try:
         yield
     except UserError as e:

@@ -1,4 +1,4 @@
-"""Values of pictures: from a file's range to [-1, 1] and back, other depths, other channels.
+"""Pixel values: from a file's range to [-1, 1] and back, to another depth, to other channels.
 
 Pixels are arrays (H, W, C) of uint8, uint16 or floats.
 """
@@ -12,13 +12,13 @@ from util.errors import UserError
 from util.picture_files import HOW_RANGE, check_floats
 
 Range = tuple[float, float]
-MAX_MAGNITUDE = 2.0  # a tensor with values above it in magnitude can't be meant to be in [-1, 1]
+MAX_MAGNITUDE = 2.0  # a tensor with values of larger magnitude can't be meant as [-1, 1]
 
 
 def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
-    """The values that become -1 and 1: as given; else 0 and the type's maximum, for floats 1.
+    """The values that become -1 and 1: `value_range`; else 0 and the type's maximum, 1 for floats.
 
-    Raises UserError for signed integers, and those of more than 16 bits, without a range.
+    Without a range, raises UserError for signed integers and for those of more than 16 bits.
     """
     if value_range is not None:
         return value_range
@@ -28,7 +28,7 @@ def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
 
 
 def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tensor:
-    """Pixels (H, W, C) as a tensor (C, H, W) of float32, the range mapped to [-1, 1].
+    """Pixels (H, W, C) as a float32 tensor (C, H, W), with the range mapped to [-1, 1].
 
     8-bit pixels without a range give exactly what the training transforms give. Raises UserError
     for floats outside [0, 1] without a range, and for NaN and infinity.
@@ -70,9 +70,9 @@ def from_unit(
 
 
 def fit_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
-    """Grey repeated for a network of 3 channels, colour made grey for one of 1.
+    """Convert pixels (H, W, C) to `wanted` channels: grey to 3 equal channels, or colour to grey.
 
-    Raises UserError where the number of channels is another one.
+    Raises UserError for other numbers of channels.
     """
     have = pixels.shape[2]
     if have == wanted:
@@ -89,10 +89,11 @@ def fit_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def opaque_value(alpha: np.ndarray, value_range: Range | None) -> float:
-    """The value of alpha that is opaque; 0 is transparent.
+    """The value of alpha that means opaque; 0 is transparent.
 
-    The upper end of a range that is given; of floats up to 1 and unsigned integers beyond the range
-    that of their type, whose values are seen not to be of the range.
+    It is the upper end of `value_range`; or the maximum of the type (1 for floats) if there is no
+    range, if its end is not positive, or if the values show another scale: floats up to 1, and
+    unsigned integers above the range.
     """
     kind, most = alpha.dtype.kind, alpha.max(initial=0)
     high = value_range[1] if value_range else 0.0
@@ -104,7 +105,7 @@ def opaque_value(alpha: np.ndarray, value_range: Range | None) -> float:
 def change_depth(
     alpha: np.ndarray, dtype: np.dtype | type, opaque: float | None = None
 ) -> np.ndarray:
-    """Scale alpha to the full range of another type, from `opaque` or the full range of its own."""
+    """Scale alpha from `opaque`, or else its type's full range, to the full range of `dtype`."""
     dtype = np.dtype(dtype)
     if alpha.dtype == dtype:
         return alpha

@@ -1,4 +1,4 @@
-"""Writes pictures of any depth, by the ending of the file.
+"""Write pictures of any depth, in the format of the file's extension.
 
 Pillow writes 8 bits, `imagecodecs` PNG of 16 bits, `tifffile` TIFF of more than 8 bits. Large
 pictures are written in bands of rows: all their pixels need never be in memory at once.
@@ -26,12 +26,12 @@ from util.files import replacing
 from .reading import EXIF_TEXTS, TIFF, as_stored, package
 from .values import change_depth
 
-# --output_format: ending of the files
+# extensions of the files, by --output_format
 FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 
 
 def check_writable(ending: str, channels: int, dtype: np.dtype | type) -> None:
-    """Raise UserError where files of this ending can't hold such a picture."""
+    """Raise UserError if files of this extension can't hold such a picture."""
     dtype = np.dtype(dtype)
     able = {
         ".npy": True,
@@ -48,12 +48,12 @@ def check_writable(ending: str, channels: int, dtype: np.dtype | type) -> None:
 
 
 def holds_alpha(ending: str) -> bool:
-    """Whether transparency can be written to files of this ending."""
+    """Whether transparency can be written to files of this extension."""
     return ending in (".png", ".webp", ".avif", ".heic", ".heif", *TIFF)
 
 
 def fits_profile(info: dict[str, Any], channels: int) -> bool:
-    """Whether a colour profile is for so many channels: one for CMYK does not fit RGB."""
+    """Whether the colour profile in `info` fits the channels: one for CMYK does not fit RGB."""
     return info.get("icc_profile", b"")[16:20] == (b"GRAY" if channels == 1 else b"RGB ")
 
 
@@ -63,7 +63,7 @@ def write_picture(
     alpha: np.ndarray | None = None,
     info: dict[str, Any] | None = None,
 ) -> None:
-    """Write pixels (H, W, C) by the ending of `path`; see `write_bands`."""
+    """Write pixels (H, W, C) in the format of the extension of `path`; see `write_bands`."""
     write_bands(path, [pixels], pixels.shape, pixels.dtype, alpha, info)
 
 
@@ -79,8 +79,8 @@ def write_bands(
     """Write a picture of `shape` (H, W, C) that comes in bands of rows (h, W, C), top to bottom.
 
     `path` is the old file or the whole new one, never a part. Transparency and metadata (`info` of
-    `Picture`) that the format can't hold are left out. Raises UserError where it can't hold the
-    pixels. `opaque` is the largest value of alpha; None: that of its type.
+    `Picture`) that the format can't hold are left out. Raises UserError if it can't hold the
+    pixels. `opaque` is the alpha value that means opaque; None: the maximum of its type.
     """
     ending = Path(path).suffix.lower()
     height, width, channels = shape
@@ -113,7 +113,7 @@ def _whole(
     shape: tuple[int, ...],
     dtype: np.dtype | type,
 ) -> Iterator[np.ndarray]:
-    """All bands as one array; of several it is mapped from a temporary file beside `path`."""
+    """All bands as one array; several are memory-mapped from a temporary file beside `path`."""
     bands = iter(bands)
     first = next(bands)
     if len(first) == shape[0]:
@@ -142,7 +142,7 @@ def _pillow_can(shape: tuple[int, ...], dtype: np.dtype | type, alpha: bool) -> 
 
 
 def _plane(array: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, C), without the axis of channels if there is one channel."""
+    """Pixels (H, W, C), without the channel axis if there is only one channel."""
     return array[..., 0] if array.shape[2] == 1 else array
 
 
@@ -159,7 +159,7 @@ def _write_pillow(path: Path, array: np.ndarray, info: dict[str, Any]) -> None:
     except OSError as e:
         size = f"{array.shape[1]}x{array.shape[0]}"
         raise UserError(f"{path.suffix[1:]} can't hold {size} pixels: {e}") from e
-    path.write_bytes(encoded.getvalue())  # not by libtiff, which does not say what the disk said
+    path.write_bytes(encoded.getvalue())  # not by libtiff, which hides the system's error
 
 
 def _exif_texts(info: dict[str, Any]) -> Image.Exif:
@@ -193,7 +193,7 @@ def _write_tiff(path: Path, array: np.ndarray, alpha: bool, info: dict[str, Any]
 def _write_png(path: Path, array: np.ndarray, info: dict[str, Any]) -> None:
     codecs = package("imagecodecs", "PNG of 16 bits, or of more than 16 million pixels,")
     data = memoryview(codecs.png_encode(_plane(array)))
-    header = 33  # bytes; metadata comes behind it
+    header = 33  # bytes; metadata comes after it
     with open(path, "wb") as file:
         file.write(data[:header])
         if "icc_profile" in info:
