@@ -3,10 +3,10 @@
     python test.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
     python test.py --dataroot ./datasets/maps/testA --name maps_cyclegan --model test
     python test.py --dataroot ./photos --name maps_cyclegan --model test --only_outputs
-    torchrun --nproc_per_node=4 test.py ...    (on four GPUs, each with a part of the pictures)
+    torchrun --nproc_per_node=4 test.py ...    (four GPUs, each with a share of the pictures)
 
-Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`, or with `--only_outputs` to that
-folder under the names of the inputs. See options/ for all the options.
+Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`; with `--only_outputs`, there is no
+page, and the folder gets the pictures under the names of the inputs. See options/ for all options.
 """
 
 from util.errors import end_quietly_on_interrupt
@@ -68,7 +68,7 @@ def main() -> None:
         translate_files(opt, model, paths, web_dir)
     else:
         try:
-            # also after an error, which would leave worker processes behind
+            # closed after an error too, or worker processes would be left behind
             with contextlib.closing(dataset):
                 write_page(
                     opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}"
@@ -110,7 +110,7 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
                 done += 1
                 number, name = names.next(path)
                 files = [os.fsencode(f"{Path(name).name}_{label}.png") for label in visuals]
-                if max(map(len, files), default=0) > 255:  # bytes, which file systems allow
+                if max(map(len, files), default=0) > 255:  # the limit of file systems, in bytes
                     warn(f"{path} is left out: the names of its results would be too long")
                     continue
                 own_visuals = {k: picture_of(v, i, len(paths)) for k, v in visuals.items()}
@@ -157,9 +157,9 @@ def picture_of(visual: Any, i: int, batch: int) -> Any:
 
 
 def translate_files(opt, model, paths: list[str], out: Path) -> None:
-    """Translate a folder to files of the same names; ends with exit code 1 if some failed.
+    """Translate a folder, keeping the pictures' names; exits with code 1 if any picture failed.
 
-    With `--skip_broken`, pictures that can't be read are no failure.
+    With `--skip_broken`, pictures that can't be read do not count as failures.
     """
     weights = model.weights_file(model.load_suffix(), model.model_names[0])
     value_range = tuple(opt.value_range) if opt.value_range else None
@@ -179,7 +179,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     existing = f" ({len(paths) - len(jobs)} already exist)" if opt.skip_existing else ""
     jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
     mark_as_results(out)
-    # the jobs of rank 0: another rank may already have written results when this one lists them
+    # use rank 0's list on all ranks: a later one would skip what others have just written
     jobs = distributed.broadcast_object(jobs)
     print(f"translating {len(jobs)} of {len(paths)} pictures{existing}")
     parts = distributed.all_gather_object(work.run(distributed.shard(jobs)))
@@ -192,7 +192,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
             print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr, flush=True)
         # torchrun ends all processes when one fails: wait until all are done
         distributed.barrier()
-        # what can't be written or computed is an error in any case
+        # failing to compute or write is an error even with --skip_broken
         if not (opt.skip_broken and all(r.startswith(UNREADABLE) for _, r in failed)):
             sys.exit(1)
 

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node=4 train.py ...    (on four GPUs, see docs/distributed.md)
 
 Weights, losses and pages go to `<checkpoints_dir>/<name>`. The same command with --continue_train
-resumes a training that was stopped or killed. See options/ for all options.
+resumes a run that was stopped or killed. See options/ for all options.
 """
 
 from util.errors import end_quietly_on_interrupt
@@ -37,7 +37,7 @@ def main() -> None:
     options = TrainOptions()
     launch.one_process_per_gpu(options)
     opt = options.parse(save=False)
-    opt.least_size = least_size(opt)  # of pictures, for --preprocess none
+    opt.least_size = least_size(opt)  # of images that are not resized: --preprocess none
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
     images = len(dataset) * (opt.n_epochs + opt.n_epochs_decay)
@@ -48,7 +48,7 @@ def main() -> None:
     with TrainingRun(opt, model, dataset) as run:
         model.setup(opt)
         contiguous_gradients(model.networks().values())
-        at = run.resume()  # the position: epoch, images seen in it, images seen in all
+        at = run.resume()  # the position: epoch, images seen in it and in total
         validation.resume(at)
         last_epoch = opt.n_epochs + opt.n_epochs_decay
         if at.epoch > last_epoch:
@@ -82,7 +82,7 @@ def train(
 ) -> bool:
     """Train from `at` to the last epoch; returns whether a signal or --max_hours stopped it.
 
-    `begin` is called when the first iteration is done.
+    `begin` is called after every iteration; only its first call has an effect.
     """
     last_epoch = opt.n_epochs + opt.n_epochs_decay
     images_per_iteration = opt.batch_size * distributed.world_size()
@@ -116,14 +116,14 @@ def train(
                 run.save("latest", position=at)
                 return True
 
-        begin()  # an epoch that is resumed at its end has no iteration
+        begin()  # an epoch resumed at its end runs no iteration
         should_stop = functools.partial(run.stop.is_urgent, begun < at.total_iters)
-        if validation.end_epoch(at, visualizer, should_stop):  # --continue_train starts it again
+        if validation.end_epoch(at, visualizer, should_stop):  # stopped: to be repeated on resume
             run.save("latest", position=at)
             return run.stop.on_any_rank()
         model.update_learning_rate()
         at.next_epoch()
-        # not only in the next iteration: loading processes end a minute after a signal
+        # before the next iteration too: data loading workers exit a minute after a signal
         stopped = run.stop.on_any_rank() and begun < at.total_iters and epoch < last_epoch
         if epoch % opt.save_epoch_freq == 0 or epoch == last_epoch:
             say(f"saving the model at the end of epoch {epoch}, iters {at.total_iters}")

@@ -1,1 +1,1 @@
-"""The command line: `TrainOptions` and `TestOptions` over what `BaseOptions` has for both."""
+"""The command line: `TrainOptions` and `TestOptions`, which extend `BaseOptions`."""

@@ -49,7 +49,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} [%(default)s]"
 
 
-# names in the original of 2017 and 2018, and of now
+# option names in the original code of 2017 and 2018, and what they are called now
 RENAMED = {
     "batchSize": "batch_size",
     "display_single_pane_ncols": "display_ncols",
@@ -79,11 +79,11 @@ class BaseOptions:
     """
 
     isTrain = False
-    # the order of --help; groups of models and datasets come after "model"
+    # the order in --help; groups that models and datasets add come after "model"
     GROUPS = ("basic", "data", "model")
     SAVES = "which weights"  # the group of --epoch
     DESCRIPTION, EXAMPLES = "", ""
-    PARSER = OneLineParser  # another one for options that do not come from a command line
+    PARSER = OneLineParser  # replaced for options that do not come from a command line
 
     def __init__(self, cmd_line: str | Sequence[str] | None = None):
         """`cmd_line`, a string or a list of words, replaces the arguments of the program."""
@@ -131,7 +131,7 @@ class BaseOptions:
         return opt
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
-        """A hint for an unknown option: which models have it, or what is spelled like it."""
+        """A hint for an unknown option: the models that have it, or an option spelled like it."""
         having = []
         for name in find_class.names(models.__name__, "model"):
             with contextlib.suppress(Exception):  # another model's file may be half written
@@ -144,7 +144,7 @@ class BaseOptions:
         return f"; did you mean {close[0]}?" if close else f" of --model {model}"
 
     def _extended(self, parser: argparse.ArgumentParser, setter: Callable) -> Any:
-        """The parser with what the `modify_commandline_options` of a class adds."""
+        """The parser, extended by the `modify_commandline_options` of a class."""
         where = f"{setter.__qualname__} in {setter.__module__.replace('.', '/')}.py"
         try:
             extended = setter(parser, self.isTrain)
@@ -155,7 +155,7 @@ class BaseOptions:
             ) from e
         if not isinstance(extended, argparse.ArgumentParser):
             raise UserError(f"{where} returns {extended}: it must end with `return parser`")
-        for old in RENAMED.keys() & extended._defaults.keys():  # of a file for an older code
+        for old in RENAMED.keys() & extended._defaults.keys():  # set for older code
             name, _, value = RENAMED[old].partition(" ")
             extended.set_defaults(**{name: value or extended._defaults[old]})
         return extended
@@ -207,7 +207,7 @@ class BaseOptions:
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         """Set the architecture that the experiment was trained with, and print what was set."""
         names = self.restored_names(opt)
-        # without anything saved the options are those of a run that failed early
+        # without saved weights, the options were left by a run that failed early
         folder = Path(opt.checkpoints_dir) / opt.name
         if names and next(folder.glob("[!.]*.pth"), None) is not None:
             changed = restore(opt, self.parser, names, explicit, self.saved)
@@ -219,9 +219,9 @@ class BaseOptions:
         """Parse and check the options, and seed all random sources with `--seed`.
 
         `save` also prints them and writes them to the experiment's folder. train.py and test.py do
-        that later, after they have found data and model.
+        that later, once they have found the data and the model.
         """
-        distributed.init_process_group()  # for programs that know nothing of `process_group`
+        distributed.init_process_group()  # for programs that do not use `process_group`
         opt = self.gather_options()
         opt.isTrain = self.isTrain
         explicit = self.explicit_options()
@@ -232,7 +232,7 @@ class BaseOptions:
         self.restore_saved(opt, explicit)
         if opt.seed is None:
             opt.seed = new_seed()
-        # random values, and those from files that may be missing on other machines
+        # drawn at random, or read from files that other machines may not have
         names = {"seed", "continue_train", "epoch", "load_iter", *self.restored_names(opt)}
         shared = {name: getattr(opt, name) for name in names if hasattr(opt, name)}
         vars(opt).update(distributed.broadcast_object(shared, src=distributed.source_rank()))
@@ -261,10 +261,10 @@ class BaseOptions:
             self.parser.error(f"--suffix '{opt.suffix}': {e}")
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        """Apply `--fast`, `--compile` and `--cuda_graphs` as the device allows, and print that."""
+        """Set `--fast`, `--compile` and `--cuda_graphs` as the device allows, and say so."""
         if opt.fast:
             print(f"--fast stands for {' '.join(choose_fast(opt, opt.device, explicit))}")
-        decided_later = opt.fast and "compile" not in explicit  # when the pictures are counted
+        decided_later = opt.fast and "compile" not in explicit  # once the pictures are counted
         if opt.compile and not decided_later:
             self._compile_unless(opt, why_not_compile(opt, opt.device))
         if opt.device.type == "cpu" and (hint := hint_for_busy_cores()):
@@ -280,11 +280,11 @@ class BaseOptions:
     ) -> None:
         """With `--fast`, turn `--compile` off where it does not save time.
 
-        That is for too few `pictures` in all, and where `trial()` says why not.
+        That is with too few `pictures` in total, or if `trial()` returns a reason not to.
         """
         if opt.fast and opt.compile and "compile" not in self.explicit_options():
             reason = too_few_to_compile(opt, pictures) or why_not_compile(opt, opt.device)
-            # of any process: they compute alike
+            # one rank's reason counts for all: they must compute alike
             reason = next(filter(None, distributed.all_gather_object(reason)), None)
             self._compile_unless(opt, reason or trial())
             opt.cuda_graphs = opt.cuda_graphs and not why_not_graphs(opt, opt.device)
@@ -299,7 +299,7 @@ class BaseOptions:
             opt.compile = False
 
     def table(self, opt: argparse.Namespace) -> str:
-        """All options, a line each, with the default where it differs."""
+        """All options, one per line, each with its default where it differs."""
         lines = ["----------------- Options ---------------"]
         for name, value in sorted(vars(opt).items()):
             default = self.parser.get_default(name)
@@ -313,18 +313,18 @@ class BaseOptions:
         print(self.message)
         if not distributed.is_main():
             return
-        # not `--phase`, which is the part of the data: `test.py --phase train` is no training
+        # not `--phase`, which selects the data: `test.py --phase train` does not train
         phase = "train" if self.isTrain else "test"
         write_saved_options(Path(opt.checkpoints_dir) / opt.name, self.message, phase)
 
 
 def _name(word: str) -> str:
-    """The name of an option, of `--name` and `--name=value`."""
+    """The name in `--option` or `--option=value`; empty for any other word."""
     return word.removeprefix("--").partition("=")[0] if word.startswith("--") else ""
 
 
 def _renamed(words: list[str], unknown: list[str]) -> list[str]:
-    """A command line for the original of 2017 and 2018 in the names of now."""
+    """Replace the option names of 2017 and 2018 in a command line with the current ones."""
     found: list[str] = []
     for word in words:
         new = RENAMED.get(_name(word)) if word in unknown else None

@@ -13,7 +13,7 @@ from .test_options import TestOptions
 
 
 class EvaluateOptions(TestOptions):
-    """As `TestOptions`, but for all pictures, and the model defaults to the one of the training."""
+    """`TestOptions` that default to all pictures, and to the `--model` of the training."""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
@@ -37,7 +37,7 @@ class EvaluateOptions(TestOptions):
         return opt
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        # the process that computes reads the pictures too: no cores are set apart for that
+        # the process that computes also reads the pictures: no cores are reserved for that
         super().choose_speed(opt, explicit | {"num_threads"})
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
@@ -49,7 +49,7 @@ class EvaluateOptions(TestOptions):
 
 
 def add_weights(group: argparse._ArgumentGroup) -> None:
-    """Add the weight files of the networks of FID, KID and LPIPS."""
+    """Add the options that name the weight files of the FID, KID and LPIPS networks."""
     add = group.add_argument
     add(
         "--inception_weights", metavar="FILE", help="Inception weights for FID and KID [downloaded]"

@@ -18,13 +18,13 @@ def restore(
     explicit: set[str],
     saved: dict[str, str],
 ) -> dict[str, Any]:
-    """Set the options of these names that are not given to what is saved; returns the changes.
+    """Set options in `names` that are not `explicit` to their saved values; returns the changes.
 
-    What the parser would not take is left as it is.
+    Saved values that the parser would reject are ignored.
     """
     against = "direction" in explicit and opt.direction != saved.get("direction")
     if opt.model == "test" and saved.get("model") in ("cycle_gan", "dcl") and against:
-        # the generator for the other direction: channels change places
+        # the generator of the other direction: input and output channels swap
         channels = saved.get("input_nc", ""), saved.get("output_nc", "")
         saved = {**saved, "output_nc": channels[0], "input_nc": channels[1]}
     elif against and opt.model != "test" and "direction" in saved and distributed.is_main():
@@ -57,7 +57,7 @@ def _value(action: argparse.Action, text: str) -> Any:
 
 
 def warn_of_dropped(opt: argparse.Namespace, names: Iterable[str], saved: dict[str, str]) -> None:
-    """Warn of options of these names that the training had and that are not given any more."""
+    """Warn of options in `names` that the training was given and this command line lacks."""
     now = {name: str(getattr(opt, name)) for name in sorted(names) if name in saved}
     dropped = [name for name, value in now.items() if value != saved[name]]
     if dropped and distributed.is_main():

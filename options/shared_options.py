@@ -1,4 +1,4 @@
-"""The options that training and testing share, by the groups of --help."""
+"""The options that training and testing share, grouped as in --help."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def group(parser: argparse.ArgumentParser, title: str) -> argparse._ArgumentGrou
 
 
 def add_all(parser: argparse.ArgumentParser, saves: str) -> None:
-    """Add them all; `saves` is the title of the group of `--epoch` and `--load_iter`."""
+    """Add all of them; `saves` is the title of the group of `--epoch` and `--load_iter`."""
     for add in (add_basic, add_model, add_speed, add_data):
         add(parser)
     add_saves(parser, saves)
@@ -119,8 +119,8 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
         default="auto",
         const="on",
         choices=("auto", "on", "off"),
-        help="CUDA graphs; auto: replay iterations of models that are recordable; on: else "
-        "record compiled networks; off: none",
+        help="CUDA graphs; auto: of iterations, for models that allow it; on: otherwise of "
+        "compiled networks; off: none",
     )
     add(
         "--batch_passes",

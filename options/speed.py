@@ -1,4 +1,4 @@
-"""What `--fast`, `--compile` and `--cuda_graphs` come to on this machine."""
+"""What `--fast` selects on this machine, and whether `--compile` and `--cuda_graphs` work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from models.speed.iterations import why_not_recorded
 from util import distributed
 from util.errors import first_line
 
-# Pictures from which on compiling saves more time than it takes, by `isTrain`: it takes about a
-# minute, and makes an iteration 20 to 50 ms shorter.
+# The number of pictures, by `isTrain`, from which compiling saves more time than it takes: it takes
+# about a minute, and saves 20 to 50 ms per iteration.
 COMPILING_PAYS = {True: 3000, False: 20000}
-# Where iterations are recorded in any case, it makes those of CycleGAN 15 ms shorter.
+# The same where iterations are recorded anyway: there it saves 15 ms per CycleGAN iteration.
 PAYS_WHERE_RECORDED = 10000
 
 
@@ -26,7 +26,7 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         chosen["precision"] = "bf16" if bf16 else "fp16"
         chosen["compile"] = chosen["channels_last"] = True
-        # Not yet tried with fp16 or several processes; batches that are added up exclude them.
+        # not yet tried with fp16 or several processes, and not possible with --accumulate
         alone = distributed.world_size() == 1 and getattr(opt, "accumulate", 1) == 1
         if opt.isTrain and bf16 and alone:
             chosen["cuda_graphs"] = "on"
@@ -57,12 +57,12 @@ def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:
 
 
 def hint_for_busy_cores() -> str | None:
-    """What helps on a CPU that other programs use as well; None if nothing is needed.
+    """A hint for a CPU that other programs use as well; None if there is no need for one.
 
-    Threads that wait for each other spin, which is fastest where all cores are theirs. Where they
-    are not, the one that is waited for gets no core.
+    Threads that wait for each other spin, which is fastest if they have all cores to themselves.
+    Otherwise they take cores that the thread they wait for needs.
     """
-    cores = os.cpu_count() or 1  # the load is that of the whole machine
+    cores = os.cpu_count() or 1  # of the whole machine, as is the load
     known = hasattr(os, "getloadavg") and "OMP_WAIT_POLICY" not in os.environ
     if not known or torch.get_num_threads() == 1 or os.getloadavg()[0] < 0.75 * cores:
         return None
@@ -89,7 +89,7 @@ def why_not_compile(opt: argparse.Namespace, device: torch.device) -> str | None
         return f"--preprocess {opt.preprocess} gives pictures of many sizes"
     try:
         torch.compile(lambda x: (x * 2 + 1).relu())(torch.ones(8, device=device))
-    except Exception as e:  # whatever the compiler and what it calls raise
+    except Exception as e:  # the compiler, and the tools that it calls, may raise anything
         return f"the compiler does not work here ({first_line(e)[:120]})"
     return None
 
@@ -99,7 +99,7 @@ def why_not_graphs(
 ) -> str | None:
     """Why `--cuda_graphs` does not work here; None if it does.
 
-    With `networks`, those of compiled networks will do where iterations can't be recorded.
+    With `networks`, graphs of compiled networks will do where iterations can't be recorded.
     """
     if device.type != "cuda":
         return "it needs a CUDA device"

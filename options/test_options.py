@@ -29,9 +29,9 @@ def picture_count(text: str) -> int | float:
 def share_cores(cores: int, computing: int, wanted: int) -> tuple[int, int]:
     """On a CPU: how many threads read and write pictures, and how many compute.
 
-    Threads that compute an operator wait for each other at its end. A thread that shares its core
-    with a decoder holds up all of them: that took two to three times as long as one after the
-    other.
+    Threads that compute an operator wait for each other at its end, so one that shares its core
+    with a decoder holds up all of them: this took two to three times as long as decoding first and
+    computing then.
     """
     if computing < cores:  # the user has limited the threads that compute
         return min(wanted, cores - computing), computing
@@ -139,7 +139,7 @@ options of another model: python test.py --model pix2pix --help"""
             wanted = opt.num_threads
             opt.num_threads, computing = share_cores(cores, torch.get_num_threads(), wanted)
             torch.set_num_threads(computing)
-        elif opt.device.type == "cuda":  # as many as keep up with it
+        elif opt.device.type == "cuda":  # enough to keep up with the GPU
             opt.num_threads = max(opt.num_threads, min(8, cores // 2))
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:
@@ -160,9 +160,9 @@ options of another model: python test.py --model pix2pix --help"""
         super().validate(opt, explicit)
         for name in ("tile_overlap", "tile_mode", "tile_memory", "tile_scratch"):
             if name in explicit and not opt.tile:
-                self.parser.error(f"--{name} needs --tile, the size of the parts: as --tile 512")
+                self.parser.error(f"--{name} needs --tile, the size of a tile, such as --tile 512")
         if opt.tile_scratch and not Path(opt.tile_scratch).is_dir():
-            # now: later only a picture that needs it would fail
+            # checked here: later, only the pictures that need it would fail
             self.parser.error(f"--tile_scratch {opt.tile_scratch} is not a folder")
         if opt.tile and (opt.tile_overlap or 0) >= opt.tile:
             self.parser.error(f"--tile_overlap {opt.tile_overlap} is not below --tile {opt.tile}")
@@ -170,7 +170,7 @@ options of another model: python test.py --model pix2pix --help"""
             self.parser.error(f"--only_outputs needs --model test, not {opt.model}")
         for name in ("output_format", "skip_existing"):
             if name in explicit and not opt.only_outputs:
-                self.parser.error(f"--{name} needs --only_outputs: a page shows PNG, all of them")
+                self.parser.error(f"--{name} needs --only_outputs: a page shows all results as PNG")
         if opt.aspect_ratio == 0:
             self.parser.error("--aspect_ratio 0 must be above 0")
 
@@ -185,14 +185,14 @@ options of another model: python test.py --model pix2pix --help"""
             wanted = ["testB", "testA"] if opt.direction == "BtoA" else ["testA", "testB"]
             one = next((name for name in [*wanted, "test"] if name in parts), parts[0])
             found.append(
-                f"the pictures of {', '.join(parts)} are all taken; for those of one alone: "
+                f"the pictures of {', '.join(parts)} are all read; to read those of one alone: "
                 f"--dataroot {Path(opt.dataroot) / one}"
             )
         before = read_saved_options(Path(opt.checkpoints_dir) / opt.name, "test")
         names = ("phase", "epoch", "load_iter")
         again = all(before.get(n) == str(getattr(opt, n)) for n in names)
         if again and opt.only_outputs:
-            # --skip_existing goes by names alone, so these would pass for results of this run
+            # --skip_existing compares names only, so these would pass for results of this run
             was = before.get("direction", opt.direction)
             place = ("results_dir", "only_outputs")
             there = all(before.get(n) == str(getattr(opt, n)) for n in place)
