@@ -8,15 +8,15 @@
     python scripts/benchmark.py --dataroot ./datasets/maps   with its pictures, loading included
     python scripts/benchmark.py --translate 2000             a folder of that many pictures
     python scripts/benchmark.py --loader --dataroot ./datasets/maps
-    python scripts/benchmark.py --distributed 1,2,4          processes, a GPU each
+    python scripts/benchmark.py --distributed 1,2,4          processes, one GPU each
 
-All other options are those of train.py and hold for every setting. Each setting lives in a process
-of its own; they take turns, one at a time, so that what changes on the machine meets all of them.
+All other options are those of train.py and apply to every setting. Each setting has a process of
+its own; they take turns, one at a time, so that changes on the machine affect all settings alike.
 Pictures are random and in memory unless --dataroot is given.
 
-The setting `plain` computes as the original does: eager, float32 with the TF32 that cuDNN takes by
-default, NCHW, each pass by itself, ReLUs in place, an optimizer that is not fused, no guard, no
-cache, an ordinary loader. What is timed, and how, is in scripts/measuring.py.
+The setting `plain` computes as the original does: eager, float32 with cuDNN's default TF32, NCHW,
+passes not merged, ReLUs in place, an optimizer that is not fused, no guard against NaN, no cache of
+pictures, an ordinary DataLoader. scripts/measuring.py defines what is timed, and how.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from util.errors import end_quietly_on_interrupt
 
-end_quietly_on_interrupt()  # in front of the imports that take seconds
+end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import argparse
 import contextlib
@@ -91,7 +91,7 @@ def own_setting(text: str) -> tuple[str, str]:
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
-    """What was asked for, with all `settings` by name, and the options for train.py or test.py."""
+    """The arguments, with `settings` as flags by name, and the options for train.py or test.py."""
     parser = OneLineParser(
         description=(__doc__ or "").split("\n\n")[0],
         epilog="All other options are those of train.py (with --translate: test.py).",
@@ -104,7 +104,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     own = {"action": "append", "default": [], "type": own_setting, "metavar": "NAME=FLAGS"}
     add("--set", **own, help="a setting of your own")
     sizes = {"type": numbers(""), "default": "1"}
-    add("--batch_sizes", **sizes, help="one after the other, as 1,16 [%(default)s]")
+    add("--batch_sizes", **sizes, help="one after the other, such as 1,16 [%(default)s]")
     add("--size", type=count, default=256, help="width and height of pictures [%(default)s]")
     add("--dataroot", default="", help="a data set; random pictures in memory if not given")
     add("--rounds", type=count, default=5, help="turns of each setting [%(default)s]")
@@ -114,7 +114,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     folder = {"type": whole_number(0), "default": 0, "metavar": "N"}
     add("--translate", **folder, help="test.py on a folder of N pictures; its start counts too")
     processes = {"type": numbers(" of processes"), "default": [], "metavar": "1,2,..."}
-    add("--distributed", **processes, help="train with so many processes")
+    add("--distributed", **processes, help="train with these numbers of processes")
     add("--as_rank", default="", help=argparse.SUPPRESS)
     add("--profile", default="", metavar="FOLDER", help="traces, heaviest operators, launches")
     add("--json", default="", metavar="FILE", help="write all figures there")
@@ -134,8 +134,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 # ------------------------------------------------------------------------------------- comparisons
 def compare(given: argparse.Namespace, kind: type, words: list[str], batch: int) -> dict[str, Any]:
-    """Measure all settings in turns; print a table, and return the figures."""
-    # fused kernels on a CPU show in a profile only if compiled with this
+    """Measure all settings in turn; print a table, and return the figures."""
+    # fused CPU kernels appear in a profile only if compiled with this
     environment = {"TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE": "1"} if given.profile else {}
     subjects = []
     for name, flags in given.settings.items():
@@ -175,7 +175,7 @@ def compare(given: argparse.Namespace, kind: type, words: list[str], batch: int)
 def summary(
     subject: Subject, base: list[float], flops: float, peak: float | None, batch: int
 ) -> dict[str, Any]:
-    """The figures of one setting; `flops` per image; `base`: the rates to compare with."""
+    """The figures of one setting; `flops` are per image, `base` are the rates to compare with."""
     result, rates = subject.result, subject.rates
     result["tflop_an_image"] = result.pop("flops", 0) / batch / 1e12
     result |= {"failed": subject.failed, "rates": rates}
@@ -190,7 +190,7 @@ def summary(
 
 
 def scale(given: argparse.Namespace, words: list[str], batch: int, folder: Path) -> dict[str, Any]:
-    """Train with each number of processes in turns, a batch for each; print a table."""
+    """Train with each number of processes in turn, with a batch per process; print a table."""
     found: dict[int, list[dict[str, float]]] = {n: [] for n in given.distributed}
     file = folder / "found.json"
     mode = ["--as_rank", str(file), "--warm_up", str(given.warm_up)]
@@ -219,14 +219,14 @@ def scale(given: argparse.Namespace, words: list[str], batch: int, folder: Path)
 
 # ------------------------------------------------------------------------------------------ reports
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of Markdown."""
+    """Print a Markdown table."""
     print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         print(f"| {' | '.join(row)} |")
 
 
 def print_comparison(found: dict[str, Any], kind: type) -> None:
-    """One line a setting."""
+    """Print a table with a row per setting."""
     title, peak = f"batch {found['batch_size']}", found["bf16_matmul_tflops"]
     first = found["settings"][0]["setting"]
     columns = ["setting", kind.unit, "from - to", f"ratio to {first}"]
@@ -264,14 +264,14 @@ def trace_file(folder: str, name: str, batch: int) -> str:
 
 
 def print_profile(subject: Subject, trace: str) -> None:
-    """The launches of an iteration, and its slowest operators."""
+    """Print the launches of an iteration, and its slowest operators."""
     counts = [f"{n} {what.replace('_', ' ')}" for what, n in subject.result["launched"].items()]
     print(f"\n{subject.name}, trace in {trace}; an iteration: {', '.join(counts)}")
     print(subject.result.pop("heaviest"))
 
 
 def machine() -> dict[str, Any]:
-    """The machine and versions of the measurement."""
+    """The machine, the versions and the date of the measurements."""
     about = {
         "date": date.today().isoformat(),
         "python": platform.python_version(),
@@ -295,7 +295,7 @@ def machine() -> dict[str, Any]:
 
 # -------------------------------------------------------------------------------------------- main
 def folder_to_translate(given: argparse.Namespace, words: list[str], folder: Path) -> list[str]:
-    """Options for test.py, with a folder of pictures and an untrained network."""
+    """Make a folder of pictures and an untrained network; returns the options for test.py."""
     pictures = folder / "pictures"
     pictures.mkdir()
     random = np.random.default_rng(0)
@@ -331,14 +331,14 @@ def main() -> None:
         kind: type = Loading if given.loader else Training
         if given.translate:
             kind, words = Translating, folder_to_translate(given, words, folder)
-            # test.py knows no cache
+            # test.py has no cache
             given.settings = {
                 name: flags.replace("--cache_images off", "")
                 for name, flags in given.settings.items()
             }
         else:
             words = ["--display_id", "0", *words]
-            if not given.distributed:  # the processes are given it by itself
+            if not given.distributed:  # `scale` adds it
                 words += ["--dataroot", given.dataroot or "."]
             if not given.dataroot:
                 size = str(given.size)

@@ -4,8 +4,8 @@
     python scripts/check_dataset.py --dataroot ./datasets/maps
     python scripts/check_dataset.py --dataroot ./datasets/facades --model pix2pix --phase train
 
-Takes the options of train.py. Exit code 1 if training would stop at something, 0 if not, 2 for a
-wrong command line.
+Takes the options of train.py. Exit code 1 if something would stop training, 0 if not, 2 for a wrong
+command line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.errors import end_quietly_on_interrupt
 
-end_quietly_on_interrupt()  # in front of the imports that take seconds
+end_quietly_on_interrupt()  # before the imports, which take seconds
 
 from data.check import check, report
 from models.adversarial import least_size
@@ -29,7 +29,7 @@ from util.errors import one_line_errors
 
 
 class CheckOptions(TrainOptions):
-    """The options of training, of which those that load pictures matter."""
+    """The options of training; only those that load pictures matter."""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
@@ -41,7 +41,7 @@ class CheckOptions(TrainOptions):
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, print, and return the exit code."""
     opt = CheckOptions(argv).gather_options()
-    opt.least_size = least_size(opt)  # of pictures, for --preprocess none
+    opt.least_size = least_size(opt)  # of images that are not resized: --preprocess none
     found = check(opt)
     print(report(found, opt.all))
     return 1 if found.problems else 0

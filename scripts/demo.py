@@ -3,8 +3,8 @@
 
     python scripts/demo.py --name maps_cyclegan
 
-Listens on 127.0.0.1 unless --host says otherwise, and asks nothing of other machines. Needs the
-package gradio, which nothing else here does: `bash scripts/setup.sh --demo` puts it into
+Listens on 127.0.0.1 unless --host says otherwise, and requests nothing from other machines. Needs
+the package gradio, which nothing else here needs: `bash scripts/setup.sh --demo` installs it into
 .venv/demo, where it is found.
 """
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from util.errors import end_quietly_on_interrupt
 
-end_quietly_on_interrupt()  # in front of the imports that take seconds
+end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import numpy as np
 import torch
@@ -43,9 +43,9 @@ from util.run.saved_options import read_saved_options
 from util.run.weight_files import load_weights
 
 HEIGHT = 340  # pixels of input and output on the page
-PHONE = 320  # input and output are at least this wide, one below the other where need be
-# small pictures are shown as large as others, where gradio keeps their pixels; and the output as
-# large as the input, which has a row of buttons below it
+PHONE = 320  # least width of input and output, which are stacked on narrow screens
+# small pictures are enlarged, which gradio does not do; and the output gets the size of the input,
+# which has a row of buttons below it
 CSS = """
 #input img, #output img { width: 100%; height: 100%; object-fit: contain; }
 #output img { height: calc(100% - 40px); margin-bottom: 40px; }
@@ -95,14 +95,14 @@ def shrunk(pixels: np.ndarray, largest: int) -> np.ndarray:
     x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None]
     x = torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
     values = x[0].permute(1, 2, 0).numpy()
-    values = values.clip(pixels.min(), pixels.max())  # which bicubic weights pass at edges
+    values = values.clip(pixels.min(), pixels.max())  # bicubic weights overshoot at edges
     return (values.round() if pixels.dtype.kind in "ui" else values).astype(pixels.dtype)
 
 
 def shown(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None) -> Image.Image:
     """Pixels (H, W, C) as a browser can show them: 8 bits, with transparency if there is any.
 
-    `known` are the values that become black and white; None: the ends of their type.
+    `known` are the values that become black and white; None: the limits of the dtype.
     """
     parts = [from_unit(to_unit(pixels, known), np.uint8)]
     if alpha is not None:
@@ -111,14 +111,14 @@ def shown(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None) -> 
 
 
 def told(error: Exception, given: str) -> str:
-    """An error about the picture `given`, in the words of the page."""
-    # it takes no range, and does not show the folder of uploads on this machine
+    """The message of an error about the picture `given`, adapted to the page."""
+    # the page has no --value_range, and must not show the folder of uploads on this machine
     here = "save 8 or 16 bits, or floats in [0, 1], or give --value_range to test.py"
     return str(error).replace(given, Path(given).name).replace(HOW_RANGE, here)
 
 
 def build(args: argparse.Namespace, gradio: Any) -> Any:
-    """The page."""
+    """The gradio page for an experiment."""
     folder = Path(args.checkpoints_dir) / args.name
     epochs, directions = choices(folder)
 
@@ -126,7 +126,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
     def generator(direction: str, epoch: str) -> Any:
         return load_generator(folder, direction, epoch, args.device, weights=args.weights)
 
-    first = generator(directions[0], epochs[0])  # fails before the page is there
+    first = generator(directions[0], epochs[0])  # fails before the page is served
     if not {first.input_nc, first.output_nc} <= {1, 3}:
         raise UserError(
             f"the page takes and shows grey or RGB, {args.name} goes from {first.input_nc} to "
@@ -155,11 +155,11 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
         return after, (before, after), said
 
     theme = gradio.themes.Default(
-        # no fonts from elsewhere
+        # system fonts only, none from the net
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
-    # pictures that were dropped here are deleted after an hour
+    # every 10 minutes, delete uploads older than an hour
     forget = (600, 3600)
     title = f"{args.name}: try it"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=forget) as page:
@@ -186,13 +186,13 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
                 height=HEIGHT,
                 elem_id="output",
             )
-        # gradio would convert it to 8 bits, and show the folder of uploads in its errors
+        # gradio would convert uploads to 8 bits, and show their folder in its errors
         source.preprocess = lambda upload: upload and upload.path
         said = gradio.Markdown(elem_id="said")
         slider = gradio.ImageSlider(
             type="pil", label="drag to compare", format="png", elem_id="compare"
         )
-        # not source.change, which comes twice for a second picture: gradio would write the result
+        # not source.change, which fires twice for a second picture: gradio would write the result
         # again while the browser reads it, and show a broken picture
         for change in (source.upload, source.clear, direction.change, epoch.change):
             change(translate, [source, direction, epoch], [output, slider, said], api_name=False)

@@ -4,8 +4,8 @@
     python scripts/evaluate.py --dataroot ./datasets/facades --name facades_pix2pix
     python scripts/evaluate.py --dataroot ./datasets/maps --name maps_cyclegan --phase val
 
-Takes the options of test.py. Writes `<results_dir>/<name>/<phase>_<epoch>/scores.json` and the
-table that it prints, `scores.txt`, beside it. See docs/scores.md for what each score is.
+Takes the options of test.py. Writes `<results_dir>/<name>/<phase>_<epoch>/scores.json` and, beside
+it, the printed table as `scores.txt`. docs/scores.md explains each score.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.errors import end_quietly_on_interrupt
 
-end_quietly_on_interrupt()  # in front of the imports that take seconds
+end_quietly_on_interrupt()  # before the imports, which take seconds
 
 from data import create_dataset
 from models.inference.testing import model_for_testing

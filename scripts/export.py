@@ -4,8 +4,8 @@
     python scripts/export.py --name maps_cyclegan --direction AtoB --format onnx
     python scripts/run_onnx.py checkpoints/maps_cyclegan/latest_AtoB.onnx PICTURES TRANSLATED
 
-The file takes any height, width and batch. It is run on the CPU before this program ends, and its
-output compared with PyTorch's; a file that differs is not left behind. See docs/export.md.
+The file takes any height, width and batch size. Before this program ends, it runs the file on the
+CPU and compares the output with PyTorch's; a file that differs is not kept. See docs/export.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from util.errors import end_quietly_on_interrupt
 
-end_quietly_on_interrupt()  # in front of the imports that take seconds
+end_quietly_on_interrupt()  # before the imports, which take seconds
 
 from models.ema import WEIGHTS
 from models.inference.export import ENDINGS, export_generator

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-# Operators that make a tensor or a view of one, and compute nothing.
+# operators that allocate a tensor and compute nothing
 NOTHING_COMPUTED = {"aten::empty", "aten::empty_strided", "aten::empty_like", "aten::resize_"}
 # calls of the CUDA runtime in which the processor waits for the GPU
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 def launched(events: Any) -> dict[str, int]:
-    """Launches of the operators in a profile.
+    """Counts of what a profile shows.
 
     - `operators`: innermost operators that compute something, which is about what a GPU is asked
-      to launch; fused ones of compiled networks count once
-    - `launches`: calls by which kernels and CUDA graphs were started, and `kernels` that ran
-    - `synchronizations`: waits for the GPU; on a CPU the reads of single values that would be ones
+      to launch; a fused operator of a compiled network counts once
+    - `launches`: calls that started kernels or CUDA graphs; `kernels`: those that ran
+    - `synchronizations`: waits for the GPU, and reads of single values, which wait for a GPU
     - `graph_breaks` and `graphs` of the compiler, since the process began
     """
     from torch._dynamo.utils import counters
@@ -34,7 +34,7 @@ def launched(events: Any) -> dict[str, int]:
         elif name in WAITS:
             found["synchronizations"] += 1
         elif name == "aten::_local_scalar_dense":
-            # an optimizer reads its step count, which is on the CPU
+            # optimizers read their step counts, which are on the CPU
             found["synchronizations"] += not _is_within(event, "Optimizer.step")
         elif not any("::" in child.name for child in event.cpu_children):
             found["operators"] += "cpp_fused" in name or "triton_" in name or _computes(name)
@@ -54,7 +54,7 @@ def _is_within(event: Any, name: str) -> bool:
 
 
 def _computes(name: str) -> bool:
-    """Whether an operator of this name computes: it is no view, and more than memory."""
+    """Whether an operator of this name computes, rather than making a view or allocating."""
     namespace, _, operator = name.partition("::")
     if not operator or name in NOTHING_COMPUTED:
         return False

@@ -1,7 +1,8 @@
 """The measurements of `benchmark.py`: training, loading, translating.
 
-The setting `plain` is the loop of the original: plain modules with ReLUs in place, torch's Adam as
-it comes, no guard, no cache, an ordinary loader, one picture after the other.
+The setting `plain` is the loop of the original: plain modules with ReLUs in place, torch's Adam at
+its defaults, no guard against NaN, no cache, an ordinary DataLoader, and a batch size of 1 when
+translating.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def relus_in_place(model: BaseModel) -> None:
 
 
 def torchs_adam(model: BaseModel, lr: float, beta1: float) -> None:
-    """Replace the optimizers of a model by torch's Adam with its own defaults."""
+    """Replace a model's Adam optimizers with torch's Adam at its own defaults."""
     for name, old in list(vars(model).items()):
         if isinstance(old, torch.optim.Adam):
             weights = [p for group in old.param_groups for p in group["params"]]
@@ -61,7 +62,7 @@ def torchs_adam(model: BaseModel, lr: float, beta1: float) -> None:
 
 
 def ordinary_loader(dataset: Any, opt: argparse.Namespace) -> DataLoader:
-    """Start the loading processes again in each epoch, and do not pin memory."""
+    """A DataLoader that restarts its workers in every epoch and does not pin memory."""
     workers = int(opt.num_threads)
     return DataLoader(dataset.dataset, opt.batch_size, shuffle=True, num_workers=workers)
 
@@ -83,7 +84,7 @@ class Training:
         if plain:
             relus_in_place(self.model)
             torchs_adam(self.model, opt.lr, opt.beta1)
-            # convolutions only, PyTorch's default
+            # TF32 in convolutions only, PyTorch's default
             torch.backends.cuda.matmul.allow_tf32 = False
         else:
             contiguous_gradients(self.model.networks().values())
@@ -136,7 +137,7 @@ class Training:
             torch.mps.synchronize()
 
     def warm_up(self, steps: int) -> dict[str, Any]:
-        """The first steps, which compile: their seconds, and the FLOPs of one iteration."""
+        """Run the first steps, which compile; returns their time and the FLOPs of an iteration."""
         start = time.perf_counter()
         for _ in range(steps):
             self.step()
@@ -154,13 +155,13 @@ class Training:
 
     def rate(self, seconds: float) -> float:
         """Images/s, over that many seconds and at least `LEAST_STEPS` iterations."""
-        self.step()  # after others have had their turn
+        self.step()  # not timed: it follows the turns of other settings
         self.wait()
         start, steps = time.perf_counter(), 0
         while steps < LEAST_STEPS or time.perf_counter() - start < seconds:
             self.step()
             steps += 1
-            if steps % 8 == 0:  # the clock is of no use where a GPU runs behind
+            if steps % 8 == 0:  # else the launches would run far ahead of the GPU
                 self.wait()
         self.wait()
         rate = steps * self.opt.batch_size / (time.perf_counter() - start)
@@ -168,7 +169,7 @@ class Training:
         return rate
 
     def details(self, trace: str = "") -> dict[str, Any]:
-        """Figures beside the rates: time by part, memory and, if a file is given, a trace."""
+        """Figures other than rates: time by part, peak memory and, given `trace`, a profile."""
         found: dict[str, Any] = {"split_s": self.split(4), "peak_bytes": self.memory()}
         if trace:
             found |= self.profile(trace)
@@ -176,12 +177,12 @@ class Training:
         return found
 
     def make_room(self) -> None:
-        """Give back memory that is not in use, for the other settings."""
+        """Release memory that is cached but unused, for the other settings."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def split(self, steps: int) -> dict[str, float]:
-        """Seconds per iteration by part. Waits for the device after each: the sum is too large."""
+        """Seconds per iteration by part; their sum is too large, as each waits for the device."""
         times: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 
         def timed(part: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -205,7 +206,7 @@ class Training:
         return {part: seconds / steps for part, seconds in times.items()}
 
     def memory(self) -> int:
-        """Peak bytes: what PyTorch reserved on a GPU, recorded graphs too; else of the process."""
+        """Peak bytes: reserved by PyTorch on a GPU, for CUDA graphs too; else of the process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_reserved()
         import resource
@@ -230,7 +231,7 @@ class Training:
         return {"heaviest": table, "launched": launched(profiler.events() or ())}
 
     def matmul(self) -> float:
-        """TFLOP/s of a large product of bf16 matrices, the median of ten."""
+        """TFLOP/s of a large bf16 matrix product, the median of ten."""
         n = 8192 if self.device.type == "cuda" else 1024
         a = torch.randn(n, n, device=self.device).bfloat16()
         times = []
@@ -332,7 +333,7 @@ class Translating:
 def train_as_rank(
     words: list[str], real: bool, warm_up: int, seconds: float
 ) -> dict[str, float] | None:
-    """Train in one of several processes; the first returns the rate and the bytes exchanged."""
+    """Train in one of several processes; rank 0 returns the rate and what the ranks exchange."""
     with distributed.process_group(), contextlib.redirect_stdout(io.StringIO()):
         training = Training(words, False, real)
         took = training.warm_up(warm_up)["warm_up_s"] / warm_up

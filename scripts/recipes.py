@@ -4,12 +4,12 @@
     python scripts/recipes.py --dataroot ./datasets/worldmaps_mini [--minutes 2] [--seeds 1,2,3]
     python scripts/recipes.py --page docs/recipes.md
 
-Each training takes the same time: processor time without a GPU, time on the clock with one. A
-short one first measures how long an iteration takes, from which come the epochs of the schedule; a
+Each training takes the same time: processor time without a GPU, wall-clock time with one. Two short
+trainings first measure how long an image takes, which gives the number of epochs to schedule; a
 training whose time is up in its last epoch is stopped, and scored as it is then. The dataroot holds
-`unaligned/` and `aligned/`, as datasets/prepare_worldmaps_dataset.py makes them. Figures are
-appended to --results, one JSON object a line; what is there is not run again, so that the command
-goes on where it was ended. --page writes the tables of that file into a page.
+`unaligned/` and `aligned/`, as datasets/prepare_worldmaps_dataset.py makes them. Results are
+appended to --results, one JSON object per line; those already there are not computed again, so a
+command that was stopped can be repeated. --page writes the tables of that file into a page.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ COMMON = (
     "--load_size 128 --crop_size 128 --ngf 16 --ndf 32 --num_threads 0 --display_id 0 --no_html"
 )
 UNET = "--model cycle_gan --netG unet_128"
-# crops of 64x64 let ResNets, which take any size, see four times as many in the same time
+# ResNets take any size: with crops of 64x64 they see four times as many in the same time
 CROPS = "--netG resnet_6blocks --preprocess crop --crop_size 64"
 PIX = "--model pix2pix --netG unet_128 --norm instance --load_size 143"
-# --no_antialias leaves the halvings alone
+# --no_antialias turns off the anti-aliasing of downsampling again
 SMOOTH = f"{UNET} --antialias --no_antialias --ema 0.99 --diffaug translation,cutout"
 SMOOTH += " --lambda_identity 1"
-# as scripts/quickstart.sh, which computes a picture of each batch in each of two processes; its
-# --fast is this where nothing is compiled
+# as in scripts/quickstart.sh, which splits each batch of two over two processes; where nothing is
+# compiled, its --fast amounts to bf16
 BEST = f"{SMOOTH} --ema 0.995 --lambda_A 7 --lambda_B 5 --lr 0.001 --batch_size 2"
 BEST += " --precision bf16"
 BEST_PIX = f"{PIX} --antialias --no_antialias --ema 0.99 --no_dropout --lr 0.0005"
 BEST_PIX += " --precision bf16"
-# name: (layout of the data, options); the first of a layout is as in the paper
+# name: (layout of the data, options); the first recipe of each layout follows the paper
 RECIPES: dict[str, tuple[str, str]] = {
     "cycle_gan": ("unaligned", UNET),
     "+ antialias": ("unaligned", f"{UNET} --antialias"),
@@ -76,8 +76,8 @@ RECIPES: dict[str, tuple[str, str]] = {
     "pix2pix with a ResNet": ("aligned", PIX.replace("unet_128", "resnet_6blocks")),
     "pix2pix with all that helps": ("aligned", BEST_PIX),
 }
-SAVES = 4  # epochs that are scored, the last one among them
-# runs a script that ends itself, as a user would with SIGTERM, when a timer of the process is up
+SAVES = 4  # epochs that are scored, including the last
+# runs a script that gets SIGTERM, as a user would send it, when a timer of the process expires
 TIMED = """
 import runpy, signal, sys
 timer, number, seconds, *sys.argv = sys.argv[1:]
@@ -88,9 +88,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(words: Iterable[str], gpu: bool, limit: float = 0) -> float:
-    """Run train.py, and stop it after `limit` seconds; returns how many it took.
+    """Run train.py, and stop it after `limit` seconds (0: never); returns the seconds it took.
 
-    Seconds are those of the processor, or of the clock with a GPU. 0 is no limit.
+    Seconds are processor time, or wall-clock time with a GPU.
     """
 
     def now() -> float:
@@ -112,7 +112,7 @@ def run(words: Iterable[str], gpu: bool, limit: float = 0) -> float:
 
 
 def epochs_that_fit(words: list[str], pictures: int, seconds: float, gpu: bool) -> int:
-    """How many epochs take at least so long, from two short trainings."""
+    """The number of epochs that take at least `seconds`, estimated from two short trainings."""
     few, more, size = 1, 4, 20
     short = [*words, "--max_dataset_size", str(size), "--n_epochs_decay", "0", "--name", "trial"]
     begin, end = (run([*short, "--n_epochs", str(n)], gpu) for n in (few, more))
@@ -121,10 +121,10 @@ def epochs_that_fit(words: list[str], pictures: int, seconds: float, gpu: bool) 
 
 
 def scores(folder: Path, dataroot: Path, phase: str, epoch: str, gpu: str) -> dict[str, float]:
-    """Scores of one save over the pairs of a phase, by picture and name: `fake_B PSNR`."""
+    """Scores of one checkpoint on the pairs of a phase, by picture and score: `fake_B PSNR`."""
     import image_translation
 
-    with contextlib.redirect_stderr(io.StringIO()):  # what it loads, again and again
+    with contextlib.redirect_stderr(io.StringIO()):  # hides its messages about loading
         report = image_translation.evaluate(
             dataroot=str(dataroot / "aligned"),
             dataset_mode="aligned",
@@ -156,7 +156,7 @@ def measure(
         where = ["--dataroot", str(dataroot / layout), "--checkpoints_dir", name, "--name", "x"]
         how = [*COMMON.split(), *words.split(), *where, "--gpu_ids", gpu, "--seed", str(seed)]
         if not epochs:
-            # an epoch without pairs is as long as the larger side
+            # an unpaired epoch is as long as the larger side
             folders = [dataroot / layout / part for part in ("trainA", "trainB", "train")]
             pictures = max(len(list(folder.glob("*"))) for folder in folders)
             epochs = epochs_that_fit(how, pictures, seconds, gpu != "-1")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Translate a picture, or a folder of them, with a file of scripts/export.py, without PyTorch.
+"""Translate pictures with an ONNX file that scripts/export.py has written, without PyTorch.
 
     python run_onnx.py MODEL.onnx PICTURES TRANSLATED
 
@@ -82,7 +82,7 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
         if here.resolve() in seen or (here != root and NO_INPUT in names):
             below.clear()
             continue
-        seen.add(here.resolve())  # a link may lead back to where it is
+        seen.add(here.resolve())  # a link may lead back to a folder above it
         below[:] = sorted(name for name in below if not name.startswith("."))
         paths += [here / name for name in names if not name.startswith(".")]
     paths = sorted(path for path in paths if path.suffix.lower() in ENDINGS)
@@ -92,7 +92,7 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
 
 
 def refuse_rare_tiff(stored) -> None:
-    """Raise ValueError for TIFF of which Pillow reads wrong values, by the tags of the file."""
+    """Raise ValueError for kinds of TIFF, told by their tags, that Pillow reads wrongly."""
     bits, kinds, ends_white, planes = (stored.tag_v2.get(n, (1,)) for n in (258, 339, 262, 284))
     deep = max(bits) > 8
     if deep and (2 in kinds or ends_white == 0 or planes == 2 or (max(bits) > 16 and 1 in kinds)):
@@ -102,7 +102,7 @@ def refuse_rare_tiff(stored) -> None:
 def read_picture(path: Path, channels: int, low: float, high: float, known: list[float]):
     """A picture as an array (1, C, H, W) of float32 from `low` to `high`, and its transparency.
 
-    `known` are the values of pictures that become these two, if the model was trained with some.
+    `known` are the pixel values mapped to these, if the model was trained with --value_range.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -110,13 +110,13 @@ def read_picture(path: Path, channels: int, low: float, high: float, known: list
     with Image.open(path) as stored:
         if stored.format == "TIFF":
             refuse_rare_tiff(stored)
-        image = ImageOps.exif_transpose(stored)  # as it is shown, not as the camera lay
+        image = ImageOps.exif_transpose(stored)  # upright, as viewers show it
         deep = image.mode[0] in "IF"
         transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
         transparent = transparent and not deep
         alpha = image.convert("RGBA").getchannel("A") if transparent else None
         first, last = known or (0, 255)
-        if deep:  # grey of 16 bits, or of floats in [0, 1]: by value
+        if deep:  # 16-bit grey, or floats in [0, 1]: not reduced to 8 bits
             levels = np.asarray(image).astype(np.float32)
             if not known and image.mode == "F":
                 last = 1

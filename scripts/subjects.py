@@ -15,13 +15,13 @@ from typing import Any
 
 from util.errors import UserError
 
-measured: Any = None  # in the process of a setting
+measured: Any = None  # set in the process of each setting
 
 
 def start(kind: type, words: list[str], plain: bool, real: bool) -> list[str]:
-    """Set up what is measured in this process; returns what --fast chose, and what is off."""
+    """Set up what is measured in this process; returns the lines about --fast and --compile."""
     global measured
-    # this process was spawned, and so would be what it starts: loading processes, in seconds
+    # undo this process's start method, spawn, with which loading workers take seconds to start
     multiprocessing.set_start_method(None, force=True)
     output = io.StringIO()
     try:
@@ -34,14 +34,14 @@ def start(kind: type, words: list[str], plain: bool, real: bool) -> list[str]:
 
 
 def do(name: str, *args: Any) -> Any:
-    """Call a method of what is measured in this process, and keep back what it prints."""
+    """Call a method of what is measured in this process, and discard what it prints."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         return getattr(measured, name)(*args)
 
 
 class Subject:
-    """A setting in a process of its own. One that fails says why in `failed`, and is left out."""
+    """A setting in a process of its own; once it fails, `failed` says why, and calls do nothing."""
 
     def __init__(
         self, kind: type, name: str, words: list[str], real: bool, environment: Mapping[str, str]
@@ -54,7 +54,7 @@ class Subject:
         self.said: list[str] = self._run(start, kind, words, name == "plain", real) or []
 
     def call(self, name: str, *args: Any) -> Any:
-        """Have it do something; None where it fails, now or before."""
+        """Call a method of what is measured; None if this or an earlier call failed."""
         return None if self.failed else self._run(do, name, *args)
 
     def _run(self, function: Any, *args: Any) -> Any:
