@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Download released cyclegan weights to ./checkpoints/NAME_pretrained; without a NAME: the names.
+# Download released cyclegan weights to ./checkpoints/NAME_pretrained; without a NAME, list them.
 #
 #   bash scripts/download_cyclegan_model.sh facades_label2photo
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Download released pix2pix weights to ./checkpoints/NAME_pretrained; without a NAME: the names.
+# Download released pix2pix weights to ./checkpoints/NAME_pretrained; without a NAME, list them.
 #
 #   bash scripts/download_pix2pix_model.sh facades_label2photo
 #

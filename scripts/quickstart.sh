@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # From nothing to a page of translated pictures: install, train a small CycleGAN that turns shaded
-# relief into satellite pictures (40 tiles of 128x128 that come along), translate the test tiles.
+# relief into satellite pictures (40 included tiles of 128x128), and translate the test tiles.
 #
 # Usage: scripts/quickstart.sh
 #
-# After the installation about six minutes on two free cores; a GPU is used if there is one. What
-# was stopped goes on; delete checkpoints/quickstart to train anew.
+# After the installation, this takes about six minutes on two free cores; a GPU is used if there is
+# one. A run that was stopped is resumed; delete checkpoints/quickstart to start from scratch.
 set -euo pipefail
 
 if [ $# != 0 ]; then
@@ -20,11 +20,11 @@ name=quickstart
 common=(--dataroot ./datasets/worldmaps_mini/unaligned --name "$name" --model cycle_gan
     --load_size 128 --crop_size 128)
 
-# What makes minutes on a CPU enough: a U-Net keeps the shape of the land from the start, few
-# filters are quick, and so few steps want batches of two and a higher rate. The identity loss is as
-# strong as the cycle, to keep sea, forest and desert apart. Blurs behind the doublings
-# (--no_antialias leaves the halvings as they are) and averaged weights leave no checkerboards.
-# Moving and cutting what the discriminators see keeps them from learning 20 tiles by heart.
+# Why minutes on a CPU are enough: a U-Net keeps the shape of the land from the start, few filters
+# are fast, and so few steps need batches of two and a higher learning rate. The identity loss is as
+# strong as the cycle loss, to keep sea, forest and desert apart. Anti-aliased upsampling (but not
+# downsampling: --no_antialias) and averaged weights avoid checkerboards. Translation and cutout of
+# what the discriminators see keep them from memorizing 20 tiles.
 settings=(--netG unet_128 --ngf 16 --ndf 32 --antialias --no_antialias --ema 0.995
     --diffaug translation,cutout --lr 0.001 --lambda_A 7 --lambda_B 5 --lambda_identity 1
     --n_epochs 50 --n_epochs_decay 98 --fast --seed 3 --num_threads 0 --display_id 0
@@ -38,7 +38,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 else
     device=(--gpu_ids -1)
     echo "quickstart: training on two processor cores, about six minutes if they are free"
-    # a process for each of the two pictures of a batch, so that both cores compute
+    # one process per picture of a batch of two, so that both cores compute
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     launch='import sys; from util.distributed.launch import launch; sys.exit(launch(2, sys.argv[1:]))'
     "$python" -c "$launch" train.py "${common[@]}" "${device[@]}" "${settings[@]}"

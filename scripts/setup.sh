@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Make .venv and install what training needs; with --demo, what the page of scripts/demo.py needs
-# (in .venv/demo, which sees .venv); with --dev, that and what the tests need too.
-# Safe to run again: nothing happens when all is there, and a broken installation is repaired.
+# Make .venv and install what training needs; with --demo, also what the page of scripts/demo.py
+# needs (in .venv/demo, which sees .venv); with --dev, all of this and what the tests need.
+# Safe to run again: does nothing if all is there, and repairs a broken installation.
 #
 # Usage: [PYTHON=python3.12] scripts/setup.sh [--demo | --dev] [--newest]
 #
-# Takes the exact versions of constraints.txt; with --newest the newest ones that go together.
+# Installs the exact versions in constraints.txt; with --newest, the newest compatible ones.
 #
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, ...) are honoured, so
 # a machine without a GPU can name PyTorch's CPU-only index and save most of the download.
@@ -14,11 +14,11 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"
 python="$venv/bin/python"
-# gradio wants an older Pillow than the rest has, so it gets a place of its own
+# gradio needs an older Pillow than the rest has, so it gets an environment of its own
 demo="$venv/demo"
 log="$venv/setup.log"
 
-# What "import" must find, and the distribution that brings it.
+# What "import" must find, and the distribution that provides it.
 modules=(torch:torch torchvision:torchvision numpy:numpy PIL:pillow skimage:scikit_image
     dominate:dominate tqdm:tqdm matplotlib:matplotlib visdom:visdom tornado:tornado)
 
@@ -61,7 +61,7 @@ for module in sys.argv[1:]:
 PY
 }
 
-stamp() { # what the installation was made from and with, then what it put there
+stamp() { # what the installation was made from: requirements and Python version
     local files=(requirements.txt)
     [ "$1" = base ] || files+=("requirements-$1.txt")
     [ ${#constraints[@]} = 0 ] || files+=(constraints.txt)
@@ -75,7 +75,7 @@ done_file() { # done_file base|dev|demo
     echo "$file"
 }
 
-installed() { # installed base|dev|demo: the packages there, each with the file that pip writes last
+installed() { # installed base|dev|demo: of each package, the file that pip writes last
     local record place="$venv"
     [ "$1" = demo ] && place="$demo"
     for record in "$place"/lib/python3*/site-packages/*.dist-info/RECORD; do
@@ -109,7 +109,7 @@ fi
 find_python() {
     local candidate
     if [ -n "${PYTHON:-}" ]; then
-        new_enough "$PYTHON" || die "PYTHON=$PYTHON is not a Python of 3.10 or newer that starts"
+        new_enough "$PYTHON" || die "PYTHON=$PYTHON is not a working Python of 3.10 or newer"
         echo "$PYTHON"
         return
     fi
@@ -149,8 +149,8 @@ for kind in "${kinds[@]}"; do
     rm -f "$(done_file "$kind")"
 done
 
-# An interrupted pip leaves packages without the file it writes last, and would take them for
-# complete: forgotten here, they are installed anew. So is a package whose module is gone.
+# An interrupted pip leaves packages without the file it writes last, and would later take them for
+# complete. Without their metadata they are installed again; so is a package whose module is gone.
 for info in "$venv"/lib/python3*/site-packages/*.dist-info \
     "$demo"/lib/python3*/site-packages/*.dist-info; do
     if [ -d "$info" ] && [ ! -e "$info/RECORD" ]; then rm -r "$info"; fi
@@ -161,7 +161,7 @@ while IFS=: read -r _ distribution; do
     fi
 done < <(missing_modules)
 
-pip_install() { # pip_install PYTHON ARGUMENTS: what goes wrong as one line, all of it in the log
+pip_install() { # pip_install PYTHON ARGUMENTS: errors as one line, in full in the log
     local quiet=(-q) reason into="$1"
     shift
     [ -t 1 ] && quiet=()
@@ -207,7 +207,7 @@ if [[ " ${kinds[*]} " = *" demo "* ]]; then
         "$python" -m venv --clear --without-pip "$demo" || die "'python -m venv $demo' failed"
     fi
     site_of() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-    # what is in .venv, pip among it, is there as well; packages of its own come first
+    # the packages of .venv, pip included, can be imported there too; its own come first
     site_of "$python" >"$(site_of "$demo/bin/python")/venv.pth"
     pip_install "$demo/bin/python" -r "$root/requirements-demo.txt"
     if ! problem="$("$demo/bin/python" -c "import gradio, PIL, torch" 2>&1)"; then
@@ -216,7 +216,7 @@ if [[ " ${kinds[*]} " = *" demo "* ]]; then
     fi
 fi
 
-# ---- the live page's files, which are worth having but not needed ---------------------------
+# ---- optional: the files of visdom's live page ----------------------------------------------
 
 if [ -e "$root/scripts/setup_visdom.sh" ] &&
     ! bash "$root/scripts/setup_visdom.sh" "$python" >>"$log" 2>&1; then

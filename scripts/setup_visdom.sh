@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Put the scripts and styles of visdom's page into the installed package, so that the live page
-# works without the net later. Safe to run again.
+# works offline later. Safe to run again.
 #
 # Usage: scripts/setup_visdom.sh [PYTHON]     default: $PYTHON, else .venv/bin/python
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Colour the test pictures with what train_colorization.sh made.
-# Flags given here are added and win: bash scripts/test_colorization.sh --gpu_ids -1
+# Colour the test pictures with the model of train_colorization.sh.
+# Flags given here are appended and take precedence: bash scripts/test_colorization.sh --gpu_ids -1
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Translate the test pictures of maps both ways with what train_cyclegan.sh made.
-# Flags given here are added and win: bash scripts/test_cyclegan.sh --gpu_ids -1
+# Translate the test pictures of maps both ways with the model of train_cyclegan.sh.
+# Flags given here are appended and take precedence: bash scripts/test_cyclegan.sh --gpu_ids -1
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

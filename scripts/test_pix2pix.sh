@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Turn the test labels of facades into photographs with what train_pix2pix.sh made.
-# Flags given here are added and win: bash scripts/test_pix2pix.sh --gpu_ids -1
+# Turn the test labels of facades into photographs with the model of train_pix2pix.sh.
+# Flags given here are appended and take precedence: bash scripts/test_pix2pix.sh --gpu_ids -1
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Translate a folder of labels that have no partner with what train_pix2pix.sh made.
-# The downloaded facades have pairs (facades/test) and no testB: put pictures of labels alone there,
-# or name a folder of your own: bash scripts/test_single.sh --dataroot ./my_labels
-# Flags given here are added and win: bash scripts/test_single.sh --gpu_ids -1
+# Translate a folder of label pictures without photographs with the model of train_pix2pix.sh.
+# The downloaded facades have pairs (facades/test) but no testB: put label pictures there, or name a
+# folder of your own: bash scripts/test_single.sh --dataroot ./my_labels
+# Flags given here are appended and take precedence: bash scripts/test_single.sh --gpu_ids -1
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

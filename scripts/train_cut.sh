@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train CUT on maps: aerial photographs (A) to maps (B), unpaired, one way.
-# Flags given here are added and win: bash scripts/train_cut.sh --CUT_mode FastCUT
+# Flags given here are appended and take precedence: bash scripts/train_cut.sh --CUT_mode FastCUT
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train CycleGAN on maps: aerial photographs (A) and maps (B), unpaired.
-# Flags given here are added and win: bash scripts/train_cyclegan.sh --gpu_ids -1
+# Flags given here are appended and take precedence: bash scripts/train_cyclegan.sh --gpu_ids -1
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

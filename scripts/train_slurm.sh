@@ -2,11 +2,11 @@
 # Train on the machines of a Slurm job; arguments go to train.py. See docs/distributed.md.
 #
 #   sbatch scripts/train_slurm.sh --dataroot ./datasets/maps --name maps --model cycle_gan
-#   sbatch --nodes=4 scripts/train_slurm.sh ...      options of Slurm stand in front
+#   sbatch --nodes=4 scripts/train_slurm.sh ...      options of Slurm come first
 #
-# One task a machine: torchrun starts a process for each of its GPUs. Two minutes before the time
-# limit, and when the job is preempted, all save and stop. A preempted job is queued again by Slurm;
-# after the time limit submit the same command again: --continue_train goes on with what is saved.
+# One task per machine: torchrun starts a process for each of its GPUs. Two minutes before the time
+# limit, and when the job is preempted, all save and stop. Slurm requeues a preempted job; after the
+# time limit, submit the same command again: --continue_train resumes from what was saved.
 #SBATCH --job-name=train
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -26,13 +26,13 @@ if [ -f .venv/bin/activate ]; then
 fi
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# jobs that share a machine must not meet at the same port
+# jobs that share a machine must not use the same port
 port=$((20000 + SLURM_JOB_ID % 20000))
 
-# without this a machine that comes back is not taken in again
+# without this, a machine that comes back can't rejoin
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-# since Slurm 22.05 srun does not take this over, and a task may be left with one core
+# since Slurm 22.05, srun does not inherit --cpus-per-task, and a task may be left with one core
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 
 srun torchrun \
