@@ -1,10 +1,10 @@
-"""Put pictures of two folders side by side, as pix2pix's aligned data sets want them.
+"""Put pictures of two folders side by side, as pix2pix's aligned data sets need them.
 
     python datasets/combine_A_and_B.py --fold_A data/A --fold_B data/B --fold_AB data/AB
 
 `data/A` and `data/B` have the same subfolders (train, val, test) with pictures of the same names;
-`data/AB` gets the subfolders with the pairs A|B. With --use_AB a pair is x_A.jpg and x_B.jpg, and
-the result x.jpg.
+`data/AB` gets the subfolders with the pairs A|B. With --use_AB, a pair is x_A.jpg and x_B.jpg, and
+the result is x.jpg.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Pair = tuple[Path, Path, Path]  # A, B and where the combined picture goes
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures of the same height in one, (width_left + width_right, height)."""
+    """Two pictures of the same height side by side, (width_left + width_right, height)."""
     both = Image.new("RGB", (left.width + right.width, left.height))
     both.paste(left, (0, 0))
     both.paste(right, (left.width, 0))
@@ -43,10 +43,10 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
 def combine(pair: Pair) -> None:
     """Write A|B to a file; JPEG and WebP with quality 95, other formats without loss.
 
-    PNG and TIFF keep the depth of two pictures of more than 8 bits; all others get 8 bits.
+    PNG and TIFF keep more than 8 bits if both pictures have the same dtype; all others get 8 bits.
 
     Raises:
-        UserError: One can't be read, or they differ in size.
+        UserError: A picture can't be read, or the two differ in size.
     """
     path_a, path_b, path_ab = pair
     ending = path_ab.suffix.lower()
@@ -65,10 +65,10 @@ def combine(pair: Pair) -> None:
 
 
 def deep_pixels(path_a: Path, path_b: Path) -> np.ndarray | None:
-    """Two pictures of one type of more than 8 bits side by side, (H, W, C); None for others."""
+    """Both pictures side by side, (H, W, C), if they share a dtype of over 8 bits; else None."""
     try:
         a, b = (read_picture(path, upright=True).pixels for path in (path_a, path_b))
-    except UserError:  # kinds that are read as 8 bits alone
+    except UserError:  # formats that are only read as 8 bits
         return None
     if a.dtype != b.dtype or a.dtype == np.uint8:
         return None
@@ -77,7 +77,7 @@ def deep_pixels(path_a: Path, path_b: Path) -> np.ndarray | None:
 
 
 def attempt(pair: Pair) -> str | None:
-    """Combine a pair; returns what went wrong."""
+    """Combine a pair; returns what went wrong, or None."""
     try:
         combine(pair)
     except (UserError, OSError, ValueError, MemoryError) as e:
@@ -86,11 +86,11 @@ def attempt(pair: Pair) -> str | None:
 
 
 def combine_all(pairs: list[Pair], threads: int | None = None) -> None:
-    """Combine each pair, in threads: Pillow holds no lock while it decodes and encodes.
+    """Combine all pairs, in threads: Pillow releases the GIL while it decodes and encodes.
 
     Raises:
-        UserError: Some pairs failed. The others have been tried all the same, so that one run
-            shows all that is wrong.
+        UserError: Some pairs failed. All the others are tried nevertheless, so that one run
+            shows everything that is wrong.
     """
     failures = [reason for reason in map_in_threads(attempt, pairs, threads) if reason]
     if failures:

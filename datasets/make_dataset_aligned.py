@@ -2,8 +2,8 @@
 
     python datasets/make_dataset_aligned.py --dataset-path ./datasets/mine
 
-The pictures of trainA and trainB, in the order of their names, become train/0000.jpg, ...; those
-of testA and testB become test/.
+The pictures of trainA and trainB, paired in the order of their names, become train/0000.jpg, ...;
+those of testA and testB become test/0000.jpg, ...
 """
 
 from __future__ import annotations

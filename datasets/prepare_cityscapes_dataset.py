@@ -6,8 +6,8 @@ unzip them, and then
     python datasets/prepare_cityscapes_dataset.py --gtFine_dir gtFine --leftImg8bit_dir \\
         leftImg8bit --output_dir ./datasets/cityscapes
 
-train/ and test/ get the pairs photograph|labels as 0.jpg, ... (512x256), trainA, testA the
-photographs as 0_A.jpg and trainB, testB the labels as 0_B.jpg (256x256). As in the papers, what
+train/ and test/ get the pairs photograph|labels as 0.jpg, ... (512x256), trainA/ and testA/ the
+photographs as 0_A.jpg, trainB/ and testB/ the labels as 0_B.jpg (256x256). As in the papers, what
 the publisher calls val is the test set, since the labels of its own test set are secret.
 """
 
@@ -33,7 +33,7 @@ def find_pairs(labels_dir: Path, photos_dir: Path, phase: str) -> list[tuple[Pat
     """The photographs of a phase, each with its labels, sorted by city and name.
 
     Raises:
-        UserError: There are none, or one lacks its partner.
+        UserError: There are none, or one has no partner.
     """
     photos, labels = (
         {(p.parent.name, p.name.removesuffix(end)): p for p in (root / phase).glob(f"*/*{end}")}

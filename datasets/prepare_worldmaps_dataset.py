@@ -10,10 +10,10 @@ so that each tile is a pair that matches to the pixel.
 aligned/{train,val,test} gets pairs A|B for pix2pix, unaligned/{train,val,test}{A,B} single pictures
 for CycleGAN. A file is named after the middle of its tile, in degrees.
 
-The Earth is cut into columns of two tiles of 128, and each column belongs to one split alone: no
-place that is tested has been trained on. Training tiles overlap by half; those of val and test do
-not. Of the unaligned training set, A and B are different places. Tiles that are mostly sea are left
-out, and plain ice.
+The Earth is cut into columns that are two tiles of 128 wide, and each column belongs to one split
+only: no place in val or test is seen in training. Training tiles overlap by half; those of val and
+test do not. In the unaligned training set, A and B show different places. Tiles that are mostly sea
+or plain ice are left out.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ WIDTH, HEIGHT = 5400, 2700  # of the satellite picture; the relief is scaled to 
 PIXELS_PER_DEGREE = WIDTH / 360
 TOP, BOTTOM = 180, 2100  # rows in use: from 78 degrees north to 50 degrees south
 COLUMN = 256
-# What each column is for, from the date line to the east: test, val, or training; of the unaligned
-# training set an A column gives pictures of the relief only, a B column of the satellite only.
+# What each column is for, from the date line eastwards: t(est), v(al), or training (A, B). For the
+# unaligned training set, an A column gives reliefs only, a B column satellite pictures only.
 COLUMNS = "BBAAvBtAABBBtABvBtAAA"
 SPLITS = {"train": "AB", "val": "v", "test": "t"}
 
 MIN_LAND = 0.3  # share of a tile
-WHITE, MAX_WHITE = 200, 0.98  # of the satellite's tile: more is an ice sheet without features
+WHITE, MAX_WHITE = 200, 0.98  # values above are ice; its largest share of a tile
 # 4:4:4, or colours would bleed from A into B at the seam
 JPEG = {"quality": 90, "subsampling": 0, "optimize": True}
 
@@ -62,8 +62,8 @@ class Earth(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A square of the Earth by its upper left pixel; `kind` is the letter in COLUMNS or, for a
-    training tile on both an A and a B column, empty."""
+    """A square of the Earth, given by its upper left pixel; `kind` is its letter in COLUMNS, or
+    empty for a training tile that lies on both an A and a B column."""
 
     x: int
     y: int
@@ -139,10 +139,10 @@ def read_picture(source: Path, name: str) -> np.ndarray:
 
 
 def read_land(source: Path) -> np.ndarray:
-    """Where land or a lake is, (HEIGHT, WIDTH) of bool.
+    """The mask of land and lakes, (HEIGHT, WIDTH) of bool.
 
-    The file is compressed with gzip: a byte for each point of a grid twice as wide as high, from
-    the south pole up, 0 for the sea.
+    The file is compressed with gzip: one byte per point of a grid twice as wide as high, from the
+    south pole up, 0 for the sea.
 
     Raises:
         UserError: The file is damaged.
@@ -155,14 +155,14 @@ def read_land(source: Path) -> np.ndarray:
     if rows == 0 or grid.size != 2 * rows * rows:
         raise UserError(f"{source}: {LAND} has {grid.size} points, not twice a square number")
     grid = grid.reshape(rows, 2 * rows)[::-1] != 0
-    # the grid's point that is nearest to the middle of each pixel
+    # the grid point nearest to the middle of each pixel
     y = (np.arange(HEIGHT) + 0.5) / HEIGHT * rows
     x = (np.arange(WIDTH) + 0.5) / WIDTH * 2 * rows
     return grid[y.astype(int)][:, x.astype(int)]
 
 
 def tiles(split: str, size: int) -> Iterator[Tile]:
-    """All tiles of a split on the grid, from west to east, land and sea."""
+    """All tiles of a split on the grid, from west to east, over land and sea."""
     letters = SPLITS[split]
     step = size // 2 if split == "train" else size
     start = 0

@@ -1,4 +1,4 @@
-"""The packages of this project under one name, for programs of other people.
+"""The packages of this project under one name, for use in other programs.
 
     from image_translation import load_generator
 
@@ -6,7 +6,7 @@
     out = G(Image.open("photo.jpg"))
 
 `data`, `models`, `options` and `util` are `image_translation.data` and so on here. A host program
-may have packages of those names: neither sees the other's.
+may have packages of those names too: neither sees the other's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Translator", "UserError", "evaluate", "export", "load_generator"]
 
 ROOMS = ("data", "models", "options", "util")
-# installed, the folders are in this one; in a clone of the repository beside it
+# installed, the packages are in this folder; in a clone of the repository, beside it
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE if (_HERE / "models").is_dir() else _HERE.parent
 
@@ -48,7 +48,7 @@ class _UnderThisName(ast.NodeTransformer):
             if room not in ROOMS:
                 continue
             dotted = name.asname is None and room != name.name
-            if dotted:  # `import util.errors` gives `util`
+            if dotted:  # `import util.errors` binds `util`
                 alias = ast.alias(f"{__name__}.{room}", room)
                 more.append(ast.copy_location(ast.Import([alias]), node))
             name.asname = name.asname or ("_" if dotted else room)
@@ -58,7 +58,7 @@ class _UnderThisName(ast.NodeTransformer):
 
 class _Loader(SourceFileLoader):
     def get_code(self, fullname: str) -> Any:
-        # not from the cache beside the file, which is that of the plain names
+        # not from __pycache__, which has the code compiled under the plain names
         path = self.get_filename(fullname)
         tree = ast.fix_missing_locations(
             _UnderThisName().visit(ast.parse(self.get_data(path), path))
@@ -91,10 +91,10 @@ sys.meta_path.insert(0, _Finder())
 
 
 def evaluate(**options: Any) -> dict[str, Any]:
-    """The report of `scripts/evaluate.py`, which takes these options: `dataroot`, `name`, ...
+    """The report of `scripts/evaluate.py`, given its options: `dataroot`, `name`, ...
 
-    Flags are True, options of several values a tuple or a list: `value_range=(0, 4095)`, and so are
-    `scores`. Raises UserError where something is missing, or an option is wrong.
+    Flags are given as True, options with several values, and `scores`, as a tuple or a list:
+    `value_range=(0, 4095)`. Raises UserError if something is missing, or an option is wrong.
     """
     from .data import create_dataset
     from .models.inference.loading import unchanged_process
@@ -111,7 +111,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
             words += [f"--{name}", *map(str, value)]
         elif value is not False and value is not None:
             words.append(f"--{name}" if value is True else f"--{name}={value}")
-    # what the programs print is told on stderr: stdout is the host's
+    # prints go to stderr: stdout belongs to the host program
     with unchanged_process(sys.stderr):
         options_of_call = EvaluateOptions(words)
         options_of_call.PARSER = RaisingParser
@@ -122,7 +122,7 @@ def evaluate(**options: Any) -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
-    # here, since importing this package takes no time, but what these need takes seconds
+    # imported lazily: what these need takes seconds to import
     if name in ("Translator", "load_generator"):
         from . import models
 
