@@ -233,7 +233,7 @@ options of another model: python train.py --model pix2pix --help"""
         if not restarted:
             return
         found = checkpoint.newest_save(folder) if distributed.is_source() else None
-        # never one of an earlier training: those were moved aside when this one began
+        # not of an earlier training, unless this one failed before `begin`, which moves those aside
         if distributed.any_rank(found is not None):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
