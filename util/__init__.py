@@ -1,1 +1,1 @@
-"""Helpers that know nothing about models: pictures, pages, history, checkpoints, views of a run."""
+"""Helpers that know nothing about models: pictures, pages, image pool, checkpoints, loggers."""

@@ -1,4 +1,4 @@
-"""Types of options for argparse: what they allow, and the errors."""
+"""Option types for argparse: they parse a value, or say in an error what is allowed."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ def number(below: float = math.inf, positive: bool = False) -> Callable[[str], f
 
 
 def numbers(what: str) -> Callable[[str], list[int]]:
-    """Whole numbers above 0, with commas."""
+    """Whole numbers above 0, separated by commas."""
 
     def parse(text: str) -> list[int]:
         parts = text.split(",")
         if not all(part.isdecimal() and int(part) for part in parts):
-            raise argparse.ArgumentTypeError(f"'{text}': say numbers{what} above 0, with commas")
+            raise argparse.ArgumentTypeError(
+                f"'{text}': give numbers{what} above 0, separated by commas"
+            )
         return [int(part) for part in parts]
 
     return parse

@@ -13,14 +13,14 @@ from typing import Any
 class BackgroundWork:
     """Runs functions in threads; for decoding and encoding pictures, which release the GIL.
 
-    At most three functions a thread are queued or running; `submit` blocks beyond that, so that
-    memory stays bounded. Without threads it runs them at once. The next `submit` or `close` raises
-    an error of a function, unless `failed` is given, which is called with the error. The end of
-    the `with` block waits for all functions; after an error, for those that have begun.
+    At most three functions per thread are queued or running; `submit` blocks beyond that, so that
+    memory stays bounded. Without threads, `submit` runs each function at once. If a function
+    fails, its `failed` callback gets the error; without one, the next `submit` or `close` raises
+    it. Leaving the `with` block waits for all functions; after an error, only for the running ones.
     """
 
-    # Ctrl-C may come between the taking and the releasing of a lock that is written in Python, as
-    # those in `concurrent.futures` and `threading.Semaphore` are: threads would then wait for ever.
+    # Ctrl-C may come between acquiring and releasing a lock in Python code, such as those in
+    # `concurrent.futures` and `threading.Semaphore`, and threads would then wait for ever.
     def __init__(self, threads: int):
         self.work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self.places: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -87,7 +87,7 @@ class BackgroundWork:
         try:
             if kind is None:
                 self.close()
-        finally:  # the error of the block counts, and a Ctrl-C in `close`
+        finally:  # not `close`: an error of the block, or Ctrl-C, is the one to raise
             with contextlib.suppress(queue.Empty):
                 while True:
                     self.work.get_nowait()
@@ -97,7 +97,7 @@ class BackgroundWork:
 def map_in_threads(
     function: Callable[[Any], Any], items: Iterable[Any], threads: int | None = None
 ) -> list[Any]:
-    """`[function(x) for x in items]`, by default with a thread for each core."""
+    """`[function(x) for x in items]`, computed in threads: by default one for each core."""
     results: dict[int, Any] = {}
 
     def compute(i: int, x: Any) -> None:

@@ -20,9 +20,9 @@ from typing import NoReturn, TextIO
 
 
 class UserError(ValueError):
-    """A mistake of the user, in one line: what is wrong, was given, is allowed, and what to do.
+    """A user's mistake, in one line: what is wrong, was given, is allowed, and what to do.
 
-    DataLoader workers re-raise with the traceback as text: only its last line is kept.
+    An error from a DataLoader worker has the traceback in its text: only the last line is kept.
     """
 
     def __init__(self, message: str):
@@ -38,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class RaisingParser(OneLineParser):
-    """A parser for options that a program gives to a function: errors are raised as `UserError`."""
+    """A parser for options that Python code passes to a function: errors raise `UserError`."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(" ".join(message.split()))
@@ -48,22 +48,22 @@ class RaisingParser(OneLineParser):
 
 
 def say(message: str, file: TextIO | None = None) -> None:
-    """Print a line; where the terminal is gone, work goes on without it."""
+    """Print a line; if the terminal is gone, carry on without it."""
     try:
         print(message, file=file, flush=True)
-    except BrokenPipeError:  # `| head` ends a program
+    except BrokenPipeError:  # as after `| head`: this ends the program
         raise
     except OSError:
         pass
 
 
 def warn(message: str) -> None:
-    """One line on stderr."""
+    """Print a warning as one line on stderr."""
     say(f"warning: {message}", sys.stderr)
 
 
 def first_line(e: BaseException) -> str:
-    """The first line of an error's text, printable."""
+    """The first line of an error's text, escaped if it is not printable."""
     text = str(e).strip()
     line = text.splitlines()[0] if text else type(e).__name__
     return line if line.isprintable() else ascii(line)[1:-1]
@@ -76,10 +76,10 @@ def in_one_line(e: BaseException, limit: int | None = None) -> str:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn mistakes and limits that users can do something about into one line and exit code 1.
+    """Turn errors that users can do something about into one line and exit code 1.
 
-    Ctrl-C is one line and exit code 130. Where nobody reads the output any more, as after `| head`,
-    the program ends without a word. The rest are bugs and show.
+    Ctrl-C becomes one line and exit code 130. When nobody reads the output any more, as after
+    `| head`, the program ends silently. All other errors are bugs, and keep their traceback.
     """
     ignore_warnings()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -91,9 +91,9 @@ def one_line_errors() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # what is left in the buffer goes nowhere, or Python would complain at its end
+        # discard what is left in the buffer, or Python would complain about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # as a program that SIGPIPE ends
+        sys.exit(141)  # as if killed by SIGPIPE
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
@@ -103,8 +103,8 @@ def one_line_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as e:
         if is_out_of_memory(e):
             reason = (
-                "out of memory: choose a smaller --batch_size, --crop_size or --ngf, or leave "
-                "memory to this process"
+                "out of memory: choose a smaller --batch_size, --crop_size or --ngf, or free "
+                "memory that other programs use"
             )
         elif re.search(r"DataLoader worker .* (killed by signal|exited unexpectedly)", str(e)):
             reason = (
@@ -123,9 +123,9 @@ def one_line_errors() -> Iterator[None]:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a command line tool: what goes wrong is one line on stderr and exit code 1.
+    """Run a command line tool; an error becomes one line on stderr and exit code 1.
 
-    A terminated tool unwinds as an interrupted one does, so that its temporary folder goes too.
+    SIGTERM unwinds the stack, as Ctrl-C does, so that temporary folders are removed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with one_line_errors():
@@ -140,13 +140,13 @@ def ignore_warnings() -> None:
     """Ignore warnings that do not help users of the programs."""
     # oddities of a picture (EXIF data, size); broken pictures raise errors
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # more workers than cores can be right, if they wait for a disk: --num_threads
+    # more workers (--num_threads) than cores can be right, if they wait for the disk
     warnings.filterwarnings("ignore", message="This DataLoader will create")
 
 
 def is_out_of_memory(e: Exception) -> bool:
     """Whether an error of Python or torch says that there was too little memory."""
-    # by its name, since this file does not import torch; on the CPU torch has no class for it
+    # compared by name, since this file does not import torch; on the CPU torch has no such class
     words = "allocate memory|not enough memory|size calculation overflow"
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     return named or re.search(words, str(e)) is not None
@@ -155,14 +155,14 @@ def is_out_of_memory(e: Exception) -> bool:
 def end_quietly_on_interrupt() -> None:
     """Make Ctrl-C end this process at once with exit code 130, until `one_line_errors` begins.
 
-    For the first line of a program: importing PyTorch takes seconds.
+    Belongs in the first lines of a program, since importing PyTorch takes seconds.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _end)
 
 
 def _raise_on_interrupt() -> None:
-    """Undo `end_quietly_on_interrupt`: Ctrl-C raises KeyboardInterrupt, for cleaning up."""
+    """Undo `end_quietly_on_interrupt`: Ctrl-C raises KeyboardInterrupt, so that cleanup runs."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""Checksums of files, and files and folders that appear whole or not at all."""
+"""Checksums of files, and atomic writes: files and folders appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from .errors import UserError
 
 NO_INPUT = ".no_input"  # a file of this name marks a folder of results
-STARTED = time.strftime("%Y%m%d-%H%M%S")  # this program, so that all it sets aside has one time
+STARTED = time.strftime("%Y%m%d-%H%M%S")  # one time in the names of all that a run sets aside
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -31,17 +31,17 @@ def sha256(path: str | os.PathLike) -> str:
 def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
     """Replace a file in one step: `path` is the old file or the whole new one, never a part.
 
-    Gives the name of a temporary file to write, in the same folder and with the same ending. At
+    Yields the path of a temporary file to write, in the same folder and with the same suffix. At
     the end of the block that file takes the place of `path`; after an exception it is deleted.
 
     Args:
         path: file to write; missing folders are made.
-        flush: wait until the disk has the file. Without it, a power cut soon afterwards can leave
-            an empty file; for what is cheap to make again.
+        flush: wait until the file is on the disk. Without it, a power cut soon afterwards can leave
+            an empty file, which is acceptable for what is cheap to make again.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name may have 255 bytes, which those of pictures use up
+    # a name may have 255 bytes at most, and that of a picture can be as long already
     temporary = path.with_name(f".{path.stem[:48]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
@@ -58,7 +58,7 @@ def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turn an OSError within, of a file or of the folder that is made for it, into a UserError."""
+    """Turn an OSError in the block, from writing a file or making its folder, into a UserError."""
     try:
         yield
     except OSError as e:
@@ -87,7 +87,7 @@ def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
                 os.replace(child, parent / child.name)
     finally:
         for folder in missing:
-            with contextlib.suppress(OSError):  # it holds the result
+            with contextlib.suppress(OSError):  # not empty: it holds the result
                 folder.rmdir()
 
 
@@ -101,13 +101,13 @@ def must_be_free(path: str | os.PathLike[str]) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the disk has the content of a file. Raises OSError where that fails."""
+    """Wait until the content of a file is on the disk. Raises OSError if that fails."""
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder; does nothing where the system can't."""
+    """Wait until a folder's entries are on the disk; does nothing if the system can't do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -117,9 +117,9 @@ def flush_folder(folder: Path) -> None:
 
 
 def aside(path: str | os.PathLike) -> Path:
-    """A free name for a file or a folder of an earlier run: `losses.20261126-051800.jsonl`.
+    """A free name to set aside a file or folder of an earlier run: `losses.20261126-051800.jsonl`.
 
-    The time is that at which this program began; a second run of it has `-2` behind it.
+    The time is when this program started; if that name is taken, `-2`, `-3`, ... follows it.
     """
     path = Path(path)
     times = itertools.chain([STARTED], (f"{STARTED}-{n}" for n in itertools.count(2)))
@@ -129,7 +129,7 @@ def aside(path: str | os.PathLike) -> Path:
 
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Write a text file in UTF-8 in one step; see `replacing`."""
-    with replacing(path) as temporary:  # names of files may be no UTF-8
+    with replacing(path) as temporary:  # it may hold file names, which need not be UTF-8
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
@@ -145,7 +145,7 @@ def make_writable(folder: str | os.PathLike, option: str) -> None:
 
 
 def mark_as_results(folder: str | os.PathLike) -> None:
-    """Have a folder, and those below it, left out where the pictures of one above it are listed."""
+    """Mark a folder as results: listing the pictures of a parent folder then leaves it out."""
     try:
         Path(folder, NO_INPUT).touch()
     except OSError as e:

@@ -1,4 +1,4 @@
-"""Finds the class for a name on the command line; used by `models` and `data`."""
+"""Find the class for a name on the command line; used by `models` and `data`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     except ModuleNotFoundError as e:
         missing = (e.name or "").split(".")[0]
         if not missing or importlib.util.find_spec(missing) is not None:
-            raise  # a module of this code: a bug, which shows
+            raise  # the package is there, one of its modules is not: a bug, shown as such
         raise UserError(
             f"{folder}/{name}_{kind}.py needs the package {missing}, which is not installed: "
             f"pip install {missing}"
@@ -36,8 +36,8 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
         if attribute.lower() == wanted and isinstance(value, type) and issubclass(value, base):
             if "initialize" in vars(value) and "__init__" not in vars(value):
                 raise UserError(
-                    f"{folder}/{name}_{kind}.py is of the original code of 2017: call its "
-                    "initialize(self, opt) __init__, with super().__init__(opt) in its first line"
+                    f"{folder}/{name}_{kind}.py is of the original code of 2017: rename its "
+                    "initialize(self, opt) to __init__ and begin it with super().__init__(opt)"
                 )
             return value
     called = "".join(part.capitalize() for part in (*name.split("_"), kind))

@@ -1,4 +1,4 @@
-"""Download data sets and released weights, checked and whole or not at all.
+"""Download data sets and released weights; they are checked, and appear whole or not at all.
 
 Needs only the standard library, so that it works before anything is installed. From a shell:
 
@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-if not __package__:  # started by its path: Python then looks in util/, and not in the folder above
+if not __package__:  # run as a script: Python then searches util/, not the folder above it
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from util.errors import OneLineParser, UserError, run_tool
 from util.files import must_be_free, staged
@@ -74,8 +74,8 @@ DAMAGED = (
 class GetData:
     """Fetch the data sets and weights of CycleGAN or pix2pix (`technique`, in any case).
 
-    `mirror` replaces the address in the environment's IMAGE_TRANSLATION_MIRROR, or Berkeley's.
-    All methods raise UserError where a name is unknown or a file does not arrive whole.
+    The base address is `mirror`, else the environment's IMAGE_TRANSLATION_MIRROR, else Berkeley's.
+    All methods raise UserError if a name is unknown or a file does not arrive whole.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class GetData:
     def get(self, save_path: str | os.PathLike[str], dataset: str | None = None) -> str:
         """Download a data set to `<save_path>/<dataset>` and return that folder's absolute path.
 
-        One that is there already is left as it is. None asks for a name at the terminal.
+        An existing one is left unchanged. With None, asks for a name at the terminal.
         """
         name = _ask(self.datasets) if dataset is None else dataset
         url = self._address("data set", name, self.datasets)
@@ -104,14 +104,17 @@ class GetData:
                 archive, unpacked = Path(other, Path(url).name), Path(other, "unpacked")
                 download(url, archive, self.verbose)
                 count = unpack(archive, unpacked)
-                # the archives hold a folder of the data set's name; a mirror's may do without
+                # the archives hold a folder named like the data set; a mirror's may lack it
                 inner = unpacked / name
                 os.replace(inner if inner.is_dir() else unpacked, folder / name)
             self._say(f"{count} files in {target}")
         return str(target)
 
     def get_model(self, save_path: str | os.PathLike[str], model: str) -> str:
-        """Download weights to `<save_path>/<model>_pretrained/latest_net_G.pth`: its path."""
+        """Download weights to `<save_path>/<model>_pretrained/latest_net_G.pth`; return that path.
+
+        Existing ones are left unchanged.
+        """
         url = self._address("model", model, MODELS[self.technique])
         target = Path(save_path).absolute() / f"{model}_pretrained" / "latest_net_G.pth"
         if not self._there(target, target.is_file()):
@@ -146,7 +149,7 @@ def _ask(names: tuple[str, ...]) -> str:
 
 
 def download(url: str, path: Path, verbose: bool = False) -> None:
-    """Write what is at `url` to `path`; raise UserError unless all of it came.
+    """Download `url` to `path`; raise UserError unless all of it arrived.
 
     The length is compared with what the server announced. The publisher gives no checksums.
     """
@@ -209,7 +212,7 @@ def main() -> None:
     parser = OneLineParser(description="Download a data set or released weights.")
     parser.add_argument("kind", choices=("dataset", "model"))
     parser.add_argument("technique", choices=tuple(DATASETS))
-    parser.add_argument("name", nargs="?", help="of the data set or model; without: a list")
+    parser.add_argument("name", nargs="?", help="of the data set or model; leave out for a list")
     parser.add_argument("--save_path", help="default: ./datasets or ./checkpoints")
     parser.add_argument("--mirror", help=f"another base address than {BASE_URL}")
     args = parser.parse_args()

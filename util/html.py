@@ -28,19 +28,19 @@ from dominate.util import raw
 from .files import mark_as_results, replacing
 
 
-class picture(html_tag):  # its name is that of the tag
-    """One of several versions of an image, which dominate has no class for."""
+class picture(html_tag):  # dominate takes the name of the tag from the class
+    """The tag for several versions of one image, which dominate lacks."""
 
 
 GAP = 6  # pixels between two pictures of a row
 MARGIN = 16  # pixels beside the page
-PHONE = 640  # a page narrower than this is one
-LEAST_ON_PHONE = 110  # pixels that a picture has there at least
-LEAST_SHARE = 0.75  # elsewhere a picture gets smaller than was asked only down to this
-LEAST_ASIDE = 200  # pixels that it has at least, if asked, where rows stand side by side
+PHONE = 640  # pixels; a narrower page counts as a phone's
+LEAST_ON_PHONE = 110  # minimum width of a picture there
+LEAST_SHARE = 0.75  # elsewhere: minimum width of a picture, as a fraction of the one asked for
+LEAST_ASIDE = 200  # minimum width (or the one asked for, if smaller) where rows are side by side
 
-# An image without a known height would count as empty, and all the lazy ones as in view: so they
-# are square until they are there.
+# Without a known height, unloaded images would be empty, and all the lazy ones in view at once: so
+# an image is square until it is loaded.
 STYLE = f"""
 :root {{ color-scheme: light dark; }}
 * {{ box-sizing: border-box; }}
@@ -75,8 +75,8 @@ def _quoted(path: str) -> str:
 class HTML:
     """A page `index.html` in `web_dir` that shows files of `web_dir/images`.
 
-    Rows of pictures under headings; texts and file names are escaped, pictures load when they come
-    into view. `refresh` reloads the page each so many seconds, 0 never.
+    It has rows of pictures under headings. Texts and file names are escaped; pictures load lazily,
+    when they come into view. `refresh` is the seconds after which the page reloads, 0 for never.
     """
 
     def __init__(self, web_dir: str | os.PathLike, title: str, refresh: int = 0):
@@ -94,7 +94,7 @@ class HTML:
                 meta(http_equiv="refresh", content=str(refresh))
             self.style = style(raw(STYLE))
         self.items: div | None = None  # where the next row goes
-        self.item: section | None = None  # what the last heading has begun
+        self.item: section | None = None  # the section that the last heading began
         with self.doc:
             h1(title)
 
@@ -121,7 +121,7 @@ class HTML:
         """Add a row of pictures (paths below `images/`) with labels and what they link to.
 
         Each has a column of at most `width` pixels. On a page too narrow for all of them the row
-        is cut into halves, quarters and so on, the same way in every row of as many pictures.
+        is split into halves, quarters and so on, in the same way for every row of that length.
         """
         self.shapes.add((len(ims), width))
         row = div(cls=f"row {_row_class(len(ims), width)}")
@@ -133,7 +133,7 @@ class HTML:
         (self.doc if self.item is None else self.item).add(row)
 
     def add_wide_image(self, path: str, text: str, narrow: str = "") -> None:
-        """Add a picture as wide as the page, `narrow` on a phone; paths are seen from the page."""
+        """Add a picture as wide as the page (on a phone: `narrow`), by paths relative to the page."""
         self._end_items()
         with self.doc, div(cls="wide"), a(href=_quoted(path)), picture():
             if narrow:
@@ -141,9 +141,9 @@ class HTML:
             img(src=_quoted(path), alt=text)
 
     def save(self) -> None:
-        """Write the page; a reader never sees a part of it."""
+        """Write the page atomically."""
         self.style.clear()
-        # side by side only where each has room for all its pictures in a line
+        # items stand side by side only where each has room for its longest row in one line
         shapes = sorted(self.shapes)
         item = max(
             (_line_width(n, max(min(LEAST_ASIDE, w), LEAST_SHARE * w)) for n, w in shapes),
@@ -165,7 +165,7 @@ def _line_width(count: int, width: float) -> float:
 
 
 def _columns(count: int, width: int) -> str:
-    """The rules by which a row of `count` pictures has more columns the wider the page is."""
+    """CSS rules that give a row of `count` pictures more columns the wider the page is."""
     name = _row_class(count, width)
     rules = [f".{name} {{ --width: {width}px; --columns: 1; }}"]
 

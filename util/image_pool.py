@@ -17,10 +17,10 @@ class ImagePool:
         self.images: list[torch.Tensor] = []
 
     def query(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, C, H, W) of any range for the discriminator, given the newest ones.
+        """Pictures (N, C, H, W), in any range, for D to see in place of the newest ones.
 
-        Returns the input while the pool fills, and with a size of 0. Later each picture is replaced
-        with probability 1/2 by a random one of the pool, whose place it takes.
+        Returns the input while the pool fills, and with a size of 0. Later each picture is, with
+        probability 1/2, exchanged for a random one of the pool.
         """
         if self.pool_size == 0:
             return images
@@ -31,9 +31,9 @@ class ImagePool:
                 chosen.append(image)
             elif random.uniform(0, 1) > 0.5:
                 index = random.randint(0, self.pool_size - 1)
-                old = self.images[index].to(image.device)  # a resumed one is on the CPU
+                old = self.images[index].to(image.device)  # after a resume it is on the CPU
                 self.images[index] = image.clone()
-                # those of a training that goes on with another --crop_size fit into no batch
+                # after a resume with another --crop_size, old ones do not fit into the batch
                 fits = len(images) == 1 or old.shape == image.shape
                 chosen.append(old if fits else image)
             else:
@@ -41,7 +41,7 @@ class ImagePool:
         return torch.cat(chosen, 0)
 
     def snapshot(self) -> Callable[[], None]:
-        """A function that puts the pictures of now back."""
+        """A function that puts the current pictures back."""
         return functools.partial(setattr, self, "images", list(self.images))
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:

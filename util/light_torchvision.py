@@ -1,8 +1,8 @@
-"""torchvision's transforms, without what `import torchvision` loads beside them.
+"""torchvision's transforms, without what else `import torchvision` loads.
 
-Its `datasets`, `models` and `ops` import PyTorch's compiler, which is half the time of a start.
-They are imported at their first use instead. Python's import system stays as it is, and so does
-torchvision where the program around this one has imported it already.
+Its `datasets`, `models` and `ops` import PyTorch's compiler, which takes half the start-up time.
+Here they are imported lazily, at their first use. Python's import system is not changed, nor is
+torchvision if the surrounding program has imported it already.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _import_torchvision() -> None:
     try:
         import torchvision
     except (ImportError, AttributeError):
-        return  # a version that needs them: the import below is the usual one
+        return  # a version that needs them: fall back to the plain import below
     finally:
         for name in empty:
             sys.modules.pop(name, None)

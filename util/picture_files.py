@@ -1,4 +1,4 @@
-"""Which files are pictures, and the one function that opens one. Needs only Pillow and NumPy."""
+"""Which files are pictures, and the one place that opens them. Needs only Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
 
     pillow_heif.register_heif_opener()
 
-_OPTIONAL = (".avif", ".heic", ".heif")  # depend on how Pillow was built, and on pillow-heif
+_OPTIONAL = (".avif", ".heic", ".heif")  # need certain builds of Pillow, or pillow-heif
 # names are compared in lower case: .PNG and .Png count too
 IMG_EXTENSIONS = [
     *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"),
@@ -25,7 +25,7 @@ IMG_EXTENSIONS = [
 ]
 
 ORIENTATION = 0x0112  # EXIF's tag: 1 is upright
-# from the stored rows to those that are shown
+# by EXIF orientation: from the stored array to the upright one
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda x: np.rot90(x, 2),
@@ -36,7 +36,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     8: np.rot90,
 }
 
-ROUNDING = 1e-5  # by which floats may pass [0, 1]: less than a step of 16 bits
+ROUNDING = 1e-5  # by how much floats may exceed [0, 1]: less than one step of 16 bits
 SIGNED = "signed integers"  # one of the kinds of `misread_tiff`
 UNREADABLE = "can't read the picture"  # how errors of `reading` begin
 HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
@@ -45,7 +45,7 @@ _opening = threading.Lock()
 
 
 def install_hint(ending: str) -> str:
-    """A hint for files of this ending where they are not read; empty where nothing would help."""
+    """How to make files with this ending readable, for an error; empty if nothing would help."""
     if ending not in _OPTIONAL:
         known = ending in Image.registered_extensions() and ending not in IMG_EXTENSIONS
         return f" (convert {ending}, for example to .png)" if known else ""
@@ -54,14 +54,14 @@ def install_hint(ending: str) -> str:
 
 
 def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_EXTENSIONS) -> bool:
-    """Whether the name ends as a picture's does, in any case, and is not hidden (`._a.jpg`)."""
+    """Whether the name ends like a picture's, in any case, and is not hidden (`._a.jpg`)."""
     name = os.path.basename(os.fspath(filename))
     return os.path.splitext(name)[1].lower() in extensions and not name.startswith(".")
 
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[None]:
-    """Turn all that a decoder may raise within into a UserError that names the file."""
+    """Turn whatever a decoder raises in the block into a UserError that names the file."""
     try:
         yield
     except UserError as e:
@@ -79,13 +79,13 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Image]:
-    """Open a picture with Pillow; of several frames it shows the first.
+    """Open a picture with Pillow, at its first frame if there are several.
 
-    Raises UserError, which names the file, for all that goes wrong with the picture within; and
-    above Pillow's limit, which damaged files pass more often than real pictures, unless `any_size`.
+    Raises UserError, which names the file, for any error in the block; and, unless `any_size`, for
+    more pixels than Pillow's limit, which damaged files exceed more often than real pictures.
     """
     with reading(path):
-        with _opening:  # the limit is one for all threads
+        with _opening:  # the limit is global: all threads share it
             limit = Image.MAX_IMAGE_PIXELS
             try:
                 Image.MAX_IMAGE_PIXELS = None if any_size else limit
@@ -99,22 +99,22 @@ def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Im
 def open_image(path: str | os.PathLike, mode: str = "RGB", upright: bool = True) -> Image.Image:
     """Open a picture and decode it to `mode` (`RGB` or `L`), 8 bits a channel.
 
-    16-bit grey and floats in [0, 1] are scaled to 8 by value. `upright` turns what a camera has
-    stored sideways (EXIF) as viewers show it. Raises UserError, which names the file, where it
-    can't be decoded, and for other floats and rare kinds of TIFF.
+    16-bit grey and floats in [0, 1] are rescaled to 8 bits. `upright` applies the EXIF orientation,
+    as image viewers do. Raises UserError, which names the file, if it can't be decoded, and for
+    floats in another range and rare kinds of TIFF.
     """
     with opened(path) as image:
         if kind := misread_tiff(image):
             raise UserError(f"{kind} need their range: {HOW_RANGE}")
         deep = image.mode.startswith(("I", "F"))
         decoded = (_to_8_bits(image) if deep else image).convert(mode)
-        # asked after the pixels are there: Pillow turns TIFF itself while it reads them
+        # read after the pixels: Pillow itself turns a TIFF while it decodes it
         turn = TURNS.get(orientation(image)) if upright else None
         return decoded if turn is None else Image.fromarray(turn(np.asarray(decoded)))
 
 
 def misread_tiff(image: Image.Image) -> str | None:
-    """What is in a TIFF file that Pillow reads with wrong values; None for all others."""
+    """The kind of data in a TIFF file whose values Pillow reads wrongly; None for other files."""
     if image.format != "TIFF":
         return None
     tags = image.tag_v2  # type: ignore[attr-defined]
@@ -141,9 +141,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def has_16_bits(image: Image.Image, levels: np.ndarray) -> bool:
-    """Whether the integers of a picture in one of the modes I are on a scale of 16 bits.
+    """Whether the integers of a picture in mode I or I;16 are on a scale of 16 bits.
 
-    So are those of files; small ones in mode I that come from elsewhere are taken for 8 bits.
+    Those of PNG and PPM files and of mode I;16 are; others only if one of them exceeds 255.
     """
     from_file = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
     return from_file or levels.max(initial=0) > 255
@@ -160,10 +160,10 @@ def check_floats(values: np.ndarray, any_range: bool = False) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """How the camera was held, as EXIF says: 1 is upright, see `TURNS` for the others."""
+    """How the camera was held, according to EXIF: 1 is upright, see `TURNS` for the others."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged notes about a picture are no damage to it
+    except Exception:  # damaged metadata does not make the picture unreadable
         return 1
 
 

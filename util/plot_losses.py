@@ -1,4 +1,4 @@
-"""Draw the losses of an experiment into a file: `python -m util.plot_losses checkpoints/<name>`."""
+"""Plot an experiment's losses to a file: `python -m util.plot_losses checkpoints/<name>`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def main() -> None:
     parser = OneLineParser(
         prog="python -m util.plot_losses", description="Draw the loss curves of a run."
     )
-    parser.add_argument("experiment", metavar="EXPERIMENT_DIR", help="for one: checkpoints/NAME")
+    parser.add_argument("experiment", metavar="EXPERIMENT_DIR", help="such as checkpoints/NAME")
     parser.add_argument("--out", metavar="FILE", help="[default: EXPERIMENT_DIR/loss.png]")
     args = parser.parse_args()
     folder = Path(args.experiment)
@@ -23,7 +23,7 @@ def main() -> None:
         raise UserError(f"no losses are recorded in {folder / 'losses.jsonl'}")
     try:
         draw(panels, out, folder.resolve().name)
-    except ValueError as e:  # matplotlib knows no such suffix
+    except ValueError as e:  # a suffix that matplotlib does not know
         raise UserError(f"{out} can't be written: {first_line(e)}") from e
     print(f"{len(records)} records drawn in {out}")
 

@@ -76,7 +76,7 @@ def preserved() -> Iterator[None]:
 
 
 def fingerprint() -> tuple:
-    """What changes when a generator of the CPU draws: Python's, NumPy's or torch's."""
+    """A value that changes whenever a CPU generator is used: Python's, NumPy's or torch's."""
     _, keys, position, *gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
     torchs = torch.get_rng_state().numpy().tobytes()
     return random.getstate(), np.asarray(keys).tobytes(), position, gauss, torchs
@@ -84,7 +84,7 @@ def fingerprint() -> tuple:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Context manager: seeds the generators of the CPU, and restores their states at its end."""
+    """Context manager: seeds the CPU generators, and restores their states at its end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def results_folder(opt: argparse.Namespace) -> Path:
-    """`<results_dir>/<name>/<phase>_<epoch>`; with `--load_iter`, `_iter<n>` behind that."""
+    """`<results_dir>/<name>/<phase>_<epoch>`, followed by `_iter<n>` with `--load_iter`."""
     save = f"{opt.epoch}_iter{opt.load_iter}" if opt.load_iter > 0 else opt.epoch
     return Path(opt.results_dir, opt.name, f"{opt.phase}_{save}")
 
@@ -20,7 +20,7 @@ def results_folder(opt: argparse.Namespace) -> Path:
 def result_name(relative_path: str, taken: set[str]) -> str:
     """The name of a picture's results: its path without extension, unless that is taken.
 
-    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. A picture that is taken several times,
+    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. A picture that is used several times,
     since the other side of the data set has more, becomes `a`, `a.png`, `a-2`, `a-3`. Adds the name
     to `taken`.
     """
@@ -34,8 +34,8 @@ def result_name(relative_path: str, taken: set[str]) -> str:
 def output_names(relative_paths: Sequence[str]) -> list[str]:
     """The names of the outputs of files: their paths without extensions.
 
-    `a.png` and `a.jpg` in one folder both keep theirs, so that an output from before the second
-    file existed is not taken for that of the second file.
+    `a.png` and `a.jpg` in one folder both keep their extensions, so that an output `a` from before
+    the second file existed is not mistaken for the output of the second file.
     """
     stems = [os.path.splitext(path)[0] for path in relative_paths]
     taken = Counter([*stems, *relative_paths])
@@ -47,8 +47,8 @@ def output_names(relative_paths: Sequence[str]) -> list[str]:
 class ResultNames:
     """Names results so that they do not depend on the number of processes.
 
-    Each process names all `count` pictures, and uses the names of its `own`, which are numbers in
-    order.
+    Each process names all `count` pictures, and uses the names of its `own` ones, given by their
+    numbers in order.
     """
 
     def __init__(self, dataset: Any, own: Sequence[int], count: int):
@@ -62,7 +62,7 @@ class ResultNames:
     def next(self, path: str) -> tuple[int, str]:
         """The number of the next item and the name of its results; `path` is its picture.
 
-        Items that the dataset passed over are left out.
+        Numbers of items that the dataset skipped are passed over.
         """
         if self.everything:
             self.last += 1
@@ -76,12 +76,12 @@ class ResultNames:
                         relative = [self.dataset.relative_path(p) for p in some]
                         self.names = [result_name(p, self.taken) for p in relative]
                     return number, self.names[number]
-        # a dataset that keeps no lists of its files: names with their endings tell most apart
+        # a dataset without lists of its files: names with extensions are mostly distinct
         return self.last, self.dataset.relative_path(path)
 
 
 def lists_of_files(dataset: Any) -> Iterator[Sequence[str]]:
-    """A dataset's lists of files; of a list of pairs each side is one."""
+    """A dataset's lists of files; a list of pairs is split into one for each side."""
     for name, paths in vars(dataset).items():
         if name.endswith("paths") and isinstance(paths, (list, tuple)) and paths:
             pairs = isinstance(paths[0], tuple)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from util import distributed
 
-# A third of the time of the usual 6, for files that are up to a tenth larger; below it those of
-# flat colours grow by half. Other formats take no notice.
+# Takes a third of the time of the default, 6, for files up to a tenth larger; lower levels make
+# those with flat colours half as large again. Other formats ignore it.
 PNG_LEVEL = 4
 
 T = TypeVar("T")
@@ -25,8 +25,8 @@ def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -
     """The first picture of a batch as an array that can be shown and saved.
 
     Takes a tensor (N, C, H, W) with values in [-1, 1] and returns (H, W, 3) with values in
-    [0, 255], rounded to the nearest level. One channel (or two) is shown as grey, of more than
-    three the first three. An array (H, W, 3) already in [0, 255] is only rounded and converted.
+    [0, 255], rounded to the nearest level. The first of one or two channels is shown as grey, and
+    the first three of more. An array (H, W, 3) already in [0, 255] is only rounded and converted.
     """
     if isinstance(input_image, np.ndarray):
         array = input_image
@@ -53,8 +53,8 @@ def save_image(image_numpy: np.ndarray, image_path: str | os.PathLike, aspect_ra
 def copy_if_equal(source: str | os.PathLike, pixels: np.ndarray, target: Path) -> bool:
     """Copy a PNG file if it holds exactly these pixels (H, W, 3); returns whether it does.
 
-    A quarter of the time of encoding them again. One that says more than its pixels, such as a
-    colour profile, is not copied: other pictures beside it would look different.
+    Takes a quarter of the time of encoding them again. A file with more than pixels, such as a
+    colour profile, is not copied: it would look different from the pictures beside it.
     """
     try:
         with Image.open(source, formats=["PNG"]) as image:
@@ -69,14 +69,14 @@ def copy_if_equal(source: str | os.PathLike, pixels: np.ndarray, target: Path) -
 
 
 def diagnose_network(net: torch.nn.Module, name: str = "network") -> None:
-    """Print the mean absolute gradient over the parameters of a network that have one."""
+    """Print the mean absolute gradient of a network, over those parameters that have one."""
     means = [p.grad.abs().mean().item() for p in net.parameters() if p.grad is not None]
     print(name)
     print(sum(means) / len(means) if means else 0.0)
 
 
 def print_numpy(x: np.ndarray, val: bool = True, shp: bool = False) -> None:
-    """Print the shape of an array and the mean, minimum, maximum, median and deviation of it."""
+    """Print an array's shape (`shp`), and its mean, range, median and deviation (`val`)."""
     x = x.astype(np.float64)
     if shp:
         print("shape,", x.shape)
@@ -106,7 +106,7 @@ def init_ddp() -> torch.device:
 
 
 def cleanup_ddp() -> None:
-    """Part from the other processes."""
+    """Leave the process group."""
     distributed.destroy_process_group()
 
 
@@ -119,7 +119,7 @@ def crossed(frequency: int, before: int, after: int) -> bool:
 
 
 def batches(items: Iterable[T], size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:
-    """Consecutive items with equal keys, at most `size` of them; one whose key is None is alone."""
+    """Lists of at most `size` consecutive items with equal keys; an item with key None is alone."""
     batch: list[T] = []
     shared: Any = None
     for item in items:
@@ -129,7 +129,7 @@ def batches(items: Iterable[T], size: int, key: Callable[[T], Any]) -> Iterator[
             batch = []
         batch.append(item)
         shared = own
-        if len(batch) == size or own is None:  # before the next one is there
+        if len(batch) == size or own is None:  # yielded before the next item is asked for
             yield batch
             batch = []
     if batch:

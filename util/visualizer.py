@@ -1,4 +1,4 @@
-"""The one place that the training loop shows things to, and the saving of result pictures."""
+"""The one object that the training loop reports to, and the saving of result pictures."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .errors import say, warn
 from .html import HTML
 from .run.position import Position
 
-ADVICE_AFTER = 60.0  # seconds of training in which waiting for data must have been too much
-ADVICE_SHARE = 0.3
-SMALL = 2**20  # values of a picture up to which results wait on the GPU to be encoded
+ADVICE_AFTER = 60.0  # seconds of training before the user is told that loading data is slow
+ADVICE_SHARE = 0.3  # of the time: more waiting for data than this is slow
+SMALL = 2**20  # values in a picture: larger ones do not wait on the GPU to be encoded
 
 
 class Visualizer:
-    """Passes losses and pictures on to loggers: console, log, record, page, and what is asked for.
+    """Passes losses and pictures on to loggers: console, log, record, page, and optional ones.
 
     A logger that fails is switched off with one warning; training goes on.
     """
@@ -42,8 +42,8 @@ class Visualizer:
     ):
         """`epoch_size` is the number of images in an epoch; `position` is kept by the loop.
 
-        For a loop that keeps none, as the original's, this keeps one, by what the loop shows, and
-        opens the views at once. Otherwise `open` does.
+        For a loop that keeps none, such as the original's, this keeps one, derived from what the
+        loop shows, and opens the loggers at once. Otherwise `open` opens them.
         """
         self.opt = opt
         self.epoch_size = epoch_size
@@ -59,15 +59,15 @@ class Visualizer:
             self.open()
 
     def open(self, set_aside: Callable[[], None] = lambda: None) -> None:
-        """Open the views, which set files of an earlier training aside, after `set_aside`."""
+        """Call `set_aside`, and open the loggers, which set aside files of an earlier training."""
         start = time.perf_counter()
-        # what the first of several processes shows are its own losses and pictures
+        # only rank 0 shows anything: its own losses and pictures
         if distributed.is_main():
             self.loggers = open_loggers(self.opt, self.begun, set_aside)
         else:
             set_aside()
         atexit.register(self.close)  # for loops that do not close it
-        self.since += time.perf_counter() - start  # is no time of an iteration
+        self.since += time.perf_counter() - start  # does not count as time of an iteration
 
     def _each(self, call: str, *args: Any) -> None:
         for logger in list(self.loggers):
@@ -87,11 +87,11 @@ class Visualizer:
 
     # ---------------------------------------------------------------------------------- the loop
     def set_dataset_size(self, size: int) -> None:
-        """Tell the number of images in an epoch."""
+        """Set the number of images in an epoch."""
         self.epoch_size = size
 
     def _move_to(self, epoch: int, iters: int) -> None:
-        """Move the position of a loop that keeps none: `iters` images into `epoch`."""
+        """Set the position, for a loop that keeps none, to `iters` images into `epoch`."""
         position = self.position
         if not self.keeps_position:
             return
@@ -102,7 +102,7 @@ class Visualizer:
         position.epoch, position.epoch_iter, position.total_iters = epoch, iters, before + iters
 
     def batches(self, dataset: Iterable[Any]) -> Iterator[Any]:
-        """The batches of a dataset, with the wait for each one measured, under a progress bar."""
+        """Yield the batches of a dataset, with a progress bar; measures the wait for each batch."""
         position, size = self.position, self.epoch_size
         self.epoch_begun = time.monotonic(), position.total_iters
         bar = tqdm(
@@ -115,7 +115,7 @@ class Visualizer:
         )
         with bar:
             iterator = iter(dataset)
-            # the start of the workers is no sign of slow data
+            # starting the workers does not count as waiting for data
             self._start_timing(time.perf_counter())
             while True:
                 start = time.perf_counter()
@@ -132,10 +132,10 @@ class Visualizer:
         self.since, self.since_images, self.waited = now, self.position.total_iters, 0.0
 
     def reset(self) -> None:
-        """At the start of an epoch; nothing to do, kept for loops that call it."""
+        """Do nothing; kept for loops that call it at the start of an epoch."""
 
     def timing(self) -> tuple[float, float]:
-        """Seconds an image since the last call: for computing, and for waiting on data."""
+        """Seconds per image since the last call: of computing, and of waiting for data."""
         now = time.perf_counter()
         elapsed, waited = now - self.since, self.waited
         images = max(1, self.position.total_iters - self.since_images)
@@ -168,7 +168,7 @@ class Visualizer:
         t_data: float,
         lr: float = 0.0,
     ) -> None:
-        """Show losses: `iters` images into `epoch`, at so many seconds an image."""
+        """Show losses at `iters` images into `epoch`; `t_comp`, `t_data` are seconds per image."""
         self._move_to(epoch, iters)
         record = {
             "epoch": epoch,
@@ -183,10 +183,10 @@ class Visualizer:
         self._each("log_losses", record)
 
     def plot_current_losses(self, *args: Any) -> None:
-        """Draw nothing: `print_current_losses` feeds every view, for loops that call both.
+        """Draw nothing, since `print_current_losses` feeds all loggers; for loops that call both.
 
-        What loops of the original say here tells where they are: `(epoch, share of the epoch that
-        is over, losses)`, later `(images seen in all, losses)`.
+        The arguments tell the position of a loop of the original code: `(epoch, fraction of the
+        epoch done, losses)`, in later versions `(images seen in all, losses)`.
         """
         position = self.position
         if not self.keeps_position or len(args) < 2:
@@ -202,7 +202,7 @@ class Visualizer:
         """Show pictures: `(visuals, epoch, save)`, or `(visuals, epoch, images seen in all, save)`.
 
         `visuals` are (N, C, H, W) in [-1, 1], the first of which is shown, or uint8 (H, W, C).
-        `save` keeps them on the training page even if it has some of this epoch.
+        `save` keeps them on the training page even if it already has some of this epoch.
         """
         position = self.position
         *images, save_result = images_and_save
@@ -211,7 +211,7 @@ class Visualizer:
         if self.keeps_position and images:
             position.epoch_iter += images[0] - position.total_iters
             position.total_iters = images[0]
-        if not self.loggers:  # no copies from the GPU for nobody
+        if not self.loggers:  # avoid copies from the GPU that nobody sees
             return
         step = {
             "epoch": epoch,
@@ -227,7 +227,7 @@ class Visualizer:
         self._each("log_scores", record)
 
     def end_epoch(self, epoch: int) -> None:
-        """Tell the views that an epoch is over, and print what it took and what is left."""
+        """Tell the loggers that an epoch is over; print its duration and the time left."""
         self._each("end_epoch", epoch)
         last = self.opt.n_epochs + self.opt.n_epochs_decay
         begun, images = self.epoch_begun
@@ -239,7 +239,7 @@ class Visualizer:
         say(f"End of epoch {epoch} / {last} \t Time Taken: {seconds:.0f} sec{left}")
 
     def close(self) -> None:
-        """Finish all views; they show nothing from then on."""
+        """Close all loggers; nothing is shown from then on."""
         atexit.unregister(self.close)
         self._each("close")
         self.loggers = []
@@ -256,7 +256,7 @@ def save_images(
     """Save the pictures of one input below the page's `images/`, and add them to it as a row.
 
     `visuals` are (N, C, H, W) in [-1, 1], the first of which is saved, or uint8 (H, W, C); `width`
-    is that of a picture on the page.
+    is the width of a picture on the page.
     """
     name = Path(image_path[0]).stem
     files = write_visuals(
@@ -284,7 +284,7 @@ def write_visuals(
         file = f"{name}_{label}.png"
         path = img_dir / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        # inputs of the models here, in files as large as they are
+        # an input of the model, whose file can be copied if its pixels are the same
         source = input_path if label in ("real", "real_A") and aspect_ratio == 1 else None
         own = _copy(image) if torch.is_tensor(image) else util.tensor2im(image)
         encoders.submit(_write_result, own, path, aspect_ratio, source)
@@ -293,9 +293,10 @@ def write_visuals(
 
 
 def _copy(pictures: torch.Tensor) -> torch.Tensor:
-    """A copy of the first picture: a model may use the memory of a result again.
+    """A copy of the first picture, since a model may reuse the memory of a result.
 
-    Where it is, so that nothing waits for a GPU; of a large one on the CPU, since many may queue.
+    It stays on its device, so that nothing waits for a GPU; a large one is copied to the CPU, since
+    many may queue up.
     """
     first = pictures.detach()[:1]
     return first.clone() if first.numel() <= SMALL else first.to("cpu", copy=True)
