@@ -133,7 +133,7 @@ class HTML:
         (self.doc if self.item is None else self.item).add(row)
 
     def add_wide_image(self, path: str, text: str, narrow: str = "") -> None:
-        """Add a picture as wide as the page (on a phone: `narrow`), by paths relative to the page."""
+        """Add a picture as wide as the page (on a phone: `narrow`); paths are relative to it."""
         self._end_items()
         with self.doc, div(cls="wide"), a(href=_quoted(path)), picture():
             if narrow:

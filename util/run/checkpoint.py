@@ -1,7 +1,7 @@
 """Checkpoints: one file with the whole training state, and exports of its weights.
 
-`<suffix>_train_state.pth` is the checkpoint: the weights and all else that training needs to go on
-exactly. Only this file is read to resume. The exports (`weight_files.py`) are written after it.
+`<suffix>_train_state.pth` is the checkpoint: the weights and all else that an exact resume needs.
+Only this file is read to resume. The exports (`weight_files.py`) are written after it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from .weight_files import (
 )
 
 FORMAT = 2  # of the training state
-UNFINISHED = ".unfinished_save"  # in a folder whose exports may be older than its checkpoints
-KINDS = {  # entries of a training state that are relied upon
+UNFINISHED = ".unfinished_save"  # marks a folder whose exports may be older than its checkpoints
+KINDS = {  # required entries of a training state, and their types
     "run": str,
     **dict.fromkeys(("format", "epoch", "epoch_iter", "total_iters", "seed"), int),
     **dict.fromkeys(("random", "model", "options", "weights"), dict),
@@ -45,7 +45,7 @@ KINDS = {  # entries of a training state that are relied upon
 
 @dataclass
 class FoundCheckpoint:
-    """The checkpoint to go on from; `state` is None where there are weights alone."""
+    """The checkpoint to resume from; `state` is None if there are weights alone."""
 
     suffix: str
     state: dict[str, Any] | None = None
@@ -59,12 +59,12 @@ def state_path(folder: Path, suffix: str) -> Path:
 
 
 def _without_tensors(path: Path) -> Any:
-    """What a file holds; its tensors stay on the disk, and may be damaged. This is quick."""
+    """The content of a file, read quickly: its tensors stay on the disk, and may be damaged."""
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _check_contents(path: Path) -> None:
-    """Raise UserError where a state holds what can't be read back."""
+    """Raise UserError if a state holds something that can't be loaded again."""
     try:
         _without_tensors(path)
     except pickle.UnpicklingError as e:
@@ -81,12 +81,12 @@ def save_checkpoint(
 ) -> None:
     """Save the state under each suffix, then the weights by `export(suffix)`.
 
-    Raises UserError for a state that can't be read again, and OSError where a write fails. Then
+    Raises UserError for a state that can't be loaded again, and OSError if a write fails. Then
     either all files are as before, or the first state is new and the file `UNFINISHED` tells that
     the others may be old.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".*.tmp.pth"):  # of a process that was killed in a save
+    for leftover in folder.glob(".*.tmp.pth"):  # of a process that was killed during a save
         leftover.unlink(missing_ok=True)
     first, *others = suffixes
     state = {**state, "format": FORMAT, "suffixes": list(suffixes)}
@@ -107,7 +107,7 @@ def saved_suffixes(folder: Path) -> list[str]:
 
 
 def _check_state(state: Any, path: Path) -> dict[str, Any]:
-    """A training state whose entries have the types they should; raises UserError otherwise."""
+    """Return a training state whose entries have the right types; raises UserError otherwise."""
     state = state if isinstance(state, dict) else {}
     version = state.get("format")
     if isinstance(version, int) and version != FORMAT:
@@ -126,7 +126,7 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
 def _ranking(
     folder: Path, only: str | None = None
 ) -> tuple[dict[str, tuple[str, int, bool]], dict[str, str]]:
-    """The age of each state by suffix, the newest first; the errors of those that can't be read."""
+    """The age of each state by suffix, newest first; the errors of states that can't be read."""
     ages, errors = {}, {}
     for suffix in [s for s in saved_suffixes(folder) if only in (None, s)]:
         path = state_path(folder, suffix)
@@ -136,7 +136,7 @@ def _ranking(
                     raise zipfile.BadZipFile("it is cut off, or no file of this program")
                 state = _without_tensors(path)
             state = _check_state(state, path)
-            # of the newest run the farthest; "latest" rather than the epoch of the same step
+            # the newest run first, in it the most images; "latest" before an equally new epoch
             ages[suffix] = state["run"], state["total_iters"], suffix == "latest"
         except UserError as e:
             errors[suffix] = str(e)
@@ -146,9 +146,9 @@ def _ranking(
 def find_checkpoint(
     folder: Path, names: Iterable[str], suffix: str | None = None
 ) -> FoundCheckpoint | None:
-    """The newest whole checkpoint, or that of `suffix`; weights alone if there is no state.
+    """The newest intact checkpoint, or the one of `suffix`; weights alone if there is no state.
 
-    None where nothing was saved. Raises UserError where files are there, and none of them is whole.
+    None if nothing was saved. Raises UserError if there are files, but none of them is intact.
     """
     names = list(names)
     ages, errors = _ranking(folder, suffix)
@@ -163,7 +163,7 @@ def find_checkpoint(
             if absent := ", ".join(n for n in names if n not in state["weights"]):
                 raise UserError(f"it was saved without {absent}: by another --model?")
         except UserError as e:
-            if isinstance(e.__cause__, PermissionError):  # whole, but not ours to read
+            if isinstance(e.__cause__, PermissionError):  # intact, but this user can't read it
                 raise
             skipped.append(f"{candidate}: {e}")
         else:
@@ -174,7 +174,7 @@ def find_checkpoint(
             f"no intact checkpoint in {folder} ({'; '.join(skipped)}); restore the files, or "
             f"delete the *_{STATE}.pth to go on from weights alone"
         )
-    # the best so far of a validation comes before the first save, and is no save to go on from
+    # a validation may write best_net_* before the first save: nothing to resume from
     saved = [name for name in exported_files(folder) if not name.startswith("best_net_")]
     wanted = suffix or "latest"
     missing = [n for n in names if not weights_path(folder, wanted, n).exists()]
@@ -192,7 +192,7 @@ def find_checkpoint(
 def new_run(folder: Path) -> str:
     """A name for a run, made from the time; it sorts after all runs saved in the folder.
 
-    It does so even if the clock went back, or an earlier machine's clock was ahead.
+    This holds even if the clock went back, or an earlier machine's clock was ahead.
     """
     start = time.time_ns()
     for run, *_ in _ranking(folder)[0].values():
@@ -207,9 +207,9 @@ def newest_save(folder: Path) -> tuple[str, int] | None:
 
 
 def prune_states(folder: Path, keep: int) -> None:
-    """Delete old states, but not the exported weights: `keep` stay, besides latest.
+    """Delete all but the newest `keep` states, besides `latest`; exported weights stay.
 
-    The newest one always stays, also where `--save_by_iter` saves no latest. So do states that
+    The newest state always stays, even if `--save_by_iter` saves no `latest`. So do states that
     can't be read.
     """
     suffixes = list(_ranking(folder)[0])

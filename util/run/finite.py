@@ -12,22 +12,22 @@ from util import distributed
 from util.errors import UserError, warn
 
 MAX_CONSECUTIVE_SKIPS = 10
-CHECK_EVERY = 100  # iterations, if losses are printed and saved less often
+CHECK_EVERY = 100  # iterations; sooner if losses are printed or a checkpoint is saved
 
 
 def all_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Whether all numbers in all tensors are finite: (), bool, on the device of the first one."""
+    """Whether all numbers in all tensors are finite: a bool tensor () on the first one's device."""
     tensors = [t for t in tensors if t.numel()]
     if not tensors:
         return torch.tensor(True)
-    # the largest magnitude is finite only if every number is. (`torch.nn.utils.get_total_norm`,
-    # which does this, came with PyTorch 2.6)
+    # the largest magnitude is finite only if every number is
+    # (`torch.nn.utils.get_total_norm` does this, but only since PyTorch 2.6)
     largest = torch._foreach_norm(tensors, math.inf)
     return torch.stack([x.to(largest[0].device) for x in largest]).isfinite().all()
 
 
 class Iteration(NamedTuple):
-    """One iteration that has not been looked at yet."""
+    """An iteration that has not been checked yet."""
 
     where: str
     paths: Sequence[str]
@@ -44,8 +44,8 @@ class FiniteGuard:
     printed and before each save. The losses since the last check tell in which iteration it began.
 
     `skip`: gradients are checked before each step, which waits for the GPU. An iteration with bad
-    gradients leaves the model as it was; ten in a row raise UserError. For this, weights and
-    optimizer states are kept twice.
+    gradients leaves the model unchanged; ten in a row raise UserError. This needs a second copy of
+    the weights and optimizer states.
 
     All ranks decide alike: their weights are equal, gradients are checked after averaging, and
     `check` asks all ranks.
@@ -69,7 +69,7 @@ class FiniteGuard:
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        # a gradient scaler of the model's own, which sets this, passes over steps by itself
+        # set by a gradient scaler of the model's own, which skips such steps by itself
         if not gradients or hasattr(optimizer, "found_inf"):
             return
         self.gradients.append(all_finite(gradients))
@@ -78,10 +78,10 @@ class FiniteGuard:
             self.undo.append(_undo_of(optimizer))
         else:
             for parameter in parameters:
-                parameter.grad = None  # the optimizer passes over these
+                parameter.grad = None  # the optimizer skips these
 
     def start(self) -> None:
-        """Before an iteration: with `skip`, remember what the optimizers do not change."""
+        """Before an iteration: with `skip`, snapshot what the optimizers do not change."""
         if self.mode == "stop":
             return
         stepped = set(self.model.stepped_tensors())
@@ -101,11 +101,11 @@ class FiniteGuard:
         self.undo = [undo]
 
     def finish(self, where: str, data: Mapping[str, Any] | Sequence[str]) -> None:
-        """After an iteration: `where` is its name in messages, `data` its batch or its files."""
+        """After an iteration: `where` names it in messages, `data` is its batch or its files."""
         names = self.model.present_losses()
         losses = self.model.loss_values(names)
         self.pending.append(Iteration(where, _files(data), names, losses))
-        # one process on a CPU does not have to wait for a GPU or for other ranks
+        # a single process on the CPU can look at once: there is no GPU or other rank to wait for
         at_once = self.model.device.type == "cpu" and distributed.world_size() == 1
         suspicious = at_once and bool(self._bad_losses(self.pending[-1]))
         if at_once and not suspicious:
@@ -127,7 +127,7 @@ class FiniteGuard:
         if not distributed.any_rank(harmed):
             self.in_a_row = 0
             return
-        # the losses of one rank can be finite, and those of another not
+        # losses can be finite on one rank and not on another
         bad_here = self._what_is_bad(bad or pending[-1])
         found = distributed.all_gather_object((bad is None, bad_here))
         message = min(found, key=lambda one: one[0])[1]

@@ -1,4 +1,4 @@
-"""Options that an experiment was trained with, read from the text file in its folder."""
+"""Options that an experiment was trained with, in the text file in its folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from util.errors import warn
 from util.files import write_whole
 
-DEFAULT_NAME = "experiment_name"  # of an experiment, where --name is not given
+DEFAULT_NAME = "experiment_name"  # of an experiment, if --name is not given
 
-# have to be as in training, for weights to fit and for the direction of translation
+# must be as in training, so that the weights fit and translate in the same direction
 NETWORK_OPTIONS = (
     *("netG", "norm", "ngf", "no_dropout", "no_antialias", "no_antialias_up"),
     *("input_nc", "output_nc"),
 )
 GENERATOR_OPTIONS = (*NETWORK_OPTIONS, "normG", "direction", "value_range")
-# of the networks that only training has
+# of the networks that exist only in training
 DISCRIMINATOR_OPTIONS = (
     *("netD", "ndf", "n_layers_D", "num_D", "normD", "spectral_norm"),
     *("netF", "netF_nc", "nce_layers"),
@@ -42,7 +42,7 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
 
 
 def write_saved_options(folder: Path, text: str, phase: str = "train") -> None:
-    """Write `<folder>/<phase>_opt.txt`; where that fails a warning says so."""
+    """Write `<folder>/<phase>_opt.txt`; if that fails, warn."""
     path = folder / f"{phase}_opt.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)

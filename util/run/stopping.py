@@ -1,4 +1,4 @@
-"""Stopping a run after a signal or a time limit; a lock that allows one run an experiment."""
+"""Stopping a run after a signal or a time limit; a lock that allows one run per experiment."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 from util import distributed
 from util.errors import UserError, warn
 
-# SIGHUP: the terminal is closed; Slurm can send SIGUSR1 some time before the limit of a job
+# SIGHUP: the terminal was closed; Slurm can send SIGUSR1 some time before a job's time limit
 SIGNALS = [s for s in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, s)]
-TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal it is the exit code
+TIME_IS_UP = 1  # what ranks exchange after --max_hours; after a signal, they exchange exit codes
 SAME_SIGNAL = 5.0  # seconds within which torchrun may send a signal again
-LINGER = 60  # seconds after SIGTERM until a loading process ends
+LINGER = 60  # seconds after SIGTERM until a DataLoader worker ends
 
 
 class StopRequest:
     """Whether the run should stop: after a signal, or when `--max_hours` are over.
 
-    The loop asks after each iteration. A second signal ends the process at once. Under torchrun,
-    which may send the same signal twice, it is ignored for some seconds after the first.
+    The loop asks after each iteration. A second signal ends the process at once; but under
+    torchrun, which may send the same signal twice, not in the first few seconds after the first.
     """
 
     def __init__(self, max_hours: float | None = None):
@@ -73,10 +73,10 @@ class StopRequest:
         return self.reason is not None
 
     def is_urgent(self, progressed: bool) -> bool:
-        """Whether to stop in the middle of something long: after a signal in any case.
+        """Whether to stop in the middle of something long: always after a signal.
 
-        After `--max_hours` only if this run has `progressed` in its epoch: one that always stops at
-        the same place would never get on.
+        After `--max_hours`, only if this run has `progressed` in its epoch: otherwise each resumed
+        run could stop at the same place again.
         """
         return bool(self) and (self.exit_code != 0 or progressed)
 
@@ -95,7 +95,7 @@ class StopRequest:
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore the signals in a loading process: the main process needs it until it has saved."""
+    """Ignore the signals in a DataLoader worker: the main process needs it until it has saved."""
     for name in SIGNALS:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
@@ -104,14 +104,14 @@ def leave_signals_to_parent() -> None:
 
 
 class ExperimentLock:
-    """Refuses a second training of the same experiment; the lock ends with its process."""
+    """Refuses a second training of the same experiment; the end of the process releases it."""
 
     def __init__(self, folder: Path):
         self.path = folder / ".lock"
         self.descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Raises UserError where another process trains this experiment."""
+        """Take the lock; raises UserError if another process trains this experiment."""
         try:
             import fcntl
         except ImportError:  # Windows
@@ -124,7 +124,7 @@ class ExperimentLock:
         except OSError as e:
             raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
         try:
-            # not flock: loading processes would inherit that lock, and can outlive this process
+            # not flock: DataLoader workers would inherit that lock, and can outlive this process
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             owner = os.read(descriptor, 200).decode(errors="replace").strip()
@@ -144,11 +144,11 @@ class ExperimentLock:
             os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
 
     def release(self) -> None:
-        """Release the lock. The file stays, which refuses nobody, unless there is nothing else."""
+        """Release the lock. Its file stays, which blocks nobody, unless it is alone."""
         if self.descriptor is None:
             return
         with contextlib.suppress(OSError):
-            if os.listdir(self.path.parent) == [self.path.name]:  # a start that failed
+            if os.listdir(self.path.parent) == [self.path.name]:  # the start failed
                 self.path.unlink()
                 self.path.parent.rmdir()
         os.close(self.descriptor)

@@ -48,11 +48,11 @@ class TrainingRun:
         self.failed: str | None = None  # why the last save failed
         self.compared_others = False
         self.begun = False
-        self.outdated: str | None = None  # the saves of an earlier training: "*", or "best" alone
+        self.outdated: str | None = None  # suffix of saves to set aside: "*" (all) or "best"
 
     @functools.cached_property
     def guard(self) -> FiniteGuard:
-        """The check for NaN, made when the model is set up."""
+        """The check for NaN, created once the model is set up."""
         return FiniteGuard(self.model, self.opt.on_nan)
 
     def __enter__(self) -> TrainingRun:
@@ -67,7 +67,7 @@ class TrainingRun:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if "guard" in vars(self):  # else the setup has failed
+        if "guard" in vars(self):  # otherwise the setup has failed
             self.guard.close()
         self.dataset.close()
         self.lock.release()
@@ -119,7 +119,10 @@ class TrainingRun:
                 )
 
     def _check_setup(self) -> None:
-        """Say what does not work with a model whose `setup` replaces that of BaseModel."""
+        """Warn of what does not work if the model's `setup` does not call that of BaseModel.
+
+        Raises UserError instead if training is to be resumed.
+        """
         if not self.model.is_set_up:
             text = (
                 f"setup() of --model {self.opt.model} does not call BaseModel.setup(self, opt), so "
@@ -146,7 +149,7 @@ class TrainingRun:
             others = weight_files.experiments(self.folder.parent)
             if close := difflib.get_close_matches(self.folder.name, others, 1, 0.8):
                 warn(f"there is no training --name {self.folder.name}; did you mean {close[0]}?")
-            self.outdated = "best"  # so far, of a validation
+            self.outdated = "best"  # the best weights of an earlier validation
             return None
         for reason in found.skipped:
             warn(f"skipping a damaged checkpoint: {reason}")
@@ -161,11 +164,11 @@ class TrainingRun:
         return found
 
     def begin(self, open_views: Callable[[Callable[[], None]], None], options: str) -> None:
-        """Make the folder that of this training, the first time that this is called.
+        """Take over the folder for this training, on the first call.
 
-        Sets saves of an earlier training aside, by `open_views`, and writes `options` to
-        `train_opt.txt`. That is after the first iteration: a command that can't train leaves an
-        earlier training under this name as it is.
+        Sets aside saves of an earlier training, through `open_views`, and writes `options` to
+        `train_opt.txt`. The first call comes after the first iteration, so that a command that
+        can't train leaves an earlier training under this name untouched.
         """
         if self.begun:
             return
@@ -175,9 +178,9 @@ class TrainingRun:
             write_saved_options(self.folder, options)
 
     def batches(self, loaded: Iterable[Any], position: Position) -> Iterator[Any]:
-        """Yield batches; if loading one fails, save what was learned before the error goes on.
+        """Yield batches; if loading one fails, save what was learned, then raise the error.
 
-        With several processes the others can't take part in a save: the last one counts.
+        With several processes nothing is saved, since the other ranks can't take part in a save.
         """
         try:
             yield from loaded
@@ -205,7 +208,7 @@ class TrainingRun:
         return None if state is None else {**state, **part, "model": state["model"] | part["model"]}
 
     def _seed_rank(self, images: int) -> None:
-        """Seed the random sources of this rank; each rank gets another seed."""
+        """Seed the random number generators of this rank; each rank gets its own seed."""
         seed = randomness.derived_seed(self.opt.seed, distributed.rank(), images)
         randomness.seed_everything(seed, self.opt.deterministic)
 
@@ -232,9 +235,9 @@ class TrainingRun:
         if (saved_size := state.get("epoch_size", size)) != size:
             warn(
                 f"there are {size} pictures in an epoch now, {saved_size} when this was saved: the "
-                "order is another one from here on"
+                "order differs from here on"
             )
-        # schedules count from it
+        # schedules count from epoch_count
         opt.epoch_count = saved["epoch_count"]
         opt.seed = self.dataset.seed = state["seed"]
         self.model.load_training_state(state["model"], saved)
@@ -289,7 +292,7 @@ class TrainingRun:
             warn(f"an old training state can't be deleted: {e}")
 
     def _compare_others(self) -> None:
-        """In the first save, warn of what no optimizer steps and each process has by itself."""
+        """In the first save, warn of tensors that no optimizer steps and that differ by rank."""
         if self.compared_others:
             return
         self.compared_others = True
@@ -304,7 +307,7 @@ class TrainingRun:
         if own and distributed.is_main():
             warn(
                 f"{own[0]} (and {len(own) - 1} more that no optimizer steps) differs between "
-                "processes, and that of the first is saved: average it where it is updated"
+                "processes, and the first process's value is saved: average it where it is updated"
             )
 
     def _state(self, position: Position) -> dict[str, Any]:
@@ -329,7 +332,7 @@ class TrainingRun:
     def finish(self) -> None:
         """Wait for all ranks at the end of training; raises UserError if the last save failed.
 
-        If a rank ended while another still saves, torchrun would end that one too.
+        If one rank ended while another is still saving, torchrun would kill the one that saves.
         """
         self.failed = distributed.broadcast_object(self.failed)
         distributed.barrier()
@@ -341,7 +344,7 @@ class TrainingRun:
 
 
 def _set_aside(folder: Path, which: str | None) -> None:
-    """Move saves of an earlier training under this name to another folder; None: no saves.
+    """Move saves of an earlier training (`which`: "*", "best" or None) to another folder.
 
     Otherwise an old `10_net_G.pth` would look like the tenth epoch of the new training.
     """

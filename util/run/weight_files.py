@@ -1,4 +1,4 @@
-"""Files of weights: writing and reading them, and what a folder has of them.
+"""Weight files: writing and reading them, and listing those in a folder.
 
 `<suffix>_net_<name>.pth` is a plain state_dict, for testing and for other programs.
 """
@@ -19,9 +19,9 @@ import torch
 from util.errors import UserError, first_line, is_out_of_memory
 from util.files import replacing
 
-STATE = "train_state"  # in the names of checkpoints, which are no files of weights
-GENERATOR_NAMES = {"G", "G_A", "G_B"}  # names in the files of weights
-# NumPy's numbers and arrays may be read too: a schedule that is written with it has some.
+STATE = "train_state"  # in the names of checkpoints, which are not weight files
+GENERATOR_NAMES = {"G", "G_A", "G_B"}  # as in the names of weight files
+# allow NumPy's numbers and arrays too: the state of a schedule that uses NumPy holds some
 _NUMBERS = "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]
 torch.serialization.add_safe_globals(
     [
@@ -32,9 +32,9 @@ torch.serialization.add_safe_globals(
 
 
 class DiskWriter:
-    """A file for `torch.save` that keeps an error of the disk, or of a signal that arrives here.
+    """A file for `torch.save` that stores errors of the disk, or of a signal that arrives here.
 
-    Raised inside `torch.save`, it would come out as another one, or end the process.
+    Raised inside `torch.save`, such an error would become a different one, or end the process.
     """
 
     def __init__(self, file: IO[bytes]):
@@ -45,7 +45,7 @@ class DiskWriter:
         if self.error is None:
             try:
                 self.file.write(data)
-            except Exception as e:  # torch raises from a signal when a loading process is killed
+            except Exception as e:  # torch's signal handler raises if a DataLoader worker is killed
                 self.error = e
         return memoryview(data).nbytes
 
@@ -54,7 +54,7 @@ class DiskWriter:
 
 
 def write_file(value: Any, path: Path) -> None:
-    """`torch.save` that raises OSError where the disk fails."""
+    """`torch.save` that raises OSError if the disk fails."""
     with open(path, "wb") as file:
         writer = DiskWriter(file)
         torch.save(value, writer)
@@ -71,10 +71,10 @@ def save_file(value: Any, path: str | Path) -> None:
 def load_file(path: Path, device: torch.device | str = "cpu") -> Any:
     """Read a file of tensors and plain values, and verify its checksums.
 
-    Raises UserError where that fails. Code in the file is never run (`weights_only`).
+    Raises UserError if that fails. Code in the file is never run (`weights_only`).
     """
     with readable(path):
-        if zipfile.is_zipfile(path):  # torch writes checksums, and does not read them
+        if zipfile.is_zipfile(path):  # torch writes checksums, but does not verify them
             _verify_checksums(path)
         return torch.load(path, map_location=device, weights_only=True)
 
@@ -111,13 +111,13 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def load_weights(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The state dictionary in a file; raises UserError that says what is there if it is missing."""
+    """The state dictionary in a file; if it is missing, UserError says what the folder has."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no weights {path}: {_what_is_there(path)}")
     state = load_file(path, device)
     if isinstance(state, Mapping) and are_weights(state.get("state_dict")):
-        state = state["state_dict"]  # as other programs pack them, beside an epoch and the like
+        state = state["state_dict"]  # as other programs save it, beside an epoch and the like
     if not are_weights(state):
         kind = f"a {type(state).__name__}"
         if isinstance(state, Mapping):
@@ -139,7 +139,7 @@ def are_weights(state: Any) -> bool:
 
 
 def some(names: list[str]) -> str:
-    """The names as text, the first and last ones of many."""
+    """The names as text; of many, only the first and last ones."""
     return ", ".join(names if len(names) <= 12 else [*names[:6], "...", *names[-6:]])
 
 
