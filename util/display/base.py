@@ -14,9 +14,9 @@ import numpy as np
 class Logger:
     """One view of a training run.
 
-    The methods run on the training loop's thread, on the main process only, and must return at
-    once: a `BackgroundLogger` does what waits for a network. A logger that raises is switched off
-    with one warning, and training goes on.
+    The methods run on the training loop's thread, in the main process only, and must return at
+    once: what waits for a network belongs in a `BackgroundLogger`. A logger that raises is switched
+    off with one warning, and training goes on.
     """
 
     name = "logger"
@@ -25,15 +25,15 @@ class Logger:
         """Take one line of the record of the run.
 
         `record` holds `epoch` (from 1), `iters` (images seen in it), `images` (seen in all),
-        `progress` (epochs gone by, a fraction: 0.5 is the middle of the first), `lr`, `time` and
-        `data` (seconds an image for computing and for waiting on data) and `losses` (name: value).
+        `progress` (epochs done, as a fraction: 0.5 is the middle of the first), `lr`, `time` and
+        `data` (seconds per image of computing and of waiting for data) and `losses` (name: value).
         """
 
     def show_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
         """Take the current pictures: label to array (H, W, 3) of uint8.
 
-        `step` holds `epoch`, `iters`, `images` as above, and `save`: whether this is also the time
-        to keep the pictures as files.
+        `step` holds `epoch`, `iters`, `images` as above, and `save`: whether it is also time to
+        save the pictures to files.
         """
 
     def log_scores(self, record: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Logger:
         """Called, in place of `close`, when one of these methods has raised: end all activity."""
 
     def close(self) -> None:
-        """Finish and let go of everything within a few seconds."""
+        """Finish and release everything within a few seconds."""
 
 
 class BackgroundLogger(Logger):
@@ -124,7 +124,7 @@ class BackgroundLogger(Logger):
             self._wake.clear()
 
     def _write_record(self, record: dict[str, Any]) -> None:
-        """Write a record; `scores` is one of its keys where it comes from a validation."""
+        """Write a record; it has the key `scores` if it comes from a validation."""
 
     def _write_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
         """Write a set of pictures."""
@@ -135,11 +135,11 @@ class BackgroundLogger(Logger):
     def _guarded(self) -> None:
         try:
             self._run()
-        except Exception as e:  # a view that breaks must not take training with it
+        except Exception as e:  # a view that fails must not end training
             self._turn_off(f"{type(e).__name__}: {e}")
 
     def _turn_off(self, reason: str) -> None:
-        """Say in one line why this view of the run ends, and drop what waits for it."""
+        """Say in one line why this view of the run ends, and drop what is queued."""
         self.switch_off()
         self._say(f"{reason}; {self.name} is off, training continues")
 
@@ -152,7 +152,7 @@ class BackgroundLogger(Logger):
 
 
 def scalars_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a record by the names that dashboards group by: `loss/G`, `val/PSNR`, `lr`."""
+    """The numbers of a record, under names that dashboards group: `loss/G`, `val/PSNR`, `lr`."""
     scalars = {f"loss/{name}": value for name, value in record["losses"].items()}
     scalars |= {f"val/{name}": value for name, value in record.get("scores", {}).items()}
     for tag, key in (("lr", "lr"), ("time/compute", "time"), ("time/data", "data")):

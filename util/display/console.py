@@ -12,7 +12,7 @@ from .base import Logger
 
 
 def format_line(record: dict[str, Any]) -> str:
-    """One line of text of a record: `(epoch: 1, iters: 100, time: 0.094, data: 0.009) G: 2.0`."""
+    """A record as a line of text: `(epoch: 1, iters: 100, time: 0.094, data: 0.009) G: 2.0`."""
     head = (
         f"(epoch: {record['epoch']}, iters: {record['iters']}, "
         f"time: {record['time']:.3f}, data: {record['data']:.3f})"
@@ -21,7 +21,7 @@ def format_line(record: dict[str, Any]) -> str:
 
 
 def format_scores(record: dict[str, Any]) -> str:
-    """One line of text of scores: `(epoch: 5, val) L1: 0.081 PSNR: 20.31 | best L1: 0.081 ...`."""
+    """Scores as a line of text: `(epoch: 5, val) L1: 0.081 PSNR: 20.31 | best L1: 0.081 ...`."""
     scores = " ".join(f"{name}: {value:.4g}" for name, value in record["scores"].items())
     best = record.get("best") or {}
     known = best.get("value") is not None
@@ -30,7 +30,7 @@ def format_scores(record: dict[str, Any]) -> str:
 
 
 class ConsoleLogger(Logger):
-    """Prints a line for each record; a progress bar below stays whole."""
+    """Prints a line for each record, without breaking the progress bar below."""
 
     name = "console"
 

@@ -1,4 +1,4 @@
-"""Opens the views that the options ask for; and the record of losses, or of scores."""
+"""Opening the loggers that the options ask for; the logger that keeps losses or scores."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class RecordLogger(Logger):
     """Appends each record that has `key` as a line of `<key>.jsonl`, which other views read."""
 
     def __init__(self, folder: Path, key: str, position: Position):
-        """`position` is where a run is resumed; nothing has been seen there by a new one."""
+        """`position` is where the run starts: a resumed one has seen images, a new one none."""
         self.name, self.key = f"{key}.jsonl", key
         path = folder / self.name
         if not position.total_iters and path.exists() and path.stat().st_size:
-            # of an earlier training under this name: kept, but not gone on with
+            # from an earlier training under this name: kept, but not continued
             os.replace(path, aside(path))
         images, epoch = position.total_iters, position.epoch
-        # a save at the end of an epoch comes before its scores, which are computed again
+        # an epoch is saved before it is scored, so its scores are computed again after a resume
         scores = key == "scores"
         cut(path, key, lambda r: r["images"] <= images and not (scores and r["epoch"] >= epoch))
         self.record = LossRecord(path)
@@ -60,9 +60,10 @@ class RecordLogger(Logger):
 def open_loggers(
     opt: argparse.Namespace, position: Position, set_aside: Callable[[], None]
 ) -> list[Logger]:
-    """The views that the options ask for, of a run that is at `position`.
+    """The loggers that the options ask for, of a run that is at `position`.
 
-    One that can't be opened is disabled with a warning, unless it raises UserError.
+    Calls `set_aside` once the services are open. A logger that can't be opened is disabled with a
+    warning, unless it raises UserError.
     """
     folder = Path(opt.checkpoints_dir) / opt.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def open_loggers(
         config: dict[str, Any] = {k: v for k, v in vars(opt).items() if k != "device"}
         return WandbLogger(opt.wandb_project_name, opt.name, config, folder, resumed)
 
-    # they end a training where they do not work
+    # opened before anything is set aside, since a failure of theirs ends training
     services: list[tuple[bool, Callable[[], Logger]]] = [
         (opt.use_wandb, wandb),
         (opt.use_tensorboard, tensorboard),
@@ -108,7 +109,7 @@ def open_loggers(
         (True, ConsoleLogger),
         (True, lambda: TextFileLogger(folder / "loss_log.txt")),
         (True, lambda: RecordLogger(folder, "losses", position)),
-        # also where an earlier training of this name has scores, which are not those of this one
+        # also to set aside the scores of an earlier training under this name
         (opt.val_freq > 0 or scores.exists(), lambda: RecordLogger(folder, "scores", position)),
         (not opt.no_html, page),
         (opt.display_id > 0, visdom),

@@ -1,4 +1,4 @@
-"""Draw the losses and scores of a run as curves; run as a program, those of its training page.
+"""Draw the losses and scores of a run as curves; as a program, draw those of its training page.
 
 Nothing here imports torch. matplotlib is imported when something is drawn.
 """
@@ -23,9 +23,9 @@ from .loss_record import read_records
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; black comes last.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#000000")
-WIDE, NARROW = 1200, 390  # pixels: for a desk, and for a phone, whose pixels are half as large
+WIDE, NARROW = 1200, 390  # pixels: for a desktop, and for a phone, whose pixels are half as large
 
-# Losses on very different scales get panels of their own, by how their names begin or end.
+# Losses on very different scales get separate panels, according to the parts of their names.
 RECONSTRUCTION = ("cycle", "idt", "identity", "rec", "l1")
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # name to epochs and values, each (N,)
@@ -42,7 +42,7 @@ def panel_of(name: str) -> str:
 
 
 def collect(records: Sequence[dict[str, Any]], key: str = "losses") -> Curves:
-    """The curves in the records; infinity is taken as a gap, as NaN is."""
+    """The curves in the records; infinity and NaN are gaps."""
     curves = {}
     for name in dict.fromkeys(name for record in records for name in record[key]):
         having = [record for record in records if name in record[key]]
@@ -53,7 +53,7 @@ def collect(records: Sequence[dict[str, Any]], key: str = "losses") -> Curves:
 
 
 def smooth(y: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the `window` points around each of (N,), without NaN; fewer at the ends."""
+    """The moving average of (N,) over `window` points, without NaN; over fewer at the ends."""
     known, ones = np.isfinite(y), np.ones(window // 2 * 2 + 1)
     sums = np.convolve(np.where(known, y, 0.0), ones, "same")
     mean = sums / np.maximum(np.convolve(known, ones, "same"), 1)
@@ -61,7 +61,7 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def range_without_spikes(values: np.ndarray) -> tuple[float, float] | None:
-    """The range of nearly all values (N,), if a few would flatten the rest; else None."""
+    """The range of nearly all values (N,), if a few outliers would flatten the rest; else None."""
     values = values[np.isfinite(values)]
     if len(values) < 20:
         return None
@@ -91,8 +91,8 @@ def draw(
     """Draw curves over the epochs, a pair of axes for each panel, and write them to `path`.
 
     Long curves are shown faintly, below their moving average. The legend has the last values.
-    `width` is in pixels; up to NARROW it is made for a phone, with twice as many in the file. The
-    file appears as a whole or not at all.
+    `width` is in pixels; up to NARROW the plot is made for a phone, and the file has twice as many.
+    The file appears whole or not at all.
 
     Raises:
         UserError: the package matplotlib is not installed, or there is nothing to draw.
@@ -107,7 +107,7 @@ def draw(
             "pip install matplotlib"
         ) from None
     narrow = width <= NARROW
-    height = {1: 4.6, 2: 3.3, 3: 2.7}.get(len(panels), 2.0)  # inches of a panel
+    height = {1: 4.6, 2: 3.3, 3: 2.7}.get(len(panels), 2.0)  # of a panel, in inches
     size = (width / 100, 0.8 + height * len(panels))
     figure = Figure(size, dpi=200 if narrow else 100, layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
@@ -116,7 +116,7 @@ def draw(
     axes[-1].set_xlabel("epoch (bold lines: moving average)" if any(averaged) else "epoch")
     figure.suptitle(title, fontsize=13 if narrow else 16, x=0.01, ha="left", parse_math=False)
     with files.replacing(path, flush=False) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of letters that the font lacks
+        warnings.simplefilter("ignore")  # about letters that the font lacks
         figure.savefig(temporary)
 
 
@@ -128,10 +128,10 @@ def _draw_panel(ax: Any, title: str, curves: Curves, narrow: bool) -> bool:
         if window >= 2:
             averaged = True
             ax.plot(x, y, color=colour, alpha=0.28, linewidth=0.8)
-            y = smooth(smooth(y, window), window)  # twice, which rounds its corners
+            y = smooth(smooth(y, window), window)  # twice, to round the corners
         known = y[np.isfinite(y)]
         last = f"{known[-1]:.4g}" if len(known) else "NaN"
-        label = f"{name}  {last}".lstrip("_")  # matplotlib leaves out names that begin with it
+        label = f"{name}  {last}".lstrip("_")  # matplotlib leaves out labels that begin with "_"
         marker = "." if len(y) < 60 else ""  # also shows a point between two gaps
         ax.plot(x, y, color=colour, linewidth=1.8, marker=marker, label=label)
     ax.grid(color="gainsboro")
@@ -149,7 +149,7 @@ def _draw_panel(ax: Any, title: str, curves: Curves, narrow: bool) -> bool:
         place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
         ax.text(0.99, 0.98, note, fontsize=8, bbox=behind, **place)
     legend: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 1.2}
-    if narrow:  # a title of its own would lie beneath
+    if narrow:  # a separate title would lie beneath the legend
         legend |= {"title": title, "alignment": "left", "title_fontsize": 11, "ncols": 2}
     else:
         ax.set_title(title, loc="left", fontsize=11)

@@ -1,7 +1,7 @@
-"""The record of a run's losses: one JSON object a line, appended as training goes.
+"""The record of a run's losses: one JSON object per line, appended during training.
 
-Plots are drawn from this file, and the other views of a run that is resumed, so it survives a crash
-and an incomplete last line. NaN and infinity, which JSON does not have, are written as `null`.
+Plots, and the other views of a resumed run, are drawn from this file, so it survives a crash and
+an incomplete last line. NaN and infinity, which JSON does not have, are written as `null`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def _plain(value: Any) -> Any:
-    """`value` with numbers of every kind made plain, and NaN and infinity turned into None."""
+    """`value` with all numbers made plain Python numbers, and NaN and infinity made None."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -57,9 +57,9 @@ def parse_record(line: bytes | str, key: str = "losses") -> dict[str, Any] | Non
 
 
 def read_records(path: str | os.PathLike, key: str = "losses") -> list[dict[str, Any]]:
-    """The records in a file, in its order; torn and foreign lines are left out.
+    """The records in a file, in order; torn and foreign lines are left out.
 
-    A file that is not there has no records.
+    A missing file has no records.
     """
     try:
         lines = Path(path).read_bytes().splitlines()
@@ -84,9 +84,9 @@ def thin(points: Sequence[T], limit: int) -> list[T]:
 
 
 def cut(path: Path, key: str, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the records that are not to be kept, and a torn last line; others stay as they are.
+    """Drop records that `keep` rejects, and a torn last line; other lines are unchanged.
 
-    For a run that goes on from a checkpoint older than its last record, or after a crash.
+    For a run that resumes from a checkpoint older than its last record, or after a crash.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     records = [parse_record(line, key) for line in lines]
@@ -112,7 +112,7 @@ class LossRecord:
         """Write one record as one line.
 
         Raises:
-            OSError: the disk did not take it; the file is left without a torn line if possible.
+            OSError: writing failed; if possible, the file is left without a torn line.
         """
         line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
         size = os.fstat(self._file.fileno()).st_size
@@ -126,5 +126,5 @@ class LossRecord:
             raise
 
     def close(self) -> None:
-        """Let go of the file; closing twice is fine."""
+        """Close the file; closing twice is fine."""
         self._file.close()

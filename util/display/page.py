@@ -32,9 +32,9 @@ class PageLogger(Logger):
     """Saves one set of pictures per epoch, and lists those that exist, newest first.
 
     Args:
-        folder: that of the experiment; the page is in its folder `web`.
+        folder: the folder of the experiment; the page is in its subfolder `web`.
         title: name of the experiment.
-        width: that of a picture, in pixels.
+        width: width of a picture, in pixels.
         resumed_at: the epoch in which a run resumes, None for a new run. A new run renames the
             page of an earlier one; a resumed run drops later epochs.
     """
@@ -54,7 +54,7 @@ class PageLogger(Logger):
             warn("no plot of the losses: the package matplotlib is not installed")
         if resumed_at is None and (self.web_dir / "index.html").exists():
             os.replace(self.web_dir, aside(self.web_dir))
-        # the order of labels on the page is that in which the model names its pictures
+        # labels stand on the page in the order in which the model names its pictures
         self.labels: list[str] = []
         (self.web_dir / "images").mkdir(parents=True, exist_ok=True)
 
@@ -72,7 +72,7 @@ class PageLogger(Logger):
         self.write()
 
     def end_epoch(self, epoch: int) -> None:
-        """Start to draw the plots, in a process of its own that training does not wait for."""
+        """Start drawing the plots, in a separate process that training does not wait for."""
         busy = self.plotting is not None and self.plotting.poll() is None
         if self.can_plot and not busy and time.monotonic() - self.plotted_at > PLOT_SECONDS:
             self.plotted_at = time.monotonic()
@@ -88,7 +88,7 @@ class PageLogger(Logger):
         if self.can_plot:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 if self.plotting is not None:
-                    self.plotting.wait(10)  # or it would write older plots over the last ones
+                    self.plotting.wait(10)  # or it might overwrite the last plots
             draw_page(self.folder, self.title)
         self._write()
 
@@ -101,7 +101,7 @@ class PageLogger(Logger):
             self.not_before = end + 99 * (end - start)
 
     def _write(self) -> None:
-        """Write the page from the files there are."""
+        """Write the page from the files that exist."""
         page = HTML(self.web_dir, f"Experiment name = {self.title}", refresh=0)
         scores = read_records(self.folder / "scores.jsonl", "scores")
         for name, text in (("loss", "losses by epoch"), ("scores", "scores by epoch")):

@@ -19,8 +19,8 @@ class TensorBoardLogger(BackgroundLogger):
 
     Args:
         log_dir: folder of the event files.
-        resumed_at: images seen so far; what an earlier part of the run, or another run, has written
-            beyond it is no longer shown, so that each curve goes on from there.
+        resumed_at: images seen so far; events beyond that, of an earlier part of the run or of
+            another run, are no longer shown, so that each curve continues from there.
 
     Raises:
         UserError: the folder can't be written.

@@ -57,7 +57,7 @@ ASSETS: dict[str, dict[str, str]] = {
 
 
 def static_dir() -> Path | None:
-    """The folder `visdom/static` of this interpreter, None where visdom is not installed."""
+    """The folder `visdom/static` of this interpreter, None if visdom is not installed."""
     spec = importlib.util.find_spec("visdom")
     return Path(spec.origin).parent / "static" if spec is not None and spec.origin else None
 
@@ -80,7 +80,7 @@ def up_to_date(static: Path) -> bool:
 
 
 def download_with_visdom(static: Path) -> None:
-    """Let visdom download its files, in a process of its own because it has no time limit."""
+    """Let visdom download its files, in a separate process because it has no time limit itself."""
     # With `version.built` it would not fetch an empty file again.
     (static / "version.built").unlink(missing_ok=True)
     code = "from visdom.server.build import download_scripts; download_scripts()"
@@ -88,7 +88,7 @@ def download_with_visdom(static: Path) -> None:
 
 
 def download_with_npm(static: Path) -> None:
-    """Fetch the packages with `npm pack` (nothing of them is run) and copy out what is needed."""
+    """Fetch the packages with `npm pack` (none of their code is run) and copy what is needed."""
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("npm is not installed")
@@ -136,7 +136,7 @@ def install() -> str:
     if missing := missing_assets(static):
         (static / "version.built").unlink(missing_ok=True)
         raise UserError(
-            f"visdom's page lacks {len(missing)} file(s), {missing[0]} for one "
+            f"visdom's page lacks {len(missing)} file(s), such as {missing[0]} "
             f"({'; '.join(tried)}). Training works without the live page; run "
             "scripts/setup_visdom.sh again with a network"
         )

@@ -1,7 +1,7 @@
 """Live loss curves, scores and pictures on visdom's web page.
 
 Only the logger's thread talks to the server, with a time limit on each request. It keeps all curves
-and the newest pictures, and sends them again when a server that was away or stuck is back.
+and the newest pictures, and sends them again when a server that was down or stuck is back.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from .loss_record import thin
 from .visdom_server import Disabled, Unavailable, VisdomServer
 
 CHECK_SECONDS = 2.0  # how often the server is asked whether the windows are still there
-UPDATE_SECONDS = 0.5  # the page is renewed at most this often
-LONGEST_PAUSE = 10.0  # between two tries of a server that is away
+UPDATE_SECONDS = 0.5  # minimum time between two updates of the page
+LONGEST_PAUSE = 10.0  # seconds between two attempts to reach a server that is down
 MAX_POINTS = 1000  # of a curve
-LEAST_SIZE = 128  # of pictures on the page: those of small crops are enlarged
+LEAST_SIZE = 128  # pixels: smaller pictures are enlarged on the page by whole factors up to this
 SCORE_ROWS = 20  # validations in the table
 OUTAGES_REPORTED = 5  # a server that comes and goes must not fill the console
 
@@ -69,9 +69,9 @@ class VisdomLogger(BackgroundLogger):
     ):
         super().__init__()
         self.env, self.ncols, self.title, self.winsize = env, ncols, title, winsize
-        # The server uses ids in addresses and the page in selectors.
+        # The server uses the ids in addresses, and the page uses them in selectors.
         plain = re.sub(r"[^A-Za-z0-9_-]", "_", title)
-        # names in other letters would all be the same
+        # without this, names in other alphabets would collide
         told_apart = "" if title.isascii() else f"-{zlib.crc32(os.fsencode(title)):08x}"
         self._prefix = f"{plain}{told_apart}-{display_id}"
         self._curves: dict[str, Curve] = {}
@@ -83,7 +83,7 @@ class VisdomLogger(BackgroundLogger):
         self._connected = False
         self._failures = 0  # since the server last took something
         self._outages = 0  # reported to the user
-        self._reported = False  # that the server is away now
+        self._reported = False  # that the server is down now
         self._records.extend(history)
         self._records.extend({**record, "losses": {}} for record in scores)
         try:
@@ -117,8 +117,8 @@ class VisdomLogger(BackgroundLogger):
                         self._everything_is_stale()  # a new server, or wiped by hand
                 if self._stale:
                     self._send()
-                    # Many points at once make one update; a slow server is kept busy a tenth of
-                    # the time.
+                    # New points are collected into one update; a slow server is kept busy about
+                    # a tenth of the time.
                     cost = time.monotonic() - began
                     rest = min(max(UPDATE_SECONDS, 10 * cost), LONGEST_PAUSE)
             except Unavailable as e:
@@ -153,7 +153,7 @@ class VisdomLogger(BackgroundLogger):
         self._stale |= {part for part, content in parts.items() if content}
 
     def _connect(self) -> None:
-        """Make sure that visdom answers; it is then to be sent everything."""
+        """Make sure that visdom answers, and mark everything as still to be sent."""
         if self._server.connect():
             self._say(f"watch this run at {self.url}")
         self._connected = True
@@ -208,7 +208,7 @@ class VisdomLogger(BackgroundLogger):
         traces: Mapping[str, dict[str, Any]],
         **opts: Any,
     ) -> None:
-        """Show curves; the page takes names for HTML, so they are escaped."""
+        """Show curves; the page interprets names as HTML, so they are escaped."""
         points = max(len(xs) for xs, _ in curves.values())
         x = np.full((points, len(curves)), np.nan)
         y = x.copy()
@@ -225,7 +225,7 @@ class VisdomLogger(BackgroundLogger):
             linecolor=np.array([list(bytes.fromhex(colour[1:])) for colour in colours]),
             markersize=5,
             traceopts={"plotly": {html.escape(name): trace for name, trace in traces.items()}},
-            # plotly's buttons upright at the right, where they cover neither legend nor curves
+            # plotly's buttons in a column at the right, where they cover neither legend nor curves
             layoutopts={"plotly": {"title": None, "modebar": {"orientation": "v"}, **layout}},
             marginleft=55,
             marginright=32,
@@ -253,7 +253,7 @@ class VisdomLogger(BackgroundLogger):
         self._show_lines("losses", title, thinned, layout, few, width=640, height=420)
 
     def _show_scores(self) -> None:
-        """Each score as a curve in axes of its own, and the newest ones as a table."""
+        """Show each score as a curve in axes of its own, and the newest scores as a table."""
         phase = self._scores[-1].get("phase", "val")
         count = len(self._score_curves)
         lowest = f"y{count}" if count > 1 else "y"
@@ -315,7 +315,7 @@ class VisdomLogger(BackgroundLogger):
         self._show("text", "pictures", f"{self.title}{at}", (content,), **size)
 
     def _shrunk(self, picture: np.ndarray) -> Image.Image:
-        """A picture no larger than the page shows it."""
+        """A picture, reduced to at most the size at which the page shows it."""
         image = Image.fromarray(np.ascontiguousarray(picture))
         image.thumbnail((self.winsize, self.winsize), Image.Resampling.BOX, reducing_gap=None)
         return image
@@ -329,13 +329,13 @@ def _extend(curves: dict[str, Curve], x: float, values: Mapping[str, float | Non
 
 
 def _data_url(image: Image.Image) -> str:
-    # PNG, so that what looks like an artefact is one of the network; level 1 for speed.
+    # PNG, so that any artefact is the network's, not the compression's; level 1 for speed.
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def enlarged(width: int, height: int, least: int) -> tuple[int, int]:
-    """A size times the smallest whole number that makes the longer side at least nearly `least`."""
+    """A size times the largest whole number for which no side exceeds `least`, at least times 1."""
     times = max(1, least // max(width, height))
     return width * times, height * times

@@ -1,4 +1,4 @@
-"""A visdom server and a client of it; starts one on this machine if need be."""
+"""A client of a visdom server; starts the server on this machine if need be."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 from .visdom_assets import missing_assets, static_dir
 
 try:
-    import requests  # which visdom's client needs as well
+    import requests  # visdom's client needs it too
     import visdom
 except ImportError:
     visdom = None
 
 TIMEOUT = (1.0, 3.0)  # seconds for connecting, and for an answer
-START_SECONDS = 60.0  # a server that was started and still does not answer is given up
+START_SECONDS = 60.0  # after these, a started server that does not answer is given up
 
 
 class Unavailable(Exception):
@@ -33,8 +33,8 @@ class Disabled(Exception):
 class VisdomServer:
     """`client` talks to the server at `address`, with a time limit on each request.
 
-    Raises Disabled where that can't work. Where nothing listens at a loopback address, a server is
-    started: `process`, whose output is in the file `log`.
+    Raises Disabled if that can't work. If nothing listens at a loopback address, starts a server
+    there: `process`, whose output is in the file `log`.
     """
 
     def __init__(self, server: str, port: int, env: str):
@@ -44,7 +44,7 @@ class VisdomServer:
         try:
             parts = urlsplit(server if "//" in server else f"http://{server}")
             host, port = parts.hostname, parts.port or port
-        except ValueError:  # a port that is no number
+        except ValueError:  # a port that is not a number
             parts = host = None
         if parts is None or parts.scheme not in ("http", "https") or not host:
             raise Disabled(f"{server!r} is no address of a server (http://HOST)")
@@ -53,7 +53,7 @@ class VisdomServer:
         self.address = f"{address}:{port}{base}"
         if visdom is None:
             raise Disabled("the package visdom is not installed (pip install visdom)")
-        # `send=False`: it would ask the server now, on the thread of the training loop.
+        # `send=False`, or it would contact the server now, on the thread of the training loop.
         self.client = visdom.Visdom(
             address,
             port=port,
@@ -64,15 +64,15 @@ class VisdomServer:
             raise_exceptions=True,
         )
         self.client.send = True
-        self.client._handle_post = self._post  # which may be replaced, as its docstring says
+        self.client._handle_post = self._post  # meant to be replaced, says its docstring
         self._session = requests.Session()
-        self._session.trust_env = False  # straight to the server, whatever proxies there are
+        self._session.trust_env = False  # straight to the server, ignoring any proxies
         local = host in ("localhost", "::1") or host.startswith("127.")
         if local and not _listening(host, port):
             self._start_server(port, base)
 
     def connect(self) -> bool:
-        """Make sure that visdom answers; returns whether that is for the first time.
+        """Make sure that visdom answers; returns whether this is its first answer.
 
         Raises Unavailable, or Disabled if a server that was started here does not come up.
         """
@@ -101,7 +101,7 @@ class VisdomServer:
         return answer.text
 
     def _start_server(self, port: int, base: str) -> None:
-        """Start a server that neither the end of training nor Ctrl-C ends."""
+        """Start a server that outlives both training and Ctrl-C."""
         static = static_dir()
         missing = missing_assets(static) if static else ["all"]
         if missing:
@@ -109,8 +109,9 @@ class VisdomServer:
                 f"the page would stay blue, {len(missing)} of its files are missing "
                 f"({missing[0]}); run scripts/setup_visdom.sh"
             )
-        # `main` is the entry that never downloads. Without torch, 400 MB that only the client
-        # would use. The folder that Python starts in leads its path, so it goes.
+        # `main` is the entry point that never downloads. torch is blocked: it takes 400 MB, and
+        # only the client would use it. Python puts the current folder first on its path, so that
+        # entry is removed.
         code = (
             "import os, sys; os.chdir(os.sep); sys.path[:1] = []; sys.modules['torch'] = None; "
             "from visdom.server.run_server import main; main()"
@@ -146,7 +147,7 @@ class VisdomServer:
 
 
 def _listening(host: str, port: int) -> bool:
-    """Whether something takes connections, or can't be asked."""
+    """Whether something accepts connections, or there is no telling."""
     try:
         socket.create_connection((host, port), TIMEOUT[0]).close()
     except ConnectionRefusedError:

@@ -22,15 +22,15 @@ START_SECONDS = 30
 class WandbLogger(BackgroundLogger):
     """Logs losses, rates and pictures to a W&B run, by images seen.
 
-    The run's id is kept in the experiment's folder, so that a resumed run goes on in the same
-    W&B run. Whether it is sent anywhere is W&B's own matter: WANDB_MODE=offline keeps it here.
+    The run's id is kept in the experiment's folder, so that a resumed run continues the same W&B
+    run. W&B itself decides what is uploaded: WANDB_MODE=offline keeps everything on this machine.
 
     Args:
         project: W&B's project.
-        name: the run's name, that of the experiment.
-        config: options to show beside it.
+        name: name of the run, which is the name of the experiment.
+        config: options to show with the run.
         dir: the experiment's folder.
-        resumed: whether to go on in the run that the folder names.
+        resumed: whether to continue the run whose id is in the folder.
 
     Raises:
         UserError: W&B can't start the run.
@@ -54,8 +54,8 @@ class WandbLogger(BackgroundLogger):
         folder = Path(dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.run_id = _run_id(folder / ID_FILE, resumed)
-        # Here and not on the thread: W&B may ask for a key, and whoever gave the flag should learn
-        # at once that it does not work. Training has hardly begun.
+        # Here and not on the thread: W&B may ask for a key, and whoever asked for W&B should learn
+        # at once if it does not work. Training has hardly begun.
         try:
             self._run_handle = wandb.init(
                 project=project,
