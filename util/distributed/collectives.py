@@ -1,4 +1,4 @@
-"""Collectives by their names in torch, for objects, numbers, tensors and gradients.
+"""Collectives, named as in torch, for objects, numbers, tensors and gradients.
 
 All ranks have to call them, in the same order.
 """
@@ -28,7 +28,7 @@ def broadcast_object(value: Any, src: int = 0) -> Any:
 
 
 def scatter_object(values: Sequence[Any], src: int = 0) -> Any:
-    """The value for this rank from a list, one for each rank, on rank `src`."""
+    """The value for this rank, from a list on rank `src` with one value for each rank."""
     if world_size() == 1:
         return values[0]
     box = [None]
@@ -110,7 +110,7 @@ def choose_source(newest: Any) -> None:
 # ---------------------------------------------------------------------------------------- tensors
 @dataclass
 class Traffic:
-    """How often gradients were reduced, and how many bytes of them on each rank."""
+    """How often gradients were reduced, and how many bytes that was on each rank."""
 
     reductions: int = 0
     bytes: int = 0
@@ -127,9 +127,9 @@ def all_reduce(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def broadcast_tensors(tensors: Iterable[torch.Tensor], src: int = 0) -> None:
-    """Overwrite tensors by those of rank `src`."""
+    """Overwrite tensors with those of rank `src`."""
     for x in tensors if world_size() > 1 else ():
-        value = x.contiguous()  # --channels_last
+        value = x.contiguous()  # which they are not with --channels_last
         dist.broadcast(value, src)
         x.copy_(value)
 
@@ -157,8 +157,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     for p in parameters:
         kinds.setdefault((p.device, p.dtype), []).append(p)
     for same in kinds.values():
-        # zeros for what is missing, and behind them which gradients are present: so the layout is
-        # the same on all ranks
+        # zeros in place of missing gradients, and at the end a flag for each one that is present:
+        # so the layout is the same on all ranks
         parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in same]
         present = parts[0].new_ones(len(same))
         missing = [i for i, p in enumerate(same) if p.grad is None]

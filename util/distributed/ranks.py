@@ -26,7 +26,7 @@ from util.errors import first_line
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to connect
 TIMEOUT = timedelta(hours=2)  # of a collective: the other ranks wait while rank 0 validates
-AGENT_SECONDS = 3.0  # torchrun, which polls its processes, ends this one within that time
+AGENT_SECONDS = 3.0  # torchrun polls its processes: if one fails, it ends this one in that time
 
 _local_norms = False
 _until_the_end = contextlib.ExitStack()
@@ -103,7 +103,7 @@ def norms_are_local() -> bool:
 # ---------------------------------------------------------------------------------- start and end
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """A context in which the processes of torchrun are connected; does nothing without torchrun.
+    """Context manager: connects the processes of torchrun; does nothing without torchrun.
 
     Only rank 0 prints to stdout; lines of other ranks on stderr begin with the rank. An exception
     ends the process at once. Exits with code 1 and one line if the processes can't connect.
@@ -114,14 +114,15 @@ def process_group() -> Iterator[None]:
     # tensors on a GPU are reduced by NCCL, all others and objects by gloo
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-    # Its functions have a default argument, the group that exists when they are imported. With a
-    # later import, by the compiler at the first optimizer, they would keep it past `_disconnect`.
+    # Functions of this module have as a default argument the group that exists at its import. If
+    # the compiler imported it later, with the first optimizer, they would keep the group alive past
+    # `_disconnect`.
     from torch.distributed import nn  # noqa: F401
 
     try:
         store, number, size = next(rendezvous("env://", timeout=JOIN_TIMEOUT))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # it survives a restart, and still has the addresses of the ended processes
+            # this store survives a restart, and still has the addresses of the ended processes
             store = dist.PrefixStore(f"restart_{restart_count()}", store)
         place = {"store": store, "rank": number, "world_size": size}
         dist.init_process_group(backend, timeout=TIMEOUT, **place)
@@ -166,16 +167,16 @@ def init_process_group() -> None:
 
 
 def destroy_process_group() -> None:
-    """Undo `init_process_group`; does nothing elsewhere."""
+    """Undo `init_process_group`; does nothing if that did nothing."""
     _until_the_end.close()
 
 
 def _report(error: BaseException) -> int:
-    """Print an exception, unless it is the end of a program; returns the exit code."""
+    """Print an exception, unless it is a SystemExit; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, dist.DistError) or "gloo" in first_line(error):
-        time.sleep(AGENT_SECONDS)  # under torchrun only the process that failed is reported
+        time.sleep(AGENT_SECONDS)  # torchrun ends this one first: only the failed one is reported
         print(
             "error: another process of this run has exited, so this one exits too\n"
             f"  ({first_line(error)[:200]})",
@@ -187,7 +188,7 @@ def _report(error: BaseException) -> int:
 
 
 def signal_on_parent_death(number: int) -> None:
-    """Let the system send this process a signal when its parent ends; on Linux only."""
+    """Have the system send this process a signal when its parent ends; on Linux only."""
     if sys.platform == "linux":
         set_signal = 1  # PR_SET_PDEATHSIG in sys/prctl.h
         with contextlib.suppress(AttributeError, OSError):
@@ -199,7 +200,7 @@ class _RankStderr:
     """stderr of a rank above 0: each line begins with the rank.
 
     Warnings are dropped, since rank 0 prints them too. An error is printed some seconds late: if
-    rank 0 has the same error, torchrun ends this process before, and it is printed once.
+    rank 0 has the same error, torchrun ends this process before that, and it is printed only once.
     """
 
     def __init__(self, stream: Any):

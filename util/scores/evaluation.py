@@ -1,7 +1,7 @@
 """Scores of a model on a data set: what scripts/evaluate.py and --val_freq compute.
 
-A model's pictures are found by their names: `fake_X` is compared with `real_X`, one by one for
-paired data and as a set always, and the cycle reconstruction `rec_X` with `real_X`. All are 8-bit
+A model's pictures are matched by name: `fake_X` is compared with `real_X`, as sets and, for paired
+data, also one by one; the cycle reconstruction `rec_X` is compared with `real_X`. All are 8-bit
 pictures, as test.py would save them.
 """
 
@@ -31,7 +31,7 @@ SCORES = (*PAIRED, *SETS, "cycle", "grid")
 
 
 def direction_sides(opt: argparse.Namespace) -> tuple[str, str]:
-    """The sides of the data set that translation starts from and goes to: `A`, `B` or reverse."""
+    """The sides of the data set that are translated from and to: `A`, `B` or the reverse."""
     return ("A", "B") if opt.direction == "AtoB" else ("B", "A")
 
 
@@ -57,7 +57,7 @@ class Evaluation:
     extractors: dict[str, Any] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
-        """Values by name; where several pictures have a score, `FID fake_B`, `FID fake_A`."""
+        """Values by name; if several pictures have that score, by `FID fake_B`, `FID fake_A`."""
         count: dict[str, int] = defaultdict(int)
         for scores in self.scores.values():
             for name in scores:
@@ -69,7 +69,7 @@ class Evaluation:
         }
 
     def mean(self, name: str) -> float:
-        """The score of that name, the mean where several pictures have it; NaN for none."""
+        """The score of that name, averaged over the pictures that have it; NaN if none has."""
         values = [scores[name].value for scores in self.scores.values() if name in scores]
         return sum(values) / len(values) if values else math.nan
 
@@ -80,7 +80,7 @@ class Evaluator:
     Args:
         opt: options as test.py has them, with `inception_weights` and `lpips_weights`.
         paired: whether A and B of an item of the data set show the same thing.
-        wanted: names out of `SCORES`; one that can't be had is named in `left_out`.
+        wanted: names from `SCORES`; `left_out` says which of them can't be computed, and why.
         cityscapes: whether to score pictures of labels as well.
     """
 
@@ -123,7 +123,7 @@ class Evaluator:
         for number, data in zip(bar, dataset, strict=False):
             start, goal = direction_sides(opt)
             if opt.model == "test" and goal in data:
-                # that model takes A, whatever the direction
+                # --model test takes A, whatever the direction
                 data = {"A": data[start], "A_paths": data[start + "_paths"], "B": data[goal]}
                 data["B_paths"] = data["A_paths"]
                 start, goal = "A", "B"
@@ -164,7 +164,7 @@ class _Collected:
             if kind == "fake":  # a translation of a picture of the other side
                 side = {"A": "B", "B": "A"}.get(side, "A")
             source = self._source(side, visuals, paths)
-            # without pairs, pictures of the smaller side come more than once
+            # without pairs, pictures of the smaller side occur more than once
             is_new = self.evaluator.paired or source not in self.sources[name]
             self.sources[name].add(source)
             if kind != "rec" and is_new:
@@ -179,13 +179,13 @@ class _Collected:
                 self._add_to_set(name, picture, source)
 
     def _source(self, side: str, visuals: dict[str, torch.Tensor], paths: dict[str, str]) -> str:
-        """A name for the picture of a side: its file, which may hold several, and its content."""
+        """A key for the picture of a side: its file, which may hold several, and its content."""
         real = visuals.get(f"real_{side}")
         content = "" if real is None else hash(real.numpy().tobytes())
         return f"{paths.get(side, paths['A'])} {content}"
 
     def _score(self, name: str, score: str, formula: Callable[..., Any], *given: Any) -> None:
-        """Add a value to a score that is wanted; a ValueError says why it can't be computed."""
+        """Add a value to a score, if wanted; a ValueError of `formula` makes it left out."""
         group = score.split()[0]  # "grid 2" is part of "grid"
         if group in self.wanted:
             try:
@@ -198,7 +198,7 @@ class _Collected:
         self.left_out[name] = why
 
     def leave_out_all(self, why: str) -> None:
-        """Give no score at all."""
+        """Leave out every score."""
         for name in (*self.wanted, *(["cityscapes"] if self.evaluator.cityscapes else [])):
             self._leave_out(name, why)
 
@@ -244,7 +244,7 @@ class _Collected:
                     scores[visual][name] = Score(mean, spread, len(values))
         labels = {} if "cityscapes" in self.left_out else self.labels
         if labels:
-            # a model that goes both ways makes photographs as well
+            # a model that translates both ways also makes photographs: take the labels
             visual = min(labels, key=lambda name: labels[name].distance())
             found = labels[visual].scores()
             for name in ("pixel accuracy", "class accuracy", "class IoU"):
@@ -271,9 +271,9 @@ class _Collected:
 
 
 def finite_psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """PSNR (N,) in dB, whose mean stays finite: that of equal pictures is infinite.
+    """PSNR (N,) in dB, but finite for equal pictures too, so that means are finite.
 
-    They get that of pictures of which one value differs by one level.
+    Equal pictures get the PSNR of two pictures that differ in a single value by one level.
     """
     return metrics.psnr(a, b).clamp(max=10 * math.log10(metrics.PEAK**2 * a[0].numel()))
 
@@ -286,7 +286,7 @@ def levels(picture: torch.Tensor | np.ndarray) -> torch.Tensor:
     if isinstance(picture, np.ndarray):
         values = torch.from_numpy(picture.astype(np.float64)).permute(2, 0, 1)[None]
     else:
-        # as tensor2im does, to the bit: in float32, and divided before it is multiplied
+        # bit for bit as in tensor2im: in float32, and divided before it is multiplied
         values = (picture.detach()[:1].float().cpu() + 1) / 2 * 255.0
     return torch.nan_to_num(values).round().clamp(0, 255).to(torch.uint8)
 
@@ -299,14 +299,14 @@ def as_rgb(picture: torch.Tensor) -> torch.Tensor | None:
 
 
 def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any]:
-    """The report of a model that is set up, over a data set: what scripts/evaluate.py writes.
+    """Score a model that is set up on a data set; returns the report of scripts/evaluate.py.
 
-    Raises UserError where nothing can be scored.
+    Raises UserError if nothing can be scored.
     """
     names = [str(name) for name in model.visual_names]
     if not any(name.startswith(("fake", "rec_")) for name in names):
         raise UserError(
-            "nothing can be scored: scores are those of pictures called fake_B beside real_B, and "
+            "nothing can be scored: scores compare pictures called fake_B with real_B, and "
             f"--model {opt.model} has visual_names {', '.join(names)}"
         )
     evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)
@@ -321,7 +321,7 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
 
 
 def parse_scores(text: str) -> tuple[str, ...]:
-    """Names of scores from a list with commas, or `all`. Raises UserError for an unknown one."""
+    """Names of scores from a comma-separated list, or `all`; raises UserError for unknown ones."""
     if text == "all":
         return SCORES
     known = {name.lower(): name for name in SCORES}

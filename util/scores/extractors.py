@@ -1,7 +1,7 @@
 """Feature extractors of scores: Inception for FID and KID, AlexNet for LPIPS.
 
-Their weights come from a file that the user names, else from PyTorch's cache, else from where the
-package that has the network downloads them.
+Their weights come from a file that the user names, else from PyTorch's cache, else from the
+address where the package of the network has them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Unavailable(Exception):
 
 
 class Weights:
-    """A file of weights: where it is, its SHA-256, and whether it is the one that was released.
+    """A file of weights: its path, its SHA-256, and whether it is the released one.
 
     The name of a released file ends in the first digits of its SHA-256.
     """
@@ -53,7 +53,7 @@ class Weights:
         if not self.released:
             warn(
                 f"{self.path} is not the released {name}, whose SHA-256 begins with {prefix}: "
-                "results made with it compare only with each other"
+                "results made with it can be compared only with each other"
             )
 
     def _download(self, url: str, prefix: str, flag: str) -> None:
@@ -83,7 +83,7 @@ def _need(package: str) -> None:
 
 @contextlib.contextmanager
 def _are_weights_of(what: str, flag: str, path: Path) -> Iterator[None]:
-    """Turn what loading raises within into a UserError that names the file."""
+    """Turn what loading raises in the block into a UserError that names the file."""
     try:
         yield
     except RuntimeError as e:
@@ -92,10 +92,10 @@ def _are_weights_of(what: str, flag: str, path: Path) -> Iterator[None]:
 
 
 class Inception:
-    """The features of FID and KID: Inception v3 as in Heusel et al. 2017, 2048 numbers a picture.
+    """The features of FID and KID: Inception v3 as in Heusel et al. 2017, 2048 for each picture.
 
-    That of torch-fidelity, which resizes to 299x299 as TensorFlow 1 did. Raises Unavailable where
-    package or weights can't be had, UserError for a file that is something else.
+    The network of torch-fidelity, which resizes to 299x299 as TensorFlow 1 did. Raises Unavailable
+    if the package or the weights can't be had, UserError for a file that holds something else.
     """
 
     flag = "--inception_weights"
@@ -107,7 +107,7 @@ class Inception:
 
         self.device = torch.device(device)
         self.weights = Weights(given, fidelity.URL_INCEPTION_V3, self.flag)
-        # checked before torch-fidelity, which would say the same in a hundred lines
+        # torch-fidelity's own error would have a hundred lines
         with _are_weights_of("torch-fidelity's Inception", self.flag, self.weights.path):
             net = fidelity.FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=self.weights.path
@@ -121,10 +121,11 @@ class Inception:
 
 
 class Lpips:
-    """LPIPS 0.1 with AlexNet (Zhang et al. 2018): the distance of two pictures.
+    """LPIPS 0.1 with AlexNet (Zhang et al. 2018): the distance between two pictures.
 
-    That of torchmetrics, which brings the linear layers along; AlexNet itself is torchvision's.
-    Raises Unavailable where package or weights can't be had, UserError for another file.
+    The one of torchmetrics, which includes the linear layers; AlexNet itself is torchvision's.
+    Raises Unavailable if the package or the weights can't be had, UserError for a file that holds
+    something else.
     """
 
     flag = "--lpips_weights"
@@ -144,7 +145,7 @@ class Lpips:
             self.net = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(self.device)
 
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> float:
-        """The distance of two pictures (1, 3, H, W) of uint8."""
+        """The distance between two pictures (1, 3, H, W) of uint8."""
         first, second = (x.to(self.device).float() / 127.5 - 1 for x in (a, b))
         with torch.no_grad():
             return float(self.net(first, second))
@@ -152,9 +153,9 @@ class Lpips:
 
 @contextlib.contextmanager
 def _hub_with(name: str, state: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Context manager: PyTorch's cache of downloads is a folder that holds just this file.
+    """Context manager: PyTorch's download cache is a folder that holds only this file.
 
-    torchvision reads weights from its cache only, so this is how it gets those of a given file.
+    Pretrained weights are read from that cache only, so this substitutes those of a given file.
     """
     before = torch.hub.get_dir()
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:

@@ -21,7 +21,7 @@ MS_SSIM_LEAST = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
 
 
 GRID_PERIODS = (2, 4, 8)  # pixels
-GRID_LEAST = 64  # sides of a picture, so that a frequency has neighbours
+GRID_LEAST = 64  # pixels of a side, so that every frequency has neighbours
 
 
 # ------------------------------------------------------------------------------------------- pairs
@@ -77,8 +77,8 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Structural similarity over five scales of each picture (N,) (Wang et al. 2003, eq. 7).
 
-    At each scale the mean over places and channels is taken, a negative one as 0; between scales
-    pictures are halved by means of 2x2. Raises ValueError below 161x161.
+    At each scale the mean over places and channels is taken, or 0 if it is negative; between scales
+    pictures are halved by averaging 2x2 pixels. Raises ValueError below 161x161.
     """
     _same_shape(a, b)
     _at_least(a, MS_SSIM_LEAST, "MS-SSIM")
@@ -107,13 +107,14 @@ def _at_least(a: torch.Tensor, size: int, name: str) -> None:
 
 # -------------------------------------------------------------------------------------------- grid
 def grid(x: torch.Tensor, period: int) -> torch.Tensor:
-    """How much a regular grid of so many pixels stands out of each picture (N,): 1 is no grid.
+    """How much a grid with a period of so many pixels stands out in each picture (N,): 1 is none.
 
-    The energy at frequency k = n / period over that of its neighbours, k - 3, k - 2, k + 2, k + 3
-    as far as they exist. A spectrum is |FFT|^2 of the mean over channels along one axis, over n
-    pixels (the side cut to a multiple of 8) in a Hann window, which spreads a line over k - 1 to
-    k + 1; the mean over all lines of that axis. Rows and columns are added. 1/12, the noise of
-    rounding to levels, is added to each pixel's variance, so that a plain picture has 1.
+    The energy at frequency k = n / period, divided by the mean energy at its neighbours k - 3,
+    k - 2, k + 2 and k + 3 as far as they exist. The energy is |FFT|^2 of the mean over channels
+    along lines of n pixels (the side cut to a multiple of 8) in a Hann window, which spreads a peak
+    over k - 1 to k + 1. It is averaged over the lines of an axis, and added up over both axes.
+    1/12, the noise of rounding to levels, is added to each pixel's variance, so that a plain
+    picture has 1.
 
     Checkerboards of transposed convolutions (Odena et al., Distill 2016) have period 2, 4, ....
 
@@ -142,9 +143,9 @@ def fid(real: np.ndarray, fake: np.ndarray) -> float:
     """Frechet distance of two sets of features (N, D), (M, D) (Heusel et al. 2017, eq. 6).
 
     |mean_r - mean_f|^2 + Tr(C_r + C_f - 2 (C_r C_f)^(1/2)), with covariances over N - 1. The trace
-    of the root is the sum of the singular values of R F^T for any R^T R = C_r and F^T F = C_f. That
-    needs no root of a matrix, which for few pictures is singular and loses half of the digits.
-    Raises ValueError for less than two pictures.
+    of the root is the sum of the singular values of R F^T for any R^T R = C_r and F^T F = C_f. This
+    avoids the root of a matrix that is singular for few pictures, which would lose half the digits.
+    Raises ValueError for fewer than two pictures.
     """
     real, fake = _features(real), _features(fake)
     centred = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (real, fake)]
@@ -162,7 +163,7 @@ def kid(
     """Kernel distance of two sets of features: mean and standard deviation over random subsets.
 
     The unbiased estimate of the squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018,
-    section 4). A subset is drawn without repetition and holds at most half of the smaller set, or
+    section 4). A subset is drawn without replacement and holds at most half of the smaller set, or
     all subsets would be alike.
     """
     real, fake = _features(real), _features(fake)
@@ -217,7 +218,7 @@ CITYSCAPES = {
     "motorcycle": (0, 0, 230),
     "bicycle": (119, 11, 32),
 }
-# colours of what is in the pictures of labels and is not scored
+# colours in the pictures of labels that are not scored
 CITYSCAPES_VOID = (
     (0, 0, 0),  # unlabeled, ego vehicle, out of region of interest, static
     (111, 74, 0),  # dynamic
@@ -236,7 +237,7 @@ VOID = 255
 def nearest_class(picture: np.ndarray, void: bool = False) -> np.ndarray:
     """The Cityscapes class (H, W) whose colour is nearest to each pixel of (H, W, 3), 0 to 18.
 
-    With `void` the colours that are not scored compete as well, and win as `VOID`.
+    With `void` the colours that are not scored compete as well; pixels nearest to one are `VOID`.
     """
     palette = np.array([*CITYSCAPES.values(), *(CITYSCAPES_VOID if void else ())], np.int64)
     # few colours make up most of such a picture: each is looked up once
@@ -263,7 +264,7 @@ class LabelScores(NamedTuple):
 
 
 class LabelCounts:
-    """Counts how often each class was taken for each other one, over many pictures."""
+    """Counts over many pictures how often each class was taken for which: a confusion matrix."""
 
     def __init__(self) -> None:
         self.counts = np.zeros((len(CITYSCAPES), len(CITYSCAPES)), np.int64)  # real, predicted
@@ -285,8 +286,8 @@ class LabelCounts:
     def scores(self) -> LabelScores:
         """Accuracy over all pixels, and means over classes of accuracy and of intersection/union.
 
-        A class that no real picture has does not count for the accuracy; one that is in neither
-        does not for the union. NaN where nothing was scored.
+        The mean accuracy leaves out classes that no real picture has; the mean of the other, only
+        those that no translated picture has either. NaN if nothing was scored.
         """
         right = np.diag(self.counts).astype(np.float64)
         real, guessed = self.counts.sum(1), self.counts.sum(0)

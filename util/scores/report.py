@@ -1,4 +1,4 @@
-"""What a set of scores holds for, as plain values for JSON and as a table."""
+"""Reports of scores, and of the conditions that they hold for: as JSON values and as a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HIGHER_IS_BETTER = frozenset(
 )
 VARIANTS = {
     "L1": "mean absolute difference, as a fraction of the range (0 to 1)",
-    "PSNR": "dB, peak 255, mean over pictures; of equal ones that of one value one level off",
+    "PSNR": "dB, peak 255, mean over pictures; equal ones count as one value off by one level",
     "SSIM": "Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over places and RGB channels",
     "MS-SSIM": "SSIM over 5 scales, weights 0.0448 0.2856 0.3001 0.2363 0.1333",
     "LPIPS": Lpips.variant,
@@ -47,7 +47,7 @@ def better(name: str, value: float, than: float) -> bool:
 
 
 def weight_files(model: Any, suffix: str) -> list[dict[str, str]]:
-    """File and SHA-256 of a model's generators in the save of that suffix."""
+    """File and SHA-256 of each generator of a model, in the save of that suffix."""
     paths = [model.weights_file(suffix, n) for n in model.model_names if n.startswith("G")]
     return [{"file": path.name, "sha256": sha256(path)} for path in paths if path.exists()]
 
@@ -57,8 +57,8 @@ def report(
 ) -> dict[str, Any]:
     """All that a reader needs to know about a set of scores, as plain values for JSON.
 
-    `suffix` says which save of the networks was scored, if it is not that of the options. Numbers
-    that JSON does not have, such as NaN, become text.
+    `suffix` says which save of the networks was scored, if not the one that the options choose.
+    Numbers that JSON does not have, such as NaN, become text.
     """
     saved = suffix if suffix is not None else str(model.load_suffix())
     names = {name for scores in result.scores.values() for name in scores}
@@ -103,7 +103,7 @@ def report(
 
 
 def warn_of_replaced(path: Path, facts: dict[str, Any]) -> None:
-    """Warn where the report in a file, to be replaced, is of something else than `facts`."""
+    """Warn if the report in a file, which is to be replaced, is of something else than `facts`."""
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -119,7 +119,7 @@ def _json_number(value: float | None) -> float | str | None:
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The scores of a report as text, a line each, under a heading with what they hold for."""
+    """A report as text: a heading with the conditions that it holds for, and a line per score."""
     resize = facts["resize"]
     sizes = f"{resize['preprocess']}, {resize['load_size']} to {resize['crop_size']}"
     heading = [

@@ -23,11 +23,11 @@ from .evaluation import PAIRED, SETS, Evaluation, Evaluator
 from .report import better, report
 
 BEST = "best_scores.json"
-WRITTEN = ".best_new"  # the suffix of weights until all are whole; hidden, so no save to go on from
+WRITTEN = ".best_new"  # suffix of weights until all are written; hidden, so nothing resumes there
 
 
 class _Stopped(Exception):
-    """The run is to stop before all pictures are scored."""
+    """The run has to stop before all pictures are scored."""
 
 
 class Validation:
@@ -63,7 +63,7 @@ class Validation:
         self.by = opt.best_by or ("L1" if paired else "cycle")
         needs_network = {*SETS, "LPIPS"} & {self.by}
         wanted = {"L1", "PSNR", "SSIM", "MS-SSIM", "cycle", self.by}
-        # both use the same features
+        # FID and KID use the same features
         wanted |= set(SETS) if self.by in SETS or opt.inception_weights else set()
         wanted |= {"LPIPS"} if opt.lpips_weights else set()
         if self.by in PAIRED and not paired:
@@ -88,7 +88,7 @@ class Validation:
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
-        """Restore the best so far, unless it is later than the checkpoint that is resumed."""
+        """Restore the best so far, unless it is from after the checkpoint that is resumed."""
         if not self.every or not distributed.is_main() or not position.total_iters:
             return
         best = self._read_best()
@@ -128,8 +128,8 @@ class Validation:
         """Score the model if `--val_freq` divides this epoch; log scores, keep the best weights.
 
         Rank 0 does this, and the others wait. Returns whether it was left unfinished because of
-        `stopping`, which is asked before each picture. What can't be scored, such as a broken
-        picture, is a warning, since the epoch is not saved yet.
+        `stopping`, which is asked before each picture. If something can't be scored, such as a
+        broken picture, it only warns, since the epoch is not saved yet.
         """
         if not self.every or position.epoch % self.every:
             return False
@@ -153,7 +153,7 @@ class Validation:
         result = self._run(stopping)
         scores = result.flat()
         with self.model.averaged_weights() as averaged:
-            if averaged:  # what test.py takes, so they decide
+            if averaged:  # test.py uses the averaged weights, so they decide
                 raw, result = result, self._run(stopping)
                 scores = result.flat() | {f"{name} raw": x for name, x in scores.items()}
                 self._compare(result.mean(self.by), raw.mean(self.by))
@@ -218,7 +218,7 @@ class Validation:
 
 
 def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
-    """The options of a training run as test.py would have them for its `val` split."""
+    """The options of a training run as test.py would have them for its validation split."""
     val = copy.copy(opt)
     val.isTrain, val.phase, val.eval, val.seed = False, opt.val_phase, False, 0
     val.serial_batches = val.no_flip = True
@@ -232,10 +232,10 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def undisturbed(model: Any) -> Iterator[None]:
-    """A context in which a model may run, always with the same seed; restores the model at its end.
+    """Context manager: a model may run, always with the same seed; it is restored at the end.
 
-    Networks run in training mode, as in test.py without `--eval`, which changes running statistics:
-    they are restored.
+    Networks run in training mode, as in test.py without `--eval`. This changes their running
+    statistics, which are restored too.
     """
     held = dict(vars(model))
     modules = list(dict.fromkeys(m for n in model.all_modules().values() for m in n.modules()))
