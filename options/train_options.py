@@ -232,9 +232,8 @@ options of another model: python train.py --model pix2pix --help"""
         )
         if not restarted:
             return
-        found = checkpoint.newest_save(folder) if distributed.is_source() else None
-        # not of an earlier training, unless this one failed before `begin`, which moves those aside
-        if distributed.any_rank(found is not None):
+        saved = checkpoint.newest_save(folder) and not (folder / checkpoint.EARLIER).exists()
+        if distributed.any_rank(distributed.is_source() and bool(saved)):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:

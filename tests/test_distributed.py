@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import os
 import random
@@ -503,13 +504,13 @@ def test_machines_with_different_pictures(pictures, tmp_path):
     assert "[rank 1] error: pictures: 8 here, 7 in the first process" in group.text()
 
 
-def fail_in_second_epoch() -> None:
+def fail_in_iteration(number: int) -> None:
     from models.cycle_gan_model import CycleGANModel
 
     plain, count = CycleGANModel.optimize_parameters, itertools.count()
 
     def optimize_parameters(model):
-        if distributed.rank() == 1 and next(count) == 5:
+        if distributed.rank() == 1 and next(count) == number:
             raise ZeroDivisionError("a bug of one process")
         plain(model)
 
@@ -560,7 +561,8 @@ def test_processes_that_load_do_not_hide_a_death(pictures, tmp_path):
 
 def test_a_bug_in_one_shows_its_traceback(pictures, tmp_path):
     argv = command(pictures, tmp_path)
-    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: fail_in_second_epoch)
+    fail = functools.partial(fail_in_iteration, 5)
+    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: fail)
     assert group.wait(30) == 1
     assert "[rank 1] ZeroDivisionError: a bug of one process" in group.text()
     assert group.text().count("Traceback") == 1
@@ -590,6 +592,13 @@ def test_restarted_before_the_first_save(pictures, tmp_path):
     first.kill(1)
     assert first.wait(30) == -signal.SIGKILL
     text = train_to_the_end(Group(tmp_path / "log2", 2, ranks.train, argv, before=first))
+    assert text.count("restarted by torchrun before anything was saved") == 1
+    assert "resuming" not in text
+    assert saved(tmp_path)["total_iters"] == 3 * PICTURES
+    fail = functools.partial(fail_in_iteration, 0)
+    first = Group(tmp_path / "log4", 2, ranks.train, argv, lambda _: fail)
+    assert first.wait(30) == 1
+    text = train_to_the_end(Group(tmp_path / "log5", 2, ranks.train, argv, before=first))
     assert text.count("restarted by torchrun before anything was saved") == 1
     assert "resuming" not in text
     third = Group(tmp_path / "log3", 2, ranks.train, [*argv, "--n_epochs", "3"], before=first)

@@ -34,6 +34,7 @@ from .weight_files import (
 )
 
 FORMAT = 2  # of the training state
+EARLIER = ".earlier_saves"  # marks a folder whose checkpoints are those of an earlier training
 UNFINISHED = ".unfinished_save"  # marks a folder whose exports may be older than its checkpoints
 KINDS = {  # required entries of a training state, and their types
     "run": str,

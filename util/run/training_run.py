@@ -139,6 +139,8 @@ class TrainingRun:
         self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
             self.outdated = "*"
+            if checkpoint.saved_suffixes(self.folder):
+                (self.folder / checkpoint.EARLIER).touch()  # for a restart before `begin`
             return None
         found: FoundCheckpoint | None = self.model.resumed
         if found is None:
@@ -175,6 +177,7 @@ class TrainingRun:
         self.begun = True
         open_views(functools.partial(_set_aside, self.folder, self.outdated))
         if distributed.is_main():
+            (self.folder / checkpoint.EARLIER).unlink(missing_ok=True)
             write_saved_options(self.folder, options)
 
     def batches(self, loaded: Iterable[Any], position: Position) -> Iterator[Any]:
