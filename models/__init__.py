@@ -31,7 +31,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # not at the top: it takes a second, and training does not need it
+    # not imported at the top: it takes a second, and training does not need it
     if name in ("Translator", "load_generator"):
         from .inference import loading
 
@@ -55,7 +55,7 @@ def get_option_setter(model_name: str) -> Callable:
 def create_model(opt: argparse.Namespace) -> BaseModel:
     """Create the model of `opt.model`; call its `setup` before use."""
     model = find_model_using_name(opt.model)(opt)
-    model.save_dir = SaveFolder(model.save_dir)  # a file of the original's may have made it a text
+    model.save_dir = SaveFolder(model.save_dir)  # a model of the original code may set a string
     for name, value in vars(model).items():
         if callable(getattr(BaseModel, name, None)) and not callable(value):
             raise UserError(

@@ -1,4 +1,4 @@
-"""What models with a discriminator share: its options, and the networks that options describe."""
+"""What models with a discriminator share: its options, and networks built from the options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCALES = 2  # of --netD multiscale
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of discriminators that a model passes on to `define_D` and its losses."""
+    """Add the discriminator options that a model passes on to `define_D` and its losses."""
     add = parser.add_argument_group("discriminator").add_argument
     add("--num_D", type=count, default=SCALES, help="scales of --netD multiscale")
     add(
@@ -26,18 +26,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="weight of feature matching, with --netD multiscale; 10 in pix2pixHD",
     )
-    add("--gp", choices=GRADIENT_PENALTIES, help="gradient penalty [that of --gan_mode wgangp]")
+    add("--gp", choices=GRADIENT_PENALTIES, help="gradient penalty [wgangp with --gan_mode wgangp]")
     add(
         "--gp_every",
         type=count,
         default=1,
         help="compute the gradient penalty every N batches, scaled by N (lazy regularization)",
     )
-    add("--normD", "--norm_D", choices=NORMS, help="normalization in D [that of --norm]")
+    add("--normD", "--norm_D", choices=NORMS, help="normalization in D [same as --norm]")
 
 
 def generator(opt: argparse.Namespace, input_nc: int, output_nc: int) -> nn.Module:
-    """The generator of the options, for pictures of so many channels, initialized."""
+    """An initialized generator as the options describe it, for these numbers of channels."""
     return networks.define_G(
         input_nc,
         output_nc,
@@ -52,7 +52,7 @@ def generator(opt: argparse.Namespace, input_nc: int, output_nc: int) -> nn.Modu
 
 
 def discriminator(opt: argparse.Namespace, input_nc: int) -> nn.Module:
-    """The discriminator of the options, for pictures of so many channels, initialized."""
+    """An initialized discriminator as the options describe it, for this number of channels."""
     return networks.define_D(
         input_nc,
         opt.ndf,
@@ -66,8 +66,8 @@ def discriminator(opt: argparse.Namespace, input_nc: int) -> nn.Module:
 
 
 def least_size(opt: argparse.Namespace) -> int:
-    """The smallest side of pictures that the discriminator of the options can judge, in pixels."""
-    if not hasattr(opt, "num_D"):  # a model without one, or with its own
+    """The smallest side, in pixels, of pictures that the model's discriminator can judge."""
+    if not hasattr(opt, "num_D"):  # a model without one, or with one of its own
         return 1
     layers = {"basic": (3,), "n_layers": (opt.n_layers_D,)}
     layers["multiscale"] = opt.n_layers_D, opt.num_D
@@ -75,7 +75,7 @@ def least_size(opt: argparse.Namespace) -> int:
 
 
 def check_options(opt: argparse.Namespace) -> None:
-    """Raise UserError where these options need a discriminator of several scales."""
+    """Raise UserError if options of a multiscale discriminator are given for another one."""
     given = {"num_D": opt.num_D != SCALES, "lambda_feat": opt.lambda_feat > 0}
     for_scales = [name for name, is_given in given.items() if is_given]
     if for_scales and opt.netD != "multiscale":

@@ -22,8 +22,8 @@ def binomial_filter(size: int) -> torch.Tensor:
 
 
 def replicate(x: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) -> (N, C, H+2, W+2): the border pixels once more."""
-    # F.pad(mode="replicate") is the same, but its compiled backward pass fails on a CPU where
+    """Pad by repeating the border pixels: (N, C, H, W) -> (N, C, H+2, W+2)."""
+    # F.pad(mode="replicate") does the same, but its compiled backward pass fails on a CPU if
     # gradients are channels-last (PyTorch 2.14)
     rows = torch.cat((x[..., :1, :], x, x[..., -1:, :]), 2)
     return torch.cat((rows[..., :1], rows, rows[..., -1:]), 3)
@@ -66,7 +66,7 @@ class Upsample(nn.Module):
 
 
 class BlurredConv2d(nn.Conv2d):
-    """A convolution with a stride, whose input is blurred by a 3x3 kernel with replication padding.
+    """A strided convolution whose input is blurred by a 3x3 kernel with replication padding.
 
     Shapes and weights are those of `nn.Conv2d`.
     """
@@ -84,8 +84,8 @@ class BlurredConv2d(nn.Conv2d):
 class BlurredConvTranspose2d(nn.ConvTranspose2d):
     """A transposed convolution whose output is blurred by a 3x3 kernel with replication padding.
 
-    The kernel is zero at a period of 2 pixels, so no checkerboard of that period passes. Shapes
-    and weights are those of `nn.ConvTranspose2d`.
+    The kernel's frequency response is zero at a period of 2 pixels, so no checkerboard of that
+    period passes. Shapes and weights are those of `nn.ConvTranspose2d`.
     """
 
     filt: torch.Tensor

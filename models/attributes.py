@@ -16,7 +16,7 @@ from .speed.steps import Steps
 
 T = TypeVar("T")
 
-# whose attributes are not those of the model
+# classes whose instances are not searched: their attributes are not the model's
 _OPAQUE = (
     argparse.Namespace,
     nn.Module,
@@ -34,7 +34,10 @@ _OPAQUE = (
 
 
 def find_all(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
-    """Objects of a class in nested dictionaries, lists and plain objects, by names as `nets.0`."""
+    """Yield the objects of a class in nested dictionaries, lists and plain objects.
+
+    Their names are like `nets.0`.
+    """
     if isinstance(values, kind):
         yield name, values
         return
@@ -52,7 +55,7 @@ def tensors(net: nn.Module) -> list[torch.Tensor]:
 
 
 def unlisted_modules(model: Any) -> dict[str, nn.Module]:
-    """Modules with a state that no network of `model_names` has."""
+    """Modules with state that belongs to no network in `model_names`."""
 
     def state(net: nn.Module) -> dict[int, Any]:
         return {id(value): value for value in net.state_dict(keep_vars=True).values()}
@@ -65,7 +68,7 @@ def unlisted_modules(model: Any) -> dict[str, nn.Module]:
 
 
 def orphan_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Tensors that an optimizer trains and no module holds, by their places among all trained."""
+    """Tensors that an optimizer trains but no module holds, by their index among all trained."""
     of_modules = {t for net in model.all_modules().values() for t in tensors(net)}
     stepped = enumerate(model.stepped_tensors())
     return {str(i): p.detach() for i, p in stepped if p not in of_modules}
@@ -73,21 +76,21 @@ def orphan_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What has a state to save."""
+    """Anything with state to save."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 def stateful_parts(model: Any) -> dict[str, Stateful]:
-    """What else has a `state_dict`: image pools, schedules that are not in `schedulers`, ..."""
+    """Other attributes with a `state_dict`: image pools, schedules not in `schedulers`, ..."""
     saved_apart = (nn.Module, torch.optim.Optimizer)
     return {
         name: part
         for name, part in find_all(vars(model), Stateful)
         if not isinstance(part, saved_apart)
         and not any(part is s for s in model.schedulers)
-        and hasattr(type(part), "state_dict")  # a class that is held has none itself
+        and hasattr(type(part), "state_dict")  # not if the attribute is a class itself
     }
 
 

@@ -32,7 +32,7 @@ from .speed.sync_norm import synchronize_norms
 class BaseModel(ModelFiles, ABC):
     """A subclass names its losses, networks and pictures, and says what one iteration does.
 
-    In `__init__`, after calling this one, it sets
+    In `__init__`, after `super().__init__(opt)`, it sets
 
     - `loss_names`: `"G"` for the attribute `loss_G`, shown and logged
     - `model_names`: `"G"` for the network `netG`, saved, loaded and printed
@@ -40,11 +40,11 @@ class BaseModel(ModelFiles, ABC):
     - `optimizers`: each gets a learning rate schedule
     """
 
-    # for validation: networks would be compiled once more for it, without gradients
+    # for validation, which would compile networks once more, without gradients
     uncompiled = staticmethod(uncompiled)
     shows_batches = True  # whether `visual_names` show the whole batch, not one picture of it
-    # Whether `optimize_parameters` does the same in each iteration, but for image pools, so that
-    # CUDA graphs can replay it. Each class says it for itself: what it inherits does not count.
+    # Whether `optimize_parameters` does the same in each iteration, apart from image pools, so that
+    # CUDA graphs can replay it. Each class must set this itself: an inherited value is ignored.
     recordable = False
 
     def __init__(self, opt: argparse.Namespace):
@@ -62,8 +62,8 @@ class BaseModel(ModelFiles, ABC):
         self.schedulers = []
         self.image_paths: list[str] = []
         self.metric: float = 0  # what the learning rate policy `plateau` watches
-        self.resumed = None  # what --continue_train goes on from
-        self.is_set_up = False  # by `BaseModel.setup`
+        self.resumed = None  # the checkpoint that --continue_train resumes from
+        self.is_set_up = False  # whether `BaseModel.setup` was called
         fp16 = self.isTrain and opt.precision == "fp16"
         self._gradient_scale = GradientScale() if fp16 else None
         accumulate = opt.accumulate if self.isTrain else 1
@@ -81,7 +81,7 @@ class BaseModel(ModelFiles, ABC):
 
     @staticmethod
     def check_options(opt: argparse.Namespace) -> None:
-        """Raise UserError where options do not go together with this model."""
+        """Raise UserError if options are incompatible with this model."""
 
     @abstractmethod
     def set_input(self, input: dict[str, Any]) -> None:
@@ -105,8 +105,8 @@ class BaseModel(ModelFiles, ABC):
         for name, net in self.networks().items():
             if others := [k for k, v in net.state_dict().items() if not torch.is_tensor(v)]:
                 raise UserError(
-                    f"net{name} has a state that is no tensor ({others[0]}), and files of weights "
-                    "hold tensors: make it one in get_extra_state"
+                    f"net{name} has a state that is no tensor ({others[0]}), but files of weights "
+                    "hold only tensors: return a tensor from get_extra_state"
                 )
             net.to(self.device)
             if several or self.gpu_ids:  # where the original wraps networks
@@ -127,7 +127,7 @@ class BaseModel(ModelFiles, ABC):
             if self._records_networks() or opt.accumulate > 1:
                 self._begin_iterations()
         if several:
-            self.broadcast_weights()  # here too, for training loops other than that of train.py
+            self.broadcast_weights()  # here too, for training loops other than the one in train.py
         if self.isTrain and opt.ema:
             self._averages = ema.start_averages(self, opt.ema)
             self._save_averages_too()
@@ -139,14 +139,14 @@ class BaseModel(ModelFiles, ABC):
         converted = sum(synchronize_norms(n, self.needs_second_gradients(n)) for n in nets)
         if converted and self.opt.norm == "batch":
             print(
-                "--norm batch: statistics are those of the batches of all "
-                f"{distributed.world_size()} processes together, as with syncbatch"
+                "--norm batch: statistics are those of all "
+                f"{distributed.world_size()} processes' batches together, as with syncbatch"
             )
 
     def broadcast_weights(self) -> None:
         """Broadcast parameters and buffers from the rank that has loaded them.
 
-        Of all modules, also of those that are not in `model_names`, such as a teacher.
+        Includes modules that are not in `model_names`, such as a teacher.
         """
         distributed.broadcast_tensors(
             [t.detach() for t in self.trained_tensors()], src=distributed.source_rank()
@@ -172,7 +172,7 @@ class BaseModel(ModelFiles, ABC):
         return self.opt.cuda_graphs and why_not_recorded(type(self), self.opt) is None
 
     def _records_networks(self) -> bool:
-        """Whether --cuda_graphs records what each compiled network does."""
+        """Whether --cuda_graphs records each compiled network by itself."""
         return self.opt.cuda_graphs and self.opt.compile and not self._records_iterations()
 
     def needs_second_gradients(self, net: nn.Module) -> bool:
@@ -182,7 +182,7 @@ class BaseModel(ModelFiles, ABC):
         return bool(penalized) and any(net is n for n in discriminators.of(self).values())
 
     def _prepare_optimizers(self) -> None:
-        """Use fused kernels where they help. Raises UserError for what is no torch optimizer."""
+        """Use fused kernels where they help. Raises UserError unless all are torch optimizers."""
         if not self.optimizers:
             warn(
                 f"{type(self).__name__}: self.optimizers is empty, so learning rates have no "
@@ -218,7 +218,7 @@ class BaseModel(ModelFiles, ABC):
         self.set_input = begin
 
     def test(self) -> None:
-        """Forward pass without gradients, and `compute_visuals`."""
+        """Run the forward pass without gradients, then `compute_visuals`."""
         self.begin_iteration()
         with torch.no_grad():
             self.forward()
@@ -234,8 +234,8 @@ class BaseModel(ModelFiles, ABC):
     def update_learning_rate(self) -> None:
         """Step the schedules, at the end of an epoch.
 
-        `plateau` watches `metric` if the model sets it, else the mean over the epoch of the sum
-        of the losses that are not a discriminator's (`track_metric`).
+        `plateau` watches `metric` if the model sets it, else the sum of all losses but those of
+        discriminators, averaged over the epoch (`track_metric`).
         """
         old = self.learning_rate()
         with warnings.catch_warnings():
@@ -266,19 +266,19 @@ class BaseModel(ModelFiles, ABC):
     def batch_passes(self, net: nn.Module, *inputs: torch.Tensor) -> None:
         """Announce inputs (N, C, H, W) on which a network will be called in this iteration.
 
-        If `--batch_passes` allows it, they are computed now as one larger batch, and `net(x)`
-        returns the part of x: the same up to rounding. Else this does nothing, and `net(x)`
-        computes as usual.
+        If `--batch_passes` allows it, the network runs on them now as one larger batch, and
+        `net(x)` then returns the output for x, the same up to rounding. Otherwise this does
+        nothing, and `net(x)` computes as usual.
         """
         if torch.is_grad_enabled() and self.shares_pass(net, *inputs):
             share_pass(prepared(net), inputs)
 
     def shares_pass(self, net: nn.Module, *inputs: torch.Tensor) -> bool:
-        """Whether `--batch_passes` has one pass of a network over these inputs (N, C, H, W)."""
+        """Whether `--batch_passes` runs a network on these inputs (N, C, H, W) in one pass."""
         return should_batch(self.opt, inputs[0]) and can_batch(net, *inputs)
 
     def snapshot(self) -> Callable[[], None]:
-        """Snapshot accumulated gradients, penalties and pools; returns a function that restores."""
+        """Snapshot gradient sums, penalties and pools; returns a function that restores them."""
         parts = [self._steps, *self.find_all(GradientPenalty), *self.find_all(ImagePool)]
         undos = [part.snapshot() for part in parts]
 
@@ -297,7 +297,8 @@ class BaseModel(ModelFiles, ABC):
     def get_current_visuals(self) -> OrderedDict[str, Any]:
         """The pictures (N, C, H, W) in [-1, 1] that have been computed so far, by name.
 
-        Those of the losses are not there before the first iteration: a resumed run may validate.
+        Those that only the losses need are missing before the first iteration, for example if a
+        resumed run starts with a validation.
         """
         names = [n for n in self.visual_names if isinstance(n, str)]
         if not self.isTrain or self.present_losses():
@@ -316,7 +317,7 @@ class BaseModel(ModelFiles, ABC):
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
 
     def _warn_of_missing(self, where: str, attributes: dict[str, str]) -> None:
-        """Warn once of each name that stands for an attribute which does not exist."""
+        """Warn once about each name whose attribute does not exist."""
         for name, attribute in attributes.items():
             if hasattr(self, attribute) or attribute in self._told_missing:
                 continue

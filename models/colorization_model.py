@@ -21,14 +21,14 @@ class ColorizationModel(Pix2PixModel):
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
-        """As pix2pix, on the colorization dataset."""
+        """Set the defaults of pix2pix, but with the colorization dataset."""
         Pix2PixModel.modify_commandline_options(parser, is_train)
         parser.set_defaults(dataset_mode="colorization")
         return parser
 
     @staticmethod
     def check_options(opt):
-        """Refuse other channels than those of L and of ab."""
+        """Refuse numbers of channels other than those of L and ab."""
         if (opt.input_nc, opt.output_nc) != (1, 2):
             raise UserError(
                 "--model colorization needs --input_nc 1 --output_nc 2 (L and ab), got "
@@ -53,6 +53,6 @@ class ColorizationModel(Pix2PixModel):
             return color.lab2rgb(array) * 255
 
     def compute_visuals(self):
-        """Combine L and ab to RGB for the display."""
+        """Combine L and ab into RGB for the display."""
         self.real_B_rgb = self.lab2rgb(self.real_A, self.real_B)
         self.fake_B_rgb = self.lab2rgb(self.real_A, self.fake_B)

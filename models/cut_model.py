@@ -30,7 +30,7 @@ MODES = {
 
 
 class SetMode(argparse.Action):
-    """Sets the defaults of a mode; they take effect in the parse that follows."""
+    """Sets the defaults of a mode, which take effect in the next parse."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         parser.set_defaults(**MODES[str(values)])
@@ -49,7 +49,7 @@ class CUTModel(BaseModel):
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
-        """Options of the two modes (section 4.1): FastCUT is lighter, CUT a little better."""
+        """Add options of the two modes (section 4.1): FastCUT is lighter, CUT a little better."""
         patch_nce.add_options(parser, is_train, "CUT")
         if is_train:
             parser.add_argument(
@@ -65,12 +65,12 @@ class CUTModel(BaseModel):
 
     @staticmethod
     def check_options(opt):
-        """Refuse generators without the layers that are compared, or unlike channels."""
+        """Refuse generators without the layers to compare, and input_nc other than output_nc."""
         if opt.isTrain and opt.lambda_NCE > 0 and opt.input_nc != opt.output_nc:
             raise UserError(
-                "--model cut compares features that its generator finds in pictures of both sides, "
+                "--model cut compares features that its generator finds in inputs and outputs, "
                 f"so --input_nc {opt.input_nc} and --output_nc {opt.output_nc} must be equal: "
-                "choose --model dcl --nce_idt False for others"
+                "choose --model dcl --nce_idt False if they differ"
             )
         patch_nce.check_options(opt)
 
@@ -109,7 +109,7 @@ class CUTModel(BaseModel):
             self.optimizers.append(self.optimizer_F)
 
     def set_input(self, input):
-        """Take a batch: `A`, `B` (N, C, H, W) in [-1, 1], and paths; they swap with BtoA."""
+        """Take a batch: `A`, `B` (N, C, H, W) in [-1, 1], and paths; BtoA swaps A and B."""
         A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
         self.real_A = input[A].to(self.device, non_blocking=True)
         self.real_B = input[B].to(self.device, non_blocking=True)
@@ -130,7 +130,7 @@ class CUTModel(BaseModel):
         if self.flipped:
             real, layers = [x.flip(3) for x in real], []
         fake, self.features = patch_nce.translate(self.netG, real, layers)
-        self.fake_B, self.idt_B = fake[0], fake[-1]  # the same without --nce_idt
+        self.fake_B, self.idt_B = fake[0], fake[-1]  # the same one without --nce_idt
 
     def backward_D(self):
         """Gradients of the discriminator (eq. 1), halved."""
@@ -159,7 +159,7 @@ class CUTModel(BaseModel):
             self.loss_NCE_Y = self.calculate_NCE_loss(self.real_B, features, self.idt_B)
             loss_NCE = (self.loss_NCE + self.loss_NCE_Y) * 0.5
         loss = self.loss_G_GAN + loss_NCE
-        if opt.lambda_feat > 0:  # of the picture whose output is known
+        if opt.lambda_feat > 0:  # for the identity picture, whose target is known
             real = self.real_B.flip(3) if self.flipped else self.real_B
             features = networks.feature_matching(self.netD, self.idt_B, real)
             self.loss_G_feat = features * opt.lambda_feat
@@ -174,7 +174,7 @@ class CUTModel(BaseModel):
     def calculate_NCE_loss(self, source, features, target):
         """The contrastive loss (eq. 4) between patches of `target` and of its `source`, a scalar.
 
-        `features` are the features of `source` if they are known, or None.
+        `features` are those of `source`, or None to compute them.
         """
         queries = self.netG(target, self.nce_layers, encode_only=True)
         if self.flipped:

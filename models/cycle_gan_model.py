@@ -1,4 +1,4 @@
-"""CycleGAN: translation learned from pictures that do not belong together in pairs.
+"""CycleGAN: translation learned from unpaired pictures.
 
 Zhu, Park, Isola, Efros: Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
 Networks, ICCV 2017, https://arxiv.org/abs/1703.10593. Equation and section numbers are that
@@ -27,10 +27,10 @@ class CycleGANModel(BaseModel):
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
-        """No dropout by default, and the weights of the losses.
+        """Turn dropout off by default, and add the weights of the losses.
 
-        lambda_A and lambda_B weigh the two cycles (eq. 3); lambda_identity, times those, weighs the
-        identity loss (section 5.2), which keeps colours: 0.5 is half as strong as the cycle.
+        lambda_A and lambda_B weight the two cycles (eq. 3). The identity loss (section 5.2), which
+        keeps colours, is weighted by lambda_identity times these: 0.5 is half as strong as a cycle.
         """
         parser.set_defaults(no_dropout=True)
         if is_train:
@@ -48,7 +48,7 @@ class CycleGANModel(BaseModel):
 
     @staticmethod
     def check_options(opt):
-        """Refuse an identity loss between pictures of different channels."""
+        """Refuse an identity loss between pictures with different numbers of channels."""
         if not opt.isTrain:
             return
         adversarial.check_options(opt)
@@ -96,7 +96,7 @@ class CycleGANModel(BaseModel):
     def set_input(self, input):
         """Take a batch of the dataset: `A`, `B` (N, C, H, W) in [-1, 1], and their paths.
 
-        With `--direction BtoA` the two change places: A is always where translation starts.
+        With `--direction BtoA` the two are swapped: A is always where translation starts.
         """
         A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
         self.real_A = input[A].to(self.device, non_blocking=True)
@@ -105,9 +105,9 @@ class CycleGANModel(BaseModel):
 
     def forward(self):
         """Translate both ways, and back."""
-        as_here = type(self).backward_G is CycleGANModel.backward_G  # with one backward() for all
+        as_here = type(self).backward_G is CycleGANModel.backward_G  # one backward() for all losses
         if self.isTrain and self.opt.lambda_identity > 0 and as_here:
-            # what backward_G will give to the same networks can share a pass
+            # the inputs that backward_G will give to the same networks can share a pass
             self.batch_passes(self.netG_A, self.real_A, self.real_B)
             self.batch_passes(self.netG_B, self.real_B, self.real_A)
         self.fake_B = self.netG_A(self.real_A)  # G(A)
@@ -120,7 +120,7 @@ class CycleGANModel(BaseModel):
         lambda_A, lambda_B = self.opt.lambda_A, self.opt.lambda_B
         lambda_idt = self.opt.lambda_identity
         if lambda_idt > 0:
-            # G makes B: given a B it should leave it alone
+            # G makes B, so it should leave a B unchanged
             self.idt_A = self.netG_A(self.real_B)
             self.loss_idt_A = self.criterionIdt(self.idt_A, self.real_B) * lambda_B * lambda_idt
             self.idt_B = self.netG_B(self.real_A)
@@ -133,7 +133,7 @@ class CycleGANModel(BaseModel):
         self.loss_cycle_B = self.criterionCycle(self.rec_B, self.real_B) * lambda_B
         loss = self.loss_G_A + self.loss_G_B + self.loss_cycle_A + self.loss_cycle_B
         if self.opt.lambda_feat > 0:
-            # pairs that should be equal are those of the cycle (Wang and Lin, arXiv:2408.15374)
+            # the pairs to match are reconstructions and originals (Wang and Lin, arXiv:2408.15374)
             features_A = networks.feature_matching(self.netD_B, self.rec_A, self.real_A)
             features_B = networks.feature_matching(self.netD_A, self.rec_B, self.real_B)
             self.loss_feat_A = features_A * self.opt.lambda_feat
@@ -160,7 +160,7 @@ class CycleGANModel(BaseModel):
         return loss_D
 
     def backward_D_A(self):
-        """D_A tells real B from generated B, some of which are of earlier iterations."""
+        """D_A tells real B from generated B, some of which come from earlier iterations."""
         fake_B = self.fake_B_pool.query(self.fake_B)
         self.loss_D_A = self.backward_D_basic(self.netD_A, self.real_B, fake_B)
         self.loss_gp_A = self.penalty.latest(self.netD_A)

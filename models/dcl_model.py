@@ -27,7 +27,7 @@ class DCLModel(BaseModel):
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
-        """Hinge loss, and weights of the losses (eq. 5)."""
+        """Set the hinge loss by default, and add the weights of the losses (eq. 5)."""
         patch_nce.add_options(parser, is_train, "DCLGAN")
         if is_train:
             parser.add_argument(
@@ -40,7 +40,7 @@ class DCLModel(BaseModel):
 
     @staticmethod
     def check_options(opt):
-        """Refuse generators without the layers that are compared."""
+        """Refuse generators without the layers to compare."""
         patch_nce.check_options(opt)
 
     def __init__(self, opt):
@@ -86,12 +86,12 @@ class DCLModel(BaseModel):
         self.optimizers = [self.optimizer_G, self.optimizer_D]
         if opt.netF != "sample":  # which has no weights
             weights_F = itertools.chain(self.netF1.parameters(), self.netF2.parameters())
-            # fixed, not --lr and --beta1: as for the published results
+            # fixed, not --lr and --beta1, as for the published results
             self.optimizer_F = torch.optim.Adam(weights_F, lr=0.001, betas=(0.9, 0.999))
             self.optimizers.append(self.optimizer_F)
 
     def set_input(self, input):
-        """Take a batch: `A`, `B` (N, C, H, W) in [-1, 1], and paths; they swap with BtoA."""
+        """Take a batch: `A`, `B` (N, C, H, W) in [-1, 1], and paths; BtoA swaps A and B."""
         A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
         self.real_A = input[A].to(self.device, non_blocking=True)
         self.real_B = input[B].to(self.device, non_blocking=True)
@@ -114,9 +114,10 @@ class DCLModel(BaseModel):
         self.fake_A, self.idt_B, self.features_B = self.translate(self.netG_B, B, self.real_A)
 
     def translate(self, netG, source, target):
-        """`netG` of `source` and, for the identity loss, of `target`; the features of `source`.
+        """Run `netG` on `source` and, for the identity loss, on `target`; also returns features.
 
-        `--batch_passes` may make one pass of the two. Features that are not known are None.
+        `--batch_passes` may run both in one pass. The features are those of `source`, or None if
+        they have to be computed separately.
         """
         layers = [] if self.flipped else self.nce_layers
         if self.opt.nce_idt and self.shares_pass(netG, source, target):
@@ -157,7 +158,7 @@ class DCLModel(BaseModel):
         self.loss_G_A = self.loss_G_B = self.loss_NCE1 = self.loss_NCE2 = zero
         self.loss_idt_A = self.loss_idt_B = zero
         if opt.lambda_GAN > 0:
-            # as in the published code, hinge has max(0, 1 - D(x)) here, not -D(x)
+            # as in the published code, hinge uses max(0, 1 - D(x)) here, not -D(x)
             self.loss_G_A = self.criterionGAN(self.netD_A(self.fake_B), True) * opt.lambda_GAN
             self.loss_G_B = self.criterionGAN(self.netD_B(self.fake_A), True) * opt.lambda_GAN
         if opt.lambda_NCE > 0:
@@ -171,7 +172,7 @@ class DCLModel(BaseModel):
         loss = (self.loss_G_A + self.loss_G_B) * 0.5
         loss = loss + (self.loss_NCE1 + self.loss_NCE2) * 0.5
         loss = loss + (self.loss_idt_A + self.loss_idt_B) * 0.5
-        if opt.lambda_feat > 0:  # of the pictures whose output is known
+        if opt.lambda_feat > 0:  # for the identity pictures, whose targets are known
             features_A = networks.feature_matching(self.netD_A, self.idt_A, self.real_B)
             features_B = networks.feature_matching(self.netD_B, self.idt_B, self.real_A)
             self.loss_feat_A = features_A * opt.lambda_feat
@@ -188,7 +189,7 @@ class DCLModel(BaseModel):
         """The contrastive loss (eq. 3) of `target` = `netG(source)`, a scalar.
 
         `netG` and `netF` embed `source`; `other_G` and `other_F`, of the other direction, embed
-        `target`. `features` are the features of `source` if they are known, or None.
+        `target`. `features` are those of `source`, or None to compute them.
         """
         queries = other_G(target, self.nce_layers, encode_only=True)
         if self.flipped:

@@ -1,4 +1,4 @@
-"""DiffAugment: discriminators see real and generated pictures changed at random, both alike.
+"""DiffAugment: random changes to all that discriminators see, real and generated pictures alike.
 
 Zhao, Liu, Lin, Zhu, Han: Differentiable Augmentation for Data-Efficient GAN Training,
 NeurIPS 2020, https://arxiv.org/abs/2006.10738.
@@ -28,15 +28,15 @@ def kinds(text: str) -> str:
 
 
 class DiffAugment:
-    """T of the paper (eq. 4 and 5): each picture of a batch gets random numbers of its own.
+    """T of the paper (eq. 4 and 5): each picture of a batch gets its own random numbers.
 
     - `color`: brightness, saturation and contrast
     - `translation`: by up to 1/8 of the size, padded with zeros (gray)
     - `cutout`: a square of half the size becomes zero; its centre is anywhere in the picture
 
-    A discriminator that sees `condition_nc` + `picture_nc` channels has the condition in front.
-    Both are moved and cut alike, since what belongs together has to stay at one place. Colours
-    of the condition stay: those of a label map are its meaning.
+    If a discriminator sees `condition_nc` + `picture_nc` channels, the condition comes first. Both
+    are moved and cut alike, so that they stay aligned. The condition keeps its colours, since in a
+    label map they are the meaning.
     """
 
     def __init__(self, policy: str, condition_nc: int, picture_nc: int):
@@ -76,7 +76,7 @@ class DiffAugment:
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
-        """Context manager: batches get the random numbers of the one before."""
+        """Context manager: batches reuse the random numbers of the previous one."""
         self._again = True
         try:
             yield
@@ -95,7 +95,7 @@ class DiffAugment:
         for dim, share in ((2, draws[:, 0]), (3, draws[:, 1])):
             size = x.shape[dim]
             most = int(size * 0.125 + 0.5)
-            # where each row (or column) of the result comes from, counted in the padded picture
+            # the row (or column) of the padded picture that each one of the result comes from
             start = _whole(share, 2 * most + 1)
             source = start[:, None] + torch.arange(size, device=x.device)
             shape = (-1, 1, size, 1) if dim == 2 else (-1, 1, 1, size)

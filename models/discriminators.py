@@ -1,4 +1,4 @@
-"""What training does with a model's discriminators, which it knows by their names."""
+"""What training does with a model's discriminators, which it recognizes by their names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _is_name(name: str) -> bool:
 
 
 def of(model: BaseModel) -> dict[str, nn.Module]:
-    """The networks that are named as discriminators are."""
+    """The discriminators of a model: the networks that have such a name."""
     return {name: net for name, net in model.networks().items() if _is_name(name)}
 
 
@@ -35,7 +35,7 @@ def owns_loss(model: BaseModel, loss: str) -> bool:
 
 
 def equip(model: BaseModel) -> None:
-    """Apply --diffaug and --spectral_norm; raises UserError without a discriminator."""
+    """Apply --diffaug and --spectral_norm; raises UserError if there is no discriminator."""
     opt, found = model.opt, of(model)
     wanted = [name for name in ("diffaug", "spectral_norm") if getattr(opt, name)]
     if wanted and not found:
@@ -50,7 +50,7 @@ def equip(model: BaseModel) -> None:
 
 
 def warn_of_unused_augmentation(model: BaseModel, told: set[str]) -> None:
-    """Warn of the discriminators that --diffaug has not reached, once each: `told` are known."""
+    """Warn once about each discriminator that --diffaug has not reached; `told` keeps the names."""
     for name, net in of(model).items():
         augment = getattr(net, "prepared_augment", None)
         if augment is None or augment.calls or name in told:

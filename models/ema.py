@@ -38,9 +38,9 @@ WEIGHTS = ("auto", "ema", "raw")  # the choices of --weights
 class WeightAverage(nn.Module):
     """The running average of a network's state dictionary.
 
-    Step t makes it d * average + (1 - d) * weights with d = min(decay, (1 + t) / (10 + t)), which
-    soon forgets the weights that it began with. Buffers are copied, as in StyleGAN and by default
-    in torch: running statistics of batch norms, vectors of spectral norms, counters.
+    Step t sets it to d * average + (1 - d) * weights, where d = min(decay, (1 + t) / (10 + t)) soon
+    forgets the initial weights. Buffers are copied, as in StyleGAN and by default in torch: running
+    statistics of batch norms, vectors of spectral norms, counters.
     """
 
     # Not torch.optim.swa_utils.AveragedModel: it copies the network, which old-style weight norm
@@ -62,14 +62,14 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def restart(self, net: nn.Module) -> None:
-        """Restart from the weights that the network has now."""
+        """Restart from the current weights of the network."""
         self.steps.zero_()
         for mean, value in zip(self.means, net.state_dict().values(), strict=True):
             mean.copy_(value)
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Take in the weights of the network after a step. Raises UserError if it has others."""
+        """Update with the weights after a step. Raises UserError if their names have changed."""
         state = net.state_dict()
         if list(state) != self.keys:
             raise UserError(
@@ -88,9 +88,9 @@ class WeightAverage(nn.Module):
         torch._foreach_lerp_(means, values, 1 - min(self.decay, (1 + t) / (10 + t)))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The average, by the keys of the network."""
+        """The average as a state dictionary of the network."""
         pairs = zip(self.keys, self.means, strict=True)
-        # contiguous: files do not depend on --channels_last
+        # contiguous, so that files do not depend on --channels_last
         return {key: mean.detach().contiguous() for key, mean in pairs}
 
     @contextlib.contextmanager
@@ -112,9 +112,9 @@ def _copy(values: Any, to: list[torch.Tensor]) -> None:
 
 
 def start_averages(model: BaseModel, decay: float) -> dict[str, WeightAverage]:
-    """Averages of those networks that a model uses in testing, updated after each of their steps.
+    """Start averages of the networks that a model uses in testing, updated after each step.
 
-    Raises UserError where there are none, or their files would replace others.
+    Raises UserError if there are none, or if their files would overwrite those of other networks.
     """
     networks = model.networks()
     names = [name for name in _networks_in_testing(model) if name in networks]
@@ -143,15 +143,15 @@ def _after_any_step(
         return
     for name, average in averages.items():
         net = unwrap(model.networks()[name])
-        # --on_nan skip and fp16 leave out steps by taking the gradients away
+        # --on_nan skip and fp16 skip steps by setting gradients to None
         if any(p in stepped and p.grad is not None for p in net.parameters()):
             in_each_iteration(average.update, net)
 
 
 def _networks_in_testing(model: BaseModel) -> list[str]:
-    """The `model_names` of a model when it is not training: it is made once for that.
+    """The `model_names` of a model in testing; creates it once for testing to find out.
 
-    Raises UserError where that fails.
+    Raises UserError if that fails.
     """
     opt = copy.copy(model.opt)
     opt.isTrain, opt.gpu_ids, opt.device = False, [], torch.device("cpu")
@@ -172,9 +172,10 @@ def average_path(folder: Path, suffix: str, name: str) -> Path:
 
 
 def choose_weights(folder: Path, suffix: str, name: str, weights: str = "auto") -> Path:
-    """The file to read a network's weights from, by `--weights`.
+    """The file to read a network's weights from, according to `--weights`.
 
-    `auto` is the averaged ones where they are there. Raises UserError for `ema` where not.
+    `auto` takes the averaged weights if there are any. Raises UserError for `ema` if there are
+    only raw ones.
     """
     raw, averaged = weights_path(folder, suffix, name), average_path(folder, suffix, name)
     if weights == "ema" and raw.exists() and not averaged.exists():
@@ -182,7 +183,7 @@ def choose_weights(folder: Path, suffix: str, name: str, weights: str = "auto") 
             f"--weights ema: {folder} has no {averaged.name}, only {raw.name}, so --ema was off in "
             "this training: choose --weights raw"
         )
-    # without --ema a file of that name is a model's own, or older than the raw weights
+    # if --ema was off, a file of that name is a model's own, or older than the raw weights
     saved = read_saved_options(folder)
     on = not saved or saved.get("ema", "0.0") != "0.0"
     return averaged if weights == "ema" or (weights == "auto" and on and averaged.exists()) else raw

@@ -19,10 +19,10 @@ GAN_MODES = ("lsgan", "vanilla", "wgangp", "hinge", "nonsaturating")
 
 
 class MultiscaleOutput(NamedTuple):
-    """Output of a discriminator of several scales, the finest scale first."""
+    """The output of a discriminator at several scales, the finest first."""
 
     predictions: list[torch.Tensor]  # (N, 1, h, w) each
-    features: list[list[torch.Tensor]]  # of each scale: (N, C, h, w) of each layer but the last
+    features: list[list[torch.Tensor]]  # per scale: (N, C, h, w) of each layer but the last
 
 
 class GANLoss(nn.Module):
@@ -69,15 +69,15 @@ class GANLoss(nn.Module):
     ) -> torch.Tensor:
         """The mean loss, a scalar, of a map of predictions (N, 1, H, W).
 
-        The sum over the scales of a `MultiscaleOutput` (Wang et al. 2018, eq. 3).
-        `for_discriminator` matters to `hinge` alone: without it nothing is clipped.
+        For a `MultiscaleOutput` it is summed over the scales (Wang et al. 2018, eq. 3).
+        `for_discriminator` matters only for `hinge`: without it nothing is clipped.
         """
         if isinstance(prediction, MultiscaleOutput):
             scales = prediction.predictions
             return sum(self(scale, target_is_real, for_discriminator) for scale in scales)
         if self.loss is not None:
             return self.loss(prediction, self.get_target_tensor(prediction, target_is_real))
-        wanted = -prediction if target_is_real else prediction  # what should become small
+        wanted = -prediction if target_is_real else prediction  # the value to minimize
         if self.gan_mode == "nonsaturating":
             return F.softplus(wanted).mean()
         if self.gan_mode == "hinge" and for_discriminator:
@@ -90,9 +90,9 @@ def feature_matching(
 ) -> torch.Tensor:
     """The feature matching loss of pix2pixHD (Wang et al. 2018, eq. 4), summed over scales.
 
-    The sum over layers of mean |D(real) - D(fake)|, where `fake` should become `real` (N, C, H, W).
-    `fake` may also be what `netD` has just returned for it. Both are augmented alike. No gradient
-    goes to `real`.
+    The sum over layers of mean |D(real) - D(fake)|, where `fake` should match `real` (N, C, H, W).
+    `fake` may also be what `netD` has just returned for it. Both are augmented alike. `real` gets
+    no gradients.
     """
     fake = fake if isinstance(fake, MultiscaleOutput) else netD(fake)
     augment = getattr(netD, "prepared_augment", None)
@@ -146,27 +146,27 @@ def cal_gradient_penalty(
 
 
 class GradientPenalty:
-    """The gradient penalty of a model's discriminators; its state is saved with the training's.
+    """The gradient penalty of a model's discriminators; has a state to save with the training.
 
     - `wgangp`: lambda * mean((|grad D(x)| - 1)^2) at points between real and generated pictures
-      (Gulrajani et al. 2017, eq. 3); also what `gan_mode` wgangp means without a `kind`
+      (Gulrajani et al. 2017, eq. 3); also the default with `gan_mode` wgangp
     - `r1`: gamma / 2 * mean(|grad D(x)|^2) at real pictures (Mescheder et al. 2018, eq. 9)
 
-    With `every` > 1 it is computed in the first of so many calls for a discriminator, and weighs
-    as much more (lazy regularization, Karras et al. 2020, appendix B).
+    With `every` > 1 it is computed in one of `every` calls for a discriminator, from the first on,
+    and multiplied by `every` (lazy regularization, Karras et al. 2020, appendix B).
     """
 
     def __init__(self, gan_mode: str, kind: str | None, weight: float, every: int = 1):
         self.kind = kind or ("wgangp" if gan_mode == "wgangp" else None)
         self.weight, self.every = weight, every
-        # calls and newest value of each discriminator, in the order in which a model has them
+        # number of calls and latest value of each discriminator, in the order of the first calls
         self._of: dict[nn.Module, tuple[int, torch.Tensor | float]] = {}
-        self._loaded: list[tuple[int, torch.Tensor | float]] = []  # and not asked for since
+        self._loaded: list[tuple[int, torch.Tensor | float]] = []  # not taken by a call yet
 
     def __call__(
         self, netD: nn.Module, real: torch.Tensor, fake: torch.Tensor
     ) -> torch.Tensor | float:
-        """What to add to the loss of `netD` for pictures (N, C, H, W): 0 where none is due."""
+        """The penalty to add to the loss of `netD` for pictures (N, C, H, W); 0 if none is due."""
         if self.kind is None:
             return 0.0
         penalty: torch.Tensor | float = 0.0
@@ -183,7 +183,7 @@ class GradientPenalty:
         return penalty
 
     def latest(self, netD: nn.Module) -> torch.Tensor | float:
-        """The newest penalty of `netD`, to show."""
+        """The latest penalty of `netD`, for display."""
         return self._of.get(netD, (0, 0.0))[1]
 
     def snapshot(self) -> Callable[[], None]:
@@ -191,9 +191,9 @@ class GradientPenalty:
         return functools.partial(vars(self).update, _of=dict(self._of), _loaded=list(self._loaded))
 
     def state_dict(self) -> dict[str, Any]:
-        """Calls and newest values, in the order of the discriminators."""
+        """Numbers of calls and latest values, in the order of the first calls."""
         return {"of": [*self._of.values(), *self._loaded]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         self._of, self._loaded = {}, [(calls, latest) for calls, latest in state["of"]]

@@ -1,4 +1,4 @@
-"""What a model holds, and how that goes to files and comes back."""
+"""What a model holds, and how it is saved to files and loaded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _Path: Any = type(Path())
 
 
 class SaveFolder(_Path):
-    """A path to which a string can be added, since the original has a string here."""
+    """A path to which a string can be added, since it is a string in the original code."""
 
     def __add__(self, text: str) -> str:
         return str(self) + text
 
 
 class ModelFiles:
-    """The part of `BaseModel` that knows its networks and optimizers, saves and loads."""
+    """The part of `BaseModel` that finds networks and optimizers, and saves and loads them."""
 
     # the entries of `training_state` that differ between ranks
     PER_RANK_STATE = ("parts", "metric", "gradients")
@@ -56,11 +56,11 @@ class ModelFiles:
         return {n: getattr(self, "net" + n) for n in self.model_names if isinstance(n, str)}
 
     def all_modules(self) -> dict[str, nn.Module]:
-        """All modules by name: attributes, also those in lists, dictionaries and plain objects."""
+        """All modules in attributes, also within lists, dictionaries and plain objects, by name."""
         return dict(attributes.find_all(vars(self), nn.Module))
 
     def all_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those of `optimizers`, then others that attributes hold, and those that wrap others."""
+        """Those in `optimizers`, then others that attributes hold, then those that these wrap."""
         outer = [*self.optimizers, *self.find_all(torch.optim.Optimizer)]
         inner = [x for o in outer for x in vars(o).values() if isinstance(x, torch.optim.Optimizer)]
         return list(dict.fromkeys([*outer, *inner]))
@@ -85,24 +85,24 @@ class ModelFiles:
     # ------------------------------------------------------------------------------------- weights
     def network_states(self) -> dict[str, dict[str, torch.Tensor]]:
         """The state dictionaries of all networks by name, without `module.` prefixes."""
-        # contiguous: files do not depend on --channels_last
+        # contiguous, so that files do not depend on --channels_last
         return {
             name: {k: v.detach().contiguous() for k, v in unwrap(net).state_dict().items()}
             for name, net in self.networks().items()
         }
 
     def save_networks(self, epoch: int | str) -> None:
-        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`, in rank 0.
+        """Write the state dictionary of each network to `<epoch>_net_<name>.pth`, on rank 0.
 
-        With `--ema` its average as well, to `<epoch>_net_<name>_ema.pth`.
+        With `--ema`, also writes its average, to `<epoch>_net_<name>_ema.pth`.
         """
-        if not distributed.is_main():  # a training loop of one's own may call this in all ranks
+        if not distributed.is_main():  # a custom training loop may call this on all ranks
             return
         for name, state in self.network_states().items():
             weight_files.save_file(state, self.save_dir / f"{epoch}_net_{name}.pth")
 
     def _save_averages_too(self) -> None:
-        """Make `save_networks` write the averages, also where a model has its own."""
+        """Make `save_networks`, even a model's own, write the averages too."""
         save_networks = self.save_networks
 
         def save(epoch: int | str) -> None:
@@ -111,19 +111,19 @@ class ModelFiles:
                 path = ema.average_path(self.save_dir, str(epoch), name)
                 if average.steps:
                     weight_files.save_file(average.weights(), path)
-                else:  # a model may average by itself what no optimizer steps
+                else:  # no optimizer steps this network: the model may average it itself
                     path.unlink(missing_ok=True)
 
         self.save_networks = save
 
     def weights_file(self, epoch: int | str, name: str) -> Path:
-        """The file from which testing reads a network, by `--weights`."""
-        weights = getattr(self.opt, "weights", "auto")  # which training does not have
+        """The file from which testing reads a network, according to `--weights`."""
+        weights = getattr(self.opt, "weights", "auto")  # training does not have this option
         return ema.choose_weights(self.save_dir, str(epoch), name, weights)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[bool]:
-        """Context manager: networks have their averaged weights; gives whether there are any."""
+        """Context manager: networks have their averaged weights; yields whether there are any."""
         nets = self.networks()
         with contextlib.ExitStack() as stack:
             for name, average in self._averages.items():
@@ -132,11 +132,10 @@ class ModelFiles:
             yield any(average.steps for average in self._averages.values())
 
     def load_networks(self, epoch: int | str) -> None:
-        """Read the networks that `save_networks` wrote, or that the original did.
+        """Load the networks that `save_networks`, or the original code, wrote.
 
-        In testing these are the averaged ones where there are any (`--weights`).
-        Raises UserError where a file is missing, can't be read, or does not fit; then no network
-        has changed.
+        In testing, `--weights` chooses between these and averaged ones. Raises UserError if a file
+        is missing, can't be read, or does not fit; then no network has changed.
         """
         weights = {}
         for name in self.networks():
@@ -151,7 +150,7 @@ class ModelFiles:
             print(f"loading the model from {path}")
 
     def _load_weights(self, weights: dict[str, tuple[Path, dict[str, torch.Tensor]]]) -> None:
-        """Load weights by the name of their network, all or none; each has the file it is from."""
+        """Load each network's weights, given as (file, state dictionary) by name; all or none."""
         fitted = {}
         for name, (path, state) in weights.items():
             net = unwrap(self.networks()[name])
@@ -185,7 +184,7 @@ class ModelFiles:
         return type(self).load_networks is not ModelFiles.load_networks
 
     def load_on_other_ranks(self, suffix: str) -> None:
-        """Read what only a model's own `load_networks` knows of; weights are broadcast."""
+        """Call a model's own `load_networks` for what else it reads; weights are broadcast."""
         if not suffix or distributed.is_source() or not self._loads_more():
             return
         try:
@@ -196,7 +195,7 @@ class ModelFiles:
             )
 
     def _load_checkpoint(self, found: checkpoint.FoundCheckpoint, weights: dict[str, Any]) -> None:
-        """Load the weights of a training state, and warn where the exported files have others."""
+        """Load the weights of a training state; warn if the exported files have different ones."""
         path = checkpoint.state_path(self.save_dir, found.suffix)
         own = {name: (path, weights[name]) for name in self.networks()}
         self._load_weights(own)
@@ -225,13 +224,13 @@ class ModelFiles:
     def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
         """Load what `training_state` returned in a run with these options.
 
-        If `--lr` or the number of epochs has changed since, learning rates follow the new ones.
+        If `--lr` or the number of epochs has changed since, learning rates follow the new values.
         """
         averaged = options.get("ema", 0.0)
         if averaged and not self.opt.ema:
             print(f"--ema 0: the averages so far (--ema {averaged:g}) end here")
         elif self.opt.ema and not averaged:
-            print(f"--ema {self.opt.ema:g}: averages begin with the weights of now")
+            print(f"--ema {self.opt.ema:g}: averages start from the current weights")
         rates = [initial_rates(o) for o in self.optimizers]
         training_state.restore(self, state, self._steps, options)
         self._mean_loss = MeanLoss(*state["metric"])

@@ -1,8 +1,8 @@
 """Generators and discriminators, and the two functions that build them by name.
 
-The nesting of the `nn.Sequential`s is the naming of the weights on disk: change it and no released
-checkpoint loads. Norms, losses, schedules and initialization have files of their own, and can be
-imported from here as well.
+The nesting of the `nn.Sequential`s determines the names of the weights on disk: change it, and no
+released checkpoint loads. Norms, losses, schedules and initialization have files of their own, but
+can be imported from here as well.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class ResnetGenerator(nn.Module):
     """The generator of CycleGAN (Johnson et al. 2016): residual blocks at a quarter of the size.
 
     (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]; any H and W (see `apply_padded`).
-    `antialias` and `antialias_up` take the downsampling and upsampling of `antialias.py`.
+    `antialias` and `antialias_up` switch to the downsampling and upsampling of `antialias.py`.
     """
 
-    # multiple and minimum of a side; 8 pixels are 2 in the residual blocks, the smallest size that
-    # reflection padding takes
+    # multiple and minimum of a side; 8 pixels become 2 in the residual blocks, the smallest size
+    # that reflection padding takes
     fits = 4, 8
 
     def __init__(
@@ -103,9 +103,9 @@ class ResnetGenerator(nn.Module):
     ) -> Any:
         """The output (N, output_nc, H, W) for an input (N, input_nc, H, W).
 
-        With `layers`, indices into `model` in ascending order, returns (output, features): a list
-        of (N, C, h, w), one feature map a layer. The feature map of a norm is taken after its ReLU.
-        With `encode_only` returns the features alone and runs no layer behind the last of them.
+        With `layers`, indices into `model` in ascending order, returns (output, features), with one
+        feature map (N, C, h, w) per layer. The feature map of a norm is taken after its ReLU. With
+        `encode_only`, returns only the features, and runs no layer after the last of them.
         """
         if not layers:
             return apply_padded(self.model, input, *self.fits)
@@ -142,7 +142,7 @@ class ResnetBlock(nn.Module):
         self, dim: int, padding_type: str, norm_layer: NormLayer, use_dropout: bool, use_bias: bool
     ):
         super().__init__()
-        self.recompute = False  # activations in the backward pass: --grad_checkpoint
+        self.recompute = False  # whether to recompute activations (--grad_checkpoint)
         self.conv_block = self.build_conv_block(
             dim, padding_type, norm_layer, use_dropout, use_bias
         )
@@ -174,9 +174,9 @@ class UnetGenerator(nn.Module):
     """The generator of pix2pix: a U-Net (Ronneberger et al. 2015) with `num_downs` downsamplings.
 
     (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]. With 7 downsamplings a picture of
-    128x128 is 1x1 at the bottleneck. Other sizes than multiples of 2^num_downs are padded, and the
-    output is cropped (see `apply_padded`). `antialias` and `antialias_up` blur before each halving
-    and after each doubling of the size; the shapes of the weights stay.
+    128x128 is 1x1 at the bottleneck. Sizes that are not multiples of 2^num_downs are padded, and
+    the output is cropped (see `apply_padded`). `antialias` and `antialias_up` blur before each
+    halving and after each doubling of the size; the weights keep their shapes.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class UnetSkipConnectionBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.outermost:
             return self.model(x)
-        # the skip connection starts behind the LeakyReLU, the first layer, as in released weights
+        # the skip connection starts after the LeakyReLU, the first layer, as released weights need
         layers = iter(self.model)
         skip = inner = next(layers)(x)
         for layer in layers:
@@ -269,8 +269,9 @@ class UnetSkipConnectionBlock(nn.Module):
 class NLayerDiscriminator(nn.Module):
     """PatchGAN: each number of the output judges one patch of the input (Isola et al. 2017).
 
-    (N, input_nc, H, W) -> (N, 1, H/2^n - 2, W/2^n - 2) logits for n = `n_layers`. Three layers see
-    patches of 70x70 pixels, 30x30 of them on 256x256; one, two, four and five see 16, 34, 142, 286.
+    (N, input_nc, H, W) -> (N, 1, H/2^n - 2, W/2^n - 2) logits for n = `n_layers`. With three layers
+    patches have 70x70 pixels, and a 256x256 picture has 30x30 of them; with one, two, four and five
+    layers the side of a patch is 16, 34, 142 and 286.
     `antialias` downsamples by `antialias.Downsample`, which makes patches a little larger.
     Raises UserError for a picture smaller than 3 * 2^n.
     """
@@ -315,10 +316,10 @@ class NLayerDiscriminator(nn.Module):
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """Several PatchGANs, each of which sees the picture at half the size (Wang et al. 2018, 3.2).
+    """Several PatchGANs, each at half the size of the one before (Wang et al. 2018, section 3.2).
 
     (N, input_nc, H, W) -> `MultiscaleOutput`, with `num_D` predictions of `NLayerDiscriminator`.
-    The features are those behind each LeakyReLU. Raises UserError for a picture smaller than
+    The features are taken after each LeakyReLU. Raises UserError for a picture smaller than
     3 * 2^n at the coarsest scale.
     """
 
@@ -393,8 +394,8 @@ class PixelDiscriminator(nn.Module):
 
 
 # -------------------------------------------------------------------------------------- factories
-# name: network of (input_nc, output_nc, ngf, norm_layer=, use_dropout=) and, if it has them,
-# antialias= and antialias_up=
+# name: function of (input_nc, output_nc, ngf, norm_layer=, use_dropout=) and, if it takes them,
+# antialias= and antialias_up=, that returns a network
 GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "resnet_9blocks": functools.partial(ResnetGenerator, n_blocks=9),
     "resnet_6blocks": functools.partial(ResnetGenerator, n_blocks=6),
@@ -402,8 +403,8 @@ GENERATORS: dict[str, Callable[..., nn.Module]] = {
     "unet_256": lambda cin, cout, ngf, **kw: UnetGenerator(cin, cout, 8, ngf, **kw),
 }
 
-# name: network of (input_nc, ndf, n_layers_D, norm_layer=); all but `pixel` also take antialias=,
-# and `multiscale` takes num_D=
+# name: function of (input_nc, ndf, n_layers_D, norm_layer=) that returns a network; all but `pixel`
+# also take antialias=, and `multiscale` takes num_D=
 DISCRIMINATORS: dict[str, Callable[..., nn.Module]] = {
     "basic": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, 3, **kw),
     "n_layers": lambda cin, ndf, n, **kw: NLayerDiscriminator(cin, ndf, n, **kw),
@@ -428,12 +429,12 @@ def define_G(
 ) -> nn.Module:
     """Build a generator by its name in `GENERATORS` and initialize it.
 
-    `ngf` is the number of filters of the last convolution. Raises ValueError for an unknown name,
-    UserError for one of your own that does not take `antialias` or `antialias_up`, with these.
+    `ngf` is the number of filters of the first convolution. Raises ValueError for an unknown name,
+    and UserError if a user's generator does not take the `antialias` or `antialias_up` given.
     """
     if netG not in GENERATORS:
         raise ValueError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
-    # passed only where it is on: networks that users have added may not take it
+    # passed only if they are on, since networks that users have added may not take them
     flags = {"antialias": antialias, "antialias_up": antialias_up}
     sampling = {name: on for name, on in flags.items() if on}
     norm_layer = get_norm_layer(norm)

@@ -43,11 +43,11 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
 def add_spectral_norm(net: nn.Module) -> None:
     """Divide the weights of all convolutions by their largest singular value, in place.
 
-    That is estimated by one power iteration in each pass in training mode (Miyato et al. 2018,
+    The value is estimated by one power iteration in each pass in training mode (Miyato et al. 2018,
     algorithm 1). The parameters stay the same objects, so an optimizer may hold them already.
 
-    Raises UserError for a network without convolutions, and for a convolution that has a norm of
-    weights made by a hook.
+    Raises UserError for a network without convolutions, and for a convolution with a hook-based
+    weight or spectral norm.
     """
     convolutions = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
     if not convolutions:

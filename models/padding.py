@@ -1,4 +1,4 @@
-"""Pictures of any size for networks that need multiples of some size: pad, run, crop."""
+"""Pictures of any size for networks that need a multiple of some size: pad, run, crop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 
 def pad_to_fit(x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
-    """Pad height and width to multiples of `multiple` that are not smaller than `minimum`.
+    """Pad height and width to multiples of `multiple`, and to at least `minimum`.
 
     x: (N, C, H, W) -> (N, C, H', W'). Pads at the right and at the bottom, by reflection if the
     picture is large enough for it, else by repeating the border. A size that fits is not changed.
@@ -26,9 +26,9 @@ def pad_to_fit(x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
 def apply_padded(
     net: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, multiple: int, minimum: int
 ) -> torch.Tensor:
-    """Pad the input by `pad_to_fit`, run `net`, and crop from the output what was padded.
+    """Pad the input by `pad_to_fit`, run `net`, and crop the padding from the output.
 
-    x: (N, C, H, W) -> (N, C', H, W); of a net that enlarges k times (N, C', kH, kW).
+    x: (N, C, H, W) -> (N, C', H, W), or (N, C', kH, kW) if `net` enlarges k times.
     """
     padded = pad_to_fit(x, multiple, minimum)
     y = net(padded)

@@ -96,17 +96,17 @@ def layer_numbers(text: str) -> str:
 
 
 def check_options(opt: argparse.Namespace) -> None:
-    """Raise UserError if these options do not allow to compare features."""
+    """Raise UserError if these options do not allow comparing features."""
     if "resnet" not in opt.netG:
         resnets = ", ".join(name for name in GENERATORS if "resnet" in name)
         raise UserError(
-            f"--model {opt.model} compares layers of a ResNet, --netG {opt.netG} is none: choose "
-            f"from {resnets}"
+            f"--model {opt.model} compares layers of a ResNet, which --netG {opt.netG} is not: "
+            f"choose from {resnets}"
         )
-    if opt.norm not in ("instance", opt.normG):  # what is saved as norm is that of G
+    if opt.norm not in ("instance", opt.normG):  # saved options have G's norm here
         raise UserError(
-            f"--norm is --normG and --normD under --model {opt.model}: say --normG {opt.norm} "
-            f"--normD {opt.norm}"
+            f"--model {opt.model} has --normG and --normD in place of --norm: say --normG "
+            f"{opt.norm} --normD {opt.norm}"
         )
     if not opt.isTrain:
         return
@@ -131,7 +131,7 @@ def check_options(opt: argparse.Namespace) -> None:
         )
     sampling = {n: True for n in ("antialias", "antialias_up") if not getattr(opt, "no_" + n)}
     channels = (opt.input_nc, opt.output_nc, opt.ngf)
-    with torch.device("meta"):  # neither memory nor random numbers
+    with torch.device("meta"):  # takes neither memory nor random numbers
         net = GENERATORS[opt.netG](*channels, norm_layer=nn.InstanceNorm2d, **sampling)
     layers_of(opt, net)  # type: ignore[arg-type]
 
@@ -164,14 +164,14 @@ class PatchSampleMLP(nn.Module):
                 self.add_module(f"mlp_{i}", mlp)
 
     def forward(self, features: Features, positions: Features) -> Features:
-        """For each (N, C, H, W) of `features` and (N, P) of `positions`: (N, P, nc) of length 1."""
+        """Unit vectors (N, P, nc) for each feature map (N, C, H, W) and its positions (N, P)."""
         embedded = []
         for i, (feature, position) in enumerate(zip(features, positions, strict=True)):
             rows = feature.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H*W, C)
             patches = rows.gather(1, position[..., None].expand(-1, -1, rows.shape[2]))
             if self.use_mlp:
                 patches = self.get_submodule(f"mlp_{i}")(patches)
-            # half precision would lose small squares
+            # in half precision the squares of small values would be lost
             patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
             embedded.append(patches / (patches.norm(dim=2, keepdim=True) + 1e-7))
         return embedded
@@ -193,11 +193,11 @@ def define_F(
 def translate(
     net: nn.Module, pictures: Sequence[torch.Tensor], layers: Sequence[int] = ()
 ) -> tuple[list[torch.Tensor], list[Features | None]]:
-    """`net` of each of `pictures` (N, C, H, W), and features of `layers` without gradients.
+    """Run `net` on each of `pictures` (N, C, H, W); also returns features of `layers`, detached.
 
-    Pictures of the same size are one batch. The features come from the same pass; they are None
-    without `layers`, and if a second pass would give other ones: with batch norm, which depends on
-    the batch, and with dropout.
+    Pictures of the same size are run as one batch. The features come from the same pass. They are
+    None without `layers`, and if a separate pass would give different ones: with batch norm, which
+    depends on the batch, or with dropout.
     """
     if any(x.shape[1:] != pictures[0].shape[1:] for x in pictures):
         each = [translate(net, [x], layers) for x in pictures]
@@ -213,7 +213,7 @@ def translate(
 def sample_positions(features: Features, num_patches: int) -> Features:
     """Sample positions for each feature map (N, C, H, W): (N, P) in [0, H*W - 1].
 
-    P is `num_patches`, or all positions if there are fewer; without repetition in a picture.
+    P is `num_patches`, or H*W if that is less. Positions do not repeat within a picture.
     """
     return [
         torch.stack(
@@ -227,9 +227,9 @@ class PatchNCELoss(nn.Module):
     """InfoNCE between patches (Park et al. 2020, eq. 2 and 3).
 
     The mean of -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum of exp(q.k- / T))); k+ is the key at the
-    same position. Among the negatives its own similarity is masked by -10. Negatives are the
-    patches of the same picture, or with `all_negatives` of the whole batch. `cosine` normalizes
-    queries and keys again, so that only the angle counts.
+    same position. Negatives k- are the patches of the same picture, or with `all_negatives` of the
+    whole batch; among them, the similarity to k+ is masked by -10. `cosine` normalizes queries and
+    keys again, so that only the angle counts.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The perceptual loss: how alike two pictures are to VGG19, a classifier of photographs."""
+"""The perceptual loss: how alike two pictures look to VGG19, a classifier of photographs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from util.errors import UserError
 from util.scores.extractors import Unavailable, Weights
 
-# torchvision's numbers of the convolutions between two poolings, up to relu5_1, and their channels
+# torchvision's indices of the convolutions between poolings, up to relu5_1, and their channels
 BLOCKS = ((0, 2), (5, 7), (10, 12, 14, 16), (19, 21, 23, 25), (28,))
 CHANNELS = (64, 128, 256, 512, 512)
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -20,10 +20,10 @@ class VGGLoss(nn.Module):
 
     Johnson et al. 2016, section 3.2, in the form of pix2pixHD (Wang et al. 2018, section 3.3): the
     layers are relu1_1 to relu5_1, weighted by 1/32, 1/16, 1/8, 1/4 and 1. Pictures are normalized
-    as VGG19 was trained. Its weights are in no file of a model and no training state.
+    as in the training of VGG19. Its weights are saved neither with a model nor in a training state.
 
-    `weights` is a file of torchvision's VGG19; without it torchvision's own is downloaded. Raises
-    UserError where neither is to be had.
+    `weights` is a file with torchvision's VGG19; without it, the file is downloaded. Raises
+    UserError if it can't be had.
     """
 
     def __init__(self, weights: str | None = None):

@@ -23,7 +23,7 @@ class Pix2PixModel(BaseModel):
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
-        """A U-Net with batch norm and dropout, pairs, cross-entropy, and no pool of old pictures.
+        """Default to a U-Net, batch norm, dropout, pairs, cross-entropy and no image pool.
 
         Full objective (eq. 4): adversarial + lambda_L1 * |B - G(A)|.
         """
@@ -48,7 +48,7 @@ class Pix2PixModel(BaseModel):
 
     @staticmethod
     def check_options(opt):
-        """Refuse a perceptual loss of what is not a colour picture."""
+        """Refuse a perceptual loss on anything but colour pictures."""
         if opt.isTrain:
             adversarial.check_options(opt)
         if opt.isTrain and opt.lambda_vgg > 0 and opt.output_nc != 3:
@@ -85,7 +85,7 @@ class Pix2PixModel(BaseModel):
         self.optimizers = [self.optimizer_G, self.optimizer_D]
 
     def set_input(self, input):
-        """Take a batch of pairs: `A`, `B` (N, C, H, W) in [-1, 1]; they swap with BtoA."""
+        """Take a batch of pairs: `A`, `B` (N, C, H, W) in [-1, 1]; BtoA swaps A and B."""
         A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
         self.real_A = input[A].to(self.device, non_blocking=True)
         self.real_B = input[B].to(self.device, non_blocking=True)
@@ -99,7 +99,7 @@ class Pix2PixModel(BaseModel):
         """Gradients of the discriminator (eq. 1), halved (section 3.3)."""
         fake_AB = torch.cat((self.real_A, self.fake_B), 1).detach()
         real_AB = torch.cat((self.real_A, self.real_B), 1)
-        self.batch_passes(self.netD, fake_AB, real_AB)  # can share one
+        self.batch_passes(self.netD, fake_AB, real_AB)  # may share a pass
         self.loss_D_fake = self.criterionGAN(self.netD(fake_AB), False)
         self.loss_D_real = self.criterionGAN(self.netD(real_AB), True)
         penalty = self.penalty(self.netD, real_AB, fake_AB)
@@ -108,7 +108,7 @@ class Pix2PixModel(BaseModel):
         self.loss_D.backward()
 
     def compute_G_loss(self):
-        """The loss of the generator: adversarial and L1 (eq. 4), and features of D (pix2pixHD)."""
+        """The generator's loss: adversarial, L1 (eq. 4), features of D and of VGG19 (pix2pixHD)."""
         pred_fake = self.netD(torch.cat((self.real_A, self.fake_B), 1))
         self.loss_G_GAN = self.criterionGAN(pred_fake, True, False)
         self.loss_G_L1 = self.criterionL1(self.fake_B, self.real_B) * self.opt.lambda_L1

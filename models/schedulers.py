@@ -18,7 +18,7 @@ _of_options: weakref.WeakSet = weakref.WeakSet()
 
 
 def factor(opt, epoch: int) -> float:
-    """The learning rate of an epoch, from 1, over the initial one; `plateau` goes by metrics.
+    """The learning rate in an epoch, counted from 1, over the initial one; not for `plateau`.
 
     - `linear`: the full rate for `opt.n_epochs` epochs, then linear decay over the next
       `opt.n_epochs_decay`, which would reach 0 one epoch after the last
@@ -37,8 +37,8 @@ def factor(opt, epoch: int) -> float:
 def get_scheduler(optimizer: Optimizer, opt):
     """The scheduler of `opt.lr_policy` for one optimizer, from epoch `opt.epoch_count` on.
 
-    `plateau` is times 0.2 when the metric has not improved by 1% for 5 epochs; for the others see
-    `factor`. Raises ValueError for an unknown policy.
+    `plateau` multiplies the rate by 0.2 when the metric has not improved by 1% for 5 epochs; for
+    the others see `factor`. Raises ValueError for an unknown policy.
     """
     if opt.lr_policy not in LR_POLICIES:
         known = ", ".join(LR_POLICIES)
@@ -56,7 +56,7 @@ def get_scheduler(optimizer: Optimizer, opt):
 def resume(scheduler, state: dict[str, Any], opt, policy: str) -> None:
     """Load the state of a schedule that was saved with `--lr_policy policy`.
 
-    That of another policy does not fit; `rebase` computes the rates.
+    The state of another policy does not fit: only its epoch is kept, and `rebase` sets the rates.
     """
     if scheduler not in _of_options or policy == opt.lr_policy:
         scheduler.load_state_dict(state)
@@ -69,8 +69,8 @@ def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: flo
 
     `rates` are the initial rates of the parameter groups of each optimizer, with the new options;
     `policy` and `lr` are the options of the saved schedules. `plateau`, whose rate depends on the
-    metrics of all epochs, goes on with that rate times `opt.lr / lr`. Schedules that a model has
-    made by itself stay as they are.
+    metrics of all epochs, continues with its rate times `opt.lr / lr`. Schedules that a model has
+    made itself are left alone.
     """
     for scheduler, initial in zip(schedulers, rates, strict=False):
         if scheduler not in _of_options:
@@ -88,24 +88,24 @@ def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: flo
 
 
 class MeanLoss:
-    """The mean over an epoch of the sum of the losses (number of losses,) of each iteration.
+    """The mean over an epoch of the summed losses of each iteration.
 
-    On the device, so that it waits for no GPU. Losses that are not finite are left out, since
-    `--on_nan skip` trains on.
+    Kept on the device, so that adding does not wait for the GPU. Sums that are not finite are left
+    out, since `--on_nan skip` trains on.
     """
 
     def __init__(self, total: torch.Tensor | float = 0.0, count: torch.Tensor | int = 0):
         self.total, self.count = total, count
 
     def add(self, losses: torch.Tensor) -> None:
-        """Add those of an iteration."""
+        """Add the losses (number of losses,) of an iteration."""
         summed = losses.sum()
         finite = summed.isfinite()
         self.total = self.total + torch.where(finite, summed, 0.0)
         self.count = self.count + finite
 
     def values(self) -> tuple[float, int]:
-        """Sum and number of iterations, which make another one of these."""
+        """The sum and the number of iterations, as arguments to construct a copy."""
         return float(self.total), int(self.count)
 
     def mean(self) -> float:

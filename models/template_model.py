@@ -1,7 +1,7 @@
 """A model to start your own from: a generator that learns pairs by an L1 loss alone.
 
 Copy this file to `models/<name>_model.py`, name the class `<Name>Model`, and train with
-`--model <name>`. Nothing has to be registered: the name finds the file, the file the class.
+`--model <name>`. Nothing has to be registered: file and class are found by the name.
 Then change one thing. The loop in `train.py` calls, for each batch,
 
     model.set_input(data)           # take the batch
@@ -56,7 +56,7 @@ class TemplateModel(BaseModel):
         )
         if self.isTrain:
             self.criterionLoss = torch.nn.L1Loss()
-            # any optimizer of torch will do
+            # any torch optimizer will do
             self.optimizer = torch.optim.Adam(
                 self.netG.parameters(), lr=opt.lr, betas=(opt.beta1, 0.999)
             )
@@ -64,7 +64,7 @@ class TemplateModel(BaseModel):
             self.optimizers = [self.optimizer]
 
     def set_input(self, input):
-        """Take what the dataset's `__getitem__` returned, stacked to a batch."""
+        """Take what the dataset's `__getitem__` returned, collated into a batch."""
         A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
         self.data_A = input[A].to(self.device)
         self.data_B = input[B].to(self.device)

@@ -16,7 +16,7 @@ from .inference.loading import generator_of_model, unchanged_process
 
 
 class TestModel(BaseModel):
-    """Loads `<epoch>_net_G.pth`, or of two generators the one for `--direction`."""
+    """Loads `<epoch>_net_G.pth`, or, of two generators, the one for `--direction`."""
 
     __test__ = False  # not a test class for pytest
 
@@ -41,11 +41,11 @@ class TestModel(BaseModel):
         setattr(self, "netG" + suffix, self.netG)
 
     def _generator(self, saved: dict[str, str], name: str) -> nn.Module:
-        """The network that the model of the training builds, or else that of the options."""
+        """The network as the model of the training builds it, or, if that fails, as options say."""
         opt = self.opt
         now = {option: str(value) for option, value in vars(opt).items()}
         given = {option: now[option] for option in NETWORK_OPTIONS} | {"normG": now["norm"]}
-        if name == "G_B":  # the options are those of this generator
+        if name == "G_B":  # the given options describe this generator, the model's G_A
             given |= {"input_nc": now["output_nc"], "output_nc": now["input_nc"]}
         if saved.get("model", "test") != "test":
             try:
@@ -54,7 +54,7 @@ class TestModel(BaseModel):
             except (Exception, SystemExit) as e:  # the code may have changed, or be gone
                 warn(
                     f"the generator is --netG {opt.netG} as the options say, which may be another "
-                    f"network of the same weights: --model {saved['model']} fails: {first_line(e)}"
+                    f"network with these weights: --model {saved['model']} fails: {first_line(e)}"
                 )
         return adversarial.generator(opt, opt.input_nc, opt.output_nc)
 

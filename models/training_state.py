@@ -1,4 +1,4 @@
-"""What a checkpoint has of a model besides its weights: collect, restore, reshard."""
+"""What a checkpoint holds of a model besides its weights: collect, restore, reshard."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def restore(
         )
     with torch.no_grad():
         orphans, saved = orphan_tensors(model), state.get("tensors", {})
-        if isinstance(saved, list):  # before 27 November 2026: in their order
+        if isinstance(saved, list):  # saved before 27 November 2026, in order
             saved = dict(zip(orphans, saved, strict=False))
         for name, tensor in orphans.items():
             if name in saved:
@@ -75,10 +75,10 @@ def restore(
 def load_optimizer(
     optimizer: torch.optim.Optimizer, saved: dict[str, Any], other_betas: bool = False
 ) -> None:
-    """Load a state that may come from another `--channels_last`, `--fast`, `--beta1` or device.
+    """Load a state whose run may have had another `--channels_last`, `--fast`, `--beta1` or device.
 
-    This run decides between fused and other kernels. Fused ones assume, without checking, that
-    weights and moments share a memory layout. With `other_betas` the betas of this run are kept.
+    This run decides whether kernels are fused. Fused ones assume, without checking, that weights
+    and moments share a memory layout. With `other_betas` the betas of this run are kept.
     """
     own_settings = ("fused", "foreach", *(["betas"] if other_betas else []))
     for theirs, own in zip(saved.get("param_groups", ()), optimizer.param_groups, strict=False):
@@ -93,7 +93,7 @@ def load_optimizer(
 def reshard(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
     """Reshard per-rank state, one entry for each saved rank, for a new world size.
 
-    Pictures of image pools are distributed round-robin, as many as the pool of a rank can hold.
+    Pictures of image pools are distributed round-robin; a pool takes as many as it can hold.
     Accumulated gradients and the metric keep their means.
     """
     gradients = [

@@ -30,7 +30,7 @@ ANTIALIAS_FLAGS = {
 def without_wrappers(state: State, wanted: Container[str] = ()) -> State:
     """A state dictionary without the prefixes of `DataParallel` and `torch.compile`.
 
-    They stay where they lead to the keys that are `wanted`.
+    A prefix stays if a key that has it is `wanted`.
     """
     for prefix in WRAPPERS:
         if state and all(key.startswith(prefix) and key not in wanted for key in state):
@@ -147,14 +147,14 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
         return f"net{name} was saved with {flags}, the options say {given}; set {flags}"
     if differing and wanted:
         if "antialias" not in wanted and not any(saved.get("antialias", ())):
-            saved.pop("antialias", None)  # the default of the other network
+            saved.pop("antialias", None)  # --no_antialias is the default
         flags = " ".join(_flag(k, v) for k, v in saved.items())
         return f"net{name} was saved with {flags}; set these flags"
     kinds = {"missing": missing, "unknown": surplus, "of another shape": wrong}
     faults = [f"{len(keys)} {kind} ({keys[0]})" for kind, keys in kinds.items() if keys]
     return (
-        f"net{name} has {len(own)} weights, and of those in the file are "
-        f"{', '.join(faults)}: it was saved from another network, or is incomplete"
+        f"net{name} has {len(own)} weights, from which the file differs: "
+        f"{', '.join(faults)}; it was saved from another network, or is incomplete"
     )
 
 
@@ -169,7 +169,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def other_model(opt: argparse.Namespace, folder: Path) -> str:
-    """A hint for errors about weights: --name or --model was probably another one."""
+    """A hint for errors about weights: --name or --model was probably different."""
     if opt.name == DEFAULT_NAME and not folder.is_dir():
         return " (--name was not given)"
     trained = read_saved_options(folder).get("model", opt.model)

@@ -320,7 +320,7 @@ def test_resumed_with_train_py(trained, tmp_path):
     assert load_generator(tmp_path / "x", device="cpu").weights.name == "latest_net_G.pth"
     raw = load(tmp_path / "x" / "latest_net_G.pth")
     said = train_py(tmp_path, "--n_epochs", 4, "--continue_train", "--ema", 0.5)
-    assert "--ema 0.5: averages begin with the weights of now" in said.out
+    assert "--ema 0.5: averages start from the current weights" in said.out
     average, now = (load(tmp_path / "x" / f"latest_net_G{kind}.pth") for kind in ("_ema", ""))
     key = next(iter(raw))
     apart = [(average[key] - end[key]).norm() for end in (raw, now)]

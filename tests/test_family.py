@@ -560,7 +560,7 @@ def test_decaying_epochs_load_at_the_size_of_the_crop(workers, cache, pictures, 
         ("--model cut --nce_idt maybe", "'maybe' is neither True nor False"),
         ("--model cut --num_patches 0", "--num_patches: 0 is too small"),
         ("--model cut --nce_T 0", "--nce_T"),
-        ("--model cut --norm batch", "--norm is --normG and --normD"),
+        ("--model cut --norm batch", "has --normG and --normD in place of --norm"),
     ],
 )
 def test_options_that_do_not_fit(flags, said, capsys):

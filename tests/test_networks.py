@@ -631,8 +631,8 @@ def test_misfit_of_another_kind_of_network_is_told_too():
     message = explain_mismatch("G", {"stem.weight": torch.zeros(2, 3)}, net)
     count = len(net.state_dict())
     assert message == (
-        f"netG has {count} weights, and of those in the file are {count} missing "
-        f"({next(iter(net.state_dict()))}), 1 unknown (stem.weight): it was saved from another "
+        f"netG has {count} weights, from which the file differs: {count} missing "
+        f"({next(iter(net.state_dict()))}), 1 unknown (stem.weight); it was saved from another "
         "network, or is incomplete"
     )
 

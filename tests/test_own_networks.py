@@ -360,7 +360,7 @@ def test_a_guess_is_told(tmp_path, monkeypatch, capsys):
     changes: dict[str, Callable[[Any], Any]] = {
         "'Namespace' object has no attribute 'x'": lambda opt: opt.x,
         "3": lambda opt: sys.exit(3),
-        "netG has 4 weights, and of those in the file are 4 missing": lambda opt: OwnGenerator(5),
+        "netG has 4 weights, from which the file differs: 4 missing": lambda opt: OwnGenerator(5),
     }
     for reason, maker in changes.items():
         monkeypatch.setitem(MAKERS, "residual", maker)
