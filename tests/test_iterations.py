@@ -354,7 +354,7 @@ def test_all_is_as_before_where_a_recording_is_refused(tmp_path):
         return model
 
     recorder = compare(make_model, 12)
-    assert recorder.refused == "it looks at image_paths, which is another one each time"
+    assert recorder.refused == "it reads image_paths, which may differ in each iteration"
 
 
 def test_arguments_and_results_of_somebodys_own(tmp_path):
@@ -582,17 +582,17 @@ def penalizes(model):
 
 
 REFUSED = {
-    counts: "it looks at steps, which is another one each time",
+    counts: "it reads steps, which may differ in each iteration",
     counts_in_a_variable: "the attribute steps of tests.test_iterations changes too often",
     draws_by_a_variable: "the attribute GENERATOR of tests.test_iterations changes too often",
-    keeps: "it looks at before, which is another one each time",
-    turns: "it looks at trains_D, which is another one each time",
-    reads_names: "it looks at image_paths, which is another one each time",
-    by_epoch: "it looks at schedulers, which is another one each time",
+    keeps: "it reads before, which may differ in each iteration",
+    turns: "it reads trains_D, which may differ in each iteration",
+    reads_names: "it reads image_paths, which may differ in each iteration",
+    by_epoch: "it reads schedulers, which may differ in each iteration",
     draws_by_own: "the attribute random changes too often",
     buffers: "the attribute buffer changes too often",
     remembers: "the attribute bank changes too often",
-    asks_what_it_is: "it looks at last, which is another one each time",
+    asks_what_it_is: "it reads last, which may differ in each iteration",
     draws_by_older_own: "the attribute random changes too often",
     collects: "the attribute collected changes too often",
     returns: "optimize_parameters returns something",

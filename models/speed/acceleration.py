@@ -1,4 +1,4 @@
-"""Mixed precision, compilation and memory layout; the code of models does not change for them.
+"""Mixed precision, compilation and memory layout, without changes to the code of models.
 
 `prepare` changes how a network computes. Names, shapes and files of its weights stay the same.
 Losses and optimizers see float32, whatever precision the network uses inside.
@@ -24,7 +24,7 @@ from .sync_norm import exclude_from_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-VARIANTS = 8  # of a compiled network, by what it is called with and whether it learns
+VARIANTS = 8  # compiled versions of a network, for different inputs and for what learns
 _computing = threading.RLock()
 
 
@@ -42,10 +42,10 @@ def set_backends(precision: str, fixed_size: bool, deterministic: bool) -> None:
 
 @contextlib.contextmanager
 def precision_context(precision: str, kind: str) -> Iterator[None]:
-    """Context manager: networks on a device of this type compute with this `--precision`.
+    """Context manager: networks on devices of type `kind` compute with this `--precision`.
 
-    Overrides an autocast around it. The flag that makes `fp32` exact is one for the whole process,
-    so threads take turns.
+    Overrides an enclosing autocast. The flag that makes `fp32` exact is global to the process, so
+    threads take turns.
     """
     cudnn, half = torch.backends.cudnn, precision in _DTYPES
     with contextlib.ExitStack() as stack:
@@ -87,7 +87,7 @@ def prepare(
         )
     if channels_last:
         for weight in net.parameters():
-            if weight.dim() == 4:  # `net.to` would fail at those of Conv3d
+            if weight.dim() == 4:  # `net.to` would fail for the weights of Conv3d
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         contiguous_gradients([net])
     for module in net.modules():
@@ -95,8 +95,8 @@ def prepare(
             module.recompute = recompute  # type: ignore[assignment]
     if scale is not None and not _can_be_scaled(net):
         print(
-            f"--precision fp16: a {type(net).__name__} has layers that are not known here, and "
-            "learns in float32 (with bf16 it would not)"
+            f"--precision fp16: a {type(net).__name__} has layers that are not known here, so it "
+            "trains in float32 (--precision bf16 does not need to know them)"
         )
     elif precision in _DTYPES:
         prepared(net)
@@ -109,16 +109,16 @@ def prepare(
         on_gpu = device.type == "cuda"
         if on_gpu:
             keep_layout(net)
-        # Inductor by itself stays with (N, C, H, W) where a convolution has few outputs, as the
-        # last one of each generator; cuDNN then spends a quarter of the time on changing layouts.
+        # Inductor by itself stays with (N, C, H, W) if a convolution has few output channels, like
+        # the last one of each generator; cuDNN then spends a quarter of the time on converting.
         options = {"triton.cudagraphs": graphs, "force_layout_optimization": on_gpu}
-        # all networks share the code of `Prepared.forward`, and the limit is for that code
+        # all networks share the code of `Prepared.forward`, and the limit is per code object
         torch._dynamo.config.recompile_limit += VARIANTS
         prepared(net).compile(dynamic=False, options=options)
 
 
 def _why_not_compiled(net: nn.Module) -> str | None:
-    """Why a network would be another one if it were compiled; None where it would not."""
+    """Why compiling would change what a network computes; None if it would not."""
     if any(key.endswith("weight_u") for key in net.state_dict()):
         return (
             "it has spectral norm of the older kind, for which PyTorch compiles wrong gradients; "
@@ -132,14 +132,14 @@ def _why_not_compiled(net: nn.Module) -> str | None:
 
 
 def _can_be_scaled(net: nn.Module) -> bool:
-    """Whether `GradientScale` reaches all that a network computes with."""
+    """Whether `GradientScale` reaches every tensor that a network computes with."""
     # recurrent layers hold flattened copies of their weights
     others = (isinstance(m, nn.RNNBase) or "forward" in vars(m) for m in net.modules())
     return written_here(net) and not any(others)
 
 
 def use_fused_step(optimizer: torch.optim.Optimizer, device: torch.device, fast: bool) -> None:
-    """Make Adam and AdamW update all weights in one kernel: on a GPU, or on a CPU with `--fast`.
+    """Make Adam and AdamW update all weights in one kernel, on a GPU, or on a CPU with `--fast`.
 
     On a CPU the fused kernel rounds differently.
     """

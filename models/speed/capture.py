@@ -1,4 +1,4 @@
-"""Captures one iteration as CUDA graphs, with functions in between that run in each replay."""
+"""Captures one iteration as CUDA graphs, with functions between them that each replay calls."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-_recording: Recording | None = None  # that is being made
+_recording: Recording | None = None  # the one in progress
 
 
 class Recording:
-    """One iteration: graphs to replay and functions to call, in their order."""
+    """One iteration: graphs to replay and functions to call, in order."""
 
     def __init__(self, stream: torch.cuda.Stream, pool: Any):
         self.stream, self.pool = stream, pool
         self.parts: list[Callable[[], Any]] = []
-        self.static_inputs: dict[str, torch.Tensor] = {}  # attributes
+        self.static_inputs: dict[str, torch.Tensor] = {}  # by attribute
         self.results: dict[str, Any] = {}  # attributes that the iteration sets
         self.gradients: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
@@ -29,7 +29,7 @@ class Recording:
         """Context manager: kernels are captured, not run."""
         global _recording
         torch.cuda.synchronize()
-        gc.collect()  # for the memory, and nothing on the GPU may end in between
+        gc.collect()  # for the memory, and since nothing on the GPU may be freed during a capture
         torch.cuda.empty_cache()
         _recording = self
         try:
@@ -45,14 +45,14 @@ class Recording:
             _recording = None
 
     def call(self, function: Callable[[], Any]) -> None:
-        """Interrupt the capture: each replay calls a function here."""
+        """Interrupt the capture: each replay calls a function at this point."""
         self._end()
         self.parts.append(function)
         self._begin()
 
     def _begin(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        # what other threads do meanwhile, such as loading, is no part of it
+        # other threads, such as those that load data, may use the GPU meanwhile
         self._graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
 
     def _end(self) -> None:
@@ -65,8 +65,8 @@ class Recording:
         try:
             self._end()
         except RuntimeError:
-            # A capture that has failed leaves PyTorch 2.11 in it: memory can't be given back, and
-            # random numbers can't be drawn until another one ends well.
+            # After a failed capture PyTorch 2.11 stays in capture mode: memory can't be freed, and
+            # random numbers can't be drawn, until another capture succeeds.
             with contextlib.suppress(AttributeError, RuntimeError):
                 torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
             self.pool = torch.cuda.graph_pool_handle()
@@ -75,7 +75,7 @@ class Recording:
 
 
 def in_each_iteration(function: Callable[..., Any], *args: Any) -> None:
-    """Call a function whose Python has to run each time, also where an iteration is replayed."""
+    """Call a function whose Python code has to run each time, even if an iteration is replayed."""
     if _recording is None:
         function(*args)
     else:
@@ -84,7 +84,7 @@ def in_each_iteration(function: Callable[..., Any], *args: Any) -> None:
 
 @contextlib.contextmanager
 def capturable(optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
-    """Context manager: steps may be recorded; a fused Adam computes the same with that flag."""
+    """Context manager: steps can be captured; a fused Adam computes the same with this flag."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     before = [group["capturable"] for group in groups]
     for group in groups:

@@ -22,20 +22,20 @@ class GradientScale:
     output of a network is multiplied by the factor, and the gradients at its inputs and weights are
     divided by it. The factor is a power of two, so this is exact.
 
-    It is for networks made of layers that are known (`written_here`): others may keep tensors from
-    one call to the next, or use weights that are no parameters of theirs, which it would not reach.
+    This is for networks of known layers (`written_here`): others may keep tensors from one call to
+    the next, or use weights that are not their parameters, and such tensors would not be scaled.
     """
 
     def __init__(self, factor: float = 2.0**16):
         self.factor = factor
         self.growth_tracker = 0
-        self.inside = False  # of a network
+        self.inside = False  # whether a scaled network is running
 
     def call(
         self, net: nn.Module, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
     ) -> Any:
         """`function(*args, **kwargs)`, which runs the network, with scaled gradients inside."""
-        if self.inside:  # one network is a part of another
+        if self.inside:  # the network is part of another one
             return function(*args, **kwargs)
         factor = self.factor
 
@@ -46,7 +46,7 @@ class GradientScale:
         def leave(x: Any) -> Any:
             if not torch.is_tensor(x) or x.grad_fn is None:
                 return x
-            # a copy, since what a custom function gives can't be changed in place
+            # a copy, since the output of a custom function can't be changed in place
             return _ScaleGradient.apply(x, factor).clone()
 
         owners = [(m, name, p) for m in net.modules() for name, p in m._parameters.items()]
@@ -109,7 +109,7 @@ class _ScaleGradient(torch.autograd.Function):
 class _Scale(torch.autograd.Function):
     """Multiplies by a factor, but does not scale its own gradient.
 
-    So a double backward arrives inside the network with the same factor as other gradients.
+    So the gradients of a double backward have the same factor inside the network as others.
     """
 
     @staticmethod

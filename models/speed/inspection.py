@@ -1,4 +1,4 @@
-"""What is known of a network: where its layers come from, whether it mixes a batch, its hooks."""
+"""What is known of a network: the origin of its layers, whether it mixes a batch, and its hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KNOWN = {
     f"{_PACKAGE}.speed.layout": "LayoutKeepingInstanceNorm",
     f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
 }
-# What `has_hooks` found, and when: a look at every layer in each call would take long.
+# Results of `has_hooks`, and the count of hooks then: looking at every layer each time takes long.
 _hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKeyDictionary()
 
 
@@ -36,7 +36,7 @@ def independent_of_batch(net: nn.Module) -> bool:
 
 
 def written_here(net: nn.Module) -> bool:
-    """Whether all layers are PyTorch's or come along, so that it is known what they do."""
+    """Whether all layers are PyTorch's or from this package, so that it is known what they do."""
 
     def known(layer: type) -> bool:
         file = layer.__module__
@@ -47,13 +47,13 @@ def written_here(net: nn.Module) -> bool:
 
 def has_hooks(net: nn.Module) -> bool:
     """Whether a network has hooks of a model's own, which see what goes on inside."""
-    # goes up with every hook, whatever it is on; one that was removed counts until the next one
+    # increases with every hook on anything; after a removal the old answer stays until the next one
     registered = RemovableHandle.next_id
     known = _hooked.get(net)
     if known is None or known[0] != registered:
         kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
         hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
-        # those of torch make weights: spectral norm and the like
+        # torch's own compute weights: spectral norm and the like
         own = any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
         _hooked[net] = known = registered, own
     return known[1]

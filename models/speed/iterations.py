@@ -1,9 +1,9 @@
-"""Whole iterations of training, recorded as CUDA graphs: thousands of kernels start as a few.
+"""Whole training iterations, recorded as CUDA graphs: a few launches in place of thousands.
 
-A recording holds the kernels that `optimize_parameters` starts, and nothing of what Python does in
-between. So only models that say `recordable` are recorded, a recording is replayed only while
-nothing has changed that Python may have looked at, and an iteration that draws random numbers in
-Python or reads what the one before has left is refused when it is to be recorded.
+A recording holds the kernels that `optimize_parameters` launches, and nothing that Python does in
+between. So only models that declare `recordable` are recorded; a recording is replayed only while
+nothing that Python may have read has changed; and an iteration that draws random numbers in Python,
+or reads what the one before has left, is refused when it is recorded.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from .python_state import (
 if TYPE_CHECKING:
     from models.base_model import BaseModel
 
-WARM_UP = 3  # alike iterations before one is recorded; cuDNN searches and compilers work in them
-PATIENCE = 100  # eager iterations minus replays, after which no more are recorded
-RECORDINGS = 4  # of different batches, such as a smaller last one
+WARM_UP = 3  # equal iterations before one is recorded: cuDNN searches and compilers work in them
+PATIENCE = 100  # how far eager iterations may outnumber replays before recording is given up
+RECORDINGS = 4  # for different kinds of batches, such as a smaller last one
 ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 # other attributes that an iteration must not read
 _FOR_OTHERS = {"image_paths", "metric", "schedulers"}
@@ -70,33 +70,33 @@ def why_not_recorded(kind: type[BaseModel], opt: argparse.Namespace) -> str | No
 
 
 class RecordedIterations:
-    """Stands in for the `optimize_parameters` of a model: records it, and replays that."""
+    """Stands in for the `optimize_parameters` of a model: records it, and replays recordings."""
 
     def __init__(self, model: BaseModel):
         self.model = model
         self.run, self.take_input = model.optimize_parameters, model.set_input
-        # Of eager iterations as well: autograd goes on to add up gradients where it did it first.
+        # for eager iterations as well: autograd keeps to the stream on which it first accumulated
         self.stream = torch.cuda.Stream()
         self.refused = ""
-        # names of attributes that `set_input` has set, and of those that an iteration sets
+        # names of the attributes that `set_input` has set, and of those that an iteration sets
         self.given: set[str] = set()
         self.set_by_run: set[str] = set()
-        self.state: State | None = None  # for which there are recordings
+        self.state: State | None = None  # in which the recordings were made
         self.seen: Counter[tuple] = Counter()
         self.recordings: dict[tuple, Recording] = {}
         self.balance = 0  # replays minus eager iterations
-        self.changed = ""  # what has changed last
+        self.changed = ""  # what changed last
         self.told = False
 
     def set_input(self, *args: Any, **kwargs: Any) -> Any:
-        """`set_input` of the model, and note what it sets."""
+        """Call the model's `set_input`, and note what it sets."""
         before = dict(vars(self.model))
         result = self.take_input(*args, **kwargs)
         self.given |= _changed(before, self.model).keys() - _FOR_OTHERS
         return result
 
     def optimize_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        """One iteration; with arguments of a model's own it is never recorded."""
+        """Run or replay one iteration; a call with arguments is never recorded."""
         eager = self.refused or args or kwargs or not torch.is_grad_enabled()
         recording = None if eager else self._find()
         if recording is None:
@@ -112,21 +112,21 @@ class RecordedIterations:
             fixed.copy_(own[name])
         for part in recording.parts:
             part()
-        # copies: somebody may keep them
+        # copies, since a caller may keep them
         own.update(tree_map_only(torch.Tensor, torch.clone, recording.results))
         for parameter, gradient in recording.gradients:
             parameter.grad = gradient
 
     def _find(self) -> Recording | None:
-        """The recording of an iteration as this one will be; None where there is none."""
+        """The recording to replay in this iteration, made now if due; None to run it eagerly."""
         try:
             state = self._state()
             changed = state.difference(self.state) if self.state else "nothing"
-        except Exception as e:  # whatever objects of somebody's own do when they are compared
+        except Exception as e:  # whatever a user's objects raise when they are compared
             return self._refuse(f"what the model holds can't be compared ({first_line(e)})")
         if changed:
             self.changed, self.state, self.recordings = changed, state, {}
-            # one for all: each is replayed as a whole, and its results are not needed for another
+            # shared: recordings are replayed one at a time, and their results are copied out
             self.pool = torch.cuda.graph_pool_handle()
             self.seen.clear()
         batch = tuple((name, _kind(x)) for name, x in self._inputs().items())
@@ -155,7 +155,7 @@ class RecordedIterations:
         return {name: own[name] for name in sorted(self.given) if name in own}
 
     def _obstacle(self) -> str:
-        """What stands in the way of a recording; empty if nothing does."""
+        """Why an iteration can't be recorded; empty if it can."""
         model = self.model
         for optimizer in model.all_optimizers():
             known = type(optimizer) in ADAMS
@@ -175,13 +175,13 @@ class RecordedIterations:
             if torch.is_tensor(x) and (x.requires_grad or x.device.type != model.device.type):
                 what = "needs gradients" if x.requires_grad else f"is not on {model.device}"
                 return f"set_input sets {name}, which {what}"
-        # a recording keeps its memory, and other batches and validation need theirs
+        # a recording keeps its memory, and other batches and validation need memory too
         if torch.cuda.mem_get_info()[0] < torch.cuda.memory_reserved():
             return "it takes more than half of the GPU's memory"
         return ""
 
     def _record(self, batch: tuple) -> str:
-        """Record an iteration; returns why that is impossible, after which all is as before."""
+        """Record an iteration; if that is impossible, restore everything and return why."""
         model, own = self.model, vars(self.model)
         recording = Recording(self.stream, self.pool)
         tensors = {n: x for n, x in self._inputs().items() if torch.is_tensor(x)}
@@ -222,16 +222,16 @@ class RecordedIterations:
             restore()
             return reason
         results = {name: own[name] for name in self.set_by_run}
-        # without what autograd knows of a tensor: the next iteration would go on from there
+        # detached, so that the next iteration does not extend this one's autograd graph
         recording.results = tree_map_only(torch.Tensor, torch.Tensor.detach, results)
         recording.gradients = [(p, p.grad) for p in model.stepped_tensors()]
-        own.update({name: before[name] for name in tensors})  # what a replay begins with
+        own.update({name: before[name] for name in tensors})  # a replay reads its inputs here
         self.recordings[batch] = recording
         return ""
 
     @contextlib.contextmanager
     def _pools_each_time(self, recording: Recording) -> Iterator[None]:
-        """Context manager: replays query image pools, which draw random numbers in Python."""
+        """Context manager: each replay queries image pools, which draw random numbers in Python."""
         pools = [pool for pool in self.model.find_all(ImagePool) if pool.pool_size]
         before = [[*map(id, pool.images)] for pool in pools]
 
@@ -252,12 +252,12 @@ class RecordedIterations:
             for pool in pools:
                 del pool.query
         if before != [[*map(id, pool.images)] for pool in pools]:
-            raise ValueError("an image pool is not asked by pool.query()")
+            raise ValueError("an image pool has changed other than by pool.query()")
 
     def _state(self) -> State:
-        """All that Python may look at in an iteration but the batch."""
+        """All that Python may read in an iteration, except the batch."""
         model, device = self.model, self.model.device
-        if not self.recordings:  # the state says so if any is replaced
+        if not self.recordings:  # later the state differs if any of these is replaced
             nets = [n for n in model.all_modules().values() if n not in model._averages.values()]
             self.layers = list(dict.fromkeys(m for net in nets for m in net.modules()))
             self.optimizers = model.all_optimizers()
@@ -281,12 +281,12 @@ class RecordedIterations:
         return State(own, layers, [state_of_optimizer(o) for o in adams])
 
     def _for_others(self) -> set[str]:
-        """Attributes that are not meant for an iteration, and change at any time."""
+        """Attributes that an iteration is not meant to read, and that may change at any time."""
         return _FOR_OTHERS | {n for n in self.model.visual_names if isinstance(n, str)}
 
 
 def record_iterations(model: BaseModel) -> RecordedIterations:
-    """Have a model on a GPU record its iterations, whatever training loop calls it."""
+    """Make a model on a GPU record its iterations, whatever training loop calls it."""
     recorded = RecordedIterations(model)
     for method in (recorded.set_input, recorded.optimize_parameters):
         setattr(model, method.__name__, _StandIn(model, method))
@@ -296,8 +296,8 @@ def record_iterations(model: BaseModel) -> RecordedIterations:
 class _StandIn:
     """A method of `RecordedIterations` as an attribute of its model.
 
-    It has no `__dict__` to look into for what the model holds, and a copy of the model gets its own
-    method back.
+    It has no `__dict__`, so a search of the model's attributes does not go into it, and a copy of
+    the model gets its own method back.
     """
 
     __slots__ = ("_method", "_model")
@@ -314,12 +314,12 @@ class _StandIn:
 
 
 def _kind(x: Any) -> Any:
-    """What there is a recording for each of: the form of a tensor, or a value."""
+    """What a recording is specific to: a tensor's shape, stride, dtype and device; else a value."""
     if torch.is_tensor(x):
         return x.shape, x.stride(), x.dtype, x.device
     return x if isinstance(x, PLAIN) else type(x)
 
 
 def _changed(before: dict[str, Any], model: BaseModel) -> dict[str, Any]:
-    """The attributes that are others than before."""
+    """The attributes that are new, or other objects than before."""
     return {n: x for n, x in vars(model).items() if n not in before or before[n] is not x}

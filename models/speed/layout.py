@@ -3,8 +3,9 @@
 The workaround: on a CPU, for a batch of one picture, PyTorch's backward pass reads a gradient in
 channels-last layout as if it were contiguous, without an error (PyTorch 2.14; batch norm and larger
 batches are right). Such gradients come from `--channels_last`, and from losses on features as rows
-of channels (CUT, DCLGAN). Their original codes compute with them, and so do the numbers recorded
-from those: that is why train.py asks for the workaround, and `BaseModel.setup` does not.
+of channels (CUT, DCLGAN). The original code of these two has the wrong gradients, and so have the
+reference values recorded with it; so train.py asks for the workaround, and `BaseModel.setup` does
+not.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from torch import nn
 
 
 def contiguous_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-    # of the tensor, not a function around it: what follows may change the output in place. A
-    # compiled norm is right by itself, and a hook would break its graph.
+    # a hook on the tensor, not a function around it, since what follows may change the output in
+    # place; a compiled norm is right by itself, and a hook would break its graph
     if output.requires_grad and not torch.compiler.is_compiling():
         output.register_hook(torch.Tensor.contiguous)
 
 
 def contiguous_gradients(nets: Iterable[nn.Module]) -> None:
-    """Make gradients of the instance norms of these networks contiguous; on the CPU only."""
+    """Make the gradients that reach instance norms of these networks contiguous, on a CPU only."""
     for net in nets:
         for module in net.modules():
             needed = isinstance(module, nn.InstanceNorm2d) and contiguous_gradient not in (
@@ -37,8 +38,8 @@ def contiguous_gradients(nets: Iterable[nn.Module]) -> None:
 class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
     """An instance norm that a compiler can fuse in channels-last layout, without copies.
 
-    PyTorch's own is a batch norm over a view (1, N*C, H, W), so its gradients are (N, C, H, W) in
-    memory, and each convolution behind it copies them.
+    PyTorch's own is a batch norm over a view (1, N*C, H, W), so its gradients are contiguous, and
+    each convolution that receives them makes a copy.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -51,9 +52,9 @@ class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
 
 
 def keep_layout(net: nn.Module) -> None:
-    """Have the instance norms of a network that will be compiled keep its memory layout, in place.
+    """Make the instance norms of a network that will be compiled keep its memory layout, in place.
 
-    Those without weights and running statistics, which are all that `networks.py` makes.
+    Only those without weights and running statistics, which are all that `networks.py` makes.
     """
     for module in net.modules():
         if type(module) is nn.InstanceNorm2d and not (module.affine or module.track_running_stats):

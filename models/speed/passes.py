@@ -1,4 +1,4 @@
-"""One pass of a network over several inputs: whether it gives the same, and whether it pays off."""
+"""One pass of a network over several inputs: whether results are the same, and whether it pays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from .inspection import has_hooks, independent_of_batch, written_here
 
-SHARING_PAYS_ON_CPU = 96 * 96  # pixels of a picture from which on shared passes save time
+SHARING_PAYS_ON_CPU = 96 * 96  # pixels per picture; with fewer, shared passes save no time
 
 
 def should_batch(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
@@ -33,10 +33,10 @@ def should_batch(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
 
 
 def can_batch(net: nn.Module, *inputs: torch.Tensor) -> bool:
-    """Whether one pass over all the inputs (N, C, H, W) gives what a pass each gives.
+    """Whether one pass over all the inputs (N, C, H, W) gives the same as one pass for each.
 
-    A layer written elsewhere may mix the pictures of a batch. And where there are hooks, or weights
-    computed in each pass (spectral norm), it counts how often a network is called.
+    A layer written elsewhere may mix the pictures of a batch. And with hooks, or weights computed
+    in each pass (spectral norm), it matters how often a network is called.
     """
     own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
     alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
@@ -59,7 +59,7 @@ _parts: weakref.WeakKeyDictionary[nn.Module, list[_Part]] = weakref.WeakKeyDicti
 def share_pass(net: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
     """Run a prepared network on inputs (N, C, H, W) as one larger batch.
 
-    `net(x)` then returns the part of x, once, unless x or the weights have changed in between.
+    `net(x)` then returns the result for x, once, unless x or the weights have changed in between.
     """
     _forget_at_steps()
     _parts.pop(net, None)
@@ -83,12 +83,12 @@ def forget_passes() -> None:
 
 @functools.cache
 def _forget_at_steps() -> None:
-    # fused optimizers change weights without a new version
+    # fused optimizers change weights without increasing their version
     register_optimizer_step_post_hook(lambda *_: forget_passes())
 
 
 def pop_result(net: nn.Module, x: Any) -> Any:
-    """The part of a shared pass that belongs to x; None if there is none."""
+    """The result for x of a shared pass, which is then dropped; None if there is none."""
     parts = _parts.get(net)
     if not parts:
         return None

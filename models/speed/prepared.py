@@ -1,6 +1,6 @@
-"""Gives a network, in place, a subclass of its class.
+"""Adds autocast, loss scaling, shared passes and augmentation to a network, in place.
 
-That adds autocast, loss scaling, shared passes and augmentation.
+The network's class is replaced by a subclass that has them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _uncompiled = False
 class Prepared(nn.Module):
     """The mixin that `prepared` puts in front of the class of a network."""
 
-    # long names, since networks have attributes of their own
+    # long names, which will not clash with a network's own attributes
     prepared_autocast: tuple[str, torch.dtype] | None = None  # device type, dtype
     prepared_scale: GradientScale | None = None
-    prepared_augment: Callable[..., torch.Tensor] | None = None  # of what goes in, in float32
-    prepared_layers: list[nn.Module] | None = None  # of a compiled network
-    prepared_trained: str = ""  # which of their parameters learn, 0 or 1 each
+    prepared_augment: Callable[..., torch.Tensor] | None = None  # of the input, in float32
+    prepared_layers: list[nn.Module] | None = None  # all modules of a compiled network
+    prepared_trained: str = ""  # one digit per parameter of these: 1 if it learns, else 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of a shared pass, or call the network with loss scaling."""
@@ -44,15 +44,15 @@ class Prepared(nn.Module):
         if self.prepared_augment is not None:
             args, kwargs = (self.prepared_augment(*args, *kwargs.values()),), {}
         scale = self.prepared_scale if learns else None
-        # Hooks may carry tensors out of a network past its outputs, where gradients are not scaled.
-        # And a compiled network looks for hooks once; not at all if another one has the same code.
+        # Hooks may take tensors out of a network where their gradients are not scaled. And a
+        # compiled network looks for hooks only once, or never if another one has the same code.
         hooked = (scale is not None or self._compiled_call_impl is not None) and has_hooks(self)
         eager = penalized or hooked or (_uncompiled and not learns)
         call = self._call_impl if eager else super().__call__
         if self._compiled_call_impl is not None and not eager:
             self._tell_compiler_what_learns()
-        # Where an input asks for its gradient this is most likely a gradient penalty. Gradients of
-        # gradients need all the digits, and compiled networks do not have them.
+        # An input that requires a gradient most likely means a gradient penalty. Gradients of
+        # gradients need full precision, and compiled networks can't compute them.
         if penalized or (hooked and scale is not None):
             with full_precision():
                 return call(*args, **kwargs)
@@ -61,9 +61,10 @@ class Prepared(nn.Module):
         return scale.call(self, call, args, kwargs)
 
     def _tell_compiler_what_learns(self) -> None:
-        # PyTorch up to 2.11 at least takes the code of a frozen network for one that learns: its
-        # weights then get no gradients. Code depends on what `forward` reads, such as this.
-        if self.prepared_layers is None:  # looking for them in each call would take long
+        # PyTorch (at least up to 2.11) uses the code compiled for a frozen network for one that
+        # learns, whose weights then get no gradients. So `forward` reads `prepared_trained`, of
+        # which each value gets code of its own.
+        if self.prepared_layers is None:  # to list them in each call would take long
             self.prepared_layers = list(self.modules())
         parameters = (p for m in self.prepared_layers for p in m._parameters.values())
         trained = "".join("1" if p.requires_grad else "0" for p in parameters if p is not None)
@@ -72,7 +73,7 @@ class Prepared(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute in autocast, and return float32."""
-        assert self.prepared_trained != "?"  # read for the compiler
+        assert self.prepared_trained != "?"  # so that compiled code depends on it
         scale = self.prepared_scale
         # `net.forward(x)` does not go through `__call__`, where gradients are scaled
         unscaled = scale is not None and not scale.inside and torch.is_grad_enabled()
@@ -88,9 +89,9 @@ class Prepared(nn.Module):
         return {name: x for name, x in state.items() if name not in ours and x is not self}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle as the network was before, for `torch.save(net)`: this class is in no module."""
+        """Pickle with the original class, for `torch.save(net)`: this class is in no module."""
         ours, (_, parent) = type(self), type(self).__bases__
-        make, args, *state = super().__reduce_ex__(1)  # of 0 to 5 one that allows another class
+        make, args, *state = super().__reduce_ex__(1)  # from 2 on, pickle refuses another class
         make, *args = (parent if x is ours else x for x in (make, *args))
         return make, tuple(args), *state
 
@@ -109,8 +110,8 @@ class Prepared(nn.Module):
 def prepared(net: nn.Module, with_module: bool = False) -> nn.Module:
     """Change the class of a network in place to a subclass of the same name with `Prepared`.
 
-    Does nothing for scripted networks. `with_module` makes `net.module` the network
-    itself, as where a `DataParallel` wraps it.
+    Does nothing for scripted networks. `with_module` makes `net.module` the network itself, for
+    code that expects a `DataParallel`.
     """
     if not isinstance(net, (Prepared, torch.jit.ScriptModule)):
         net.__class__ = _subclass(type(net))
@@ -140,7 +141,7 @@ def full_precision() -> Iterator[None]:
 def uncompiled() -> Iterator[None]:
     """Context manager: networks that do not learn run eagerly.
 
-    Compiling once more for a few pictures takes longer than it saves: a minute or two.
+    Compiling once more for a few pictures takes a minute or two, more than it saves.
     """
     global _uncompiled
     before, _uncompiled = _uncompiled, True

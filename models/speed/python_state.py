@@ -1,9 +1,9 @@
-"""What the Python of an iteration may look at, in a form to compare, and what it does look at.
+"""What Python may read in an iteration, in a form to compare, and what it does read.
 
-For what is recorded (`iterations.py`): if anything here has changed, Python might do something else
-than it did. Objects in attributes are kept, and compared by identity: the id of one that is gone
-may be that of another. Layers, which the recorder keeps, go by id; weights and moments by their
-address, which is what a replay reads.
+For recordings (`iterations.py`): if anything here has changed, Python might act differently than it
+did. Objects in attributes are kept and compared by identity, since a new object may get the id of
+one that is gone. Layers, which the recorder keeps, are compared by id; weights and moments by their
+address, from which a replay reads.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .inspection import has_hooks
 from .steps import Steps, parameters_of
 
 PLAIN = (bool, int, float, str, type(None))
-DEPTH = 3  # of objects in objects
-MAX_ITEMS, MAX_BYTES = 1000, 2**20  # of an object and an array that are looked through
-# what they hold is looked at elsewhere, or goes on by itself
+DEPTH = 3  # of nested objects
+MAX_ITEMS, MAX_BYTES = 1000, 2**20  # the largest object and array to compare by content
+# their contents are compared elsewhere, or change by design
 OPAQUE = (nn.Module, torch.optim.Optimizer, Steps, type, FunctionType, MethodType, ModuleType)
 _ADVANCING = (ImagePool, GradientPenalty)
 _GENERATORS: dict[type, Any] = {
@@ -37,13 +37,13 @@ _GENERATORS: dict[type, Any] = {
     np.random.Generator: lambda x: repr(x.bit_generator.state),
     torch.Generator: lambda x: x.get_state().numpy().tobytes(),
 }
-# of a layer: what has its own place here, and what `Prepared` changes with what learns
+# attributes of layers that are compared separately, or that `Prepared` changes with what learns
 _ELSEWHERE = {"_parameters", "_buffers", "_modules", "prepared_augment", "prepared_trained"}
 _ELSEWHERE |= {"prepared_layers", "module"}
 
 
 class ByIdentity:
-    """An object, equal to itself alone."""
+    """A reference to an object, equal only to references to the same one."""
 
     __slots__ = ("object",)
 
@@ -64,7 +64,7 @@ class State(NamedTuple):
     optimizers: list[tuple]
 
     def difference(self, other: State) -> str:
-        """What is not equal, in words; empty if all is."""
+        """What differs, in words; empty if nothing does."""
         names = sorted(self.attributes.keys() | other.attributes.keys())
         for name in names:
             if self.attributes.get(name, self) != other.attributes.get(name, other):
@@ -75,10 +75,10 @@ class State(NamedTuple):
 
 
 def values_of(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
-    """A plain value; else which object it is, and what is in it.
+    """A plain value as it is; for other objects, their identity and content.
 
-    Of tensors on another device than the model's also the version: a kernel gets a number of the
-    CPU as it is when the kernel starts.
+    For tensors on another device than the model's, also the version: a captured kernel keeps the
+    value that a number on the CPU had at its launch.
     """
     if isinstance(x, PLAIN):
         return x
@@ -88,14 +88,14 @@ def values_of(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
     if type(x) in _GENERATORS:
         return _GENERATORS[type(x)](x)
     if hasattr(type(x), "__next__") or isinstance(x, random.SystemRandom):
-        return object()  # nothing is known of it but that it goes on
+        return object()  # equal to nothing: its state is unknown, and advances
     if not depth or isinstance(x, OPAQUE):
         return ByIdentity(x)
     if isinstance(x, _ADVANCING):
         return ByIdentity(x), [v for v in vars(x).values() if isinstance(v, PLAIN)]
     inside = x if isinstance(x, (dict, list, tuple, set, deque)) else getattr(x, "__dict__", {})
     if getattr(x, "nbytes", 0) > MAX_BYTES or len(inside) > MAX_ITEMS:
-        return object()  # to look through it would take as long as an iteration
+        return object()  # equal to nothing: to compare it would take as long as an iteration
     if isinstance(x, np.ndarray):
         return ByIdentity(x), x.tobytes()
     if isinstance(inside, dict):
@@ -106,7 +106,7 @@ def values_of(x: Any, device: torch.device, depth: int = DEPTH) -> Any:
 
 
 def state_of_layer(layer: nn.Module, device: torch.device) -> tuple:
-    """Its attributes, its layers, and where its tensors are."""
+    """A layer's attributes, its own layers, and the addresses of its tensors."""
     weights = [(p.data_ptr(), p.requires_grad) for p in layer._parameters.values() if p is not None]
     buffers = [
         (b.data_ptr(), b._version if b.device.type != device.type else 0)
@@ -128,7 +128,7 @@ def _is_empty(x: Any) -> bool:
 
 
 def state_of_optimizer(optimizer: torch.optim.Optimizer) -> tuple:
-    """Its rates, its weights and whether they have gradients, and where its moments are."""
+    """An optimizer's settings, weights, missing gradients, addresses of moments, and hooks."""
     groups = [{**group, "params": [*map(id, group["params"])]} for group in optimizer.param_groups]
     missing = [p.grad is None for p in parameters_of(optimizer)]
     moments = (x for of_weight in optimizer.state.values() for x in of_weight.values())
@@ -147,9 +147,9 @@ def hooked(nets: Iterable[nn.Module], tensors: Iterable[torch.Tensor]) -> str:
 
 
 class Watch:
-    """Notes what a model sets, and what it reads that is another one in each iteration.
+    """Notes which attributes a model sets, and which of `passing` it reads.
 
-    That is what the iteration before has set, until this one has.
+    Those may differ in each iteration, so it may read them only after it has set them.
     """
 
     def __init__(self, passing: set[str]):
@@ -157,7 +157,7 @@ class Watch:
 
     @contextlib.contextmanager
     def over(self, model: Any) -> Iterator[None]:
-        """Context manager: the class of a model is one that notes this."""
+        """Context manager: the model's class is a subclass that notes this."""
         kind, watch = type(model), self
 
         class Watched(kind):
@@ -180,6 +180,6 @@ class Watch:
     def reason(self, known: set[str]) -> str:
         """Why an iteration that sets `known` can't be recorded; empty if it can."""
         if self.read:
-            return f"it looks at {min(self.read)}, which is another one each time"
+            return f"it reads {min(self.read)}, which may differ in each iteration"
         missing = known - self.set
         return f"not every iteration sets {min(missing)}" if missing else ""

@@ -11,23 +11,23 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`block(x)`, whose activations are not kept but computed again in the backward pass.
+    """`block(x)`, whose activations are not kept but recomputed in the backward pass.
 
-    What a pass changes, such as running statistics, is changed once.
+    Side effects of a pass, such as updates of running statistics, happen once.
     """
 
     def contexts() -> tuple[Any, Any]:
         return contextlib.nullcontext(), _BuffersOf(block)
 
-    # what the compiler computes again has no such effects
+    # where the compiler recomputes, there are no such effects
     more = {} if torch.compiler.is_compiling() else {"context_fn": contexts}
     return checkpoint(block, x, use_reentrant=False, **more)
 
 
 class _BuffersOf:
-    """Context manager: the buffers of a block are those of now; entered in each backward pass.
+    """Context manager: the buffers of a block have the values from when this object was made.
 
-    Copies take their places, so that the second computation leaves nothing behind.
+    It is entered in each backward pass. Copies replace the buffers, so recomputing changes none.
     """
 
     def __init__(self, block: nn.Module):

@@ -1,4 +1,4 @@
-"""What happens to gradients before an optimizer steps; the code of models does not change for it.
+"""What happens to gradients before an optimizer steps, without changes to the code of models.
 
 A model calls `optimizer.zero_grad()`, `loss.backward()` and `optimizer.step()`. With several
 processes, `--accumulate`, `--precision fp16` or `--on_nan skip`, gradients have to be reduced,
@@ -50,11 +50,11 @@ class Steps:
     ):
         self.parameters, self.accumulate, self.scale = parameters, accumulate, scale
         self.inspect: Callable[[Optimizer], None] | None = None
-        # batches since the last step, and the sums of their gradients: two optimizers may take
-        # turns at a weight
+        # batches since the last step, and the sums of their gradients, for each optimizer, since
+        # two may take turns at a weight
         self.counts: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self.sums: WeakKeyDictionary[Optimizer, Sums] = WeakKeyDictionary()
-        self.stepped: set[Optimizer] | None = None  # in this iteration, if it is known
+        self.stepped: set[Optimizer] | None = None  # in this iteration; None if that is unknown
         self._of_batch: WeakKeyDictionary[Optimizer, list] = WeakKeyDictionary()
         self._left_out: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._own: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
@@ -101,9 +101,9 @@ class Steps:
             self._of_batch[optimizer] = own
 
     def post_step(self, optimizer: Optimizer) -> None:
-        """Restore the gradients of this batch, which a model has until it sets them to zero.
+        """Restore the gradients of this batch, which a model may use until it sets them to zero.
 
-        After a step that was not skipped: only those shared with another optimizer.
+        After a step that was not skipped, restore only those shared with another optimizer.
         """
         if optimizer not in self._of_batch:
             return
@@ -114,7 +114,7 @@ class Steps:
                 p.grad, self._known[p] = grad, ref(grad)
 
     def left_out(self, optimizer: Optimizer) -> bool:
-        """Whether the newest step of an optimizer changes no weights."""
+        """Whether the latest step of an optimizer changes no weights, for lack of gradients."""
         return self._left_out.get(optimizer, False)
 
     def _prepare(self, optimizer: Optimizer, closure: Any, parameters: list[nn.Parameter]) -> None:
@@ -127,7 +127,7 @@ class Steps:
             self._check_can_be_done(optimizer, parameters)
             self._check_unchanged(parameters)
         if not self._count_batch(optimizer):
-            # a gradient that overflows in fp16 has to get to where the scale learns of it
+            # in fp16, gradients that overflow have to stay until the scale is updated
             if self.inspect is not None and self.scale is None:
                 self.inspect(optimizer)
             self._accumulate(optimizer, parameters)
@@ -164,7 +164,7 @@ class Steps:
         self.sums[optimizer] = {p: copy_like(s, p) for p, s in pairs if s is not None}
 
     def snapshot(self) -> Callable[[], None]:
-        """A function that puts counts and sums back to what they are now."""
+        """Snapshot counts and sums; returns a function that restores them."""
         sums = WeakKeyDictionary({o: dict(own) for o, own in self.sums.items()})
         return functools.partial(vars(self).update, counts=self.counts.copy(), sums=sums)
 
@@ -191,7 +191,7 @@ class Steps:
 
     # ---------------------------------------------------- changes of gradients by the model itself
     def _check_can_be_done(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
-        """Raise UserError where a step would silently differ from that of a plain loop."""
+        """Raise UserError if a step would silently differ from one in a plain loop."""
         if hasattr(optimizer, "found_inf"):
             raise UserError(
                 f"a torch.amp.GradScaler of the model's own does not go together with "
@@ -214,19 +214,19 @@ class Steps:
             self._used_by.update({p: optimizer for p in parameters if p.grad is not None})
             if optimizer in (self.stepped or ()):
                 raise UserError(
-                    f"{type(optimizer).__name__} steps twice in an iteration, of which "
-                    f"--accumulate {self.accumulate} would take the mean: leave it out"
+                    f"{type(optimizer).__name__} steps twice in an iteration, and --accumulate "
+                    f"{self.accumulate} would average the gradients of both: leave it out"
                 )
             if self.stepped is not None:
                 self.stepped.add(optimizer)
         if distributed.world_size() > 1 and any(p not in self._at_start for p in parameters):
             raise UserError(
-                "an optimizer steps weights that were made after the start of training, which in "
-                "several processes are different ones: make them in __init__"
+                "an optimizer steps weights that were made after the start of training, which "
+                "differ between processes: make them in __init__"
             )
 
     def _is_known(self, p: torch.Tensor) -> bool:
-        """Whether a gradient is the one that a step has seen already."""
+        """Whether the gradient of `p` is one that a step has seen already."""
         return p in self._known and self._known[p]() is p.grad
 
     def _has_hooks_of_others(self, p: torch.Tensor) -> bool:
@@ -235,18 +235,18 @@ class Steps:
 
     def _refuse(self, what: str) -> None:
         raise UserError(
-            f"{what}, which with {self._modes()} are those of a part of the batch: do it in a "
-            "function given to optimizer.register_step_pre_hook, which sees the gradients of all "
-            "of it"
+            f"{what}, and with {self._modes()} these are of only a part of the batch: do it in a "
+            "function given to optimizer.register_step_pre_hook, which sees the gradients of the "
+            "whole batch"
         )
 
     def _watch(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Record each gradient at the end of the backward pass."""
+        """Record each gradient when the backward pass has accumulated it."""
 
         def arrived(p: torch.Tensor) -> None:
             self._used_by.pop(p, None)
             if p.grad is not None:
-                # changes of `p.grad.data` do not count up the version: compare values once
+                # changes to `p.grad.data` do not increase the version: compare values once
                 copy = None if p in self._checked else p.grad.clone()
                 self._arrived[p] = p.grad, p.grad._version, copy
 
@@ -256,7 +256,7 @@ class Steps:
                 self._watched.add(p)
 
     def _check_unchanged(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Raise UserError if a model has clipped or set gradients of a part of the batch."""
+        """Raise UserError if a model has clipped or set gradients of only a part of the batch."""
         watched = {p for p in parameters if p in self._watched}
         self._watch(parameters)
         for p in parameters:
@@ -291,9 +291,9 @@ def _after_any_step(optimizer: Optimizer, *_: Any) -> None:
 
 
 def is_inside_step(optimizer: Optimizer) -> bool:
-    """Whether a hook that torch calls is about a `super().step()`, inside a step of the same.
+    """Whether torch has called a hook for `super().step()`, inside a step of the same optimizer.
 
-    torch calls the hooks of all optimizers for both.
+    torch calls global hooks for both.
     """
     frame: FrameType | None = sys._getframe(2)  # torch's wrapper around `step`
     while frame is not None and frame.f_code.co_name != "wrapper":  # it may be called through C
@@ -314,7 +314,7 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def copy_like(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """A copy of a value of the shape of `p` on its device and in its layout in memory."""
+    """Copy a value that has the shape of `p` to its device, in its memory layout."""
     return torch.empty_like(p, dtype=value.dtype, requires_grad=False).copy_(value)
 
 

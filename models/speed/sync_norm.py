@@ -26,12 +26,12 @@ class _Sum(torch.autograd.Function):
 
 
 class _Kernels(Kernels):
-    """torch's kernels, whose graph does not keep the process group past its end."""
+    """torch's kernels, with an autograd graph that does not keep the process group alive."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
         y = Kernels.forward(ctx, *args)
-        ctx.process_group = None  # in backward: that of all ranks
+        ctx.process_group = None  # which in the backward pass means that of all ranks
         return y
 
 
@@ -40,9 +40,9 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
 
     In place of a `BatchNorm1d` or `BatchNorm3d` it takes (N, C) and (N, C, ...).
 
-    torch's own runs on GPUs only, has no gradients of gradients, and would wait for ever where one
-    process computes something by itself. Its kernels are used where none of this matters.
-    Weights have the names of `nn.BatchNorm2d`.
+    torch's own runs on GPUs only, lacks double backward, and would wait forever if one process
+    computes something by itself. Its kernels are used where none of this matters. Weights have the
+    names of `nn.BatchNorm2d`.
     """
 
     synchronized = False
@@ -117,7 +117,7 @@ def exclude_from_compiling() -> None:
 
 
 def _is_torchs(kind: type) -> bool:
-    """Whether a class is a batch norm of torch, or one that only begins in another way."""
+    """Whether a class is torch's batch norm, or a subclass that only initializes differently."""
     torchs = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     if kind in torchs or not issubclass(kind, torchs):
         return kind in torchs
@@ -126,14 +126,15 @@ def _is_torchs(kind: type) -> bool:
 
 
 def synchronize_norms(net: nn.Module, double_backward: bool = False) -> int:
-    """Synchronize the batch norms of a network in place; returns how many were not before.
+    """Synchronize the batch norms of a network in place; returns how many have been converted.
 
-    Weights, running statistics and their names stay. `double_backward` makes that possible.
+    Weights, running statistics and their names stay. `double_backward` makes gradients of gradients
+    possible.
     """
     converted = 0
     for module in net.modules():
         if _is_torchs(type(module)):
-            # the same object: an optimizer may hold its parameters, and lists or attributes itself
+            # in place: an optimizer may hold its parameters, and lists or attributes the module
             module.__class__ = SyncBatchNorm2d
             module.process_group = None  # type: ignore[assignment]
             converted += 1

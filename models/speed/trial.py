@@ -1,8 +1,8 @@
-"""Whether compiling makes an iteration faster, and CUDA graphs work, by a short trial.
+"""A short trial of whether compiling makes an iteration faster, and whether CUDA graphs work.
 
 That depends on the machine, the model and the size: on a CPU a compiled pix2pix in bf16 is slower,
 and a model that keeps an output for the next iteration can't have CUDA graphs of its networks. The
-answer is kept in the user's cache folder, so that the next training starts at once, and a resumed
+result is kept in the user's cache folder, so that the next training starts at once, and a resumed
 one computes as before.
 """
 
@@ -27,7 +27,7 @@ from util import distributed, randomness
 from util.errors import first_line
 from util.files import write_whole
 
-WARM_UP, STEPS = 6, 5  # iterations; the first ones compile and are recorded
+WARM_UP, STEPS = 6, 5  # iterations; compiling and recording take place in the first ones
 # options that decide how long an iteration takes
 NAMES = (
     *("model", "netG", "netD", "ngf", "ndf", "n_layers_D", "norm", "input_nc", "output_nc"),
@@ -43,9 +43,9 @@ def compiling_costs(
     make_model: Callable[[argparse.Namespace], Any],
     load_batch: Callable[[], dict[str, Any]],
 ) -> str | None:
-    """Why not to compile: what an iteration takes with and without; None if compiling pays.
+    """Why not to compile: the time of an iteration with and without it; None if compiling pays.
 
-    Sets `opt.cuda_graphs` to False where the model does not work with them.
+    Sets `opt.cuda_graphs` to False if the model does not work with them.
     """
     answers, key = _read(), _key(opt)
     found = distributed.broadcast_object(answers.get(key))
@@ -70,14 +70,14 @@ def compiling_costs(
 def _try(
     opt: argparse.Namespace, make_model: Callable[..., Any], batch: dict[str, Any]
 ) -> dict[str, Any]:
-    """Seconds of an iteration `eager` and `compiled`, and how CUDA graphs `failed`."""
-    # without compiling, CUDA graphs are of whole iterations, or none
+    """Seconds per iteration, `eager` and `compiled`, and why CUDA graphs `failed`, if they did."""
+    # without compiling, CUDA graphs record whole iterations, or nothing
     found = {"eager": seconds(opt, make_model, batch, cuda_graphs=opt.cuda_graphs), "failed": ""}
     if opt.cuda_graphs:
         try:
             found["compiled"] = seconds(opt, make_model, batch, compile=True, cuda_graphs=True)
             return found
-        except RuntimeError as e:  # so PyTorch tells of outputs that were overwritten
+        except RuntimeError as e:  # PyTorch's error for outputs that were overwritten
             found["failed"] = first_line(e)
     found["compiled"] = seconds(opt, make_model, batch, compile=True)
     return found
@@ -105,7 +105,7 @@ def seconds(
                 if model.device.type == "cuda":
                     torch.cuda.synchronize()
                 times.append(time.perf_counter() - start)
-    finally:  # where CUDA graphs fail, the next try begins without what they hold
+    finally:  # if CUDA graphs fail, free what they hold before the next try
         del model
         if compile:
             torch.compiler.reset()
@@ -116,7 +116,7 @@ def seconds(
 
 
 def cache_file() -> Path:
-    """The file of answers: `image_translation/trials.json` in the user's cache folder."""
+    """The file of results: `image_translation/trials.json` in the user's cache folder."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder, "image_translation", "trials.json")
 
@@ -131,6 +131,6 @@ def _key(opt: argparse.Namespace) -> str:
     on_gpu = opt.device.type == "cuda"
     device = torch.cuda.get_device_name(opt.device) if on_gpu else platform.processor()
     machine = [platform.node(), device, torch.get_num_threads(), torch.__version__]
-    machine += [distributed.world_size(), "recorded"]  # the way in which times were taken
+    machine += [distributed.world_size(), "recorded"]  # how times are taken
     options = [f"{name}={getattr(opt, name)}" for name in NAMES if hasattr(opt, name)]
     return " ".join(map(str, [*machine, *options]))
