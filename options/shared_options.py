@@ -57,7 +57,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--model", default="cycle_gan", help="cycle_gan | pix2pix | cut | dcl | test | ...")
     add("--input_nc", type=width, default=3, help="channels of input pictures")
     add("--output_nc", type=width, default=3, help="channels of output pictures")
-    add("--ngf", type=width, default=64, help="filters in the generator's last convolution")
+    add("--ngf", type=width, default=64, help="filters in the generator's first convolution")
     add(
         "--ndf",
         type=width,
