@@ -87,6 +87,13 @@ class BaseModel(ModelFiles, ABC):
     def set_input(self, input: dict[str, Any]) -> None:
         """Move a batch of the dataset to the device, and set `image_paths`."""
 
+    def to_device(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures of a batch on the device, for `set_input`; only CUDA copies while work goes on.
+
+        MPS would read the memory some time later, when the next batch may be in it.
+        """
+        return pictures.to(self.device, non_blocking=self.device.type == "cuda")
+
     @abstractmethod
     def forward(self) -> None:
         """Compute the pictures of `visual_names`, in training and in testing."""

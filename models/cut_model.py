@@ -111,8 +111,8 @@ class CUTModel(BaseModel):
     def set_input(self, input):
         """Take a batch: `A`, `B` (N, C, H, W) in [-1, 1], and paths; BtoA swaps A and B."""
         A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
-        self.real_A = input[A].to(self.device, non_blocking=True)
-        self.real_B = input[B].to(self.device, non_blocking=True)
+        self.real_A = self.to_device(input[A])
+        self.real_B = self.to_device(input[B])
         self.image_paths = input[A + "_paths"]
 
     def forward(self):

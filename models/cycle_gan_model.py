@@ -99,8 +99,8 @@ class CycleGANModel(BaseModel):
         With `--direction BtoA` the two are swapped: A is always where translation starts.
         """
         A, B = ("A", "B") if self.opt.direction == "AtoB" else ("B", "A")
-        self.real_A = input[A].to(self.device, non_blocking=True)
-        self.real_B = input[B].to(self.device, non_blocking=True)
+        self.real_A = self.to_device(input[A])
+        self.real_B = self.to_device(input[B])
         self.image_paths = input[A + "_paths"]
 
     def forward(self):

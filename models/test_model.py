@@ -77,7 +77,7 @@ class TestModel(BaseModel):
 
     def set_input(self, input):
         """Take a batch: `A` (N, C, H, W) in [-1, 1] and its paths."""
-        self.real = input["A"].to(self.device, non_blocking=True)
+        self.real = self.to_device(input["A"])
         self.image_paths = input["A_paths"]
 
     def forward(self):

@@ -156,7 +156,9 @@ class Translator:
             )
         net = TiledNet(self._any_size, tiles, self._precision) if tiles else self._any_size
         with torch.no_grad(), precision_context(self._precision, self.device.type):
-            return net(batch.to(self.device, non_blocking=True)).float()
+            # MPS would read the memory some time later, as `BaseModel.to_device` says
+            on_cuda = self.device.type == "cuda"
+            return net(batch.to(self.device, non_blocking=on_cuda)).float()
 
     def finish(
         self, output: torch.Tensor, picture: Picture, dtype: np.dtype | type | None = None

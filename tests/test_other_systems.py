@@ -1,0 +1,25 @@
+"""What differs on macOS and Windows, as far as it can be tried on Linux."""
+
+import argparse
+from unittest import mock
+
+import pytest
+import torch
+
+from models import find_model_using_name
+from models.inference.translator import Translator
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
+def test_only_cuda_copies_batches_while_work_goes_on(kind):
+    batch = {name: mock.Mock(shape=(1, 3, 8, 8)) for name in "AB"} | {"A_paths": [], "B_paths": []}
+    for name in ("cycle_gan", "pix2pix", "cut", "dcl", "test"):
+        model = object.__new__(find_model_using_name(name))
+        model.opt, model.device = argparse.Namespace(direction="AtoB"), torch.device(kind)
+        model.set_input(batch)
+    translator = object.__new__(Translator)
+    translator.device, translator.input_nc = torch.device(kind), 3
+    translator._precision, translator._any_size = "tf32", mock.Mock()
+    translator.run(batch["A"])
+    calls = [*batch["A"].to.mock_calls, *batch["B"].to.mock_calls]
+    assert calls == [mock.call(torch.device(kind), non_blocking=kind == "cuda")] * 10
