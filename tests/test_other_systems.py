@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from models import find_model_using_name
+from models.inference import streaming
 from models.inference.translator import Translator
+from util.scores.extractors import Inception
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "cpu"])
@@ -23,3 +25,12 @@ def test_only_cuda_copies_batches_while_work_goes_on(kind):
     translator.run(batch["A"])
     calls = [*batch["A"].to.mock_calls, *batch["B"].to.mock_calls]
     assert calls == [mock.call(torch.device(kind), non_blocking=kind == "cuda")] * 10
+
+
+def test_float64_comes_after_the_cpu_where_the_device_has_none():
+    x = mock.Mock(device=torch.device("mps"), **{"cpu.return_value": torch.ones(2)})
+    x.double.side_effect = TypeError("MPS has no float64")
+    assert streaming._double(x).dtype == torch.float64
+    inception = object.__new__(Inception)
+    inception.device, inception.net = torch.device("cpu"), lambda pictures: [x]
+    assert inception(torch.zeros(1)).dtype == "float64"

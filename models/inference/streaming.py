@@ -63,7 +63,7 @@ class Stream:
                 f"{type(net).__name__} can't be run in exact tiles, only ResNet and U-Net "
                 "generators can: use --tile_mode quick"
             )
-        self.net, self.source, self.space = net, source, space
+        self.net, self.source, self.device, self.space = net, source, device, space
         self.picture = extended(source, *net.fits, device)
         self.band_rows = max(8, band_pixels // self.picture.width)
 
@@ -109,17 +109,22 @@ class Stream:
         return x
 
     def statistics(self, x: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and biased variance (C,) of all rows, in float64 (Chan et al. 1979)."""
+        """Mean and biased variance (C,) of all rows, as `_double` (Chan et al. 1979)."""
         count, mean, squares = 0, torch.zeros(()), torch.zeros(())
         for top, bottom in self.bands(x, x.height):
             rows = x.rows(top, bottom)[0].float()
             more = rows[0].numel()
-            variance, own = (v.double() for v in torch.var_mean(rows, dim=(1, 2), correction=0))
+            variance, own = map(_double, torch.var_mean(rows, dim=(1, 2), correction=0))
             delta, share = own - mean.to(own), more / (count + more)
             mean = mean.to(own) + delta * share
             squares = squares.to(own) + variance * more + delta**2 * (count * share)
             count += more
         return mean, squares / count
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    """In float64; on the CPU where the device has no such numbers."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def scratch_needed(net: nn.Module, source: RowSource) -> int:
@@ -179,10 +184,10 @@ def _norm(stream: Stream, module: Any, x: Rows) -> Rows:
         mean, variance = stream.statistics(stream.store_convolutions(x))
     else:
         mean, variance = module.running_mean, module.running_var
-    scale = (variance.double() + module.eps).rsqrt()
+    scale = (_double(variance) + module.eps).rsqrt()
     if module.weight is not None:
-        scale = scale * module.weight.detach().double()
-    mean, scale = mean.float()[:, None, None], scale.float()[:, None, None]
+        scale = scale * _double(module.weight.detach())
+    mean, scale = (v.float().to(stream.device)[:, None, None] for v in (mean, scale))
 
     def normalize(rows: torch.Tensor) -> torch.Tensor:
         y = (rows.float() - mean).mul_(scale)

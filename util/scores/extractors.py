@@ -117,7 +117,8 @@ class Inception:
     def __call__(self, pictures: torch.Tensor) -> np.ndarray:
         """Features (N, 2048) of pictures (N, 3, H, W) of uint8."""
         with torch.no_grad():
-            return self.net(pictures.to(self.device))[0].double().cpu().numpy()
+            # in this order, since MPS has no float64
+            return self.net(pictures.to(self.device))[0].cpu().double().numpy()
 
 
 class Lpips:
