@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from models import find_model_using_name
-from models.inference import streaming
+from models.inference import folder, streaming
 from models.inference.translator import Translator
+from tests.helpers import undisturbed
+from util.errors import one_line_errors
 from util.scores.extractors import Inception
 
 
@@ -34,3 +36,14 @@ def test_float64_comes_after_the_cpu_where_the_device_has_none():
     inception = object.__new__(Inception)
     inception.device, inception.net = torch.device("cpu"), lambda pictures: [x]
     assert inception(torch.zeros(1)).dtype == "float64"
+
+
+def test_mps_that_is_out_of_memory_is_told_in_one_line(capsys):
+    error = RuntimeError(
+        "MPS backend out of memory (MPS allocated: 5.56 GB, other allocations: 1.10 GB, max "
+        "allowed: 6.80 GB). Tried to allocate 768.00 MB on private pool."
+    )
+    assert folder._reason(error) == "out of memory: try --tile 1024"
+    with undisturbed(), pytest.raises(SystemExit), one_line_errors():
+        raise error
+    assert capsys.readouterr().err.startswith("error: out of memory: choose a smaller --batch_size")

@@ -146,8 +146,8 @@ def ignore_warnings() -> None:
 
 def is_out_of_memory(e: Exception) -> bool:
     """Whether an error of Python or torch says that there was too little memory."""
-    # compared by name, since this file does not import torch; on the CPU torch has no such class
-    words = "allocate memory|not enough memory|size calculation overflow"
+    # compared by name, since this file does not import torch; CPU and MPS have no such class
+    words = "out of memory|allocate memory|not enough memory|size calculation overflow"
     named = isinstance(e, MemoryError) or type(e).__name__ == "OutOfMemoryError"
     return named or re.search(words, str(e)) is not None
 

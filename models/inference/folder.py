@@ -21,7 +21,7 @@ from data.pictures.values import opaque_value
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.inspection import independent_of_batch
 from util.background import BackgroundWork
-from util.errors import in_one_line
+from util.errors import in_one_line, is_out_of_memory
 from util.files import writing
 from util.result_names import output_names
 from util.util import batches
@@ -203,6 +203,6 @@ def _size(ready: Ready) -> torch.Size | None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+    if is_out_of_memory(error):
         return "out of memory: try --tile 1024"
     return in_one_line(error)
