@@ -10,6 +10,7 @@ from models import find_model_using_name
 from models.inference import folder, streaming
 from models.inference.translator import Translator
 from tests.helpers import undisturbed
+from util import randomness
 from util.errors import one_line_errors
 from util.scores.extractors import Inception
 
@@ -47,3 +48,17 @@ def test_mps_that_is_out_of_memory_is_told_in_one_line(capsys):
     with undisturbed(), pytest.raises(SystemExit), one_line_errors():
         raise error
     assert capsys.readouterr().err.startswith("error: out of memory: choose a smaller --batch_size")
+
+
+def test_random_state_of_mps_is_saved_and_restored(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.arange(3))
+    restored = mock.Mock()
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored)
+    state = randomness.get_state()
+    randomness.set_state(state)
+    assert restored.call_args.args[0].tolist() == [0, 1, 2]
+    del state["mps"]  # of an earlier version
+    randomness.set_state(state)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert randomness.get_state()["mps"] == []

@@ -50,6 +50,7 @@ def get_state() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
     }
 
 
@@ -63,6 +64,8 @@ def set_state(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         for i, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(cuda_state.cpu(), i)
+    for mps_state in state.get("mps", []) if torch.backends.mps.is_available() else []:
+        torch.mps.set_rng_state(mps_state.cpu())
 
 
 @contextlib.contextmanager

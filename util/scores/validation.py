@@ -258,4 +258,6 @@ def _undisturbed_random() -> Iterator[None]:
     with randomness.preserved(), randomness.seeded(0):
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(0)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(0)
         yield
