@@ -1,6 +1,7 @@
 """What differs on macOS and Windows, as far as it can be tried on Linux."""
 
 import argparse
+import os
 from unittest import mock
 
 import pytest
@@ -10,7 +11,7 @@ from models import find_model_using_name
 from models.inference import folder, streaming
 from models.inference.translator import Translator
 from tests.helpers import undisturbed
-from util import randomness
+from util import html, randomness
 from util.errors import one_line_errors
 from util.scores.extractors import Inception
 
@@ -62,3 +63,8 @@ def test_random_state_of_mps_is_saved_and_restored(monkeypatch):
     randomness.set_state(state)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert randomness.get_state()["mps"] == []
+
+
+def test_links_of_a_page_have_slashes_on_windows(monkeypatch):
+    monkeypatch.setattr(os, "sep", "\\")
+    assert html._quoted("sub\\a b_fake.png") == "sub/a%20b_fake.png"

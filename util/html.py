@@ -68,8 +68,8 @@ figcaption {{ text-align: center; color: #555; font-size: .875rem; overflow-wrap
 
 
 def _quoted(path: str) -> str:
-    # by its bytes on disk: names of files need not be UTF-8
-    return quote(os.fsencode(path))
+    # by its bytes on disk: names of files need not be UTF-8; Windows separates by backslashes
+    return quote(os.fsencode(path.replace(os.sep, "/")))
 
 
 class HTML:
