@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from models.inference import folder, streaming
 from models.inference.translator import Translator
 from tests.helpers import undisturbed
 from util import html, randomness
+from util.display import visdom_server
 from util.errors import one_line_errors
 from util.scores.extractors import Inception
 
@@ -68,3 +70,11 @@ def test_random_state_of_mps_is_saved_and_restored(monkeypatch):
 def test_links_of_a_page_have_slashes_on_windows(monkeypatch):
     monkeypatch.setattr(os, "sep", "\\")
     assert html._quoted("sub\\a b_fake.png") == "sub/a%20b_fake.png"
+
+
+def test_a_port_that_windows_refuses_after_two_seconds_is_free(monkeypatch):
+    def connect(address, timeout):
+        raise ConnectionRefusedError if timeout > 2.1 else TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert not visdom_server._listening("localhost", 8097)

@@ -149,7 +149,8 @@ class VisdomServer:
 def _listening(host: str, port: int) -> bool:
     """Whether something accepts connections, or there is no telling."""
     try:
-        socket.create_connection((host, port), TIMEOUT[0]).close()
+        # the longer time: Windows needs two seconds to say that nobody listens
+        socket.create_connection((host, port), TIMEOUT[1]).close()
     except ConnectionRefusedError:
         return False
     except OSError:
