@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+from pathlib import PureWindowsPath
 from unittest import mock
 
 import pytest
@@ -12,7 +13,7 @@ from models import find_model_using_name
 from models.inference import folder, streaming
 from models.inference.translator import Translator
 from tests.helpers import undisturbed
-from util import html, randomness
+from util import argument_types, html, randomness
 from util.display import visdom_server
 from util.errors import one_line_errors
 from util.scores.extractors import Inception
@@ -78,3 +79,11 @@ def test_a_port_that_windows_refuses_after_two_seconds_is_free(monkeypatch):
 
     monkeypatch.setattr(socket, "create_connection", connect)
     assert not visdom_server._listening("localhost", 8097)
+
+
+def test_names_can_not_leave_their_folder_on_windows(monkeypatch):
+    monkeypatch.setattr(argument_types, "Path", PureWindowsPath)
+    for name in ("../x", "..\\x", "maps/../../x"):
+        with pytest.raises(argparse.ArgumentTypeError):
+            argument_types.experiment_name(name)
+    assert argument_types.experiment_name("maps/first") == "maps/first"

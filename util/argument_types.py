@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 
 def whole_number(minimum: int, maximum: int = 2**63 - 1) -> Callable[[str], int]:
@@ -58,7 +59,7 @@ def numbers(what: str) -> Callable[[str], list[int]]:
 
 def experiment_name(text: str) -> str:
     """A relative path, without `..`, of a folder in `--checkpoints_dir`."""
-    outside = os.path.isabs(text) or os.pardir in text.split(os.sep)
+    outside = os.path.isabs(text) or os.pardir in Path(text).parts
     if outside or os.path.normpath(text) == os.curdir:
         raise argparse.ArgumentTypeError(
             f"'{text}' is not a folder inside --checkpoints_dir: give a name without "
