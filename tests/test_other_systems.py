@@ -3,6 +3,8 @@
 import argparse
 import os
 import socket
+import subprocess
+import sys
 from pathlib import PureWindowsPath
 from unittest import mock
 
@@ -12,7 +14,7 @@ import torch
 from models import find_model_using_name
 from models.inference import folder, streaming
 from models.inference.translator import Translator
-from tests.helpers import undisturbed
+from tests.helpers import ROOT, undisturbed
 from util import argument_types, html, randomness
 from util.display import visdom_server
 from util.errors import one_line_errors
@@ -87,3 +89,25 @@ def test_names_can_not_leave_their_folder_on_windows(monkeypatch):
         with pytest.raises(argparse.ArgumentTypeError):
             argument_types.experiment_name(name)
     assert argument_types.experiment_name("maps/first") == "maps/first"
+
+
+PROGRAM = """
+from util.errors import end_quietly_on_interrupt
+
+end_quietly_on_interrupt()
+import multiprocessing
+import signal
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        ignored = pool.apply(signal.getsignal, [signal.SIGINT]) == signal.SIG_IGN
+    print(ignored, signal.getsignal(signal.SIGINT).__name__)
+"""
+
+
+def test_ctrl_c_does_not_end_a_loading_process_that_is_being_spawned(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command, path = [sys.executable, program], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True _end\n", done.stderr

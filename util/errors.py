@@ -155,10 +155,12 @@ def is_out_of_memory(e: Exception) -> bool:
 def end_quietly_on_interrupt() -> None:
     """Make Ctrl-C end this process at once with exit code 130, until `one_line_errors` begins.
 
-    Belongs in the first lines of a program, since importing PyTorch takes seconds.
+    Belongs in the first lines of a program, since importing PyTorch takes seconds. A spawned
+    loading process runs them too: it ignores Ctrl-C, as it does later (`leave_signals_to_parent`).
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _end)
+        spawned = "--multiprocessing-fork" in sys.orig_argv
+        signal.signal(signal.SIGINT, signal.SIG_IGN if spawned else _end)
 
 
 def _raise_on_interrupt() -> None:
