@@ -126,7 +126,7 @@ class BaseModel(ModelFiles, ABC):
         elif opt.continue_train and distributed.is_source():
             self.load_saved(opt)  # other ranks, which may not have the files, get a broadcast
         if self.isTrain:
-            self._prepare_optimizers()
+            self._set_up_optimizers()
             self._steps.activate()
             self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
             if self._records_iterations():
@@ -188,7 +188,7 @@ class BaseModel(ModelFiles, ABC):
         penalized = asked and self.opt.lambda_gp > 0
         return bool(penalized) and any(net is n for n in discriminators.of(self).values())
 
-    def _prepare_optimizers(self) -> None:
+    def _set_up_optimizers(self) -> None:
         """Use fused kernels where they help. Raises UserError unless all are torch optimizers."""
         if not self.optimizers:
             warn(

@@ -291,7 +291,7 @@ def test_batches_and_tiles_are_no_larger_than_asked(tmp_path):
 def test_scaled_pictures_keep_their_profile(kind, tmp_path):
     path = photograph(tmp_path / "in" / "a.jpg")
     opt = options(tmp_path, preprocess="resize_and_crop", load_size=32, crop_size=32)
-    work = FolderTranslation(identity(), kind, threads=0, prepare=reader(opt, 3))
+    work = FolderTranslation(identity(), kind, threads=0, load_resized=reader(opt, 3))
     (job,) = work.jobs([str(path)], tmp_path / "in", tmp_path / "out")
     assert work.run([job]) == []
     with Image.open(job.target) as image:

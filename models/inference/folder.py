@@ -57,7 +57,7 @@ class FolderTranslation:
             results would depend on the batch.
         threads: number of threads that read, and of those that write; 0: no threads.
         tiles: how to cut up large pictures; None computes each in one piece.
-        prepare: reads a file as (C, H, W) in [-1, 1], resized; None keeps the size.
+        load_resized: reads a file as (C, H, W) in [-1, 1], resized; None keeps the size.
     """
 
     translator: Translator
@@ -65,7 +65,7 @@ class FolderTranslation:
     batch_size: int = 1
     threads: int = 4
     tiles: TileOptions | None = None
-    prepare: Callable[[str], torch.Tensor] | None = None
+    load_resized: Callable[[str], torch.Tensor] | None = None
     upright: bool = True
 
     def __post_init__(self) -> None:
@@ -159,8 +159,8 @@ class FolderTranslation:
     # ------------------------------------------------------------------------------------- reading
     def _read(self, job: Job) -> Ready:
         with prefix_errors(job.source):
-            if self.prepare is not None:
-                x = self.prepare(job.source)
+            if self.load_resized is not None:
+                x = self.load_resized(job.source)
                 # a placeholder for 8-bit pixels; a resized picture has no alpha
                 pixels, info = np.empty((0, 0, 1), np.uint8), read_info(job.source)
                 return Ready(job, Picture(pixels, info=info), x)

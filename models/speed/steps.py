@@ -93,7 +93,7 @@ class Steps:
         """Accumulate, average over ranks and check the gradients of an optimizer."""
         parameters = parameters_of(optimizer)
         own = [(p, p.grad) for p in parameters if p.grad is not None]
-        self._prepare(optimizer, closure, parameters)
+        self._process(optimizer, closure, parameters)
         if self._watching:
             self._known.update({p: ref(p.grad) for p in parameters if p.grad is not None})
         self._left_out[optimizer] = all(p.grad is None for p in parameters)
@@ -117,7 +117,7 @@ class Steps:
         """Whether the latest step of an optimizer changes no weights, for lack of gradients."""
         return self._left_out.get(optimizer, False)
 
-    def _prepare(self, optimizer: Optimizer, closure: Any, parameters: list[nn.Parameter]) -> None:
+    def _process(self, optimizer: Optimizer, closure: Any, parameters: list[nn.Parameter]) -> None:
         if closure is not None:
             raise UserError(
                 f"{type(optimizer).__name__} is called with a closure, which does not work with "
