@@ -384,6 +384,27 @@ def test_gradients_stay_until_they_are_zeroed():
     assert found == [-2 - 60, -2 - 60]
 
 
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_networks_that_share_a_layer_may_be_listed_in_one_optimizer():
+    """As UNIT and MUNIT do, whose encoders share layers: torch then steps these twice."""
+    found = []
+    for accumulate in (1, 2):
+        shared, own = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        for layer in (shared, own):
+            nn.init.ones_(layer.weight)
+        there, back = nn.Sequential(shared, own), nn.Sequential(shared)
+        optimizer = torch.optim.SGD([*there.parameters(), *back.parameters()], lr=0.1)
+        steps = Steps(lambda net=there: list(net.parameters()), accumulate)
+        steps.activate()
+        for x in (torch.ones(1, 1), torch.full((1, 1), 2.0)) * 2:
+            for _ in range(accumulate):
+                optimizer.zero_grad()
+                (there(x) + back(x)).sum().backward()
+                optimizer.step()
+        found.append([shared.weight.item(), own.weight.item()])
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_two_steps_after_one_backward_are_refused():
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)

@@ -309,8 +309,8 @@ def is_inside_step(optimizer: Optimizer) -> bool:
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters of an optimizer, in its order."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
+    """All parameters of an optimizer in its order, each once: networks may share a layer."""
+    return list(dict.fromkeys(p for group in optimizer.param_groups for p in group["params"]))
 
 
 def copy_like(value: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
