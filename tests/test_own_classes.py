@@ -405,6 +405,21 @@ def test_networks_that_share_a_layer_may_be_listed_in_one_optimizer():
     assert found[1] == pytest.approx(found[0])
 
 
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_weight_that_is_listed_twice_is_stepped_as_without_fast():
+    found = []
+    for fast in (False, True):
+        weight = nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.Adam([weight, weight], lr=0.1)
+        acceleration.use_fused_step(optimizer, torch.device("cpu"), fast)
+        for _ in range(3):
+            optimizer.zero_grad()
+            weight.square().sum().backward()
+            optimizer.step()
+        found.append(weight.item())
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_two_steps_after_one_backward_are_refused():
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)

@@ -141,10 +141,12 @@ def _can_be_scaled(net: nn.Module) -> bool:
 def use_fused_step(optimizer: torch.optim.Optimizer, device: torch.device, fast: bool) -> None:
     """Make Adam and AdamW update all weights in one kernel, on a GPU, or on a CPU with `--fast`.
 
-    On a CPU the fused kernel rounds differently.
+    On a CPU the fused kernel rounds differently. A weight that is listed twice is stepped twice,
+    and the fused kernel counts both steps before the first.
     """
     fits = device.type == "cuda" or (fast and device.type == "cpu")
-    fits &= all(p.is_floating_point() for g in optimizer.param_groups for p in g["params"])
+    listed = [p for g in optimizer.param_groups for p in g["params"]]
+    fits &= all(p.is_floating_point() for p in listed) and len(set(listed)) == len(listed)
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and fits:
         for group in [optimizer.defaults, *optimizer.param_groups]:
             if group["fused"] is None and not group["foreach"]:
