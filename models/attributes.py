@@ -74,6 +74,30 @@ def orphan_tensors(model: Any) -> dict[str, torch.Tensor]:
     return {str(i): p.detach() for i, p in stepped if p not in of_modules}
 
 
+def numbers(model: Any) -> dict[str, tuple[Any, str]]:
+    """Where plain numbers are: attributes of a model and of its layers, and which weights learn.
+
+    By name the object and its attribute: a counter of iterations, `training`, `requires_grad`.
+    """
+    owners, found = [("", model)], {}
+    for name, net in model.all_modules().items():
+        owners += net.named_modules(prefix=name)
+        for key, p in net.named_parameters(prefix=name):
+            found[f"{key}.requires_grad"] = p, "requires_grad"
+    for name, owner in owners:
+        plain = [key for key, x in vars(owner).items() if type(x) in (bool, int, float)]
+        found |= {f"{name}.{key}": (owner, key) for key in plain}
+    return found
+
+
+def plain_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Tensors that attributes hold and no module or optimizer does, such as a queue."""
+    others = set(model.trained_tensors())
+    held = find_all(vars(model), torch.Tensor)
+    dense = {name: x.detach() for name, x in held if x.layout is torch.strided and x not in others}
+    return {name: x for name, x in dense.items() if 0 not in x.stride()}  # `expand` shares numbers
+
+
 @runtime_checkable
 class Stateful(Protocol):
     """Anything with state to save."""

@@ -69,6 +69,7 @@ class BaseModel(ModelFiles, ABC):
         accumulate = opt.accumulate if self.isTrain else 1
         self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
         self._averages = {}  # with --ema
+        self._changes = dict  # none before `watch_attributes`
         self._told_missing: set[str] = set()
         self._mean_loss = MeanLoss()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +49,7 @@ class ModelFiles:
     resumed: checkpoint.FoundCheckpoint | None
     _steps: Steps
     _averages: dict[str, ema.WeightAverage]
+    _changes: Callable[[], dict[str, Any]]
     _mean_loss: MeanLoss
 
     def networks(self) -> dict[str, nn.Module]:
@@ -211,15 +212,22 @@ class ModelFiles:
         if reason:
             self._load_weights(own)
 
+    def watch_attributes(self) -> None:
+        """Let `training_state` have the numbers and tensors in attributes that change from now."""
+        before = training_state.plain_values(self)
+        # a function, in which nothing looks for tensors
+        self._changes = lambda: training_state.changes(before, training_state.plain_values(self))
+
     def training_state(self) -> dict[str, Any]:
         """What a checkpoint holds besides the weights: plain values and tensors.
 
-        Optimizers, schedules, modules that are not in `model_names`, and each attribute that has a
-        `state_dict`, such as an image pool. A model with more to save extends this method and
+        Optimizers, schedules, modules that are not in `model_names`, each attribute that has a
+        `state_dict`, such as an image pool, and numbers and tensors that have changed since
+        `watch_attributes`. A model with more to save extends this method and
         `load_training_state`.
         """
         own = training_state.collect(self, self._steps)
-        return {**own, "metric": list(self._mean_loss.values())}
+        return {**own, "plain": self._changes(), "metric": list(self._mean_loss.values())}
 
     def load_training_state(self, state: dict[str, Any], options: dict[str, Any]) -> None:
         """Load what `training_state` returned in a run with these options.
@@ -233,6 +241,7 @@ class ModelFiles:
             print(f"--ema {self.opt.ema:g}: averages start from the current weights")
         rates = [initial_rates(o) for o in self.optimizers]
         training_state.restore(self, state, self._steps, options)
+        training_state.restore_plain(self, state.get("plain", {}))
         self._mean_loss = MeanLoss(*state["metric"])
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)

@@ -9,7 +9,13 @@ import torch
 
 from util.errors import warn
 
-from .attributes import orphan_tensors, stateful_parts, unlisted_modules
+from .attributes import (
+    numbers,
+    orphan_tensors,
+    plain_tensors,
+    stateful_parts,
+    unlisted_modules,
+)
 from .schedulers import resume
 from .speed.steps import Steps, copy_like
 
@@ -70,6 +76,36 @@ def restore(
         saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
         for optimizer, count, sums in saved_sums:
             steps.resume(optimizer, count, sums)
+
+
+def plain_values(model: ModelFiles) -> dict[str, Any]:
+    """Numbers and tensors in plain attributes, by name."""
+    values = {name: getattr(*place) for name, place in numbers(model).items()}
+    return values | {name: x.clone() for name, x in plain_tensors(model).items()}
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Those of `now` that were others before.
+
+    What never changes in training follows the options, which may be new ones when it resumes.
+    """
+
+    def is_same(x: Any, y: Any) -> bool:
+        if not torch.is_tensor(x):
+            return bool(x == y)
+        return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
+
+    return {k: v for k, v in now.items() if k in before and not is_same(v, before[k])}
+
+
+def restore_plain(model: ModelFiles, values: dict[str, Any]) -> None:
+    """Give plain attributes the values of `changes`."""
+    places, tensors = numbers(model), plain_tensors(model)
+    for name, value in values.items():
+        if name in places:
+            setattr(*places[name], value)
+        elif name in tensors and tensors[name].shape == value.shape:
+            tensors[name].copy_(value)
 
 
 def load_optimizer(

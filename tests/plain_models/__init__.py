@@ -37,6 +37,7 @@ def build(name: str, folder: Any, flags: str = "") -> Any:
     torch.manual_seed(0)
     model = create_model(opt)
     model.setup(opt)
+    model.watch_attributes()
     return model
 
 

@@ -81,6 +81,7 @@ class TrainingRun:
         """
         self._check_same_options()
         self._check_setup()
+        self.model.watch_attributes()
         source = distributed.source_rank()
         found = self._found() if distributed.is_source() else None
         facts = (self.id, found.suffix if found else "", found is not None and found.unfinished)
