@@ -43,6 +43,11 @@ def restore(
 ) -> None:
     """Load what `collect` returned in a run with these options."""
     optimizers, betas = model.all_optimizers(), getattr(model.opt, "beta1", None)
+    if len(optimizers) != len(state["optimizers"]):
+        raise ValueError(
+            f"it has {len(state['optimizers'])} optimizers, the model now {len(optimizers)}: a "
+            "model has to make all of them in __init__, not during training"
+        )
     wrapped = [(a, b) for a in optimizers for b in optimizers if a.param_groups is b.param_groups]
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         load_optimizer(optimizer, saved, options.get("beta1", betas) != betas)

@@ -295,6 +295,26 @@ def test_a_setup_that_replaces_that_of_the_base_class(tmp_path, monkeypatch):
     assert result.err.splitlines()[-1].startswith("error: setup() of --model oneway does not call")
 
 
+def test_an_optimizer_made_during_training_is_told_at_the_save(tmp_path, monkeypatch):
+    """As pix2pixHD does when it unfreezes its global generator."""
+
+    def update_learning_rate(self: Any) -> None:
+        self.optimizer_later = torch.optim.Adam(self.netG_A.parameters(), lr=1e-4)
+
+    plain_models.put_in_place()
+    kind = models.find_model_using_name("oneway")
+    monkeypatch.setattr(kind, "update_learning_rate", update_learning_rate)
+    data = unaligned(tmp_path / "data", 2)
+    where = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--name", "x", "--model", "oneway"]
+    flags = [*where, *TINY, "--dataset_mode", "unaligned", *SHORT, "--no_html", "--n_epochs"]
+    result = succeed("train.py", *flags, 2)
+    assert result.err.count("warning: the model has made an optimizer, or given it more") == 1
+    result = run("train.py", *flags, 3, "--continue_train")
+    assert result.code == 1
+    last = result.err.splitlines()[-1]
+    assert "(ValueError: it has 3 optimizers, the model now 2: a model has to make all" in last
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_programs(name, tmp_path):
     """train.py with validation, again with --continue_train, and test.py --eval."""

@@ -47,6 +47,7 @@ class TrainingRun:
         self.stop = StopRequest(opt.max_hours)
         self.failed: str | None = None  # why the last save failed
         self.compared_others = False
+        self.optimized: list[list[int]] | None = None  # see `_optimized`, at the start
         self.begun = False
         self.outdated: str | None = None  # suffix of saves to set aside: "*" (all) or "best"
 
@@ -82,6 +83,7 @@ class TrainingRun:
         self._check_same_options()
         self._check_setup()
         self.model.watch_attributes()
+        self.optimized = self._optimized()
         source = distributed.source_rank()
         found = self._found() if distributed.is_source() else None
         facts = (self.id, found.suffix if found else "", found is not None and found.unfinished)
@@ -277,6 +279,13 @@ class TrainingRun:
         state = self._state(position)
         if not distributed.is_main():
             return
+        if self.optimized not in (None, self._optimized()):
+            self.optimized = self._optimized()
+            warn(
+                "the model has made an optimizer, or given it more weights, since training began: "
+                "--continue_train will not fit this save; make optimizers in __init__ with all "
+                "their weights, and freeze those that learn later (set_requires_grad)"
+            )
         self.failed = None
         start = time.perf_counter()
         names = ", ".join(f"'{suffix}'" for suffix in suffixes)
@@ -294,6 +303,11 @@ class TrainingRun:
             checkpoint.prune_states(self.folder, self.opt.keep_states)
         except OSError as e:
             warn(f"an old training state can't be deleted: {e}")
+
+    def _optimized(self) -> list[list[int]]:
+        """How many weights each group of each optimizer has."""
+        groups = (o.param_groups for o in self.model.all_optimizers())
+        return [[len(group["params"]) for group in own] for own in groups]
 
     def _compare_others(self) -> None:
         """In the first save, warn of tensors that no optimizer steps and that differ by rank."""
