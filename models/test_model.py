@@ -13,6 +13,7 @@ from util.run.saved_options import NETWORK_OPTIONS, read_saved_options
 from . import adversarial
 from .base_model import BaseModel
 from .inference.loading import generator_of_model, unchanged_process
+from .inference.sizes import one_tensor
 
 
 class TestModel(BaseModel):
@@ -81,8 +82,17 @@ class TestModel(BaseModel):
         self.image_paths = input["A_paths"]
 
     def forward(self):
-        """Translate."""
-        self.fake = self.netG(self.real)
+        """Translate. Raises UserError where the network wants or gives more than a picture."""
+        try:
+            self.fake = one_tensor(self.netG, self.real)
+        except (TypeError, UserError) as e:
+            if isinstance(e, TypeError) and "forward() missing" not in str(e):
+                raise
+            trained = read_saved_options(self.save_dir).get("model", "")
+            raise UserError(
+                f"{first_line(e)}: --model test is for networks that take and give one picture; "
+                f"test with the model of the training{trained and f', --model {trained}'}"
+            ) from e
 
     def optimize_parameters(self):
         """Does nothing: this model is for testing only."""

@@ -9,6 +9,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from PIL import Image
 
+from models.networks import ResnetGenerator
 from models.pix2pix_model import Pix2PixModel
 from tests.helpers import SHORT, TINY, aligned, files_below, run, succeed
 from util import util
@@ -50,6 +51,24 @@ def test_a_network_of_a_model_of_ones_own(trained, tmp_path):
     err = succeed("test.py", *words).err
     assert "the generator is --netG resnet_6blocks as the options say, which may be another" in err
     assert "--model mine fails: unknown model 'mine'" in err
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda self, x, z: x, "missing 1 required positional argument: 'z'"),
+        (lambda self, x: (x, x[:, :1]), "a ResnetGenerator returns a tuple"),
+    ],
+)
+def test_a_network_of_more_than_a_picture_is_told_its_model(forward, said, trained, monkeypatch):
+    """Such as that of BicycleGAN, which takes a latent code, or one that returns a mask."""
+    forward.__qualname__ = "ResnetGenerator.forward"
+    monkeypatch.setattr(ResnetGenerator, "forward", forward)
+    result = run("test.py", *trained, "--model", "test", "--dataset_mode", "aligned")
+    assert result.code == 1
+    last = result.err.splitlines()[-1]
+    assert said in last
+    assert last.endswith("test with the model of the training, --model pix2pix")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
