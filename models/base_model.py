@@ -311,7 +311,16 @@ class BaseModel(ModelFiles, ABC):
         names = [n for n in self.visual_names if isinstance(n, str)]
         if not self.isTrain or self.present_losses():
             self._warn_of_missing("visual_names", {n: n for n in names})
-        return OrderedDict((n, getattr(self, n)) for n in names if hasattr(self, n))
+        visuals = OrderedDict((n, getattr(self, n)) for n in names if hasattr(self, n))
+        for name, x in list(visuals.items()):
+            if torch.is_tensor(x) and x.dim() != 4:
+                del visuals[name]
+                self._warn_once(
+                    name + " shape",
+                    f"visual_names has '{name}', a tensor of shape {tuple(x.shape)}, and pictures "
+                    "are (N, C, H, W): it is not shown",
+                )
+        return visuals
 
     def get_current_losses(self) -> OrderedDict[str, float]:
         """The losses that have been computed so far, by name. Waits for the GPU once.
@@ -327,14 +336,17 @@ class BaseModel(ModelFiles, ABC):
     def _warn_of_missing(self, where: str, attributes: dict[str, str]) -> None:
         """Warn once about each name whose attribute does not exist."""
         for name, attribute in attributes.items():
-            if hasattr(self, attribute) or attribute in self._told_missing:
-                continue
-            self._told_missing.add(attribute)
-            if distributed.is_main():
-                warn(
-                    f"{type(self).__name__}: {where} has '{name}', but there is no attribute "
-                    f"{attribute} so far: it is not shown"
+            if not hasattr(self, attribute):
+                self._warn_once(
+                    attribute,
+                    f"{where} has '{name}', but there is no attribute {attribute} so far: it is "
+                    "not shown",
                 )
+
+    def _warn_once(self, key: str, text: str) -> None:
+        if key not in self._told_missing and distributed.is_main():
+            warn(f"{type(self).__name__}: {text}")
+        self._told_missing.add(key)
 
     def present_losses(self) -> list[str]:
         """The names in `loss_names` that have been computed so far."""

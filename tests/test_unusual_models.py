@@ -301,6 +301,16 @@ def test_names_that_stand_for_nothing_are_told_once(tmp_path, capsys):
     assert "visual_names has 'fake_C'" in visuals
 
 
+def test_a_visual_that_is_no_picture_is_left_out(tmp_path, capsys):
+    """A mask without its channels, say: it must not end a training that is under way."""
+    model = train(build("oneway", tmp_path), batch(0))
+    model.mask = model.fake_B[:, 0]
+    model.visual_names = ["fake_B", "mask"]
+    for _ in range(2):
+        assert list(model.get_current_visuals()) == ["fake_B"]
+    assert capsys.readouterr().err.count("'mask', a tensor of shape (1, 32, 32), and pict") == 1
+
+
 def test_what_plain_objects_hold_is_found(tmp_path):
     """Such as a helper that has a network and its optimizer."""
     model = build("ttur", tmp_path, "--accumulate 2")
