@@ -17,7 +17,7 @@ from util.run import checkpoint, weight_files
 
 from . import attributes, ema, training_state
 from .attributes import unwrap
-from .schedulers import MeanLoss, rebase
+from .schedulers import MeanLoss, rebase, sets_rates
 from .speed.steps import Steps, parameters_of
 from .weights import explain_mismatch, fit_state_dict, other_model, other_options
 
@@ -247,7 +247,9 @@ class ModelFiles:
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
         if changed or rates != [initial_rates(o) for o in self.optimizers]:
             policy, lr = (options.get(k, getattr(self.opt, k)) for k in ("lr_policy", "lr"))
-            rebase(self.schedulers, self.opt, rates, policy, lr)
+            saved = zip(state["schedulers"], state["optimizers"], strict=False)
+            followed = [sets_rates(*pair) for pair in saved]
+            rebase(self.schedulers, self.opt, rates, policy, lr, followed)
 
     @staticmethod
     def reshard_state(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:

@@ -64,15 +64,32 @@ def resume(scheduler, state: dict[str, Any], opt, policy: str) -> None:
         scheduler.last_epoch = state["last_epoch"]
 
 
-def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: float) -> None:
+def sets_rates(scheduler: dict[str, Any], optimizer: dict[str, Any]) -> bool:
+    """Whether the rates in the state of an optimizer are those of its schedule.
+
+    A model may set them by itself, such as in an `update_learning_rate` of its own.
+    """
+    rates = [group["lr"] for group in optimizer["param_groups"]]
+    return bool(scheduler.get("_last_lr", rates) == rates)
+
+
+def rebase(
+    schedulers: list,
+    opt,
+    rates: list[list[float]],
+    policy: str,
+    lr: float,
+    followed: list[bool],
+) -> None:
     """Recompute the learning rates of resumed schedules from changed options.
 
     `rates` are the initial rates of the parameter groups of each optimizer, with the new options;
     `policy` and `lr` are the options of the saved schedules. `plateau`, whose rate depends on the
     metrics of all epochs, continues with its rate times `opt.lr / lr`. Schedules that a model has
-    made itself are left alone.
+    made itself are left alone, and so are rates that it sets itself: those for which `followed` is
+    False. (Under `plateau` the two can't be told apart.)
     """
-    for scheduler, initial in zip(schedulers, rates, strict=False):
+    for scheduler, initial, follows in zip(schedulers, rates, followed, strict=False):
         if scheduler not in _of_options:
             continue
         groups, plateau = scheduler.optimizer.param_groups, opt.lr_policy == "plateau"
@@ -80,11 +97,14 @@ def rebase(schedulers: list, opt, rates: list[list[float]], policy: str, lr: flo
             for group in groups:
                 group["lr"] *= opt.lr / lr if lr else 1.0
             continue
+        if not follows and policy != "plateau":
+            continue
         now = 1.0 if plateau else factor(opt, opt.epoch_count + scheduler.last_epoch)
         for group, rate in zip(groups, initial, strict=True):
             group["initial_lr"], group["lr"] = rate, rate * now
         if not plateau:
             scheduler.base_lrs = list(initial)
+        scheduler._last_lr = [group["lr"] for group in groups]
 
 
 class MeanLoss:

@@ -544,6 +544,19 @@ def test_rates_follow_new_options_and_keep_their_ratios(tmp_path):
     assert resumed("--lr_D 0.001") == pytest.approx([0.0001, 0.0002, 0.001])
 
 
+def test_rates_that_a_model_sets_by_itself_stay(tmp_path):
+    """Also when training is made longer; those of a schedule follow a second time, too."""
+    first = build("oneway", tmp_path)
+    for group in first.optimizers[0].param_groups:  # as its own update_learning_rate does
+        group["lr"] = 0.00007
+    second = resume(first, build("oneway", tmp_path, "--n_epochs 150 --lr 0.0004"))
+    third = resume(second, build("oneway", tmp_path, "--lr 0.0008"))
+    for model, others in ((second, 0.0004), (third, 0.0008)):
+        rates = [[g["lr"] for g in o.param_groups] for o in model.optimizers]
+        assert rates == [[0.00007], *[[others]] * (len(rates) - 1)]
+        assert len(rates) > 1
+
+
 def test_losses_of_discriminators_by_name(tmp_path):
     model = build("several", tmp_path, "--lr_policy plateau")
     model.model_names = ["G", "D", "D_A", "D2", "Depth"]
