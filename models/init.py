@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn import init
 
+from util.errors import UserError
+
 INIT_TYPES = ("normal", "xavier", "kaiming", "orthogonal")
 
 
@@ -15,7 +17,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
     `init_gain` is the standard deviation of `normal` and the gain of `xavier` and `orthogonal`;
     `kaiming` does not use it. The papers use `normal` with 0.02.
 
-    Raises ValueError for an unknown `init_type`.
+    Raises UserError for an unknown `init_type`.
     """
     fillers = {
         "normal": lambda w: init.normal_(w, 0.0, init_gain),
@@ -24,7 +26,7 @@ def init_weights(net: nn.Module, init_type: str = "normal", init_gain: float = 0
         "orthogonal": lambda w: init.orthogonal_(w, gain=init_gain),
     }
     if init_type not in fillers:
-        raise ValueError(f"unknown init_type '{init_type}': choose from {', '.join(INIT_TYPES)}")
+        raise UserError(f"unknown init_type '{init_type}': choose from {', '.join(INIT_TYPES)}")
 
     def init_module(module: nn.Module) -> None:
         # by name, so that users' own layers (`EqualConv2d`) are initialized too

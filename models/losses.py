@@ -54,7 +54,7 @@ class GANLoss(nn.Module):
         elif gan_mode in GAN_MODES:
             self.loss = None
         else:
-            raise ValueError(f"unknown gan_mode '{gan_mode}': choose from {', '.join(GAN_MODES)}")
+            raise UserError(f"unknown gan_mode '{gan_mode}': choose from {', '.join(GAN_MODES)}")
 
     def get_target_tensor(self, prediction: torch.Tensor, target_is_real: bool) -> torch.Tensor:
         """The label, expanded to the shape of the prediction without a copy."""
@@ -133,7 +133,7 @@ def cal_gradient_penalty(
         alpha = torch.rand(real_data.shape[0], 1, 1, 1, device=device)
         points = alpha * real_data + (1 - alpha) * fake_data
     else:
-        raise ValueError(f"unknown type '{type}' of gradient penalty: real, fake or mixed")
+        raise UserError(f"unknown type '{type}' of gradient penalty: real, fake or mixed")
     points = points.detach().requires_grad_(True)
     scores = netD(points)
     scores = scores.predictions if isinstance(scores, MultiscaleOutput) else [scores]

@@ -152,7 +152,7 @@ class ResnetBlock(nn.Module):
     ) -> nn.Sequential:
         """Pad, convolve, normalize, ReLU, (drop out), pad, convolve, normalize."""
         if padding_type not in self.PADDINGS:
-            raise ValueError(
+            raise UserError(
                 f"unknown padding_type '{padding_type}': choose from {', '.join(self.PADDINGS)}"
             )
         pad = self.PADDINGS[padding_type]
@@ -429,11 +429,11 @@ def define_G(
 ) -> nn.Module:
     """Build a generator by its name in `GENERATORS` and initialize it.
 
-    `ngf` is the number of filters of the first convolution. Raises ValueError for an unknown name,
+    `ngf` is the number of filters of the first convolution. Raises UserError for an unknown name,
     and UserError if a user's generator does not take the `antialias` or `antialias_up` given.
     """
     if netG not in GENERATORS:
-        raise ValueError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
+        raise UserError(f"unknown netG '{netG}': choose from {', '.join(GENERATORS)}")
     # passed only if they are on, since networks that users have added may not take them
     flags = {"antialias": antialias, "antialias_up": antialias_up}
     sampling = {name: on for name, on in flags.items() if on}
@@ -468,10 +468,10 @@ def define_D(
 
     `ndf` is the number of filters of the first convolution. Only `n_layers` and `multiscale` use
     `n_layers_D`, only `multiscale` uses `num_D`, the number of scales, and `pixel` ignores
-    `antialias`, since it does not downsample. Raises ValueError for an unknown name.
+    `antialias`, since it does not downsample. Raises UserError for an unknown name.
     """
     if netD not in DISCRIMINATORS:
-        raise ValueError(f"unknown netD '{netD}': choose from {', '.join(DISCRIMINATORS)}")
+        raise UserError(f"unknown netD '{netD}': choose from {', '.join(DISCRIMINATORS)}")
     norm_layer = get_norm_layer(norm)
     more: dict[str, Any] = {"antialias": True} if antialias and netD != "pixel" else {}
     if netD == "multiscale":

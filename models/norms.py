@@ -33,10 +33,10 @@ NORMS: dict[str, NormLayer] = {
 def get_norm_layer(norm_type: str = "instance") -> NormLayer:
     """The function in `NORMS` that makes a normalization layer for a number of channels.
 
-    Raises ValueError for an unknown name.
+    Raises UserError for an unknown name.
     """
     if norm_type not in NORMS:
-        raise ValueError(f"unknown norm '{norm_type}': choose from {', '.join(NORMS)}")
+        raise UserError(f"unknown norm '{norm_type}': choose from {', '.join(NORMS)}")
     return NORMS[norm_type]
 
 

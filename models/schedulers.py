@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 
 from util import distributed
+from util.errors import UserError
 
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
 
@@ -38,11 +39,11 @@ def get_scheduler(optimizer: Optimizer, opt):
     """The scheduler of `opt.lr_policy` for one optimizer, from epoch `opt.epoch_count` on.
 
     `plateau` multiplies the rate by 0.2 when the metric has not improved by 1% for 5 epochs; for
-    the others see `factor`. Raises ValueError for an unknown policy.
+    the others see `factor`. Raises UserError for an unknown policy.
     """
     if opt.lr_policy not in LR_POLICIES:
         known = ", ".join(LR_POLICIES)
-        raise ValueError(f"unknown lr_policy '{opt.lr_policy}': choose from {known}")
+        raise UserError(f"unknown lr_policy '{opt.lr_policy}': choose from {known}")
     if opt.lr_policy == "plateau":
         scheduler = lr_scheduler.ReduceLROnPlateau(
             optimizer, mode="min", factor=0.2, threshold=0.01, patience=5
