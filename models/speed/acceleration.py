@@ -113,7 +113,9 @@ def prepare(
         # the last one of each generator; cuDNN then spends a quarter of the time on converting.
         options = {"triton.cudagraphs": graphs, "force_layout_optimization": on_gpu}
         # all networks share the code of `Prepared.forward`, and the limit is per code object
-        torch._dynamo.config.recompile_limit += VARIANTS
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        setattr(config, limit, getattr(config, limit) + VARIANTS)  # the second in PyTorch 2.4
         prepared(net).compile(dynamic=False, options=options)
 
 
