@@ -223,7 +223,6 @@ def test_a_picture_damaged_inside(place, tmp_path):
     dataroot = unaligned(tmp_path / "photos")
     path = damaged_inside(dataroot / "trainA" / "1.png")
     assert_one_line(train(place, dataroot), 1, "can't read the picture", path, "--skip_broken")
-    assert not list(place.checkpoints.rglob("*.pth"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
