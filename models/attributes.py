@@ -91,8 +91,13 @@ def numbers(model: Any) -> dict[str, tuple[Any, str]]:
 
 
 def plain_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Tensors that attributes hold and no module or optimizer does, such as a queue."""
-    others = set(model.trained_tensors())
+    """Tensors that only plain attributes hold, such as a queue.
+
+    Those of modules, optimizers and `stateful_parts` are not among them: these save their own.
+    """
+    parts = (getattr(part, "__dict__", {}) for part in stateful_parts(model).values())
+    of_parts = (x for own in parts for _, x in find_all(own, torch.Tensor))
+    others = {*model.trained_tensors(), *of_parts}
     held = find_all(vars(model), torch.Tensor)
     dense = {name: x.detach() for name, x in held if x.layout is torch.strided and x not in others}
     return {name: x for name, x in dense.items() if 0 not in x.stride()}  # `expand` shares numbers

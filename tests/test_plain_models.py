@@ -235,6 +235,34 @@ def test_what_is_held_in_lists_and_modules_without_parameters_comes_back(tmp_pat
     assert lost in err
 
 
+def test_tensors_of_a_part_that_saves_them_itself_differ_by_process(tmp_path):
+    """What the first process holds must not replace the queue that each restores by itself."""
+
+    class Queue:
+        def __init__(self) -> None:
+            self.rows = torch.zeros(3)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"rows": self.rows}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.rows.copy_(state["rows"])
+
+    def with_queue() -> Any:
+        model = build("ttur", tmp_path)
+        model.queue = Queue()
+        model.watch_attributes()
+        return model
+
+    first, second, resumed = (with_queue() for _ in range(3))
+    first.queue.rows += 1
+    second.queue.rows += 2
+    own = second.training_state()
+    state = first.training_state() | {k: own[k] for k in second.PER_RANK_STATE}
+    resumed.load_training_state(state, vars(second.opt))
+    assert torch.equal(resumed.queue.rows, second.queue.rows)
+
+
 def test_a_pool_keeps_no_batches():
     """A part of a batch would keep all of its memory."""
     pool = ImagePool(2)
