@@ -87,8 +87,8 @@ def rebase(
     `rates` are the initial rates of the parameter groups of each optimizer, with the new options;
     `policy` and `lr` are the options of the saved schedules. `plateau`, whose rate depends on the
     metrics of all epochs, continues with its rate times `opt.lr / lr`. Schedules that a model has
-    made itself are left alone, and so are rates that it sets itself: those for which `followed` is
-    False. (Under `plateau` the two can't be told apart.)
+    made itself are left alone, and so are rates that it sets itself, those for which `followed` is
+    False, until the schedule steps. (Under `plateau` the two can't be told apart.)
     """
     for scheduler, initial, follows in zip(schedulers, rates, followed, strict=False):
         if scheduler not in _of_options:
@@ -98,13 +98,15 @@ def rebase(
             for group in groups:
                 group["lr"] *= opt.lr / lr if lr else 1.0
             continue
-        if not follows and policy != "plateau":
-            continue
-        now = 1.0 if plateau else factor(opt, opt.epoch_count + scheduler.last_epoch)
         for group, rate in zip(groups, initial, strict=True):
-            group["initial_lr"], group["lr"] = rate, rate * now
+            group["initial_lr"] = rate
         if not plateau:
             scheduler.base_lrs = list(initial)
+        if not follows and policy != "plateau":
+            continue  # until the schedule steps, if it does
+        now = 1.0 if plateau else factor(opt, opt.epoch_count + scheduler.last_epoch)
+        for group, rate in zip(groups, initial, strict=True):
+            group["lr"] = rate * now
         scheduler._last_lr = [group["lr"] for group in groups]
 
 

@@ -597,6 +597,8 @@ def test_rates_that_a_model_sets_by_itself_stay(tmp_path):
         rates = [[g["lr"] for g in o.param_groups] for o in model.optimizers]
         assert rates == [[0.00007], *[[others]] * (len(rates) - 1)]
         assert len(rates) > 1
+    third.update_learning_rate()  # as at the end of a warm-up: the schedule knows the new --lr
+    assert [g["lr"] for o in third.optimizers for g in o.param_groups] == [0.0008] * len(rates)
 
 
 def test_losses_of_discriminators_by_name(tmp_path):
