@@ -246,7 +246,12 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Any]:
         self.order.epoch, self.order.start = self._epoch, self._start
         self._epoch, self._start = self._epoch + 1, 0
-        return self._batches(iter(self.loader))
+        handler = _handler_of_deaths()
+        loaded = iter(self.loader)
+        if _handler_of_deaths() is not handler:
+            # torch's, which raises in the middle of whatever runs; the next batch raises as well
+            signal.signal(signal.SIGCHLD, handler)
+        return self._batches(loaded)
 
     def _batches(self, loaded: Iterator[tuple[Any, list[str]]]) -> Iterator[Any]:
         for batch, broken in loaded:
@@ -261,6 +266,11 @@ class EpochLoader:
         if shut_down is not None:
             shut_down()
         self.collate.shared.close()
+
+
+def _handler_of_deaths() -> Any:
+    """What Python does when a child process has died."""
+    return signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
 
 
 def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceback: Any) -> None:

@@ -829,7 +829,8 @@ def kill_a_worker() -> None:
     optimize = CycleGANModel.optimize_parameters
 
     def killed(self: Any) -> None:
-        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
         optimize(self)
 
     CycleGANModel.optimize_parameters = killed

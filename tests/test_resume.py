@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import re
@@ -9,12 +10,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from models.pix2pix_model import Pix2PixModel
 from tests import forked
 from tests.helpers import run, succeed
 
@@ -145,6 +148,30 @@ def test_nothing_is_lost_to_a_broken_picture(threads, pictures, uninterrupted, t
     assert "loading failed: saving the latest model (total_iters 4)" in failed.out
     assert str(file) in failed.err
     file.write_bytes(whole)
+    succeed("train.py", *argv, "--continue_train")
+    assert_same(weights(tmp_path), uninterrupted["pix2pix"])
+
+
+def test_nothing_is_lost_to_a_killed_loading_process(
+    pictures, uninterrupted, tmp_path, monkeypatch
+):
+    """It is killed in the middle of an iteration, which comes to its end."""
+    step = Pix2PixModel.optimize_parameters
+
+    def killed(self: Any) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            time.sleep(0.3)  # torch would raise here
+        step(self)
+
+    argv = command(pictures, tmp_path, "pix2pix", "--num_threads", "1")
+    argv += ["--save_latest_freq", "100"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Pix2PixModel, "optimize_parameters", killed)
+        failed = run("train.py", *argv)
+    assert failed.code == 1
+    assert "loading failed: saving the latest model" in failed.out
+    assert failed.err.splitlines()[-1].startswith("error: a process that loads pictures was killed")
     succeed("train.py", *argv, "--continue_train")
     assert_same(weights(tmp_path), uninterrupted["pix2pix"])
 
