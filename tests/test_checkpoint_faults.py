@@ -655,6 +655,19 @@ def test_disk_full_to_the_end(pictures, trained, tmp_path):
     assert same(saved_weights(tmp_path / "x", "latest"), saved_weights(trained / "x", "latest"))
 
 
+def test_a_mark_that_does_not_fit_on_the_disk_is_left_out(pictures, copied, monkeypatch):
+    """It says that the saves are of an earlier training, which only a restart wants to know."""
+    touch = Path.touch
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == checkpoint.EARLIER:
+            raise OSError(28, "No space left on device")
+        touch(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "touch", full)
+    helpers.succeed("train.py", *words(pictures, copied.parent, "--n_epochs", "1"))
+
+
 def test_a_stop_without_a_save_is_no_success(pictures, tmp_path, monkeypatch):
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")

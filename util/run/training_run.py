@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import functools
 import os
@@ -143,7 +144,9 @@ class TrainingRun:
         if not opt.continue_train:
             self.outdated = "*"
             if checkpoint.saved_suffixes(self.folder):
-                (self.folder / checkpoint.EARLIER).touch()  # for a restart before `begin`
+                # for a restart before `begin`; the disk may be full
+                with contextlib.suppress(OSError):
+                    (self.folder / checkpoint.EARLIER).touch()
             return None
         found: FoundCheckpoint | None = self.model.resumed
         if found is None:
