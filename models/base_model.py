@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -313,13 +314,16 @@ class BaseModel(ModelFiles, ABC):
             self._warn_of_missing("visual_names", {n: n for n in names})
         visuals = OrderedDict((n, getattr(self, n)) for n in names if hasattr(self, n))
         for name, x in list(visuals.items()):
-            if torch.is_tensor(x) and x.dim() != 4:
-                del visuals[name]
-                self._warn_once(
-                    name + " shape",
-                    f"visual_names has '{name}', a tensor of shape {tuple(x.shape)}, and pictures "
-                    "are (N, C, H, W): it is not shown",
-                )
+            is_tensor = torch.is_tensor(x)
+            if isinstance(x, np.ndarray) or (is_tensor and x.dim() == 4 and x.numel()):
+                continue
+            del visuals[name]
+            what = f"tensor of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
+            self._warn_once(
+                name + " shape",
+                f"visual_names has '{name}', a {what}, and pictures are tensors (N, C, H, W) or "
+                "arrays (H, W, C): it is not shown",
+            )
         return visuals
 
     def get_current_losses(self) -> OrderedDict[str, float]:

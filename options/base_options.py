@@ -132,14 +132,17 @@ class BaseOptions:
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: the models that have it, or an option spelled like it."""
-        having = []
+        having, known = [], {}
         for name in find_class.names(models.__name__, "model"):
             with contextlib.suppress(Exception):  # another model's file may be half written
                 other = self.initialize(argparse.ArgumentParser(add_help=False))
                 other = self._extended(other, models.get_option_setter(name))
                 having += [name] if option in other._option_string_actions else []
+                known |= {flag.lower(): flag for flag in other._option_string_actions}
         if having:
             return f" of --model {model}: it belongs to {' and '.join(having)}"
+        if same := known.get(option.lower()):
+            return f"; did you mean {same}?"
         close = difflib.get_close_matches(option, parser._option_string_actions, 1)
         return f"; did you mean {close[0]}?" if close else f" of --model {model}"
 

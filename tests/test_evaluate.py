@@ -200,7 +200,8 @@ def test_cycle_of_unpaired_data(unpaired):
     found = facts["scores"]["rec_A"]["cycle"]
     assert found["value"] == pytest.approx(np.mean(values), abs=1e-5)
     assert (found["pictures"], facts["scores"]["rec_B"]["cycle"]["pictures"]) == (3, 4)
-    assert facts["left_out"]["L1"] == "the data are no pairs"
+    assert facts["left_out"]["L1"] == "the images are not paired"
+    assert list(facts["left_out"]) == sorted(facts["left_out"])
 
 
 def test_cycle_gan_on_pairs_has_both_kinds(paired, unpaired, tmp_path):
@@ -323,7 +324,7 @@ def test_a_dataset_of_ones_own_is_scored_as_what_it_is(
     facts = evaluate(unpaired, "u", "--dataroot", tmp_path, "--num_threads", "0")
     assert ("L1" in facts["scores"].get("fake_B", {})) == pairs
     assert "cycle" in facts["scores"]["rec_A"]
-    assert facts["left_out"].get("L1") == (None if pairs else "the data are no pairs")
+    assert facts["left_out"].get("L1") == (None if pairs else "the images are not paired")
 
 
 def test_pictures_of_one_file_are_told_apart():

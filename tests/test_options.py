@@ -211,7 +211,11 @@ def test_dropout_can_be_turned_on_and_off(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("--lambda_identiti", "--lambda_identity"), ("--batchsize", "--batch_size")],
+    [
+        ("--lambda_identiti", "--lambda_identity"),
+        ("--batchsize", "--batch_size"),
+        ("--lambda_l1", "--lambda_L1"),  # not --lambda_A: another model has it in other letters
+    ],
 )
 def test_did_you_mean(given, meant, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:

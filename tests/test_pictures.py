@@ -530,6 +530,8 @@ def test_pictures_larger_than_pillow_allows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     assert read_picture(tmp_path / "a.png").size == (29, 37)
     assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(UserError, match=r"a\.png: it has more than 0 megapixels: scale it down"):
+        open_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("brightest", [255, 256])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -304,11 +305,14 @@ def test_names_that_stand_for_nothing_are_told_once(tmp_path, capsys):
 def test_a_visual_that_is_no_picture_is_left_out(tmp_path, capsys):
     """A mask without its channels, say: it must not end a training that is under way."""
     model = train(build("oneway", tmp_path), batch(0))
-    model.mask = model.fake_B[:, 0]
-    model.visual_names = ["fake_B", "mask"]
+    model.mask, model.later, model.all = model.fake_B[:, 0], None, [model.fake_B]
+    model.drawn = np.zeros((32, 32, 3), np.uint8)
+    model.visual_names = ["fake_B", "mask", "later", "all", "drawn"]
     for _ in range(2):
-        assert list(model.get_current_visuals()) == ["fake_B"]
-    assert capsys.readouterr().err.count("'mask', a tensor of shape (1, 32, 32), and pict") == 1
+        assert list(model.get_current_visuals()) == ["fake_B", "drawn"]
+    told = capsys.readouterr().err
+    assert told.count("'mask', a tensor of shape (1, 32, 32), and pict") == 1
+    assert told.count("'later', a NoneType, and") == told.count("'all', a list, and") == 1
 
 
 def test_what_plain_objects_hold_is_found(tmp_path):

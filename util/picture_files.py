@@ -71,6 +71,9 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
     # decoders raise nearly anything on damaged files: struct.error, SyntaxError, ...
     except Exception as e:
         reason = in_one_line(e)
+        if isinstance(e, Image.DecompressionBombError):
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+            reason = f"it has more than {most} megapixels: scale it down (--only_outputs reads it)"
         ending = os.path.splitext(path)[1].lower()
         if ending not in IMG_EXTENSIONS:
             reason += install_hint(ending)

@@ -133,8 +133,8 @@ class FiniteGuard:
         message = min(found, key=lambda one: one[0])[1]
         if self.mode == "stop":
             raise UserError(
-                f"{message}; nothing was saved since: go on from the last save with "
-                "--continue_train, at a lower --lr, or with --on_nan skip"
+                f"{message}; nothing was saved since: resume from the last save, if there is one, "
+                "with --continue_train, at a lower --lr or with --on_nan skip"
             )
         with torch.no_grad():
             for undo in reversed(self.undo):

@@ -97,8 +97,8 @@ class Evaluator:
         self.inception: Inception | None = None
         self.lpips: Lpips | None = None
         if not self.paired:
-            self._leave_out(PAIRED, "the data are no pairs")
-            self.left_out |= {"cityscapes": "the data are no pairs"} if cityscapes else {}
+            self._leave_out(PAIRED, "the images are not paired")
+            self.left_out |= {"cityscapes": "the images are not paired"} if cityscapes else {}
         if opt.dataset_mode == "single":
             self._leave_out(SETS, "there are no pictures to compare with")
         try:
@@ -256,7 +256,8 @@ class _Collected:
         by_visual = {visual: found for visual, found in sorted(scores.items()) if found}
         networks = {"inception": self.evaluator.inception, "lpips": self.evaluator.lpips}
         extractors = {k: net.weights.report() for k, net in networks.items() if net is not None}
-        return Evaluation(self.pictures, by_visual, self.left_out, extractors)
+        left_out = dict(sorted(self.left_out.items()))
+        return Evaluation(self.pictures, by_visual, left_out, extractors)
 
     def _score_set(self, visual: str, scores: dict[str, Score]) -> None:
         names = visual.replace("fake", "real", 1), visual
