@@ -454,7 +454,7 @@ def test_scaled_pictures_have_8_bits_whatever_the_range(tmp_path):
     def half(path):
         return torch.full((1, 4, 4), -0.5)
 
-    work = FolderTranslation(identity(1, (0.0, 4095.0)), threads=0, prepare=half)
+    work = FolderTranslation(identity(1, (0.0, 4095.0)), threads=0, load_resized=half)
     assert work.run(work.jobs([str(tmp_path / "a.npy")], tmp_path, tmp_path / "out")) == []
     (file,) = (tmp_path / "out").iterdir()
     assert (read_picture(file).pixels == 64).all()
