@@ -393,6 +393,7 @@ def test_one_picture(negative, tmp_path):
     assert (result.code, result.err) == (1, f"error: no folder or picture {tmp_path / 'no.png'}\n")
 
 
+@needs_free_sizes
 def test_values_of_the_training_are_in_the_file(tmp_path):
     """The file and the network agree on 12-bit pictures after a training with their range."""
     pytest.importorskip("onnxruntime")
