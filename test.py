@@ -169,7 +169,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         opt.output_format,
         opt.batch_size,
         opt.num_threads,
-        TileOptions.of(opt),
+        TileOptions.from_options(opt),
         None if opt.preprocess == "none" else reader(opt, opt.input_nc),
         not opt.ignore_orientation,
     )

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from data import CustomDatasetDataLoader, create_dataset
 from models import BaseModel, create_model
-from models.adversarial import least_size
+from models.adversarial import min_size
 from models.speed.layout import contiguous_gradients
 from models.speed.trial import compiling_costs
 from options.train_options import TrainOptions
@@ -37,7 +37,7 @@ def main() -> None:
     options = TrainOptions()
     launch.one_process_per_gpu(options)
     opt = options.parse(save=False)
-    opt.least_size = least_size(opt)  # of images that are not resized: --preprocess none
+    opt.min_size = min_size(opt)  # of images that are not resized: --preprocess none
     dataset = create_dataset(opt)
     print(f"The number of training images = {len(dataset)}")
     images = len(dataset) * (opt.n_epochs + opt.n_epochs_decay)
@@ -65,7 +65,7 @@ def main() -> None:
         if stopped:
             print(f"stopped: {run.stop.reason}; resume with --continue_train")
             sys.exit(run.stop.exit_code)
-        validation.tell_best()
+        validation.print_best()
         page = "" if opt.no_html else f"; losses and pictures: {run.folder / 'web' / 'index.html'}"
         print(f"trained: the weights are in {run.folder}{page}")
 

@@ -20,7 +20,7 @@ from util import distributed
 from util.errors import UserError
 from util.find_class import find_class
 from util.run.saved_options import read_saved_options
-from util.util import batches
+from util.util import batched_by
 
 from .cache import open_cache
 from .loader import Batch, EpochLoader
@@ -68,7 +68,7 @@ def equal_batches(
     def sizes(item: dict[str, Any]) -> list[torch.Size]:
         return [value.shape for value in item.values() if isinstance(value, torch.Tensor)]
 
-    for batch in batches(itertools.islice(items, count), size, sizes):
+    for batch in batched_by(itertools.islice(items, count), size, sizes):
         if len(batch) == 1:
             yield batch[0]
             continue

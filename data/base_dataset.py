@@ -148,8 +148,8 @@ def _size_check(opt: argparse.Namespace) -> Callable[[int, int], object] | None:
     """A function that raises UserError for bad sizes; None if --preprocess scales pictures."""
     if opt.preprocess == "crop":
         return functools.partial(check_crop, size=opt.crop_size)
-    least = getattr(opt, "least_size", 1)
-    return MakeMultiple(4, least=least).size_for if opt.preprocess == "none" else None
+    min_size = getattr(opt, "min_size", 1)
+    return MakeMultiple(4, min_size=min_size).size_for if opt.preprocess == "none" else None
 
 
 def open_picture(opt: argparse.Namespace, path: str) -> Any:
@@ -225,7 +225,7 @@ def get_transform(
         else:
             steps.append(RandomCrop(opt.crop_size) if train else CenterCrop(opt.crop_size))
     if opt.preprocess == "none" and not getattr(opt, "keep_size", False):
-        steps.append(MakeMultiple(4, method, getattr(opt, "least_size", 1)))
+        steps.append(MakeMultiple(4, method, getattr(opt, "min_size", 1)))
     if train and not opt.no_flip:
         if params is None:
             steps.append(transforms.RandomHorizontalFlip())

@@ -27,7 +27,7 @@ from util.result_names import lists_of_files
 from util.run.stopping import leave_signals_to_parent
 
 from .cache import WORKER_START_METHOD
-from .handover import SharedBatches
+from .shared_batches import SharedBatches
 
 
 class SeededIndex(NamedTuple):

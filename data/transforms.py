@@ -83,13 +83,13 @@ class ScaleWidth:
 class MakeMultiple:
     """Scale width and height to the nearest multiples of `base`, at least `base`.
 
-    Raises UserError if a side is then below `least`.
+    Raises UserError if a side is then below `min_size`.
     """
 
     def __init__(
-        self, base: int, method: Any = transforms.InterpolationMode.BICUBIC, least: int = 1
+        self, base: int, method: Any = transforms.InterpolationMode.BICUBIC, min_size: int = 1
     ):
-        self.base, self.method, self.least = base, method, least
+        self.base, self.method, self.min_size = base, method, min_size
 
     def __repr__(self) -> str:
         return f"MakeMultiple({self.base}, {self.method})"
@@ -104,11 +104,12 @@ class MakeMultiple:
     def size_for(self, *size: int) -> tuple[int, int]:
         """The new width and height of a picture of this `size`."""
         width, height = (max(self.base, round(n / self.base) * self.base) for n in size)
-        if min(width, height) < self.least:
+        if min(width, height) < self.min_size:
             raise UserError(
                 f"a picture of {size[0]}x{size[1]} is too small for the discriminator, which needs "
-                f"{self.least}x{self.least}: leave it out, or use a --preprocess that scales, such "
-                "as resize_and_crop, fewer layers (--netD n_layers --n_layers_D 2) or --netD pixel"
+                f"{self.min_size}x{self.min_size}: leave it out, or use a --preprocess that "
+                "scales, such as resize_and_crop, fewer layers (--netD n_layers --n_layers_D 2) "
+                "or --netD pixel"
             )
         return width, height
 

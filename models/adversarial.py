@@ -65,13 +65,13 @@ def discriminator(opt: argparse.Namespace, input_nc: int) -> nn.Module:
     )
 
 
-def least_size(opt: argparse.Namespace) -> int:
+def min_size(opt: argparse.Namespace) -> int:
     """The smallest side, in pixels, of pictures that the model's discriminator can judge."""
     if not hasattr(opt, "num_D"):  # a model without one, or with one of its own
         return 1
     layers = {"basic": (3,), "n_layers": (opt.n_layers_D,)}
     layers["multiscale"] = opt.n_layers_D, opt.num_D
-    return networks.least_size(*layers[opt.netD]) if opt.netD in layers else 1
+    return networks.min_size(*layers[opt.netD]) if opt.netD in layers else 1
 
 
 def check_options(opt: argparse.Namespace) -> None:

@@ -71,7 +71,7 @@ class BaseModel(ModelFiles, ABC):
         self._steps = Steps(self.trained_tensors, accumulate, self._gradient_scale)
         self._averages = {}  # with --ema
         self._changes = dict  # none before `watch_attributes`
-        self._told_missing: set[str] = set()
+        self._warned_about: set[str] = set()
         self._mean_loss = MeanLoss()
 
     @staticmethod
@@ -110,7 +110,7 @@ class BaseModel(ModelFiles, ABC):
         several = self.isTrain and distributed.world_size() > 1
         self.is_set_up = True
         if self.isTrain:
-            discriminators.equip(self)
+            discriminators.apply_options(self)
         for name, net in self.networks().items():
             if others := [k for k, v in net.state_dict().items() if not torch.is_tensor(v)]:
                 raise UserError(
@@ -188,7 +188,7 @@ class BaseModel(ModelFiles, ABC):
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
         asked = getattr(self.opt, "gan_mode", "") == "wgangp" or getattr(self.opt, "gp", None)
         penalized = asked and self.opt.lambda_gp > 0
-        return bool(penalized) and any(net is n for n in discriminators.of(self).values())
+        return bool(penalized) and any(net is n for n in discriminators.find(self).values())
 
     def _set_up_optimizers(self) -> None:
         """Use fused kernels where they help. Raises UserError unless all are torch optimizers."""
@@ -333,7 +333,7 @@ class BaseModel(ModelFiles, ABC):
         """
         listed = {n: "loss_" + n for n in self.loss_names if isinstance(n, str)}
         self._warn_of_missing("loss_names", listed)
-        discriminators.warn_of_unused_augmentation(self, self._told_missing)
+        discriminators.warn_of_unused_augmentation(self, self._warned_about)
         names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
 
@@ -348,9 +348,9 @@ class BaseModel(ModelFiles, ABC):
                 )
 
     def _warn_once(self, key: str, text: str) -> None:
-        if key not in self._told_missing and distributed.is_main():
+        if key not in self._warned_about and distributed.is_main():
             warn(f"{type(self).__name__}: {text}")
-        self._told_missing.add(key)
+        self._warned_about.add(key)
 
     def present_losses(self) -> list[str]:
         """The names in `loss_names` that have been computed so far."""

@@ -23,7 +23,7 @@ def _is_name(name: str) -> bool:
     return re.fullmatch(r"D([A-Z0-9_].*)?", name) is not None
 
 
-def of(model: BaseModel) -> dict[str, nn.Module]:
+def find(model: BaseModel) -> dict[str, nn.Module]:
     """The discriminators of a model: the networks that have such a name."""
     return {name: net for name, net in model.networks().items() if _is_name(name)}
 
@@ -34,9 +34,9 @@ def owns_loss(model: BaseModel, loss: str) -> bool:
     return any(loss == n or loss.startswith(n + "_") for n in (*nets, "D", "gp"))
 
 
-def equip(model: BaseModel) -> None:
+def apply_options(model: BaseModel) -> None:
     """Apply --diffaug and --spectral_norm; raises UserError if there is no discriminator."""
-    opt, found = model.opt, of(model)
+    opt, found = model.opt, find(model)
     wanted = [name for name in ("diffaug", "spectral_norm") if getattr(opt, name)]
     if wanted and not found:
         flag = f"--{wanted[0]}"
@@ -49,13 +49,13 @@ def equip(model: BaseModel) -> None:
         add_spectral_norm(net)
 
 
-def warn_of_unused_augmentation(model: BaseModel, told: set[str]) -> None:
-    """Warn once about each discriminator that --diffaug has not reached; `told` keeps the names."""
-    for name, net in of(model).items():
+def warn_of_unused_augmentation(model: BaseModel, warned: set[str]) -> None:
+    """Warn of each discriminator that --diffaug has not reached, unless its name is in `warned`."""
+    for name, net in find(model).items():
         augment = getattr(net, "prepared_augment", None)
-        if augment is None or augment.calls or name in told:
+        if augment is None or augment.calls or name in warned:
             continue
-        told.add(name)
+        warned.add(name)
         if distributed.is_main():
             warn(
                 f"--diffaug: net{name} was never called as a function of a batch so far, so "

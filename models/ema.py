@@ -139,7 +139,7 @@ def _after_any_step(
     *_: Any,
 ) -> None:
     model, stepped = alive(), set(parameters_of(optimizer))
-    if model is None or is_inside_step(optimizer) or model._steps.left_out(optimizer):
+    if model is None or is_inside_step(optimizer) or model._steps.was_skipped(optimizer):
         return
     for name, average in averages.items():
         net = unwrap(model.networks()[name])

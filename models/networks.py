@@ -310,7 +310,7 @@ class NLayerDiscriminator(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         flags, fewer = f"--n_layers_D {self.n_layers}", "(--netD n_layers --n_layers_D 2)"
-        minimum = least_size(self.n_layers)
+        minimum = min_size(self.n_layers)
         _check_size(input, minimum, flags, f"fewer layers {fewer} or --netD pixel")
         return self.model(input)
 
@@ -342,7 +342,7 @@ class MultiscaleDiscriminator(nn.Module):
     def forward(self, input: torch.Tensor) -> MultiscaleOutput:
         num_D = len(self.scales)
         flags = f"--n_layers_D {self.n_layers} --num_D {num_D}"
-        minimum = least_size(self.n_layers, num_D)
+        minimum = min_size(self.n_layers, num_D)
         _check_size(input, minimum, flags, "fewer layers (--n_layers_D 2) or scales")
         judged = MultiscaleOutput([], [])
         for scale in self.scales:
@@ -357,7 +357,7 @@ class MultiscaleDiscriminator(nn.Module):
         return judged
 
 
-def least_size(n_layers: int, num_D: int = 1) -> int:
+def min_size(n_layers: int, num_D: int = 1) -> int:
     """The smallest side that PatchGANs of `num_D` scales can judge, in pixels."""
     return 3 * 2 ** (n_layers + num_D - 1)
 

@@ -133,7 +133,7 @@ class BaseOptions:
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: the models that have it, or an option spelled like it."""
         having, known = [], {}
-        for name in find_class.names(models.__name__, "model"):
+        for name in find_class.available_names(models.__name__, "model"):
             with contextlib.suppress(Exception):  # another model's file may be half written
                 other = self.initialize(argparse.ArgumentParser(add_help=False))
                 other = self._extended(other, models.get_option_setter(name))

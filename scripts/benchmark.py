@@ -16,7 +16,7 @@ Pictures are random and in memory unless --dataroot is given.
 
 The setting `plain` computes as the original does: eager, float32 with cuDNN's default TF32, NCHW,
 passes not merged, ReLUs in place, an optimizer that is not fused, no guard against NaN, no cache of
-pictures, an ordinary DataLoader. scripts/measuring.py defines what is timed, and how.
+pictures, an ordinary DataLoader. scripts/measurements.py defines what is timed, and how.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from PIL import Image
 
 from models import create_model
 from options.test_options import TestOptions
-from scripts.measuring import PARTS, Loading, Training, Translating, train_as_rank
-from scripts.subjects import Subject
+from scripts.measurements import PARTS, Loading, Training, Translating, train_as_rank
+from scripts.setting_process import SettingProcess
 from util.argument_types import numbers, whole_number
 from util.distributed.launch import launch
 from util.errors import OneLineParser, UserError, one_line_errors
@@ -137,49 +137,49 @@ def compare(given: argparse.Namespace, kind: type, words: list[str], batch: int)
     """Measure all settings in turn; print a table, and return the figures."""
     # fused CPU kernels appear in a profile only if compiled with this
     environment = {"TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE": "1"} if given.profile else {}
-    subjects = []
+    processes = []
     for name, flags in given.settings.items():
         own = [*words, "--batch_size", str(batch), *shlex.split(flags)]
         print(f"{name}: {flags or 'nothing added'}", file=sys.stderr, flush=True)
-        subject = Subject(kind, name, own, bool(given.dataroot), environment)
-        subjects.append(subject)
-        subject.result |= subject.call("warm_up", given.warm_up) or {}
-        took = subject.result.get("warm_up_s", 0)
-        news = f"failed: {subject.failed}" if subject.failed else f"warm after {took:.1f} s"
-        for line in (*subject.said, news):
+        process = SettingProcess(kind, name, own, bool(given.dataroot), environment)
+        processes.append(process)
+        process.result |= process.call("warm_up", given.warm_up) or {}
+        took = process.result.get("warm_up_s", 0)
+        news = f"failed: {process.failed}" if process.failed else f"warm after {took:.1f} s"
+        for line in (*process.said, news):
             print(f"  {line}", file=sys.stderr, flush=True)
     peak = None
     try:
         for i in range(given.rounds):
-            turn = i % len(subjects)
-            for subject in subjects[turn:] + subjects[:turn]:
-                if rate := subject.call("rate", given.seconds):
-                    subject.rates.append(rate)
+            turn = i % len(processes)
+            for process in processes[turn:] + processes[:turn]:
+                if rate := process.call("rate", given.seconds):
+                    process.rates.append(rate)
         if kind is Training:
-            for subject in subjects:
-                trace = trace_file(given.profile, subject.name, batch)
-                subject.result |= subject.call("details", trace) or {}
-                if trace and not subject.failed:
-                    print_profile(subject, trace)
-            peak = subjects[0].call("matmul")
+            for process in processes:
+                trace = trace_file(given.profile, process.name, batch)
+                process.result |= process.call("details", trace) or {}
+                if trace and not process.failed:
+                    print_profile(process, trace)
+            peak = processes[0].call("matmul")
     finally:
-        for subject in subjects:
-            subject.close()
-    flops = subjects[0].result.get("flops", 0) / batch
-    settings = [summary(subject, subjects[0].rates, flops, peak, batch) for subject in subjects]
+        for process in processes:
+            process.close()
+    flops = processes[0].result.get("flops", 0) / batch
+    settings = [summary(process, processes[0].rates, flops, peak, batch) for process in processes]
     found = {"batch_size": batch, "bf16_matmul_tflops": peak, "settings": settings}
     print_comparison(found, kind)
     return found
 
 
 def summary(
-    subject: Subject, base: list[float], flops: float, peak: float | None, batch: int
+    process: SettingProcess, base: list[float], flops: float, peak: float | None, batch: int
 ) -> dict[str, Any]:
     """The figures of one setting; `flops` are per image, `base` are the rates to compare with."""
-    result, rates = subject.result, subject.rates
+    result, rates = process.result, process.rates
     result["tflop_an_image"] = result.pop("flops", 0) / batch / 1e12
-    result |= {"failed": subject.failed, "rates": rates}
-    if rates and not subject.failed:
+    result |= {"failed": process.failed, "rates": rates}
+    if rates and not process.failed:
         result["median"] = median = statistics.median(rates)
         ratios = [a / b for a, b in zip(rates, base, strict=False)]
         result["ratio"] = statistics.median(ratios) if ratios else None
@@ -263,11 +263,11 @@ def trace_file(folder: str, name: str, batch: int) -> str:
     return str(Path(folder, f"{name}_batch{batch}.json"))
 
 
-def print_profile(subject: Subject, trace: str) -> None:
+def print_profile(process: SettingProcess, trace: str) -> None:
     """Print the launches of an iteration, and its slowest operators."""
-    counts = [f"{n} {what.replace('_', ' ')}" for what, n in subject.result["launched"].items()]
-    print(f"\n{subject.name}, trace in {trace}; an iteration: {', '.join(counts)}")
-    print(subject.result.pop("heaviest"))
+    counts = [f"{n} {what.replace('_', ' ')}" for what, n in process.result["launched"].items()]
+    print(f"\n{process.name}, trace in {trace}; an iteration: {', '.join(counts)}")
+    print(process.result.pop("heaviest"))
 
 
 def machine() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from util.errors import end_quietly_on_interrupt
 end_quietly_on_interrupt()  # before the imports, which take seconds
 
 from data.check import check, report
-from models.adversarial import least_size
+from models.adversarial import min_size
 from options.train_options import TrainOptions
 from util.errors import one_line_errors
 
@@ -41,7 +41,7 @@ class CheckOptions(TrainOptions):
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, print, and return the exit code."""
     opt = CheckOptions(argv).gather_options()
-    opt.least_size = least_size(opt)  # of images that are not resized: --preprocess none
+    opt.min_size = min_size(opt)  # of images that are not resized: --preprocess none
     found = check(opt)
     print(report(found, opt.all))
     return 1 if found.problems else 0

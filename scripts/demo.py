@@ -85,7 +85,7 @@ def choices(folder: Path) -> tuple[list[str], list[str]]:
     return [*named, *numbers, *others], [trained, back] if both else [trained]
 
 
-def shrunk(pixels: np.ndarray, largest: int) -> np.ndarray:
+def shrink(pixels: np.ndarray, largest: int) -> np.ndarray:
     """Pixels (H, W, C) of any type, scaled down where a side is longer than `largest`."""
     height, width = pixels.shape[:2]
     scale = largest / max(height, width)
@@ -99,7 +99,7 @@ def shrunk(pixels: np.ndarray, largest: int) -> np.ndarray:
     return (values.round() if pixels.dtype.kind in "ui" else values).astype(pixels.dtype)
 
 
-def shown(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None) -> Image.Image:
+def to_8_bits(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None) -> Image.Image:
     """Pixels (H, W, C) as a browser can show them: 8 bits, with transparency if there is any.
 
     `known` are the values that become black and white; None: the limits of the dtype.
@@ -110,7 +110,7 @@ def shown(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None) -> 
     return to_pil(np.concatenate(parts, axis=2))
 
 
-def told(error: Exception, given: str) -> str:
+def error_message(error: Exception, given: str) -> str:
     """The message of an error about the picture `given`, adapted to the page."""
     # the page has no --value_range, and must not show the folder of uploads on this machine
     here = "save 8 or 16 bits, or floats in [0, 1], or give --value_range to test.py"
@@ -139,15 +139,15 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
         try:
             G = generator(direction, epoch)
             read = read_picture(given, upright=True)
-            pixels = shrunk(read.pixels, args.largest)
-            alpha = None if read.alpha is None else shrunk(read.alpha[..., None], args.largest)
+            pixels = shrink(read.pixels, args.largest)
+            alpha = None if read.alpha is None else shrink(read.alpha[..., None], args.largest)
             start = time.perf_counter()
             result = G(pixels)
             seconds = time.perf_counter() - start
-            before, after = (shown(x, alpha, G.value_range) for x in (pixels, result))
+            before, after = (to_8_bits(x, alpha, G.value_range) for x in (pixels, result))
         except Exception as e:
             known = isinstance(e, UserError)
-            said = told(e, given) if known else "this can't be done"
+            said = error_message(e, given) if known else "this can't be done"
             # the traceback of a bug belongs in the terminal
             raise gradio.Error(said, print_exception=not known) from e
         size = f"{before.width}x{before.height}"

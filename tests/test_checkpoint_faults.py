@@ -385,7 +385,7 @@ def step_found(folder: Path) -> int:
     assert found.state is not None
     for weights in found.state["weights"].values():
         assert (weights["w"] == found.state["total_iters"]).all()
-    return Position.of(found.state).total_iters
+    return Position.from_state(found.state).total_iters
 
 
 @pytest.fixture
@@ -620,7 +620,7 @@ def _full_disk(is_full: Any) -> None:
         except OSError:
             found = checkpoint.find_checkpoint(folder, NETS)
             assert found is not None
-            print(f"still there: {Position.of(found.state)}")
+            print(f"still there: {Position.from_state(found.state)}")
             raise
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
@@ -779,7 +779,7 @@ def test_signals_save_and_tell(number, code, pictures, tmp_path):
     assert process.exitcode == code, log.read_text()
     found = checkpoint.find_checkpoint(tmp_path / "x", NETS)
     assert found is not None
-    assert Position.of(found.state).total_iters >= 2
+    assert Position.from_state(found.state).total_iters >= 2
     assert f"stopped: got {signal.Signals(number).name}; resume with" in log.read_text()
 
 
@@ -812,7 +812,7 @@ def test_max_hours(pictures, trained, tmp_path):
     for images in range(1, 8):
         found = checkpoint.find_checkpoint(tmp_path / "x", NETS)
         assert found is not None
-        assert Position.of(found.state).total_iters == images
+        assert Position.from_state(found.state).total_iters == images
         helpers.succeed("train.py", *argv)
     helpers.succeed("train.py", *words(pictures, tmp_path, "--continue_train"))
     assert same(saved_weights(tmp_path / "x", "latest"), saved_weights(trained / "x", "latest"))
@@ -948,7 +948,7 @@ def test_nan_stops_before_it_is_saved(model, pictures, tmp_path, monkeypatch):
     names = NETS if model == "cycle_gan" else ("G", "D")
     found = checkpoint.find_checkpoint(tmp_path / "x", names)
     assert found is not None
-    assert Position.of(found.state).total_iters == 2
+    assert Position.from_state(found.state).total_iters == 2
     for name in names:
         weights = weight_files.load_weights(tmp_path / "x" / f"latest_net_{name}.pth")
         assert all(v.isfinite().all() for v in weights.values())
@@ -1075,7 +1075,7 @@ def test_a_save_that_may_not_be_read_does_not_count_as_damage(fresh, copied, mon
     opened = weight_files.load_file
 
     def refuse(path, *device):
-        with weight_files.readable(path):
+        with weight_files.wrap_read_errors(path):
             if path.name.startswith("latest_train"):
                 raise PermissionError(13, "Permission denied")
             return opened(path, *device)

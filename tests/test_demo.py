@@ -25,7 +25,7 @@ from PIL import Image
 from data.pictures.values import to_unit
 from models import load_generator
 from models.networks import define_G
-from scripts.demo import shown, shrunk, told
+from scripts.demo import error_message, shrink, to_8_bits
 from tests import browser_helpers
 from tests.browser_helpers import PATIENCE
 from tests.helpers import (
@@ -54,17 +54,17 @@ def test_large_pictures_keep_their_range_when_they_are_shrunk(dtype):
     most = 1 if dtype is np.float32 else np.iinfo(dtype).max // 2
     square = np.zeros((200, 100, 1), dtype)
     square[80:120, 30:70] = most  # around an edge bicubic weights go beyond both values
-    small = shrunk(square, 60)
+    small = shrink(square, 60)
     assert (small.shape, small.dtype) == ((60, 30, 1), dtype)
     assert (small.min(), small.max()) == (0, most)
 
 
 def test_pictures_are_shown_by_the_range_of_the_model():
     levels = np.array([[[0], [2048], [4095]]], np.uint16)
-    assert np.asarray(shown(levels, None, (0.0, 4095.0))).tolist() == [[0, 128, 255]]
+    assert np.asarray(to_8_bits(levels, None, (0.0, 4095.0))).tolist() == [[0, 128, 255]]
     floats = np.array([[[-1000.0], [1000.0], [5000.0]]], np.float32)
-    assert np.asarray(shown(floats, None, (-1000.0, 3000.0))).tolist() == [[0, 128, 255]]
-    assert np.asarray(shown(levels * 16, None, None)).tolist() == [[0, 128, 255]]
+    assert np.asarray(to_8_bits(floats, None, (-1000.0, 3000.0))).tolist() == [[0, 128, 255]]
+    assert np.asarray(to_8_bits(levels * 16, None, None)).tolist() == [[0, 128, 255]]
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,12 @@ def trained(tmp_path_factory) -> Path:
 def test_a_picture_without_a_known_range_is_told_what_the_page_can_do(values):
     with pytest.raises(UserError) as e:
         to_unit(values[..., None])
-    said = told(e.value, "/tmp/gradio/abc/a.tif")
+    said = error_message(e.value, "/tmp/gradio/abc/a.tif")
     assert "range: save 8 or 16 bits, or floats in [0, 1], or give --value_range to test.py" in said
     assert "LOW" not in said
-    assert told(UserError("/tmp/gradio/a.tif is odd"), "/tmp/gradio/a.tif") == "a.tif is odd"
+    assert (
+        error_message(UserError("/tmp/gradio/a.tif is odd"), "/tmp/gradio/a.tif") == "a.tif is odd"
+    )
 
 
 def demo(*words: object, before: str = "pass", python: str = PYTHON) -> list[str]:

@@ -154,15 +154,15 @@ def test_every_call_of_a_discriminator_is_augmented(model, passes, tmp_path):
     words = f"--diffaug {ALL} --batch_passes {passes} --norm instance"
     model = build(tmp_path, f"--model {model} {words}")
     seen = []
-    for net in discriminators.of(model).values():
+    for net in discriminators.find(model).values():
         inner = net.prepared_augment
         net.prepared_augment = lambda x, inner=inner: seen.append((x, inner(x))) or seen[-1][1]
     model.set_input(batch())
     model.optimize_parameters()
-    assert sum(len(x) for x, _ in seen) == 3 * len(discriminators.of(model))
+    assert sum(len(x) for x, _ in seen) == 3 * len(discriminators.find(model))
     assert all(x.shape == y.shape and not torch.equal(x, y) for x, y in seen)
     assert any(x.requires_grad and y.requires_grad for x, y in seen)  # the generator's step
-    for net in discriminators.of(model).values():
+    for net in discriminators.find(model).values():
         assert not [key for key in net.state_dict() if "augment" in key]
 
 

@@ -123,12 +123,12 @@ def test_spectral_norm_comes_on_top_of_parametrizations(norm):
 def test_all_discriminators_get_spectral_norm_and_learn(model, tmp_path):
     model = build(tmp_path, f"--model {model} --spectral_norm --batch_passes on")
     model.set_input(batch())
-    for net in discriminators.of(model).values():
+    for net in discriminators.find(model).values():
         convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
         assert all(hasattr(conv, "parametrizations") for conv in convs)
-    copies = [[p.clone() for p in net.parameters()] for net in discriminators.of(model).values()]
+    copies = [[p.clone() for p in net.parameters()] for net in discriminators.find(model).values()]
     model.optimize_parameters()
-    for copy, net in zip(copies, discriminators.of(model).values(), strict=True):
+    for copy, net in zip(copies, discriminators.find(model).values(), strict=True):
         weights = zip(copy, net.parameters(), strict=True)
         assert all((a != b).any() for a, b in weights if a.dim() > 1)
 

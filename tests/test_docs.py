@@ -21,7 +21,7 @@ import torch
 from options.base_options import BaseOptions
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
-from util.find_class import names
+from util.find_class import available_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -117,10 +117,10 @@ def parsers() -> dict[tuple[str, str], argparse.ArgumentParser]:
     """The parser of each program for each model and, for one model, each dataset."""
     every = {}
     for program, options in PROGRAMS.items():
-        for model in names("models", "model"):
+        for model in available_names("models", "model"):
             if model == "test" and program == "train.py":
                 continue
-            for mode in names("data", "dataset") if model == "cycle_gan" else ["aligned"]:
+            for mode in available_names("data", "dataset") if model == "cycle_gan" else ["aligned"]:
                 every[program, f"{model}/{mode}"] = parser_of(options, model, mode)
     return every
 

@@ -24,7 +24,7 @@ from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from tests import helpers
 from util.errors import UserError, one_line_errors
-from util.find_class import names
+from util.find_class import available_names
 
 KINDS = {
     "png": {},
@@ -173,7 +173,7 @@ SIZES = [1, 2, 4, 7, 8, 16, 23, 24, 32, 33, 40]  # to crop; some are too small f
 def all_options(program: type[BaseOptions]) -> list[argparse.Action]:
     """The options of all models and datasets together."""
     found: dict[str, argparse.Action] = {}
-    for model in names("models", "model"):
+    for model in available_names("models", "model"):
         for mode in ("unaligned", "template", "colorization"):
             words = ["--dataroot", ".", "--model", model, "--dataset_mode", mode]
             found.update(options_with(program, words))
@@ -192,9 +192,11 @@ def random_words(
     rng: random.Random, program: type[BaseOptions], actions: list[argparse.Action], root: Path
 ) -> list[str]:
     words = ["--dataroot", str(root)] if rng.random() < 0.9 else []
-    words += ["--model", rng.choice(names("models", "model"))] if rng.random() < 0.7 else []
+    words += (
+        ["--model", rng.choice(available_names("models", "model"))] if rng.random() < 0.7 else []
+    )
     if rng.random() < 0.5:
-        words += ["--dataset_mode", rng.choice(names("data", "dataset"))]
+        words += ["--dataset_mode", rng.choice(available_names("data", "dataset"))]
     wild = rng.random() < 0.5
     if not wild:  # or nearly every line would end at an option of another model
         there = options_with(program, words)

@@ -205,7 +205,7 @@ def test_spectral_norm_draws_in_the_order_of_the_networks(tmp_path, monkeypatch)
     model: Any = build(tmp_path, "--model cycle_gan --spectral_norm")
     assert drawn == [model.netD_A, model.netD_B]
     model.netD_again, model.model_names = model.netD_A, [*model.model_names, "D_again"]
-    discriminators.equip(model)
+    discriminators.apply_options(model)
     assert drawn[2:] == [model.netD_A, model.netD_B]  # each once
 
 

@@ -57,7 +57,7 @@ def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[None]:
+def wrap_write_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turn an OSError in the block, from writing a file or making its folder, into a UserError."""
     try:
         yield
@@ -116,7 +116,7 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def aside(path: str | os.PathLike) -> Path:
+def backup_path(path: str | os.PathLike) -> Path:
     """A free name to set aside a file or folder of an earlier run: `losses.20261126-051800.jsonl`.
 
     The time is when this program started; if that name is taken, `-2`, `-3`, ... follows it.

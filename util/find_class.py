@@ -17,7 +17,7 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     which lists the known names, if the file or the class is missing.
     """
     module_name, folder = f"{package}.{name}_{kind}", package.rpartition(".")[2]
-    if name not in (known := names(package, kind)):
+    if name not in (known := available_names(package, kind)):
         close = difflib.get_close_matches(name, known, 1)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"unknown {kind} '{name}': choose from {', '.join(known)}{meant}")
@@ -49,7 +49,7 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     )
 
 
-def names(package: str, kind: str) -> list[str]:
+def available_names(package: str, kind: str) -> list[str]:
     """Names for which a package has a file, such as `cycle_gan` for `cycle_gan_model.py`."""
     path = importlib.import_module(package).__path__
     ending = f"_{kind}"

@@ -38,7 +38,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 ROUNDING = 1e-5  # by how much floats may exceed [0, 1]: less than one step of 16 bits
 SIGNED = "signed integers"  # one of the kinds of `misread_tiff`
-UNREADABLE = "can't read the picture"  # how errors of `reading` begin
+UNREADABLE = "can't read the picture"  # how errors of `wrap_read_errors` begin
 HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
 _opening = threading.Lock()
@@ -60,7 +60,7 @@ def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_E
 
 
 @contextlib.contextmanager
-def reading(path: str | os.PathLike) -> Iterator[None]:
+def wrap_read_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turn whatever a decoder raises in the block into a UserError that names the file."""
     try:
         yield
@@ -87,7 +87,7 @@ def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Im
     Raises UserError, which names the file, for any error in the block; and, unless `any_size`, for
     more pixels than Pillow's limit, which damaged files exceed more often than real pictures.
     """
-    with reading(path):
+    with wrap_read_errors(path):
         with _opening:  # the limit is global: all threads share it
             limit = Image.MAX_IMAGE_PIXELS
             try:

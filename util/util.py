@@ -118,7 +118,7 @@ def crossed(frequency: int, before: int, after: int) -> bool:
     return after // frequency > before // frequency
 
 
-def batches(items: Iterable[T], size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:
+def batched_by(items: Iterable[T], size: int, key: Callable[[T], Any]) -> Iterator[list[T]]:
     """Lists of at most `size` consecutive items with equal keys; an item with key None is alone."""
     batch: list[T] = []
     shared: Any = None

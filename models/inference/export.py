@@ -23,7 +23,7 @@ from torch import nn
 
 from models.speed.sync_norm import SyncBatchNorm2d
 from util.errors import UserError, first_line, is_out_of_memory
-from util.files import make_writable, replacing, sha256, writing
+from util.files import make_writable, replacing, sha256, wrap_write_errors
 
 from .loading import load_generator
 from .sizes import SELF_PADDING, KeepsSize, size_rule
@@ -106,7 +106,7 @@ def export_generator(
         "dropout": "off",
         "torch": torch.__version__,
     }
-    with writing(path), replacing(path) as unchecked:
+    with wrap_write_errors(path), replacing(path) as unchecked:
         try:
             export(net, G.input_nc, form, unchecked, metadata)
             wanted = as_tested(G.net, eval)

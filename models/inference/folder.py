@@ -22,9 +22,9 @@ from data.pictures.writing import FORMATS, check_writable, write_bands, write_pi
 from models.speed.inspection import independent_of_batch
 from util.background import BackgroundWork
 from util.errors import in_one_line, is_out_of_memory
-from util.files import writing
+from util.files import wrap_write_errors
 from util.result_names import output_names
-from util.util import batches
+from util.util import batched_by
 
 from .tiles import TileOptions
 from .translator import Translator
@@ -99,7 +99,7 @@ class FolderTranslation:
         bar = tqdm(total=len(jobs), unit="pictures", disable=None)
         reading = contextlib.closing(self._read_all(jobs, fail))
         with bar, BackgroundWork(self.threads) as encoders, reading as pictures:
-            for batch in batches(pictures, self.batch_size, _size):
+            for batch in batched_by(pictures, self.batch_size, _size):
                 several += [ready.job.source for ready in batch if ready.picture.frames > 1]
                 try:
                     if batch[0].x is None:
@@ -129,7 +129,7 @@ class FolderTranslation:
     def _write(self, ready: Ready, output: torch.Tensor) -> None:
         dtype = self._dtype(ready.picture)
         result = self.translator.finish(output, ready.picture, dtype)
-        with writing(ready.job.target):
+        with wrap_write_errors(ready.job.target):
             info = self._info(ready.picture)
             write_picture(ready.job.target, result.pixels, result.alpha, info)
 

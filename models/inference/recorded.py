@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.networks import ResnetGenerator, UnetGenerator
-from models.speed.inspection import has_hooks, written_here
+from models.speed.inspection import has_hooks, has_known_layers
 
 SMALL = 2**20  # values in a batch; up to this, launching kernels takes longer than running them
 WARMUP_PASSES = 2  # eager passes of each shape before it is recorded; cuDNN searches in the first
@@ -64,6 +64,6 @@ def record_passes(nets: Iterable[nn.Module]) -> None:
     A recording would lose whatever layers written elsewhere do besides launching kernels.
     """
     for net in nets:
-        known = isinstance(net, (ResnetGenerator, UnetGenerator)) and written_here(net)
+        known = isinstance(net, (ResnetGenerator, UnetGenerator)) and has_known_layers(net)
         if known and next(net.parameters()).is_cuda:
             net.forward = RecordedPasses(net)

@@ -21,7 +21,7 @@ def model_for_testing(opt: argparse.Namespace) -> BaseModel:
     model.setup(opt)
     if opt.eval:
         model.eval()
-    tiles = TileOptions.of(opt)
+    tiles = TileOptions.from_options(opt)
     if not (opt.compile or tiles):
         record_passes(model.networks().values())
     if opt.keep_size and not opt.only_outputs:

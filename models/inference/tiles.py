@@ -61,7 +61,7 @@ class TileOptions:
     scratch: str | os.PathLike | None = None
 
     @classmethod
-    def of(cls, opt: argparse.Namespace) -> TileOptions | None:
+    def from_options(cls, opt: argparse.Namespace) -> TileOptions | None:
         """The options of the command line; None without `--tile`."""
         if not opt.tile:
             return None

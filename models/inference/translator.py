@@ -35,7 +35,7 @@ from data.pictures.writing import fits_profile
 from models.speed.acceleration import precision_context
 from models.speed.inspection import independent_of_batch
 from util.errors import UserError, first_line, warn
-from util.util import batches
+from util.util import batched_by
 
 from .sizes import KeepsSize, size_rule
 from .tiles import ArrayRows, TiledNet, TileOptions, translate_in_tiles
@@ -135,7 +135,7 @@ class Translator:
                     result = Picture(whole, self._alpha(read, dtype))
                     results[i] = self._like(given, read, result)
 
-        for batch in batches(batchable(), size, lambda one: one[2].shape):
+        for batch in batched_by(batchable(), size, lambda one: one[2].shape):
             outputs = self.run(torch.stack([x for *_, x in batch])).cpu()
             for (i, read, _), output in zip(batch, outputs, strict=True):
                 result = self.finish(output, read, self._dtype(pictures[i], read))

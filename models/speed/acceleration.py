@@ -17,7 +17,7 @@ from util import distributed
 from util.errors import UserError
 
 from .gradient_scale import GradientScale
-from .inspection import written_here
+from .inspection import has_known_layers
 from .layout import contiguous_gradients, keep_layout
 from .prepared import prepared
 from .sync_norm import exclude_from_compiling
@@ -137,7 +137,7 @@ def _can_be_scaled(net: nn.Module) -> bool:
     """Whether `GradientScale` reaches every tensor that a network computes with."""
     # recurrent layers hold flattened copies of their weights
     others = (isinstance(m, nn.RNNBase) or "forward" in vars(m) for m in net.modules())
-    return written_here(net) and not any(others)
+    return has_known_layers(net) and not any(others)
 
 
 def use_fused_step(optimizer: torch.optim.Optimizer, device: torch.device, fast: bool) -> None:

@@ -22,8 +22,8 @@ class GradientScale:
     output of a network is multiplied by the factor, and the gradients at its inputs and weights are
     divided by it. The factor is a power of two, so this is exact.
 
-    This is for networks of known layers (`written_here`): others may keep tensors from one call to
-    the next, or use weights that are not their parameters, and such tensors would not be scaled.
+    This is for networks of known layers (`has_known_layers`): others may keep tensors from one call
+    to the next, or use weights that are not their parameters, and such tensors would not be scaled.
     """
 
     def __init__(self, factor: float = 2.0**16):

@@ -35,7 +35,7 @@ def independent_of_batch(net: nn.Module) -> bool:
     )
 
 
-def written_here(net: nn.Module) -> bool:
+def has_known_layers(net: nn.Module) -> bool:
     """Whether all layers are PyTorch's or from this package, so that it is known what they do."""
 
     def known(layer: type) -> bool:

@@ -45,8 +45,8 @@ PATIENCE = 100  # how far eager iterations may outnumber replays before recordin
 RECORDINGS = 4  # for different kinds of batches, such as a smaller last one
 ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 # other attributes that an iteration must not read
-_FOR_OTHERS = {"image_paths", "metric", "schedulers"}
-_FOR_OTHERS |= {"_mean_loss", "_told_missing"}
+_IGNORED = {"image_paths", "metric", "schedulers"}
+_IGNORED |= {"_mean_loss", "_warned_about"}
 
 
 def why_not_recorded(kind: type[BaseModel], opt: argparse.Namespace) -> str | None:
@@ -74,25 +74,25 @@ class RecordedIterations:
 
     def __init__(self, model: BaseModel):
         self.model = model
-        self.run, self.take_input = model.optimize_parameters, model.set_input
+        self.model_optimize, self.model_set_input = model.optimize_parameters, model.set_input
         # for eager iterations as well: autograd keeps to the stream on which it first accumulated
         self.stream = torch.cuda.Stream()
         self.refused = ""
         # names of the attributes that `set_input` has set, and of those that an iteration sets
-        self.given: set[str] = set()
-        self.set_by_run: set[str] = set()
+        self.input_names: set[str] = set()
+        self.output_names: set[str] = set()
         self.state: State | None = None  # in which the recordings were made
         self.seen: Counter[tuple] = Counter()
         self.recordings: dict[tuple, Recording] = {}
         self.balance = 0  # replays minus eager iterations
         self.changed = ""  # what changed last
-        self.told = False
+        self.announced = False
 
     def set_input(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's `set_input`, and note what it sets."""
         before = dict(vars(self.model))
-        result = self.take_input(*args, **kwargs)
-        self.given |= _changed(before, self.model).keys() - _FOR_OTHERS
+        result = self.model_set_input(*args, **kwargs)
+        self.input_names |= _changed(before, self.model).keys() - _IGNORED
         return result
 
     def optimize_parameters(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,9 +103,9 @@ class RecordedIterations:
             before = dict(vars(self.model))
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                result = self.run(*args, **kwargs)
+                result = self.model_optimize(*args, **kwargs)
             torch.cuda.current_stream().wait_stream(self.stream)
-            self.set_by_run = set(_changed(before, self.model))
+            self.output_names = set(_changed(before, self.model))
             return result
         own = vars(self.model)
         for name, fixed in recording.static_inputs.items():
@@ -135,9 +135,9 @@ class RecordedIterations:
         if batch not in self.recordings and self.seen[batch] > WARM_UP and not full:
             if reason := self._obstacle() or self._record(batch):
                 return self._refuse(reason)
-            if not self.told:
+            if not self.announced:
                 say("iterations are replayed as CUDA graphs (--cuda_graphs off runs each one)")
-                self.told = True
+                self.announced = True
         self.balance += 1 if batch in self.recordings else -1
         if self.balance < -PATIENCE:
             return self._refuse(f"{self.changed} changes too often, or is too large to compare")
@@ -152,7 +152,7 @@ class RecordedIterations:
 
     def _inputs(self) -> dict[str, Any]:
         own = vars(self.model)
-        return {name: own[name] for name in sorted(self.given) if name in own}
+        return {name: own[name] for name in sorted(self.input_names) if name in own}
 
     def _obstacle(self) -> str:
         """Why an iteration can't be recorded; empty if it can."""
@@ -199,7 +199,7 @@ class RecordedIterations:
 
         own.update(recording.static_inputs)
         drawn = randomness.fingerprint()
-        watch = Watch((self.set_by_run | self._for_others()) - tensors.keys())
+        watch = Watch((self.output_names | self._ignored_names()) - tensors.keys())
         try:
             with (
                 capturable(model.all_optimizers()),
@@ -207,8 +207,8 @@ class RecordedIterations:
                 watch.over(model),
                 recording.capture(),
             ):
-                returned = self.run()
-            reason = watch.reason(self.set_by_run)
+                returned = self.model_optimize()
+            reason = watch.reason(self.output_names)
             if not reason and returned is not None:
                 reason = "optimize_parameters returns something"
             if not reason and randomness.fingerprint() != drawn:
@@ -221,7 +221,7 @@ class RecordedIterations:
         if reason:
             restore()
             return reason
-        results = {name: own[name] for name in self.set_by_run}
+        results = {name: own[name] for name in self.output_names}
         # detached, so that the next iteration does not extend this one's autograd graph
         recording.results = tree_map_only(torch.Tensor, torch.Tensor.detach, results)
         recording.gradients = [(p, p.grad) for p in model.stepped_tensors()]
@@ -264,7 +264,7 @@ class RecordedIterations:
             self.nets, self.tensors = nets, model.trained_tensors()
             names = {k.__module__ for k in (*type(model).__mro__[:-1], *map(type, self.layers))}
             self.modules = [sys.modules[n] for n in sorted(names) if not n.startswith("torch.")]
-        passing = self.given | self.set_by_run | self._for_others()
+        passing = self.input_names | self.output_names | self._ignored_names()
         own = {n: values_of(x, device) for n, x in vars(model).items() if n not in passing}
         of_classes = (x for c in type(model).__mro__ for x in vars(c).values())
         values = (*PLAIN, dict, list)
@@ -280,9 +280,9 @@ class RecordedIterations:
         adams = [o for o in self.optimizers if type(o) in ADAMS]  # others are not recorded
         return State(own, layers, [state_of_optimizer(o) for o in adams])
 
-    def _for_others(self) -> set[str]:
+    def _ignored_names(self) -> set[str]:
         """Attributes that an iteration is not meant to read, and that may change at any time."""
-        return _FOR_OTHERS | {n for n in self.model.visual_names if isinstance(n, str)}
+        return _IGNORED | {n for n in self.model.visual_names if isinstance(n, str)}
 
 
 def record_iterations(model: BaseModel) -> RecordedIterations:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_map
 
-from .inspection import has_hooks, independent_of_batch, written_here
+from .inspection import has_hooks, has_known_layers, independent_of_batch
 
 SHARING_PAYS_ON_CPU = 96 * 96  # pixels per picture; with fewer, shared passes save no time
 
@@ -40,7 +40,7 @@ def can_batch(net: nn.Module, *inputs: torch.Tensor) -> bool:
     """
     own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())
     alike = all(x.shape[1:] == inputs[0].shape[1:] for x in inputs)
-    if not (written_here(net) and alike and independent_of_batch(net)):
+    if not (has_known_layers(net) and alike and independent_of_batch(net)):
         return False
     return not (own_weights or has_hooks(net))
 

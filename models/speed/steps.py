@@ -56,7 +56,7 @@ class Steps:
         self.sums: WeakKeyDictionary[Optimizer, Sums] = WeakKeyDictionary()
         self.stepped: set[Optimizer] | None = None  # in this iteration; None if that is unknown
         self._of_batch: WeakKeyDictionary[Optimizer, list] = WeakKeyDictionary()
-        self._left_out: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
+        self._skipped: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._own: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
         self._at_start: set[torch.Tensor] = set()
         self._used_by: dict[torch.Tensor, Optimizer] = {}  # since the last backward()
@@ -96,7 +96,7 @@ class Steps:
         self._process(optimizer, closure, parameters)
         if self._watching:
             self._known.update({p: ref(p.grad) for p in parameters if p.grad is not None})
-        self._left_out[optimizer] = all(p.grad is None for p in parameters)
+        self._skipped[optimizer] = all(p.grad is None for p in parameters)
         if self.accumulate > 1:
             self._of_batch[optimizer] = own
 
@@ -107,15 +107,15 @@ class Steps:
         """
         if optimizer not in self._of_batch:
             return
-        others = (parameters_of(o) for o in self._left_out if o is not optimizer)
+        others = (parameters_of(o) for o in self._skipped if o is not optimizer)
         shared = {p for parameters in others for p in parameters}
         for p, grad in self._of_batch.pop(optimizer):
-            if self.left_out(optimizer) or p in shared:
+            if self.was_skipped(optimizer) or p in shared:
                 p.grad, self._known[p] = grad, ref(grad)
 
-    def left_out(self, optimizer: Optimizer) -> bool:
+    def was_skipped(self, optimizer: Optimizer) -> bool:
         """Whether the latest step of an optimizer changes no weights, for lack of gradients."""
-        return self._left_out.get(optimizer, False)
+        return self._skipped.get(optimizer, False)
 
     def _process(self, optimizer: Optimizer, closure: Any, parameters: list[nn.Parameter]) -> None:
         if closure is not None:

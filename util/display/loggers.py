@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from util.errors import UserError, warn
-from util.files import aside
+from util.files import backup_path
 from util.run.position import Position
 
 from .base import Logger
@@ -27,7 +27,7 @@ class RecordLogger(Logger):
         path = folder / self.name
         if not position.total_iters and path.exists() and path.stat().st_size:
             # from an earlier training under this name: kept, but not continued
-            os.replace(path, aside(path))
+            os.replace(path, backup_path(path))
         images, epoch = position.total_iters, position.epoch
         # an epoch is saved before it is scored, so its scores are computed again after a resume
         scores = key == "scores"

@@ -16,7 +16,7 @@ import numpy as np
 
 from util import util
 from util.errors import warn
-from util.files import aside
+from util.files import backup_path
 from util.html import HTML
 
 from .base import Logger
@@ -53,7 +53,7 @@ class PageLogger(Logger):
         if not self.can_plot:
             warn("no plot of the losses: the package matplotlib is not installed")
         if resumed_at is None and (self.web_dir / "index.html").exists():
-            os.replace(self.web_dir, aside(self.web_dir))
+            os.replace(self.web_dir, backup_path(self.web_dir))
         # labels stand on the page in the order in which the model names its pictures
         self.labels: list[str] = []
         (self.web_dir / "images").mkdir(parents=True, exist_ok=True)

@@ -23,13 +23,13 @@ from util.files import replacing
 
 from .weight_files import (
     STATE,
+    abbreviated,
     are_weights,
     exported_files,
     load_file,
-    readable,
     save_file,
-    some,
     weights_path,
+    wrap_read_errors,
     write_file,
 )
 
@@ -132,7 +132,7 @@ def _ranking(
     for suffix in [s for s in saved_suffixes(folder) if only in (None, s)]:
         path = state_path(folder, suffix)
         try:
-            with readable(path):
+            with wrap_read_errors(path):
                 if not zipfile.is_zipfile(path):
                     raise zipfile.BadZipFile("it is cut off, or no file of this program")
                 state = _without_tensors(path)
@@ -184,8 +184,9 @@ def find_checkpoint(
     if suffix is None and saved:
         lacking = weights_path(folder, wanted, missing[0]).name if missing else "no network"
         raise UserError(
-            f"--continue_train: {folder} lacks {lacking}; it has {some(saved)}: choose a save "
-            "with --epoch, or another --name, or leave --continue_train out to start from scratch"
+            f"--continue_train: {folder} lacks {lacking}; it has {abbreviated(saved)}: choose a "
+            "save with --epoch, or another --name, or leave --continue_train out to start from "
+            "scratch"
         )
     return None
 

@@ -18,7 +18,7 @@ class Position:
     total_iters: int = 0  # images seen in all
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Position:
+    def from_state(cls, state: Mapping[str, Any]) -> Position:
         """The position in a training state."""
         return cls(state["epoch"], state["epoch_iter"], state["total_iters"])
 

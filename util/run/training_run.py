@@ -16,7 +16,7 @@ from typing import Any
 
 from util import distributed, randomness
 from util.errors import UserError, first_line, say, warn
-from util.files import aside
+from util.files import backup_path
 
 from . import checkpoint, weight_files
 from .checkpoint import FoundCheckpoint
@@ -47,7 +47,7 @@ class TrainingRun:
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)
         self.failed: str | None = None  # why the last save failed
-        self.compared_others = False
+        self.compared_untrained = False
         self.optimized: list[list[int]] | None = None  # see `_optimized`, at the start
         self.begun = False
         self.outdated: str | None = None  # suffix of saves to set aside: "*" (all) or "best"
@@ -86,7 +86,7 @@ class TrainingRun:
         self.model.watch_attributes()
         self.optimized = self._optimized()
         source = distributed.source_rank()
-        found = self._found() if distributed.is_source() else None
+        found = self._loaded_checkpoint() if distributed.is_source() else None
         facts = (self.id, found.suffix if found else "", found is not None and found.unfinished)
         self.id, name, unfinished = distributed.broadcast_object(facts, src=source)
         self.model.load_on_other_ranks(name)
@@ -137,7 +137,7 @@ class TrainingRun:
                 raise UserError(text)
             warn(text)
 
-    def _found(self) -> FoundCheckpoint | None:
+    def _loaded_checkpoint(self) -> FoundCheckpoint | None:
         """The checkpoint that the model has loaded; prints what could not be restored."""
         opt = self.opt
         self.id = checkpoint.new_run(self.folder)
@@ -262,7 +262,7 @@ class TrainingRun:
         # going back to an earlier checkpoint begins a new run, which is then the newest
         if opt.load_iter == 0 and opt.epoch == "latest":
             self.id = state["run"]
-        return Position.of(state)
+        return Position.from_state(state)
 
     # --------------------------------------------------------------------------------------- saving
     def save(self, *suffixes: str, position: Position) -> None:
@@ -278,7 +278,7 @@ class TrainingRun:
                 "several processes a model may change weights only by steps of torch.optim "
                 "optimizers, the same steps in all processes"
             )
-        self._compare_others()
+        self._compare_untrained()
         state = self._state(position)
         if not distributed.is_main():
             return
@@ -312,11 +312,11 @@ class TrainingRun:
         groups = (o.param_groups for o in self.model.all_optimizers())
         return [[len(group["params"]) for group in own] for own in groups]
 
-    def _compare_others(self) -> None:
+    def _compare_untrained(self) -> None:
         """In the first save, warn of tensors that no optimizer steps and that differ by rank."""
-        if self.compared_others:
+        if self.compared_untrained:
             return
-        self.compared_others = True
+        self.compared_untrained = True
         stepped = set(self.model.stepped_tensors())
         tensors = {
             f"{name}.{key}": tensor
@@ -373,7 +373,7 @@ def _set_aside(folder: Path, which: str | None) -> None:
     files = [path for end in endings if which for path in folder.glob(f"{which}_{end}")]
     if not files:
         return
-    earlier = aside(folder / "earlier")
+    earlier = backup_path(folder / "earlier")
     best = folder / "best_scores.json"
     options = folder / "train_opt.txt"
     try:

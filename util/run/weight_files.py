@@ -73,7 +73,7 @@ def load_file(path: Path, device: torch.device | str = "cpu") -> Any:
 
     Raises UserError if that fails. Code in the file is never run (`weights_only`).
     """
-    with readable(path):
+    with wrap_read_errors(path):
         if zipfile.is_zipfile(path):  # torch writes checksums, but does not verify them
             _verify_checksums(path)
         return torch.load(path, map_location=device, weights_only=True)
@@ -90,7 +90,7 @@ def _verify_checksums(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def wrap_read_errors(path: Path) -> Iterator[None]:
     """Turn whatever reading a file raises into a UserError that names it."""
     try:
         with warnings.catch_warnings():
@@ -121,7 +121,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> dict[s
     if not are_weights(state):
         kind = f"a {type(state).__name__}"
         if isinstance(state, Mapping):
-            kind = f"a dictionary of {some([str(k) for k in state]) or 'nothing'}"
+            kind = f"a dictionary of {abbreviated([str(k) for k in state]) or 'nothing'}"
         raise UserError(
             f"{path} holds {kind} in place of a state_dict of one network (tensors by name)"
         )
@@ -138,7 +138,7 @@ def are_weights(state: Any) -> bool:
     )
 
 
-def some(names: list[str]) -> str:
+def abbreviated(names: list[str]) -> str:
     """The names as text; of many, only the first and last ones."""
     return ", ".join(names if len(names) <= 12 else [*names[:6], "...", *names[-6:]])
 
@@ -153,15 +153,15 @@ def _what_is_there(path: Path) -> str:
         found = {Path(name).stem.removeprefix(f"{suffix}_net_") for name in names}
         elsewhere = "_net_G" in path.name and not found & GENERATOR_NAMES
         hint = "; load_generator and --model test take G, G_A or G_B" if elsewhere else ""
-        return f"{folder} has {some(names)}{hint}"
+        return f"{folder} has {abbreviated(names)}{hint}"
     if saved:
         in_order = sorted(suffixes, key=lambda s: (not s.isdigit(), len(s), s))
         hint = "; best needs training with --val_freq" if suffix == "best" else ""
-        return f"there are {some(in_order)}{hint}"
+        return f"there are {abbreviated(in_order)}{hint}"
     others = sorted(p.name for p in folder.glob("[!.]*.pth") if STATE not in p.name)
     if others:
         hint = f": rename the generator's to {path.name}" if "_net_G" in path.name else ""
-        return f"{folder} has {some(others)}{hint}"
+        return f"{folder} has {abbreviated(others)}{hint}"
     if any(folder.glob("[!.]*")):  # a training that was refused leaves its .lock
         return f"{folder} has no weights at all{earlier_hint(folder)}"
     if names := experiments(folder.parent):

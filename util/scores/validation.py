@@ -96,9 +96,9 @@ class Validation:
             print(f"the best so far, of epoch {best['epoch']}, is later than this: discarded")
         elif best is not None:
             self.best = best
-            self.tell_best("best so far")
+            self.print_best("best so far")
 
-    def tell_best(self, title: str = "best") -> None:
+    def print_best(self, title: str = "best") -> None:
         """Print which epoch is the best, if there has been a validation."""
         if self.every and distributed.is_main() and self.best:
             value = f"{self.by} {self.best['value']:.5g}"
@@ -223,7 +223,7 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     val.isTrain, val.phase, val.eval, val.seed = False, opt.val_phase, False, 0
     val.serial_batches = val.no_flip = True
     val.num_threads, val.batch_size = 0, 1
-    val.least_size = 1  # there is no discriminator
+    val.min_size = 1  # there is no discriminator
     val.max_dataset_size = math.inf
     if "crop" in val.preprocess and val.preprocess != "crop":
         val.load_size = val.crop_size  # the whole picture, as in testing

@@ -30,7 +30,7 @@ from models.base_model import BaseModel
 from models.speed.layout import contiguous_gradients
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
-from scripts.launches import launched
+from scripts.launch_counts import count_launches
 from util import distributed, util
 from util.html import HTML
 from util.randomness import seed_everything
@@ -228,7 +228,7 @@ class Training:
         profiler.export_chrome_trace(trace)
         by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=10, max_name_column_width=60)
-        return {"heaviest": table, "launched": launched(profiler.events() or ())}
+        return {"heaviest": table, "launched": count_launches(profiler.events() or ())}
 
     def matmul(self) -> float:
         """TFLOP/s of a large bf16 matrix product, the median of ten."""

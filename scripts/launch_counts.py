@@ -13,7 +13,7 @@ NOTHING_COMPUTED = {"aten::empty", "aten::empty_strided", "aten::empty_like", "a
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
-def launched(events: Any) -> dict[str, int]:
+def count_launches(events: Any) -> dict[str, int]:
     """Counts of what a profile shows.
 
     - `operators`: innermost operators that compute something, which is about what a GPU is asked

@@ -33,14 +33,14 @@ def start(kind: type, words: list[str], plain: bool, real: bool) -> list[str]:
     return [s for s in output.getvalue().splitlines() if s.startswith(("--fast", "--compile"))]
 
 
-def do(name: str, *args: Any) -> Any:
+def call_measured(name: str, *args: Any) -> Any:
     """Call a method of what is measured in this process, and discard what it prints."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         return getattr(measured, name)(*args)
 
 
-class Subject:
+class SettingProcess:
     """A setting in a process of its own; once it fails, `failed` says why, and calls do nothing."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Subject:
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a method of what is measured; None if this or an earlier call failed."""
-        return None if self.failed else self._run(do, name, *args)
+        return None if self.failed else self._run(call_measured, name, *args)
 
     def _run(self, function: Any, *args: Any) -> Any:
         try:
