@@ -160,7 +160,7 @@ class GradientPenalty:
         self.kind = kind or ("wgangp" if gan_mode == "wgangp" else None)
         self.weight, self.every = weight, every
         # number of calls and latest value of each discriminator, in the order of the first calls
-        self._of: dict[nn.Module, tuple[int, torch.Tensor | float]] = {}
+        self._calls: dict[nn.Module, tuple[int, torch.Tensor | float]] = {}
         self._loaded: list[tuple[int, torch.Tensor | float]] = []  # not taken by a call yet
 
     def __call__(
@@ -170,30 +170,32 @@ class GradientPenalty:
         if self.kind is None:
             return 0.0
         penalty: torch.Tensor | float = 0.0
-        if netD not in self._of:
-            self._of[netD] = self._loaded.pop(0) if self._loaded else (0, 0.0)
-        calls, latest = self._of[netD]
+        if netD not in self._calls:
+            self._calls[netD] = self._loaded.pop(0) if self._loaded else (0, 0.0)
+        calls, latest = self._calls[netD]
         if calls % self.every == 0:
             kind, constant, weight = "mixed", 1.0, self.weight * self.every
             if self.kind == "r1":
                 kind, constant, weight = "real", 0.0, weight / 2
             penalty, _ = cal_gradient_penalty(netD, real, fake, real.device, kind, constant, weight)
             latest = torch.as_tensor(penalty).detach()
-        self._of[netD] = calls + 1, latest
+        self._calls[netD] = calls + 1, latest
         return penalty
 
     def latest(self, netD: nn.Module) -> torch.Tensor | float:
         """The latest penalty of `netD`, for display."""
-        return self._of.get(netD, (0, 0.0))[1]
+        return self._calls.get(netD, (0, 0.0))[1]
 
     def snapshot(self) -> Callable[[], None]:
         """Snapshot calls and values; returns a function that restores them."""
-        return functools.partial(vars(self).update, _of=dict(self._of), _loaded=list(self._loaded))
+        return functools.partial(
+            vars(self).update, _calls=dict(self._calls), _loaded=list(self._loaded)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers of calls and latest values, in the order of the first calls."""
-        return {"of": [*self._of.values(), *self._loaded]}
+        return {"of": [*self._calls.values(), *self._loaded]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state."""
-        self._of, self._loaded = {}, [(calls, latest) for calls, latest in state["of"]]
+        self._calls, self._loaded = {}, [(calls, latest) for calls, latest in state["of"]]

@@ -15,7 +15,7 @@ from util.errors import UserError
 LR_POLICIES = ("linear", "step", "plateau", "cosine")
 
 # made by `get_scheduler`; `rebase` leaves others alone
-_of_options: weakref.WeakSet = weakref.WeakSet()
+_from_options: weakref.WeakSet = weakref.WeakSet()
 
 
 def factor(opt, epoch: int) -> float:
@@ -50,7 +50,7 @@ def get_scheduler(optimizer: Optimizer, opt):
         )
     else:
         scheduler = lr_scheduler.LambdaLR(optimizer, lambda n: factor(opt, opt.epoch_count + n))
-    _of_options.add(scheduler)
+    _from_options.add(scheduler)
     return scheduler
 
 
@@ -59,7 +59,7 @@ def resume(scheduler, state: dict[str, Any], opt, policy: str) -> None:
 
     The state of another policy does not fit: only its epoch is kept, and `rebase` sets the rates.
     """
-    if scheduler not in _of_options or policy == opt.lr_policy:
+    if scheduler not in _from_options or policy == opt.lr_policy:
         scheduler.load_state_dict(state)
     else:
         scheduler.last_epoch = state["last_epoch"]
@@ -91,7 +91,7 @@ def rebase(
     False, until the schedule steps. (Under `plateau` the two can't be told apart.)
     """
     for scheduler, initial, follows in zip(schedulers, rates, followed, strict=False):
-        if scheduler not in _of_options:
+        if scheduler not in _from_options:
             continue
         groups, plateau = scheduler.optimizer.param_groups, opt.lr_policy == "plateau"
         if plateau and policy == "plateau":

@@ -82,7 +82,7 @@ def setting_names(text: str) -> list[str]:
     return names
 
 
-def own_setting(text: str) -> tuple[str, str]:
+def custom_setting(text: str) -> tuple[str, str]:
     """An argparse type: NAME=FLAGS."""
     name, equal, flags = text.partition("=")
     if not equal:
@@ -101,7 +101,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     names = ", ".join(SETTINGS)
     asked = "plain,default,fast"
     add("--settings", type=setting_names, default=asked, help=f"of {names} [%(default)s]")
-    own = {"action": "append", "default": [], "type": own_setting, "metavar": "NAME=FLAGS"}
+    own = {"action": "append", "default": [], "type": custom_setting, "metavar": "NAME=FLAGS"}
     add("--set", **own, help="a setting of your own")
     sizes = {"type": numbers(""), "default": "1"}
     add("--batch_sizes", **sizes, help="one after the other, such as 1,16 [%(default)s]")
@@ -118,46 +118,46 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--as_rank", default="", help=argparse.SUPPRESS)
     add("--profile", default="", metavar="FOLDER", help="traces, heaviest operators, launches")
     add("--json", default="", metavar="FILE", help="write all figures there")
-    given, words = parser.parse_known_args()
-    given.settings = {name: SETTINGS[name] for name in given.settings} | dict(given.set)
-    modes = [f"--{n}" for n in ("loader", "translate", "distributed") if getattr(given, n)]
-    if not given.settings:
+    args, words = parser.parse_known_args()
+    args.settings = {name: SETTINGS[name] for name in args.settings} | dict(args.set)
+    modes = [f"--{n}" for n in ("loader", "translate", "distributed") if getattr(args, n)]
+    if not args.settings:
         parser.error("--settings names none")
-    if given.loader and not given.dataroot:
+    if args.loader and not args.dataroot:
         parser.error("--loader needs --dataroot, a data set to load")
     if len(modes) > 1:
         parser.error(f"{' and '.join(modes)} are two things to measure: choose one")
-    if given.json and not Path(given.json).resolve().parent.is_dir():
-        parser.error(f"--json {given.json}: there is no such folder")
-    return given, words
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder")
+    return args, words
 
 
 # ------------------------------------------------------------------------------------- comparisons
-def compare(given: argparse.Namespace, kind: type, words: list[str], batch: int) -> dict[str, Any]:
+def compare(args: argparse.Namespace, kind: type, words: list[str], batch: int) -> dict[str, Any]:
     """Measure all settings in turn; print a table, and return the figures."""
     # fused CPU kernels appear in a profile only if compiled with this
-    environment = {"TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE": "1"} if given.profile else {}
+    environment = {"TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE": "1"} if args.profile else {}
     processes = []
-    for name, flags in given.settings.items():
+    for name, flags in args.settings.items():
         own = [*words, "--batch_size", str(batch), *shlex.split(flags)]
         print(f"{name}: {flags or 'nothing added'}", file=sys.stderr, flush=True)
-        process = SettingProcess(kind, name, own, bool(given.dataroot), environment)
+        process = SettingProcess(kind, name, own, bool(args.dataroot), environment)
         processes.append(process)
-        process.result |= process.call("warm_up", given.warm_up) or {}
+        process.result |= process.call("warm_up", args.warm_up) or {}
         took = process.result.get("warm_up_s", 0)
         news = f"failed: {process.failed}" if process.failed else f"warm after {took:.1f} s"
         for line in (*process.said, news):
             print(f"  {line}", file=sys.stderr, flush=True)
     peak = None
     try:
-        for i in range(given.rounds):
+        for i in range(args.rounds):
             turn = i % len(processes)
             for process in processes[turn:] + processes[:turn]:
-                if rate := process.call("rate", given.seconds):
+                if rate := process.call("rate", args.seconds):
                     process.rates.append(rate)
         if kind is Training:
             for process in processes:
-                trace = trace_file(given.profile, process.name, batch)
+                trace = trace_file(args.profile, process.name, batch)
                 process.result |= process.call("details", trace) or {}
                 if trace and not process.failed:
                     print_profile(process, trace)
@@ -189,19 +189,19 @@ def summary(
     return result
 
 
-def scale(given: argparse.Namespace, words: list[str], batch: int, folder: Path) -> dict[str, Any]:
+def scale(args: argparse.Namespace, words: list[str], batch: int, folder: Path) -> dict[str, Any]:
     """Train with each number of processes in turn, with a batch per process; print a table."""
-    found: dict[int, list[dict[str, float]]] = {n: [] for n in given.distributed}
+    found: dict[int, list[dict[str, float]]] = {n: [] for n in args.distributed}
     file = folder / "found.json"
-    mode = ["--as_rank", str(file), "--warm_up", str(given.warm_up)]
-    mode += ["--seconds", str(given.seconds), "--dataroot", given.dataroot]
+    mode = ["--as_rank", str(file), "--warm_up", str(args.warm_up)]
+    mode += ["--seconds", str(args.seconds), "--dataroot", args.dataroot]
     argv = [str(Path(__file__).resolve()), *mode, *words, "--batch_size", str(batch)]
-    for _ in range(given.rounds):
+    for _ in range(args.rounds):
         for n in found:
             if code := launch(n, argv):
                 raise UserError(f"training with {n} processes failed, exit code {code}")
             found[n].append(json.loads(file.read_text()))
-    first = given.distributed[0]
+    first = args.distributed[0]
     columns = ["processes", "images/s in all", "of each", "efficiency", "reductions an iteration"]
     columns += ["MB reduced", "MB sent by each (ring)"]
     rows, table = [], []
@@ -294,18 +294,18 @@ def machine() -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------------------- main
-def folder_to_translate(given: argparse.Namespace, words: list[str], folder: Path) -> list[str]:
+def folder_to_translate(args: argparse.Namespace, words: list[str], folder: Path) -> list[str]:
     """Make a folder of pictures and an untrained network; returns the options for test.py."""
     pictures = folder / "pictures"
     pictures.mkdir()
     random = np.random.default_rng(0)
-    side = max(1, given.size // 4)
-    for i in range(given.translate):
+    side = max(1, args.size // 4)
+    for i in range(args.translate):
         # smooth, so that they compress about as well as photographs
         small = Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        small.resize((given.size, given.size)).save(pictures / f"{i:05d}.png")
+        small.resize((args.size, args.size)).save(pictures / f"{i:05d}.png")
     own = ["--dataroot", str(pictures), "--model", "test", "--num_test", "all"]
-    own += ["--results_dir", str(folder / "results"), "--crop_size", str(given.size)]
+    own += ["--results_dir", str(folder / "results"), "--crop_size", str(args.size)]
     words = [*own, *words]
     with contextlib.redirect_stdout(io.StringIO()):
         trained = TestOptions(words).parse(save=False)
@@ -315,12 +315,12 @@ def folder_to_translate(given: argparse.Namespace, words: list[str], folder: Pat
 
 
 def main() -> None:
-    given, words = parse()
-    if given.as_rank:
-        words += ["--dataroot", given.dataroot or "."]
-        found = train_as_rank(words, bool(given.dataroot), given.warm_up, given.seconds)
+    args, words = parse()
+    if args.as_rank:
+        words += ["--dataroot", args.dataroot or "."]
+        found = train_as_rank(words, bool(args.dataroot), args.warm_up, args.seconds)
         if found:
-            Path(given.as_rank).write_text(json.dumps(found))
+            Path(args.as_rank).write_text(json.dumps(found))
         return
     about = machine()
     print(" | ".join(f"{key} {value}" for key, value in about.items()), flush=True)
@@ -328,28 +328,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         words = ["--name", "benchmark", "--checkpoints_dir", temporary, "--seed", "1", *words]
-        kind: type = Loading if given.loader else Training
-        if given.translate:
-            kind, words = Translating, folder_to_translate(given, words, folder)
+        kind: type = Loading if args.loader else Training
+        if args.translate:
+            kind, words = Translating, folder_to_translate(args, words, folder)
             # test.py has no cache
-            given.settings = {
+            args.settings = {
                 name: flags.replace("--cache_images off", "")
-                for name, flags in given.settings.items()
+                for name, flags in args.settings.items()
             }
         else:
             words = ["--display_id", "0", *words]
-            if not given.distributed:  # `scale` adds it
-                words += ["--dataroot", given.dataroot or "."]
-            if not given.dataroot:
-                size = str(given.size)
+            if not args.distributed:  # `scale` adds it
+                words += ["--dataroot", args.dataroot or "."]
+            if not args.dataroot:
+                size = str(args.size)
                 words = ["--load_size", size, "--crop_size", size, *words]
-        if given.distributed:
-            tables = [scale(given, words, n, folder) for n in given.batch_sizes]
+        if args.distributed:
+            tables = [scale(args, words, n, folder) for n in args.batch_sizes]
         else:
-            tables = [compare(given, kind, words, n) for n in given.batch_sizes]
-    if given.json:
+            tables = [compare(args, kind, words, n) for n in args.batch_sizes]
+    if args.json:
         found = {"machine": about, "tables": tables}
-        Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
     failed = [s["setting"] for table in tables for s in table.get("settings", []) if s["failed"]]
     if failed:
         raise UserError(f"not measured: {', '.join(dict.fromkeys(failed))}; the table says why")

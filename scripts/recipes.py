@@ -241,31 +241,31 @@ def main() -> None:
     parser.add_argument("--gpu_ids", default="-1", help="-1 for the CPU")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "recipes.jsonl")
     parser.add_argument("--page", type=Path, help="write the tables into this page, and end")
-    given = parser.parse_args()
-    if given.page and not given.page.is_file():
-        parser.error(f"--page {given.page}: there is no such page")
-    if given.page:
-        write_page(given.page, given.results)
+    args = parser.parse_args()
+    if args.page and not args.page.is_file():
+        parser.error(f"--page {args.page}: there is no such page")
+    if args.page:
+        write_page(args.page, args.results)
         return
-    if given.dataroot is None or not (given.dataroot / "aligned" / "test").is_dir():
-        parser.error(f"--dataroot needs unaligned/ and aligned/, got {given.dataroot}")
-    names = given.only.split(",")
+    if args.dataroot is None or not (args.dataroot / "aligned" / "test").is_dir():
+        parser.error(f"--dataroot needs unaligned/ and aligned/, got {args.dataroot}")
+    names = args.only.split(",")
     if unknown := [name for name in names if name not in RECIPES]:
         parser.error(f"--only: no recipe {unknown[0]!r}; there are {', '.join(RECIPES)}")
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    for seed in given.seeds:
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
         for name in names:
-            key = {"recipe": name, "seed": seed, "minutes": given.minutes}
-            key["data"] = given.dataroot.resolve().name
-            done = read(given.results)
+            key = {"recipe": name, "seed": seed, "minutes": args.minutes}
+            key["data"] = args.dataroot.resolve().name
+            done = read(args.results)
             if any(row.items() >= key.items() for row in done):
                 continue
             alike = [r for r in done if r.items() >= {**key, "seed": r["seed"]}.items()]
             epochs = alike[0]["epochs"] if alike else 0
             facts = measure(
-                RECIPES[name], seed, given.dataroot, given.minutes * 60, epochs, given.gpu_ids
+                RECIPES[name], seed, args.dataroot, args.minutes * 60, epochs, args.gpu_ids
             )
-            with open(given.results, "a") as file:
+            with open(args.results, "a") as file:
                 file.write(json.dumps({**key, **facts}) + "\n")
             psnr = facts["last"]["fake_B PSNR"]
             print(f"{name}, seed {seed}: {facts['seconds']} s, PSNR {psnr:.2f}", flush=True)

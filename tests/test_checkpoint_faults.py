@@ -1034,7 +1034,7 @@ def test_a_skipped_step_leaves_no_trace(model_name, good, where, pictures, tmp_p
             iteration(200)
     assert same(everything(model), before)
     iteration(300)
-    assert guard.in_a_row == 0
+    assert guard.consecutive_skips == 0
     assert not same(everything(model)["weights"], before["weights"])
     guard.close()
 
@@ -1114,7 +1114,7 @@ def test_the_best_weights_are_those_of_one_epoch(tmp_path, monkeypatch):
     """Also where the disk gets full between two networks."""
     validation: Any = Validation.__new__(Validation)
     validation.folder, validation.by, validation.best, validation.opt = tmp_path, "L1", None, None
-    validation.of = "val, 2 of its pictures"
+    validation.validated_on = "val, 2 of its pictures"
     full = False
 
     def save_networks(suffix: str) -> None:
@@ -1142,7 +1142,7 @@ def test_the_best_of_the_save_itself_counts_after_a_resume(images, kept, tmp_pat
     """That of a later epoch is given up with it."""
     validation: Any = Validation.__new__(Validation)
     validation.folder, validation.every, validation.by, validation.best = tmp_path, 1, "L1", None
-    validation.of = "val, 2 of its pictures"
+    validation.validated_on = "val, 2 of its pictures"
     best = {"by": "L1", "value": 0.5, "epoch": 1, "images": images}
     (tmp_path / "best_scores.json").write_text(json.dumps(best))
     validation.resume(Position(epoch=2, total_iters=8))

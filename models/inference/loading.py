@@ -259,7 +259,7 @@ def generator_of_model(
     return getattr(model, "net" + name), values
 
 
-class _OfThread:
+class _ThreadStdout:
     """A stand-in for `sys.stdout` that redirects what one thread prints."""
 
     def __init__(self, usual: Any, other: Any):
@@ -282,7 +282,7 @@ def unchanged_process(prints: Any) -> Iterator[None]:
         flags = cudnn.allow_tf32, cudnn.benchmark, matmul.allow_tf32
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
-        elsewhere = contextlib.redirect_stdout(_OfThread(sys.stdout, prints))  # type: ignore
+        elsewhere = contextlib.redirect_stdout(_ThreadStdout(sys.stdout, prints))  # type: ignore
         try:
             with elsewhere, warnings.catch_warnings():
                 yield

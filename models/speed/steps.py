@@ -55,17 +55,17 @@ class Steps:
         self.counts: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self.sums: WeakKeyDictionary[Optimizer, Sums] = WeakKeyDictionary()
         self.stepped: set[Optimizer] | None = None  # in this iteration; None if that is unknown
-        self._of_batch: WeakKeyDictionary[Optimizer, list] = WeakKeyDictionary()
+        self._batch_gradients: WeakKeyDictionary[Optimizer, list] = WeakKeyDictionary()
         self._skipped: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
-        self._own: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
-        self._at_start: set[torch.Tensor] = set()
+        self._owned: WeakKeyDictionary[Optimizer, bool] = WeakKeyDictionary()
+        self._initial: set[torch.Tensor] = set()
         self._used_by: dict[torch.Tensor, Optimizer] = {}  # since the last backward()
         self._watching = False
         self._watched: set[torch.Tensor] = set()
         self._checked: set[torch.Tensor] = set()
         # gradients at the last step
-        self._known: dict[torch.Tensor, ref[torch.Tensor]] = {}
-        self._arrived: dict[torch.Tensor, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
+        self._seen: dict[torch.Tensor, ref[torch.Tensor]] = {}
+        self._backpropagated: dict[torch.Tensor, tuple[torch.Tensor, int, torch.Tensor | None]] = {}
 
     def activate(self) -> None:
         """Start to handle optimizer steps, if a mode needs it."""
@@ -78,16 +78,16 @@ class Steps:
             _active.add(self)
             self._watching = several or self.accumulate > 1
         if self._watching:
-            self._at_start = set(self.parameters())
-            self._watch(self._at_start)
+            self._initial = set(self.parameters())
+            self._watch(self._initial)
 
     # ------------------------------------------------------------------------------------ the step
     def owns(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer trains parameters of this model."""
-        if optimizer not in self._own:
+        if optimizer not in self._owned:
             known = set(self.parameters())
-            self._own[optimizer] = any(p in known for p in parameters_of(optimizer))
-        return self._own[optimizer]
+            self._owned[optimizer] = any(p in known for p in parameters_of(optimizer))
+        return self._owned[optimizer]
 
     def pre_step(self, optimizer: Optimizer, closure: Any) -> None:
         """Accumulate, average over ranks and check the gradients of an optimizer."""
@@ -95,23 +95,23 @@ class Steps:
         own = [(p, p.grad) for p in parameters if p.grad is not None]
         self._process(optimizer, closure, parameters)
         if self._watching:
-            self._known.update({p: ref(p.grad) for p in parameters if p.grad is not None})
+            self._seen.update({p: ref(p.grad) for p in parameters if p.grad is not None})
         self._skipped[optimizer] = all(p.grad is None for p in parameters)
         if self.accumulate > 1:
-            self._of_batch[optimizer] = own
+            self._batch_gradients[optimizer] = own
 
     def post_step(self, optimizer: Optimizer) -> None:
         """Restore the gradients of this batch, which a model may use until it sets them to zero.
 
         After a step that was not skipped, restore only those shared with another optimizer.
         """
-        if optimizer not in self._of_batch:
+        if optimizer not in self._batch_gradients:
             return
         others = (parameters_of(o) for o in self._skipped if o is not optimizer)
         shared = {p for parameters in others for p in parameters}
-        for p, grad in self._of_batch.pop(optimizer):
+        for p, grad in self._batch_gradients.pop(optimizer):
             if self.was_skipped(optimizer) or p in shared:
-                p.grad, self._known[p] = grad, ref(grad)
+                p.grad, self._seen[p] = grad, ref(grad)
 
     def was_skipped(self, optimizer: Optimizer) -> bool:
         """Whether the latest step of an optimizer changes no weights, for lack of gradients."""
@@ -124,7 +124,7 @@ class Steps:
                 f"{self._modes()}: leave that out"
             )
         if self._watching:
-            self._check_can_be_done(optimizer, parameters)
+            self._check_supported(optimizer, parameters)
             self._check_unchanged(parameters)
         if not self._count_batch(optimizer):
             # in fp16, gradients that overflow have to stay until the scale is updated
@@ -191,14 +191,14 @@ class Steps:
             p.grad = total / self.accumulate
 
     # ---------------------------------------------------- changes of gradients by the model itself
-    def _check_can_be_done(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
+    def _check_supported(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
         """Raise UserError if a step would silently differ from one in a plain loop."""
         if hasattr(optimizer, "found_inf"):
             raise UserError(
                 f"a torch.amp.GradScaler of the model's own does not go together with "
                 f"{self._modes()}: use --precision fp16 instead"
             )
-        if any(p._backward_hooks or self._has_hooks_of_others(p) for p in parameters):
+        if any(p._backward_hooks or self._has_foreign_hooks(p) for p in parameters):
             self._refuse("the model has hooks (register_hook) on weights, which change gradients")
         if self.accumulate > 1:
             if any(self._used_by.get(p, optimizer) is not optimizer for p in parameters):
@@ -206,7 +206,7 @@ class Steps:
                     "two optimizers step the same weights after one backward(), which does not go "
                     f"together with {self._modes()}: give each weight to one optimizer"
                 )
-            left = (p.grad for p in parameters if p in self._used_by and self._is_known(p))
+            left = (p.grad for p in parameters if p in self._used_by and self._was_seen(p))
             if any(bool(grad.any()) for grad in left if grad is not None):
                 raise UserError(
                     f"{type(optimizer).__name__} steps twice after one backward(), which does not "
@@ -220,17 +220,17 @@ class Steps:
                 )
             if self.stepped is not None:
                 self.stepped.add(optimizer)
-        if distributed.world_size() > 1 and any(p not in self._at_start for p in parameters):
+        if distributed.world_size() > 1 and any(p not in self._initial for p in parameters):
             raise UserError(
                 "an optimizer steps weights that were made after the start of training, which "
                 "differ between processes: make them in __init__"
             )
 
-    def _is_known(self, p: torch.Tensor) -> bool:
+    def _was_seen(self, p: torch.Tensor) -> bool:
         """Whether the gradient of `p` is one that a step has seen already."""
-        return p in self._known and self._known[p]() is p.grad
+        return p in self._seen and self._seen[p]() is p.grad
 
-    def _has_hooks_of_others(self, p: torch.Tensor) -> bool:
+    def _has_foreign_hooks(self, p: torch.Tensor) -> bool:
         hooks = getattr(p, "_post_accumulate_grad_hooks", None) or ()
         return len(hooks) > (p in self._watched)
 
@@ -244,16 +244,16 @@ class Steps:
     def _watch(self, parameters: Iterable[torch.Tensor]) -> None:
         """Record each gradient when the backward pass has accumulated it."""
 
-        def arrived(p: torch.Tensor) -> None:
+        def record(p: torch.Tensor) -> None:
             self._used_by.pop(p, None)
             if p.grad is not None:
                 # changes to `p.grad.data` do not increase the version: compare values once
                 copy = None if p in self._checked else p.grad.clone()
-                self._arrived[p] = p.grad, p.grad._version, copy
+                self._backpropagated[p] = p.grad, p.grad._version, copy
 
         for p in parameters:
             if p.requires_grad and p not in self._watched:  # a frozen one can have no hook
-                p.register_post_accumulate_grad_hook(arrived)
+                p.register_post_accumulate_grad_hook(record)
                 self._watched.add(p)
 
     def _check_unchanged(self, parameters: Sequence[torch.Tensor]) -> None:
@@ -261,11 +261,11 @@ class Steps:
         watched = {p for p in parameters if p in self._watched}
         self._watch(parameters)
         for p in parameters:
-            grad, version, copy = self._arrived.pop(p, (None, 0, None))
+            grad, version, copy = self._backpropagated.pop(p, (None, 0, None))
             if p.grad is None:
                 continue
             if grad is None:
-                if p in watched and not self._is_known(p) and p.grad.any():
+                if p in watched and not self._was_seen(p) and p.grad.any():
                     self._refuse("the model sets gradients without backward()")
                 continue
             self._checked.add(p)

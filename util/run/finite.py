@@ -56,7 +56,7 @@ class FiniteGuard:
         self.pending: list[Iteration] = []
         self.gradients: list[torch.Tensor] = []
         self.skipped: list[str] = []
-        self.in_a_row = 0
+        self.consecutive_skips = 0
         self.undo: list[Callable[[], None]] = []
         if mode == "skip":
             model.inspect_steps(self._before_step)
@@ -125,7 +125,7 @@ class FiniteGuard:
             harmed = not self._weights_are_finite()
         self.gradients.clear()
         if not distributed.any_rank(harmed):
-            self.in_a_row = 0
+            self.consecutive_skips = 0
             return
         # losses can be finite on one rank and not on another
         bad_here = self._what_is_bad(bad or pending[-1])
@@ -139,10 +139,10 @@ class FiniteGuard:
         with torch.no_grad():
             for undo in reversed(self.undo):
                 undo()
-        self.in_a_row += 1
+        self.consecutive_skips += 1
         self.skipped.append(pending[-1].where)
         warn(f"{message}; this step is skipped")
-        if self.in_a_row >= MAX_CONSECUTIVE_SKIPS:
+        if self.consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             raise UserError(
                 f"{message}; {MAX_CONSECUTIVE_SKIPS} steps in a row were skipped: resume from the "
                 "last checkpoint with --continue_train at a lower --lr"

@@ -84,7 +84,7 @@ class Validation:
         self.count = int(min(opt.num_val, len(self.dataset)))
         data = f"{self.count} pictures of {opt.val_phase} of {Path(opt.dataroot).resolve().name}"
         size = self.opt.load_size if opt.preprocess == "scale_width" else opt.crop_size
-        self.of = f"{data} ({opt.preprocess}, {size}, {opt.direction})"
+        self.validated_on = f"{data} ({opt.preprocess}, {size}, {opt.direction})"
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -108,7 +108,7 @@ class Validation:
         try:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
-            of = best.get("of", self.of)
+            of = best.get("of", self.validated_on)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -117,8 +117,8 @@ class Validation:
         if kept["by"] != self.by:
             warn(f"the best so far was by {kept['by']}: --best_by {self.by} resets it")
             return None
-        if of != self.of:
-            warn(f"the best so far is of {of}: with {self.of}, it is reset")
+        if of != self.validated_on:
+            warn(f"the best so far is of {of}: with {self.validated_on}, it is reset")
             return None
         return kept
 
@@ -199,7 +199,7 @@ class Validation:
             "value": value,
             "epoch": position.epoch,
             "images": position.total_iters,
-            "of": self.of,
+            "of": self.validated_on,
         }
         try:
             self.model.save_networks(WRITTEN)
