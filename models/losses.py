@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -97,9 +96,12 @@ def feature_matching(
     fake = fake if isinstance(fake, MultiscaleOutput) else netD(fake)
     augment = getattr(netD, "prepared_augment", None)
     with augment.repeated() if augment else contextlib.nullcontext():
-        wanted = netD(real)
-    layers = (itertools.chain(*judged.features) for judged in (fake, wanted))
-    return sum(F.l1_loss(ours, other.detach()) for ours, other in zip(*layers, strict=True))
+        target = netD(real)
+    loss = 0
+    for fake_scale, real_scale in zip(fake.features, target.features, strict=True):
+        for fake_layer, real_layer in zip(fake_scale, real_scale, strict=True):
+            loss = loss + F.l1_loss(fake_layer, real_layer.detach())
+    return loss
 
 
 def cal_gradient_penalty(

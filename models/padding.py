@@ -34,6 +34,6 @@ def apply_padded(
     y = net(padded)
     if padded is x:
         return y
-    kept = zip(x.shape[-2:], y.shape[-2:], padded.shape[-2:], strict=True)
-    height, width = (n * result // whole for n, result, whole in kept)
+    height = x.shape[-2] * y.shape[-2] // padded.shape[-2]
+    width = x.shape[-1] * y.shape[-1] // padded.shape[-1]
     return y[..., :height, :width]

@@ -51,7 +51,8 @@ def _value(action: argparse.Action, text: str) -> Any:
     if action.nargs == 0:
         return text == "True"
     if action.nargs == 2:
-        return (pair := parse_range(text)) and list(pair)
+        pair = parse_range(text)
+        return list(pair) if pair else None
     kind: Any = action.type or str
     return kind(text)
 

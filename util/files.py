@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import secrets
 import tempfile
@@ -122,9 +121,11 @@ def backup_path(path: str | os.PathLike) -> Path:
     The time is when this program started; if that name is taken, `-2`, `-3`, ... follows it.
     """
     path = Path(path)
-    times = itertools.chain([STARTED], (f"{STARTED}-{n}" for n in itertools.count(2)))
-    names = (path.with_name(f"{path.stem}.{start}{path.suffix}") for start in times)
-    return next(name for name in names if not name.exists())
+    backup, n = path.with_name(f"{path.stem}.{STARTED}{path.suffix}"), 1
+    while backup.exists():
+        n += 1
+        backup = path.with_name(f"{path.stem}.{STARTED}-{n}{path.suffix}")
+    return backup
 
 
 def write_whole(path: str | os.PathLike, text: str) -> None:

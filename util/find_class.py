@@ -17,7 +17,8 @@ def find_class(package: str, kind: str, name: str, base: type) -> type:
     which lists the known names, if the file or the class is missing.
     """
     module_name, folder = f"{package}.{name}_{kind}", package.rpartition(".")[2]
-    if name not in (known := available_names(package, kind)):
+    known = available_names(package, kind)
+    if name not in known:
         close = difflib.get_close_matches(name, known, 1)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"unknown {kind} '{name}': choose from {', '.join(known)}{meant}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,10 @@ def result_name(relative_path: str, taken: set[str]) -> str:
     to `taken`.
     """
     stem = os.path.splitext(relative_path)[0]
-    others = (f"{stem}-{n}" for n in itertools.count(2))
-    name = next(n for n in itertools.chain((stem, relative_path), others) if n not in taken)
+    name, n = stem, 1
+    while name in taken:
+        name = relative_path if n == 1 else f"{stem}-{n}"
+        n += 1
     taken.add(name)
     return name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,31 +99,30 @@ def open_loggers(
         config: dict[str, Any] = {k: v for k, v in vars(opt).items() if k != "device"}
         return WandbLogger(opt.wandb_project_name, opt.name, config, folder, resumed)
 
-    # opened before anything is set aside, since a failure of theirs ends training
-    services: list[tuple[bool, Callable[[], Logger]]] = [
-        (opt.use_wandb, wandb),
-        (opt.use_tensorboard, tensorboard),
-    ]
-    # the record comes first: others read it
-    views: list[tuple[bool, Callable[[], Logger]]] = [
-        (True, ConsoleLogger),
-        (True, lambda: TextFileLogger(folder / "loss_log.txt")),
-        (True, lambda: RecordLogger(folder, "losses", position)),
-        # also to set aside the scores of an earlier training under this name
-        (opt.val_freq > 0 or scores.exists(), lambda: RecordLogger(folder, "scores", position)),
-        (not opt.no_html, page),
-        (opt.display_id > 0, visdom),
-    ]
-    loggers = [*_opened(services)]
-    set_aside()
-    return [*loggers, *_opened(views)]
+    loggers: list[Logger] = []
 
-
-def _opened(wanted: Iterable[tuple[bool, Callable[[], Logger]]]) -> Iterator[Logger]:
-    for _, make in filter(lambda pair: pair[0], wanted):
+    def add(make: Callable[[], Logger]) -> None:
         try:
-            yield make()
+            loggers.append(make())
         except UserError:
             raise
         except Exception as e:
             warn(f"a view of this run can't be opened and is disabled: {type(e).__name__}: {e}")
+
+    # opened before anything is set aside, since a failure of theirs ends training
+    if opt.use_wandb:
+        add(wandb)
+    if opt.use_tensorboard:
+        add(tensorboard)
+    set_aside()
+    add(ConsoleLogger)
+    add(lambda: TextFileLogger(folder / "loss_log.txt"))
+    add(lambda: RecordLogger(folder, "losses", position))  # before others, which read it
+    # also to set aside the scores of an earlier training under this name
+    if opt.val_freq > 0 or scores.exists():
+        add(lambda: RecordLogger(folder, "scores", position))
+    if not opt.no_html:
+        add(page)
+    if opt.display_id > 0:
+        add(visdom)
+    return loggers

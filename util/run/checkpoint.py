@@ -205,7 +205,9 @@ def new_run(folder: Path) -> str:
 
 def newest_save(folder: Path) -> tuple[str, int] | None:
     """(run, images seen) of the newest checkpoint, comparable across machines; None without one."""
-    return next(((run, images) for run, images, _ in _ranking(folder)[0].values()), None)
+    for run, images, _ in _ranking(folder)[0].values():
+        return run, images
+    return None
 
 
 def prune_states(folder: Path, keep: int) -> None:
