@@ -19,7 +19,7 @@ import torch
 from util import distributed
 from util.errors import UserError
 from util.find_class import find_class
-from util.run.saved_options import read_saved_options
+from util.run.saved_options import experiment_folder, read_saved_options
 from util.util import batched_by
 
 from .cache import open_cache
@@ -89,7 +89,7 @@ def _trained_with(opt: argparse.Namespace) -> str:
     """A note on training's `--dataset_mode` if testing uses another one; else empty."""
     if opt.isTrain or opt.model == "test":  # `test` reads a folder of inputs, whatever was trained
         return ""
-    trained = read_saved_options(Path(opt.checkpoints_dir) / opt.name).get("dataset_mode")
+    trained = read_saved_options(experiment_folder(opt)).get("dataset_mode")
     differs = trained is not None and trained != opt.dataset_mode
     return f"; this experiment was trained with --dataset_mode {trained}" if differs else ""
 

@@ -9,7 +9,6 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import data
@@ -21,6 +20,7 @@ from util.errors import OneLineParser, UserError
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import (
     GENERATOR_OPTIONS,
+    experiment_folder,
     read_saved_options,
     write_saved_options,
 )
@@ -211,7 +211,7 @@ class BaseOptions:
         """Set the architecture that the experiment was trained with, and print what was set."""
         names = self.restored_names(opt)
         # without saved weights, the options were left by a run that failed early
-        folder = Path(opt.checkpoints_dir) / opt.name
+        folder = experiment_folder(opt)
         if names and next(folder.glob("[!.]*.pth"), None) is not None:
             changed = restore(opt, self.parser, names, explicit, self.saved)
             if changed:
@@ -229,7 +229,7 @@ class BaseOptions:
         opt.isTrain = self.isTrain
         explicit = self.explicit_options()
         opt.name = self.name_with_suffix(opt)
-        self.saved = read_saved_options(Path(opt.checkpoints_dir) / opt.name)
+        self.saved = read_saved_options(experiment_folder(opt))
         if not self.isTrain and "load_size" not in explicit:
             opt.load_size = opt.crop_size
         self.restore_saved(opt, explicit)
@@ -318,7 +318,7 @@ class BaseOptions:
             return
         # not `--phase`, which selects the data: `test.py --phase train` does not train
         phase = "train" if self.isTrain else "test"
-        write_saved_options(Path(opt.checkpoints_dir) / opt.name, self.message, phase)
+        write_saved_options(experiment_folder(opt), self.message, phase)
 
 
 def _name(word: str) -> str:

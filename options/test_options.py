@@ -13,7 +13,7 @@ from models.ema import WEIGHTS
 from models.inference.tiles import MODES
 from util import distributed
 from util.argument_types import number, whole, whole_number
-from util.run.saved_options import read_saved_options
+from util.run.saved_options import experiment_folder, read_saved_options
 
 from .base_options import BaseOptions
 from .shared_options import group
@@ -188,7 +188,7 @@ options of another model: python test.py --model pix2pix --help"""
                 f"the pictures of {', '.join(parts)} are all read; to read those of one alone: "
                 f"--dataroot {Path(opt.dataroot) / one}"
             )
-        before = read_saved_options(Path(opt.checkpoints_dir) / opt.name, "test")
+        before = read_saved_options(experiment_folder(opt), "test")
         names = ("phase", "epoch", "load_iter")
         again = all(before.get(n) == str(getattr(opt, n)) for n in names)
         if again and opt.only_outputs:

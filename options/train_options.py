@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from pathlib import Path
 
 from data.cache import MEMORY_FRACTION
 from models import diffaug
@@ -13,7 +12,7 @@ from models.schedulers import LR_POLICIES
 from util import distributed
 from util.argument_types import count, number, whole, whole_number
 from util.run import checkpoint
-from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS
+from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS, experiment_folder
 from util.scores.evaluation import SCORES
 
 from .base_options import BaseOptions
@@ -225,7 +224,7 @@ options of another model: python train.py --model pix2pix --help"""
         restarted = distributed.any_rank(distributed.restart_count() > 0)
         if not restarted and (not opt.continue_train or distributed.world_size() == 1):
             return
-        folder = Path(opt.checkpoints_dir) / opt.name
+        folder = experiment_folder(opt)
         # without a shared file system, rank 0 may now run on a machine without the newest save
         distributed.choose_source(
             checkpoint.newest_save(folder) if distributed.is_local_main() else None

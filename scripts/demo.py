@@ -39,7 +39,7 @@ from models.inference.translator import to_pil
 from util.argument_types import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
 from util.picture_files import HOW_RANGE
-from util.run.saved_options import read_saved_options
+from util.run.saved_options import experiment_folder, read_saved_options
 from util.run.weight_files import load_weights
 
 HEIGHT = 340  # pixels of input and output on the page
@@ -119,7 +119,7 @@ def error_message(error: Exception, given: str) -> str:
 
 def build(args: argparse.Namespace, gradio: Any) -> Any:
     """The gradio page for an experiment."""
-    folder = Path(args.checkpoints_dir) / args.name
+    folder = experiment_folder(args)
     epochs, directions = choices(folder)
 
     @functools.lru_cache(maxsize=4)

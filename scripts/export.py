@@ -24,6 +24,7 @@ from models.ema import WEIGHTS
 from models.inference.export import ENDINGS, export_generator
 from util.argument_types import experiment_name
 from util.errors import OneLineParser, run_tool
+from util.run.saved_options import experiment_folder
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +47,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    folder = Path(args.checkpoints_dir) / args.name
+    folder = experiment_folder(args)
     exported = export_generator(
         folder, args.format, args.output, args.direction, args.epoch, args.eval, args.weights
     )

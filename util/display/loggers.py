@@ -11,6 +11,7 @@ from typing import Any
 from util.errors import UserError, warn
 from util.files import backup_path
 from util.run.position import Position
+from util.run.saved_options import experiment_folder
 
 from .base import Logger
 from .console import ConsoleLogger, TextFileLogger
@@ -65,7 +66,7 @@ def open_loggers(
     Calls `set_aside` once the services are open. A logger that can't be opened is disabled with a
     warning, unless it raises UserError.
     """
-    folder = Path(opt.checkpoints_dir) / opt.name
+    folder = experiment_folder(opt)
     folder.mkdir(parents=True, exist_ok=True)
     resumed, scores = position.total_iters > 0, folder / "scores.jsonl"
 

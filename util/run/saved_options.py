@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 from pathlib import Path
@@ -24,6 +25,11 @@ DISCRIMINATOR_OPTIONS = (
 )
 
 _LINE = re.compile(r"^\s*(\w+): (.*?)\s*(?:\t?\[default: .*\])?\s*$")
+
+
+def experiment_folder(opt: argparse.Namespace) -> Path:
+    """`<checkpoints_dir>/<name>`."""
+    return Path(opt.checkpoints_dir, opt.name)
 
 
 def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, str]:

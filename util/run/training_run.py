@@ -22,7 +22,7 @@ from . import checkpoint, weight_files
 from .checkpoint import FoundCheckpoint
 from .finite import FiniteGuard
 from .position import Position
-from .saved_options import write_saved_options
+from .saved_options import experiment_folder, write_saved_options
 from .stopping import ExperimentLock, StopRequest
 
 # options that decide what the ranks exchange, and when
@@ -42,7 +42,7 @@ class TrainingRun:
 
     def __init__(self, opt: argparse.Namespace, model: Any, dataset: Any):
         self.opt, self.model, self.dataset = opt, model, dataset
-        self.folder = Path(opt.checkpoints_dir) / opt.name
+        self.folder = experiment_folder(opt)
         self.id = ""
         self.lock = ExperimentLock(self.folder)
         self.stop = StopRequest(opt.max_hours)

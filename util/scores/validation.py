@@ -18,6 +18,7 @@ from util import distributed, randomness
 from util.errors import UserError, in_one_line, is_out_of_memory, say, warn
 from util.files import write_whole
 from util.run.position import Position
+from util.run.saved_options import experiment_folder
 
 from .evaluation import PAIRED, SETS, Evaluation, Evaluator
 from .report import better, report
@@ -48,7 +49,7 @@ class Validation:
         create_dataset: Callable[[argparse.Namespace], Any],
     ):
         self.every, self.model = opt.val_freq, model
-        self.folder = Path(opt.checkpoints_dir) / opt.name
+        self.folder = experiment_folder(opt)
         if not self.every or not distributed.is_main():
             return
         self.opt = validation_options(opt)
