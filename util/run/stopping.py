@@ -34,7 +34,7 @@ class StopRequest:
         self.deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
         self.max_hours = max_hours
         self.before: dict[int, Any] = {}
-        self.since = 0.0  # time of the first signal
+        self.since: float | None = None  # time of the first signal in this process
 
     def install(self) -> None:
         """Handle the signals; does nothing outside the main thread, where Python can't."""
@@ -52,7 +52,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         again = SAME_SIGNAL if distributed.launched() else 0.0
-        if self.reason is not None:
+        # not `self.reason`: --max_hours, or another rank's signal, may have set that
+        if self.since is not None:
             if time.monotonic() - self.since >= again:
                 with contextlib.suppress(OSError):
                     os.write(2, b"\nquit without saving: the checkpoint before counts\n")
