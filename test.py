@@ -73,6 +73,8 @@ def main() -> None:
                 write_page(
                     opt, model, dataset, web_dir, f"Phase = {opt.phase}, Epoch = {opt.epoch}"
                 )
+        except BrokenPipeError:  # as after `| head`
+            raise
         except OSError as e:
             raise UserError(f"can't write to {web_dir}: {e.strerror or e}") from e
 

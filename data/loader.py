@@ -265,6 +265,7 @@ class EpochLoader:
         shut_down = getattr(iterator, "_shutdown_workers", None)
         if shut_down is not None:
             shut_down()
+            self.loader._iterator = None  # or the next epoch would ask the workers that ended
         self.collate.shared.close()
 
 

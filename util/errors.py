@@ -131,6 +131,8 @@ def run_tool(main: Callable[[], None]) -> None:
     with one_line_errors():
         try:
             main()
+        except BrokenPipeError:  # `one_line_errors` ends silently
+            raise
         except OSError as e:
             # a file name may hold a line break
             raise UserError(in_one_line(e)) from e
