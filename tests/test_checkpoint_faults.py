@@ -827,6 +827,17 @@ def test_hours_are_hours(monkeypatch):
     assert stop
 
 
+def test_a_first_signal_after_the_hours_are_up_does_not_end_the_save(monkeypatch):
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stop = StopRequest(0.0)
+    assert stop  # so the run saves now
+    stop._handle(signal.SIGTERM, None)
+    assert (stop.exit_code, ended) == (143, [])
+    stop._handle(signal.SIGTERM, None)
+    assert ended == [143]
+
+
 def test_signals_are_given_back():
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     stop = StopRequest()

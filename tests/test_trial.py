@@ -17,11 +17,13 @@ class Model:
 
     takes = {False: 0.0, True: 0.0}
     breaks = False  # with CUDA graphs
+    error: Exception | None = None  # of the compiler
     device = torch.device("cpu")
 
     def __init__(self, opt):
         torch.rand(3)  # as making weights does
         self.seconds, self.graphs = self.takes[opt.compile], opt.cuda_graphs and opt.compile
+        self.compiled = opt.compile
 
     def setup(self, opt):
         assert not opt.continue_train
@@ -31,6 +33,8 @@ class Model:
 
     def optimize_parameters(self):
         time.sleep(self.seconds)
+        if self.compiled and self.error:
+            raise self.error
         if self.graphs and self.breaks:
             raise RuntimeError("accessing tensor output of CUDAGraphs that has been overwritten")
 
@@ -63,6 +67,16 @@ def test_the_faster_way_is_taken_and_remembered(eager, compiled, options, monkey
     opt.batch_size = 7
     trial.compiling_costs(opt, Model, batch)
     assert len(tried) == 2  # another size is another question
+
+
+def test_without_compiling_where_that_fails(options, monkeypatch):
+    monkeypatch.setattr(Model, "error", TypeError("no such operator\nin a long trace"))
+    opt = options.parse(save=False)
+    reason = trial.compiling_costs(opt, Model, lambda: {"A": 1})
+    assert reason == "this model can't be compiled (no such operator)"
+    monkeypatch.setattr(Model, "error", None)
+    monkeypatch.setattr(Model, "takes", {False: 0.02, True: 0.001})
+    assert trial.compiling_costs(opt, Model, lambda: {"A": 1}) is None  # a failure is not kept
 
 
 @pytest.mark.parametrize("breaks", [False, True])

@@ -53,12 +53,14 @@ def compiling_costs(
         print("--fast: measuring whether compiling pays off, a minute or two; the result is cached")
         with randomness.preserved():
             found = distributed.broadcast_object(_try(opt, make_model, load_batch()))
-        if distributed.is_main():
+        if distributed.is_main() and "error" not in found:
             with contextlib.suppress(OSError):
                 write_whole(cache_file(), json.dumps({**_read(), key: found}, indent=1))
     if opt.cuda_graphs and found["failed"]:
         print(f"--cuda_graphs is off: {found['failed']}")
         opt.cuda_graphs = False
+    if "error" in found:
+        return f"this model can't be compiled ({found['error']})"
     if found["compiled"] < found["eager"]:
         return None
     return (
@@ -70,7 +72,10 @@ def compiling_costs(
 def _try(
     opt: argparse.Namespace, make_model: Callable[..., Any], batch: dict[str, Any]
 ) -> dict[str, Any]:
-    """Seconds per iteration, `eager` and `compiled`, and why CUDA graphs `failed`, if they did."""
+    """Seconds per iteration, `eager` and `compiled`, and why CUDA graphs `failed`, if they did.
+
+    Where compiling fails, an `error` instead.
+    """
     # without compiling, CUDA graphs record whole iterations, or nothing
     found = {"eager": seconds(opt, make_model, batch, cuda_graphs=opt.cuda_graphs), "failed": ""}
     if opt.cuda_graphs:
@@ -79,7 +84,10 @@ def _try(
             return found
         except RuntimeError as e:  # PyTorch's error for outputs that were overwritten
             found["failed"] = first_line(e)
-    found["compiled"] = seconds(opt, make_model, batch, compile=True)
+    try:
+        found["compiled"] = seconds(opt, make_model, batch, compile=True)
+    except Exception as e:  # a compiler may raise anything, and training can do without it
+        found["error"] = first_line(e)
     return found
 
 
