@@ -140,13 +140,13 @@ def test_when_nothing_works():
     [
         (["--settings", "plain,quick"], "there is no 'quick'"),
         (["--set", "x"], "say NAME=FLAGS"),
-        (["--batch_sizes", "1,a"], "say numbers"),
+        (["--batch_sizes", "1,a"], "give numbers"),
         (["--loader"], "--loader needs --dataroot"),
         (["--rounds", "0"], "at least 1"),
         (["--translate", "-2"], "at least 0"),
         (["--distributed", "1", "--translate", "9"], "choose one"),
         (["--json", "nowhere/x.json"], "there is no such folder"),
-        (["--distributed", "two"], "say numbers of processes"),
+        (["--distributed", "two"], "give numbers of processes"),
     ],
 )
 def test_mistakes(words, said):
