@@ -76,7 +76,10 @@ def main() -> None:
         except BrokenPipeError:  # as after `| head`
             raise
         except OSError as e:
-            raise UserError(f"can't write to {web_dir}: {e.strerror or e}") from e
+            file = e.filename2 or e.filename  # the target of a copy
+            of_dataset = file and not Path(file).is_relative_to(web_dir)
+            what = f"can't read {file}" if of_dataset else f"can't write to {web_dir}"
+            raise UserError(f"{what}: {e.strerror or e}") from e
 
 
 def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:

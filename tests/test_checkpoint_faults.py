@@ -657,15 +657,18 @@ def test_disk_full_to_the_end(pictures, trained, tmp_path):
 
 def test_a_mark_that_does_not_fit_on_the_disk_is_left_out(pictures, copied, monkeypatch):
     """It says that the saves are of an earlier training, which only a restart wants to know."""
-    touch = Path.touch
+    touch, tried = Path.touch, []
 
     def full(path: Path, *args: Any, **kwargs: Any) -> None:
         if path.name == checkpoint.EARLIER:
+            tried.append(path)
             raise OSError(28, "No space left on device")
         touch(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "touch", full)
+    monkeypatch.setattr("util.distributed.launched", lambda: True)
     helpers.succeed("train.py", *words(pictures, copied.parent, "--n_epochs", "1"))
+    assert len(tried) == 1
 
 
 def test_a_stop_without_a_save_is_no_success(pictures, tmp_path, monkeypatch):

@@ -914,6 +914,19 @@ def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
                 image.load()
 
 
+def test_a_file_that_a_dataset_lacks_is_not_the_fault_of_the_results(cycle, monkeypatch):
+    picture(cycle / "in" / "0.png")
+
+    def get(dataset, index):
+        return open("/no/mask.png")
+
+    monkeypatch.setattr("data.single_dataset.SingleDataset.__getitem__", get)
+    result = run("test.py", *test_program(cycle, cycle / "in"))
+    assert result.err.splitlines()[-1] == (
+        "error: can't read /no/mask.png: No such file or directory"
+    )
+
+
 # ------------------------------------------------------------------------------------ a full disk
 def test_a_page_on_a_full_disk_is_one_line(cycle, tmp_path):
     result = on_a_full_disk(cycle, tmp_path)

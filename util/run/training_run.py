@@ -143,8 +143,8 @@ class TrainingRun:
         self.id = checkpoint.new_run(self.folder)
         if not opt.continue_train:
             self.outdated = "*"
-            if checkpoint.saved_suffixes(self.folder):
-                # for a restart before `begin`; the disk may be full
+            if distributed.launched() and checkpoint.saved_suffixes(self.folder):
+                # torchrun may restart this before `begin`; the disk may be full
                 with contextlib.suppress(OSError):
                     (self.folder / checkpoint.EARLIER).touch()
             return None

@@ -203,6 +203,8 @@ class Validation:
             "of": self.validated_on,
         }
         try:
+            for path in self.folder.glob(f"{WRITTEN}_*"):  # of a run that was killed here
+                path.unlink()
             self.model.save_networks(WRITTEN)
             for path in self.folder.glob(f"{WRITTEN}_*"):
                 path.replace(path.with_name(path.name.replace(WRITTEN, "best", 1)))
