@@ -246,10 +246,10 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Any]:
         self.order.epoch, self.order.start = self._epoch, self._start
         self._epoch, self._start = self._epoch + 1, 0
-        handler = _handler_of_deaths()
+        handler = _sigchld_handler()
         loaded = iter(self.loader)
-        if _handler_of_deaths() is not handler:
-            # torch's, which raises in the middle of whatever runs; the next batch raises as well
+        if _sigchld_handler() is not handler:
+            # torch's raises in the middle of whatever runs; without it, the next batch raises
             signal.signal(signal.SIGCHLD, handler)
         return self._batches(loaded)
 
@@ -269,8 +269,8 @@ class EpochLoader:
         self.collate.shared.close()
 
 
-def _handler_of_deaths() -> Any:
-    """What Python does when a child process has died."""
+def _sigchld_handler() -> Any:
+    """The signal handler for the end of a child process; None on Windows."""
     return signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
 
 

@@ -75,9 +75,10 @@ def orphan_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def numbers(model: Any) -> dict[str, tuple[Any, str]]:
-    """Where plain numbers are: attributes of a model and of its layers, and which weights learn.
+    """Where a model holds plain numbers: (object, attribute) by name.
 
-    By name the object and its attribute: a counter of iterations, `training`, `requires_grad`.
+    These are attributes of the model and of its layers, such as an iteration counter or `training`,
+    and `requires_grad` of each weight.
     """
     owners, found = [("", model)], {}
     for name, net in model.all_modules().items():
@@ -93,14 +94,15 @@ def numbers(model: Any) -> dict[str, tuple[Any, str]]:
 def plain_tensors(model: Any) -> dict[str, torch.Tensor]:
     """Tensors that only plain attributes hold, such as a queue.
 
-    Those of modules, optimizers and `stateful_parts` are not among them: these save their own.
+    Leaves out those of modules, optimizers and `stateful_parts`, which are saved separately.
     """
     parts = (getattr(part, "__dict__", {}) for part in stateful_parts(model).values())
     of_parts = (x for own in parts for _, x in find_all(own, torch.Tensor))
     others = {*model.trained_tensors(), *of_parts}
     held = find_all(vars(model), torch.Tensor)
     dense = {name: x.detach() for name, x in held if x.layout is torch.strided and x not in others}
-    return {name: x for name, x in dense.items() if 0 not in x.stride()}  # `expand` shares numbers
+    # not those of `expand`, whose elements share memory
+    return {name: x for name, x in dense.items() if 0 not in x.stride()}
 
 
 @runtime_checkable

@@ -90,11 +90,8 @@ class BaseModel(ModelFiles, ABC):
         """Move a batch of the dataset to the device, and set `image_paths`."""
 
     def to_device(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures of a batch on the device, for `set_input`; only CUDA copies while work goes on.
-
-        MPS would read the memory some time later, when the next batch may be in it.
-        """
-        return pictures.to(self.device, non_blocking=self.device.type == "cuda")
+        """The pictures of a batch (N, C, H, W) on the model's device, for `set_input`."""
+        return distributed.to_device(pictures, self.device)
 
     @abstractmethod
     def forward(self) -> None:
@@ -321,8 +318,8 @@ class BaseModel(ModelFiles, ABC):
             what = f"tensor of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
             self._warn_once(
                 name + " shape",
-                f"visual_names has '{name}', a {what}, and pictures are tensors (N, C, H, W) or "
-                "arrays (H, W, C): it is not shown",
+                f"{type(self).__name__}: visual_names has '{name}', a {what}, and pictures are "
+                "tensors (N, C, H, W) or arrays (H, W, C): it is not shown",
             )
         return visuals
 
@@ -333,7 +330,7 @@ class BaseModel(ModelFiles, ABC):
         """
         listed = {n: "loss_" + n for n in self.loss_names if isinstance(n, str)}
         self._warn_of_missing("loss_names", listed)
-        discriminators.warn_of_unused_augmentation(self, self._warned_about)
+        discriminators.warn_of_unused_augmentation(self)
         names = self.present_losses()
         return OrderedDict(zip(names, self.loss_values(names).tolist(), strict=True))
 
@@ -343,13 +340,13 @@ class BaseModel(ModelFiles, ABC):
             if not hasattr(self, attribute):
                 self._warn_once(
                     attribute,
-                    f"{where} has '{name}', but there is no attribute {attribute} so far: it is "
-                    "not shown",
+                    f"{type(self).__name__}: {where} has '{name}', but there is no attribute "
+                    f"{attribute} so far: it is not shown",
                 )
 
     def _warn_once(self, key: str, text: str) -> None:
         if key not in self._warned_about and distributed.is_main():
-            warn(f"{type(self).__name__}: {text}")
+            warn(text)
         self._warned_about.add(key)
 
     def present_losses(self) -> list[str]:

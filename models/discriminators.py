@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from util import distributed
-from util.errors import UserError, warn
+from util.errors import UserError
 
 from .diffaug import DiffAugment
 from .norms import add_spectral_norm
@@ -49,15 +48,13 @@ def apply_options(model: BaseModel) -> None:
         add_spectral_norm(net)
 
 
-def warn_of_unused_augmentation(model: BaseModel, warned: set[str]) -> None:
-    """Warn of each discriminator that --diffaug has not reached, unless its name is in `warned`."""
+def warn_of_unused_augmentation(model: BaseModel) -> None:
+    """Warn once about each discriminator that --diffaug has not reached."""
     for name, net in find(model).items():
         augment = getattr(net, "prepared_augment", None)
-        if augment is None or augment.calls or name in warned:
-            continue
-        warned.add(name)
-        if distributed.is_main():
-            warn(
+        if augment is not None and not augment.calls:
+            model._warn_once(
+                name,
                 f"--diffaug: net{name} was never called as a function of a batch so far, so "
-                f"nothing is augmented: call net{name}(x), not its parts or net{name}.forward"
+                f"nothing is augmented: call net{name}(x), not its parts or net{name}.forward",
             )

@@ -213,9 +213,9 @@ class ModelFiles:
             self._load_weights(own)
 
     def watch_attributes(self) -> None:
-        """Let `training_state` have the numbers and tensors in attributes that change from now."""
+        """Make `training_state` include numbers and tensors in attributes that change from now."""
         before = training_state.plain_values(self)
-        # a function, in which nothing looks for tensors
+        # held by a closure, since attributes are searched for tensors
         self._changes = lambda: training_state.changes(before, training_state.plain_values(self))
 
     def training_state(self) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def plain_values(model: ModelFiles) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Those of `now` that were others before.
+    """The values in `now` that differ from those in `before`.
 
-    What never changes in training follows the options, which may be new ones when it resumes.
+    The others are not saved: they follow the options, which may have changed when a run resumes.
     """
 
     def is_same(x: Any, y: Any) -> bool:
@@ -104,7 +104,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore_plain(model: ModelFiles, values: dict[str, Any]) -> None:
-    """Give plain attributes the values of `changes`."""
+    """Set plain attributes to the values that `changes` returned."""
     places, tensors = numbers(model), plain_tensors(model)
     for name, value in values.items():
         if name in places:

@@ -231,8 +231,8 @@ options of another model: python train.py --model pix2pix --help"""
         )
         if not restarted:
             return
-        saved = checkpoint.newest_save(folder) and not (folder / checkpoint.EARLIER).exists()
-        if distributed.any_rank(distributed.is_source() and bool(saved)):
+        ours = distributed.is_source() and not (folder / checkpoint.EARLIER).exists()
+        if distributed.any_rank(ours and checkpoint.newest_save(folder) is not None):
             opt.continue_train, opt.epoch, opt.load_iter = True, "latest", 0
             print("restarted by torchrun: training goes on from the newest save (--continue_train)")
         elif not opt.continue_train:

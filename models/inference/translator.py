@@ -34,6 +34,7 @@ from data.pictures.values import (
 from data.pictures.writing import fits_profile
 from models.speed.acceleration import precision_context
 from models.speed.inspection import independent_of_batch
+from util import distributed
 from util.errors import UserError, first_line, warn
 from util.util import batched_by
 
@@ -156,9 +157,7 @@ class Translator:
             )
         net = TiledNet(self._any_size, tiles, self._precision) if tiles else self._any_size
         with torch.no_grad(), precision_context(self._precision, self.device.type):
-            # MPS would read the memory some time later, as `BaseModel.to_device` says
-            on_cuda = self.device.type == "cuda"
-            return net(batch.to(self.device, non_blocking=on_cuda)).float()
+            return net(distributed.to_device(batch, self.device)).float()
 
     def finish(
         self, output: torch.Tensor, picture: Picture, dtype: np.dtype | type | None = None

@@ -23,7 +23,7 @@ from .collectives import (
     sum_over_ranks,
     traffic,
 )
-from .devices import device, select_device
+from .devices import device, select_device, to_device
 from .ranks import (
     cores,
     destroy_process_group,

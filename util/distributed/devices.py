@@ -41,6 +41,14 @@ def check_gpus(gpu_ids: str, ids: Sequence[int]) -> None:
         )
 
 
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device, asynchronously on CUDA only.
+
+    An asynchronous copy to MPS may read the memory when it already holds the next batch.
+    """
+    return x.to(device, non_blocking=device.type == "cuda")
+
+
 def device() -> torch.device:
     """The device that `select_device` chose last; by default a GPU if there is one."""
     return _device or select_device("0")[1]

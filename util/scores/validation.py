@@ -203,8 +203,7 @@ class Validation:
             "of": self.validated_on,
         }
         try:
-            for path in self.folder.glob(f"{WRITTEN}_*"):  # of a run that was killed here
-                path.unlink()
+            self._remove_unfinished()  # left by a run that was killed here
             self.model.save_networks(WRITTEN)
             for path in self.folder.glob(f"{WRITTEN}_*"):
                 path.replace(path.with_name(path.name.replace(WRITTEN, "best", 1)))
@@ -212,12 +211,15 @@ class Validation:
             facts |= best
             write_whole(self.folder / BEST, json.dumps(facts, indent=2) + "\n")
         except (OSError, RuntimeError) as e:
-            for path in self.folder.glob(f"{WRITTEN}_*"):
-                path.unlink()
+            self._remove_unfinished()
             reason = in_one_line(e, 200)
             warn(f"best_net_*.pth of epoch {position.epoch} could not be saved: {reason}")
             return
         self.best = best
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.glob(f"{WRITTEN}_*"):
+            path.unlink()
 
 
 def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
