@@ -11,6 +11,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
@@ -238,6 +239,8 @@ class EpochLoader:
         self.broken: dict[str, None] = {}  # in the order in which they came up
         self.process = os.getpid()
         _open_loaders.add(self)
+        if pin_memory:
+            threading.excepthook = _quiet_when_workers_end
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch that the next iteration yields, and the item to start it at."""
@@ -278,6 +281,13 @@ def _quiet_when_cut_off(kind: type[BaseException], error: BaseException, traceba
     # not an error: a main process that ends early does not take the batches waiting for it
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, traceback)
+
+
+def _quiet_when_workers_end(args: Any) -> None:
+    # if a worker is killed, the thread that pins memory fails too, but the next batch says why
+    pinning = args.thread is not None and "_pin_memory_loop" in args.thread.name
+    if not (pinning and issubclass(args.exc_type, (EOFError, OSError))):
+        threading.__excepthook__(args)
 
 
 def start_worker(worker: int) -> None:

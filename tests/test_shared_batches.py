@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data._utils.pin_memory import _pin_memory_loop
 
-from data.loader import EpochLoader
+from data.loader import EpochLoader, _quiet_when_workers_end
 
 
 class Pictures(Dataset):
@@ -82,3 +84,17 @@ def test_one_part_of_a_batch_keeps_all_of_it():
     kept = [(batch["A"][1, :2], batch["A"][1, :2].clone()) for _ in range(3) for batch in given]
     assert all(torch.equal(*pair) for pair in kept)
     given.close()
+
+
+def test_a_thread_that_pins_memory_ends_quietly(monkeypatch, capsys):
+    """When a worker is killed: the main thread says what happened."""
+    monkeypatch.setattr(threading, "excepthook", _quiet_when_workers_end)
+
+    def fail() -> None:
+        raise ConnectionResetError
+
+    for name, quiet in ((f"Thread-2 ({_pin_memory_loop.__name__})", True), ("another", False)):
+        thread = threading.Thread(target=fail, name=name)
+        thread.start()
+        thread.join()
+        assert ("ConnectionResetError" not in capsys.readouterr().err) is quiet

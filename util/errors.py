@@ -106,7 +106,10 @@ def one_line_errors() -> Iterator[None]:
                 "out of memory: choose a smaller --batch_size, --crop_size or --ngf, or free "
                 "memory that other programs use"
             )
-        elif re.search(r"DataLoader worker .* (killed by signal|exited unexpectedly)", str(e)):
+        elif re.search(
+            r"DataLoader worker .* (killed by signal|exited unexpectedly)|Pin memory thread exited",
+            str(e),
+        ):
             reason = (
                 "a process that loads pictures was killed, most likely for a lack of memory: "
                 "choose a smaller --num_threads"
