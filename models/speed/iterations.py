@@ -125,7 +125,10 @@ class RecordedIterations:
         except Exception as e:  # whatever a user's objects raise when they are compared
             return self._refuse(f"what the model holds can't be compared ({first_line(e)})")
         if changed:
-            self.changed, self.state, self.recordings = changed, state, {}
+            if self.recordings:
+                self.recordings = {}
+                torch.cuda.empty_cache()  # or their memory could not be used for anything else
+            self.changed, self.state = changed, state
             # shared: recordings are replayed one at a time, and their results are copied out
             self.pool = torch.cuda.graph_pool_handle()
             self.seen.clear()
