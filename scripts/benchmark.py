@@ -55,7 +55,7 @@ from scripts.measurements import PARTS, Loading, Training, Translating, train_as
 from scripts.setting_process import SettingProcess
 from util.argument_types import numbers, whole_number
 from util.distributed.launch import launch
-from util.errors import OneLineParser, UserError, one_line_errors
+from util.errors import OneLineParser, UserError, one_line_errors, say
 
 SETTINGS = {
     "plain": "--precision tf32 --batch_passes off --cache_images off --cuda_graphs off",
@@ -137,24 +137,29 @@ def compare(args: argparse.Namespace, kind: type, words: list[str], batch: int) 
     """Measure all settings in turn; print a table, and return the figures."""
     # fused CPU kernels appear in a profile only if compiled with this
     environment = {"TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE": "1"} if args.profile else {}
-    processes = []
-    for name, flags in args.settings.items():
-        own = [*words, "--batch_size", str(batch), *shlex.split(flags)]
-        print(f"{name}: {flags or 'nothing added'}", file=sys.stderr, flush=True)
-        process = SettingProcess(kind, name, own, bool(args.dataroot), environment)
-        processes.append(process)
-        process.result |= process.call("warm_up", args.warm_up) or {}
-        took = process.result.get("warm_up_s", 0)
-        news = f"failed: {process.failed}" if process.failed else f"warm after {took:.1f} s"
-        for line in (*process.said, news):
-            print(f"  {line}", file=sys.stderr, flush=True)
+    common = [*words, "--batch_size", str(batch)]
+    processes = [
+        SettingProcess(name, [*common, *shlex.split(flags)], environment)
+        for name, flags in args.settings.items()
+    ]
     peak = None
     try:
+        for process in processes:
+            say(f"{process.name}: {args.settings[process.name] or 'nothing added'}", sys.stderr)
+            said = process.start(kind, bool(args.dataroot))
+            process.result |= process.call("warm_up", args.warm_up) or {}
+            took = process.result.get("warm_up_s", 0)
+            news = f"failed: {process.failed}" if process.failed else f"warm after {took:.1f} s"
+            for line in (*said, news):
+                say(f"  {line}", sys.stderr)
         for i in range(args.rounds):
             turn = i % len(processes)
             for process in processes[turn:] + processes[:turn]:
                 if rate := process.call("rate", args.seconds):
                     process.rates.append(rate)
+            # what has been measured so far, should this program be stopped
+            last = [f"{p.name} {p.rates[-1]:.4g}" for p in processes if p.rates]
+            say(f"round {i + 1} of {args.rounds}, {kind.unit}: {', '.join(last)}", sys.stderr)
         if kind is Training:
             for process in processes:
                 trace = trace_file(args.profile, process.name, batch)

@@ -43,15 +43,17 @@ def call_measured(name: str, *args: Any) -> Any:
 class SettingProcess:
     """A setting in a process of its own; once it fails, `failed` says why, and calls do nothing."""
 
-    def __init__(
-        self, kind: type, name: str, words: list[str], real: bool, environment: Mapping[str, str]
-    ):
-        self.name, self.failed = name, ""
+    def __init__(self, name: str, words: list[str], environment: Mapping[str, str]):
+        self.name, self.words, self.failed = name, words, ""
         os.environ.update(environment)
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.pool.submit(int)  # begins the imports, in all processes at the same time
         self.rates: list[float] = []
         self.result: dict[str, Any] = {"setting": name, "options": shlex.join(words)}
-        self.said: list[str] = self._run(start, kind, words, name == "plain", real) or []
+
+    def start(self, kind: type, real: bool) -> list[str]:
+        """Set up what is measured; returns the lines about --fast and --compile."""
+        return self._run(start, kind, self.words, self.name == "plain", real) or []
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a method of what is measured; None if this or an earlier call failed."""
