@@ -28,6 +28,7 @@ from data.loader import Batch
 from models import create_model
 from models.base_model import BaseModel
 from models.speed.layout import contiguous_gradients
+from models.speed.row_convolution import RowConv2d
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
 from scripts.launch_counts import count_launches
@@ -43,12 +44,14 @@ LEAST_STEPS = 3  # in a turn, however long they take
 
 
 # ------------------------------------------------------------------------------- as the original
-def relus_in_place(model: BaseModel) -> None:
-    """Make all ReLUs of a model's networks work in place."""
+def plain_layers(model: BaseModel) -> None:
+    """Make all ReLUs of a model's networks work in place, and its convolutions those of torch."""
     for net in model.networks().values():
         for module in net.modules():
             if isinstance(module, (torch.nn.ReLU, torch.nn.LeakyReLU)):
                 module.inplace = True
+            elif type(module) is RowConv2d:
+                module.__class__ = torch.nn.Conv2d
 
 
 def torchs_adam(model: BaseModel, lr: float, beta1: float) -> None:
@@ -82,7 +85,7 @@ class Training:
         self.model.setup(opt)
         self.guard = None
         if plain:
-            relus_in_place(self.model)
+            plain_layers(self.model)
             torchs_adam(self.model, opt.lr, opt.beta1)
             # TF32 in convolutions only, PyTorch's default
             torch.backends.cuda.matmul.allow_tf32 = False
@@ -317,7 +320,7 @@ class Translating:
         dataset = create_dataset(opt, batch_size=1)
         model = create_model(opt)
         model.setup(opt)
-        relus_in_place(model)
+        plain_layers(model)
         page = HTML(str(Path(opt.results_dir) / opt.name), "plain")
         for data in dataset:
             model.set_input(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from argparse import Namespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from models import create_model, networks
 from models.cycle_gan_model import CycleGANModel
-from models.speed import acceleration, gradient_scale, layout, passes
+from models.speed import acceleration, gradient_scale, layout, passes, row_convolution
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
@@ -447,6 +448,56 @@ def test_an_iteration_does_not_load_the_compiler(tmp_path):
         " 'torch._inductor.compile_fx', 'torch._inductor.graph')])"
     )
     assert run_process("-c", code).out.endswith("\n[]\n")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_convolutions_by_rows_are_those_of_torch(bias, channels_last, monkeypatch):
+    """Values, and first and second gradients, in float64."""
+    monkeypatch.setattr(row_convolution, "SMALL", 0)
+    torch.manual_seed(0)
+    ours = nn.Conv2d(8, 3, (7, 5), bias=bias).double()
+    torchs = copy.deepcopy(ours)
+    row_convolution.convolve_by_rows(ours)
+    assert type(ours) is row_convolution.RowConv2d
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.randn(2, 8, 20, 18, dtype=torch.float64).contiguous(memory_format=layout)
+    x.requires_grad_()
+    found = []
+    for layer in (ours, torchs):
+        wanted = [x, *layer.parameters()]
+        y = layer(x)
+        first = torch.autograd.grad(y.tanh().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), wanted[:2])
+        found.append([y, *first, *second])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "by_rows"),
+    [
+        (nn.Conv2d(64, 3, 7), True),
+        (nn.Conv2d(3, 64, 7), False),
+        (nn.Conv2d(64, 3, 7, padding=3), False),
+        (nn.Conv2d(64, 3, 7, stride=2), False),
+        (nn.Conv2d(64, 2, 7, groups=2), False),
+        (nn.Conv2d(64, 3, 3), False),
+        (nn.ConvTranspose2d(64, 3, 7), False),
+    ],
+)
+def test_which_convolutions_go_by_rows(layer, by_rows):
+    net = nn.Sequential(layer)
+    row_convolution.convolve_by_rows(net)
+    assert (type(layer) is row_convolution.RowConv2d) is by_rows
+    if by_rows:  # a small input, as torch computes it
+        x = torch.randn(1, 64, 16, 16)
+        assert torch.equal(net(x), nn.functional.conv2d(x, layer.weight, layer.bias))
+
+
+def test_networks_on_a_cpu_keep_their_convolutions(tmp_path):
+    model = build(tmp_path, "--model cycle_gan")
+    assert not any(type(m) is row_convolution.RowConv2d for m in model.netG_A.modules())
 
 
 @pytest.mark.parametrize("frozen", ["all", "first"])

@@ -15,9 +15,10 @@ from models import base_model, networks
 from models.cycle_gan_model import CycleGANModel
 from models.inference.recorded import record_passes
 from models.pix2pix_model import Pix2PixModel
-from models.speed import acceleration
-from tests import test_acceleration
+from models.speed import acceleration, row_convolution
+from tests import forked, test_acceleration
 from tests.helpers import ROOT, SHORT, aligned, succeed, unaligned
+from tests.test_checkpoint_faults import kill_a_worker
 
 pytestmark = [
     pytest.mark.cuda,
@@ -166,6 +167,22 @@ def test_recorded_iterations_stay_close(model, flags, recorders, tmp_path):
         assert [ours[n] for n in names] == known
 
 
+def test_compiled_feature_losses_stay_close(recorders, tmp_path):
+    """The discriminators give features while they are frozen, and then learn."""
+    flags = "--model pix2pix --netD multiscale --n_layers_D 2 --lambda_feat 10 --norm instance"
+    flags += " --no_dropout --lr 0.00001"
+    found = []
+    for more in ("--cuda_graphs off --precision fp32", HALF):
+        model = build(tmp_path, f"{flags} {more}")
+        before = [p.detach().clone() for p in model.netD.parameters()]
+        found.append(iterate(model, 8))
+        after = list(model.netD.parameters())
+        assert not any(map(torch.equal, before, after))
+    assert len(recorders[0].recordings) == 1
+    for wanted, ours in zip(*found, strict=True):
+        assert ours == pytest.approx(wanted, rel=5e-2, abs=2e-2)
+
+
 def test_an_iteration_that_waits_is_not_recorded(recorders, tmp_path, capsys, monkeypatch):
     """And goes on as if nothing had been tried."""
     found = []
@@ -207,13 +224,18 @@ def test_a_number_on_the_cpu_that_changes(recorders, tmp_path):
 def test_recording_again_takes_no_more_memory(recorders, tmp_path):
     """As in each epoch in which the learning rate falls."""
     model = build(tmp_path, "--model cycle_gan --ngf 32 --crop_size 128")
-    reserved = []
+    torch.backends.cudnn.benchmark = False  # a search takes memory by what else runs there
+    reserved, peaks = [], []
     for _ in range(6):
+        torch.cuda.reset_peak_memory_stats()
         model.optimizer_G.param_groups[0]["lr"] *= 0.9
         iterate(model, 8)
         assert len(recorders[0].recordings) == 1
         reserved.append(torch.cuda.memory_reserved())
+        peaks.append(torch.cuda.max_memory_reserved())
     assert reserved[-1] < 1.1 * reserved[1]
+    # eager iterations and those that were recorded before do not take memory at the same time
+    assert peaks[-1] < 1.4 * peaks[0]
 
 
 @pytest.mark.parametrize("kind", ["resnet_6blocks instance", "unet_128 batch"])
@@ -293,6 +315,23 @@ def test_compiled_norms_keep_the_layout():
         assert ours.dim() < 4 or ours.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_convolutions_by_rows():
+    """A batch that is large enough gives the values and gradients of float64 on the CPU."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(64, 3, 7))
+    pictures = torch.randn(4, 64, 262, 262)
+    assert pictures.numel() > row_convolution.SMALL
+    plain = copy.deepcopy(net).double()
+    wanted = [plain(pictures.double()), *gradients_of(plain, pictures.double())]
+    torch.backends.cudnn.allow_tf32 = False
+    acceleration.prepare(net.cuda(), torch.device("cuda"))
+    assert type(net[0]) is row_convolution.RowConv2d
+    found = [net(pictures.cuda()), *gradients_of(net, pictures.cuda())]
+    for ours, known in zip(found, wanted, strict=True):
+        scale = known.abs().max().item()
+        torch.testing.assert_close(ours.cpu().double(), known, rtol=0, atol=1e-5 * scale)
+
+
 def gradients_of(net, pictures) -> list[torch.Tensor]:
     net(pictures).square().sum().backward()
     return [p.grad for p in net.parameters()]
@@ -320,3 +359,17 @@ def test_training_resumes(flags, tmp_path):
         ends.append(torch.load(folder / "x" / "latest_net_G_A.pth", weights_only=True))
     for key, value in ends[0].items():
         torch.testing.assert_close(value.cpu(), ends[1][key].cpu(), rtol=1e-4, atol=1e-5)
+
+
+def test_training_saves_when_a_worker_is_killed(tmp_path):
+    """Batches go through pinned memory, which has a thread of its own."""
+    data = unaligned(tmp_path / "data", 8)
+    words = ["--dataroot", data, "--checkpoints_dir", tmp_path, *SMALL.split(), *SHORT]
+    words = [*map(str, words), "--num_threads", "1", "--load_size", "64"]
+    log = tmp_path / "log"
+    assert forked.run(words, log, prepare=kill_a_worker) == 1
+    assert "error: a process that loads pictures was killed" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    resumed = succeed("train.py", *words, "--continue_train")
+    assert "resuming from 'latest'" in resumed.out
+    assert ", 0 images into it" not in resumed.out

@@ -20,6 +20,7 @@ from .gradient_scale import GradientScale
 from .inspection import has_known_layers
 from .layout import contiguous_gradients, keep_layout
 from .prepared import prepared
+from .row_convolution import convolve_by_rows
 from .sync_norm import exclude_from_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
@@ -85,6 +86,8 @@ def prepare(
             f"--precision {precision} does not reach a {type(net._orig_mod).__name__} that the "
             "model has compiled: say --compile in place of its torch.compile, or leave it out"
         )
+    if device.type == "cuda":
+        convolve_by_rows(net)
     if channels_last:
         for weight in net.parameters():
             if weight.dim() == 4:  # `net.to` would fail for the weights of Conv3d

@@ -18,6 +18,7 @@ _KNOWN = {
     f"{_PACKAGE}.antialias": "Downsample Upsample BlurredConv2d BlurredConvTranspose2d",
     f"{_PACKAGE}.patch_nce": "PatchSampleMLP",
     f"{_PACKAGE}.speed.layout": "LayoutKeepingInstanceNorm",
+    f"{_PACKAGE}.speed.row_convolution": "RowConv2d",
     f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
 }
 # Results of `has_hooks`, and the count of hooks then: looking at every layer each time takes long.
