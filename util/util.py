@@ -17,6 +17,8 @@ from util import distributed
 # Takes a third of the time of the default, 6, for files up to a tenth larger; lower levels make
 # those with flat colours half as large again. Other formats ignore it.
 PNG_LEVEL = 4
+# Values in a result that may wait on the GPU until a thread encodes it; many may queue up.
+SMALL = 2**20
 
 T = TypeVar("T")
 

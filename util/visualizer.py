@@ -25,7 +25,6 @@ from .run.position import Position
 
 ADVICE_AFTER = 60.0  # seconds of training before the user is told that loading data is slow
 ADVICE_SHARE = 0.3  # of the time: more waiting for data than this is slow
-SMALL = 2**20  # values in a picture: larger ones do not wait on the GPU to be encoded
 
 
 class Visualizer:
@@ -299,7 +298,7 @@ def _copy(pictures: torch.Tensor) -> torch.Tensor:
     many may queue up.
     """
     first = pictures.detach()[:1]
-    return first.clone() if first.numel() <= SMALL else first.to("cpu", copy=True)
+    return first.clone() if first.numel() <= util.SMALL else first.to("cpu", copy=True)
 
 
 def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from util import util
 from util.errors import UserError
 from util.files import replacing
 
@@ -153,6 +154,8 @@ def _write_pillow(path: Path, array: np.ndarray, info: dict[str, Any]) -> None:
     elif path.suffix.lower() in TIFF:
         settings["compression"] = "tiff_adobe_deflate"
         settings["exif"] = _exif_texts(info)
+    elif path.suffix.lower() == ".png":
+        settings["compress_level"] = util.PNG_LEVEL
     encoded, kind = io.BytesIO(), Image.registered_extensions()[path.suffix.lower()]
     try:
         Image.fromarray(_plane(array)).save(encoded, kind, **settings)

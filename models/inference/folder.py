@@ -20,6 +20,7 @@ from data.pictures.reading import Picture, fit_samples, prefix_errors, read_info
 from data.pictures.values import opaque_value
 from data.pictures.writing import FORMATS, check_writable, write_bands, write_picture
 from models.speed.inspection import independent_of_batch
+from util import util
 from util.background import BackgroundWork
 from util.errors import in_one_line, is_out_of_memory
 from util.files import wrap_write_errors
@@ -118,7 +119,9 @@ class FolderTranslation:
         self, batch: list[Ready], encoders: BackgroundWork, fail: Callable[[Job, Exception], None]
     ) -> None:
         xs = [ready.x for ready in batch if ready.x is not None]
-        outputs = self.translator.run(torch.stack(xs)).cpu()
+        outputs = self.translator.run(torch.stack(xs))
+        if outputs[0].numel() > util.SMALL or not self.threads:
+            outputs = outputs.cpu()
         for ready, output in zip(batch, outputs, strict=True):
 
             def failed(e: Exception, job: Job = ready.job) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from models.networks import ResnetGenerator, UnetGenerator
 from models.speed.inspection import has_hooks, has_known_layers
 
-SMALL = 2**20  # values in a batch; up to this, launching kernels takes longer than running them
+SMALL = 2**21  # values in a batch; up to this, launching kernels takes longer than running them
 WARMUP_PASSES = 2  # eager passes of each shape before it is recorded; cuDNN searches in the first
 SHAPES = 8  # recorded at most
 
