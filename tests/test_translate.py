@@ -935,9 +935,10 @@ def test_a_page_on_a_full_disk_is_one_line(cycle, tmp_path):
     assert result.returncode == 1
 
 
+@pytest.mark.parametrize("more", [[], ["--tile", "64"]])
 @pytest.mark.parametrize("form", ["png", "tiff"])
-def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path, form):
-    result = on_a_full_disk(cycle, tmp_path, "--only_outputs", "--output_format", form)
+def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path, form, more):
+    result = on_a_full_disk(cycle, tmp_path, "--only_outputs", "--output_format", form, *more)
     assert result.returncode == 1
     assert "2 of 2 pictures failed" in result.stderr
     for name in ("0", "1"):
@@ -945,6 +946,13 @@ def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path, form):
         assert f"can't write {path}: File too large" in result.stderr
     assert "TIFF" not in result.stderr  # as libtiff says it
     assert files_below(tmp_path / "results") == []
+
+
+def test_a_full_scratch_folder_is_named(cycle, tmp_path):
+    exact = f"--only_outputs --tile 64 --tile_mode exact --tile_memory 0 --tile_scratch {tmp_path}"
+    result = on_a_full_disk(cycle, tmp_path, *exact.split())
+    reason = f"{tmp_path}/in/0.png: can't write to --tile_scratch {tmp_path}: File too large"
+    assert f"  {reason}\n" in result.stderr
 
 
 def on_a_full_disk(cycle, tmp_path, *more) -> subprocess.CompletedProcess[str]:

@@ -144,7 +144,8 @@ class FolderTranslation:
         try:
             info, alpha = self._info(picture), picture.alpha
             opaque = None if alpha is None else opaque_value(alpha, self.translator.value_range)
-            write_bands(ready.job.target, bands, shape, dtype, alpha, info, opaque)
+            with wrap_write_errors(ready.job.target):
+                write_bands(ready.job.target, bands, shape, dtype, alpha, info, opaque)
         finally:
             bands.close()  # removes scratch files
             # free the memory now, before the next picture is read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from util.errors import UserError
+from util.files import wrap_write_errors
 
 
 class ScratchSpace:
@@ -25,7 +27,12 @@ class ScratchSpace:
     def open_file(self) -> Any:
         """An unnamed file: it disappears when the process ends, however that happens."""
         self.files += 1
-        return tempfile.TemporaryFile(dir=self.scratch)
+        with self.wrap_errors():
+            return tempfile.TemporaryFile(dir=self.scratch)
+
+    def wrap_errors(self) -> contextlib.AbstractContextManager[None]:
+        """Turn an OSError in the block into a UserError: results may go to another disk."""
+        return wrap_write_errors(f"to --tile_scratch {self.scratch}")
 
     def check(self, needed: int) -> None:
         """Raise UserError if the disk has no room for the part of `needed` bytes beyond memory."""
@@ -70,7 +77,8 @@ class StoredMap:
             self.data[:, :, top : top + rows.shape[2]] = rows
         else:
             raw = rows[0].transpose(0, 1).contiguous().cpu()
-            self.file.write(raw.view(torch.uint8).numpy())
+            with self.space.wrap_errors():
+                self.file.write(raw.view(torch.uint8).numpy())
 
     def rows(self, top: int, bottom: int) -> torch.Tensor:
         """Rows [top, bottom) as (1, C, h, W)."""
