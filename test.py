@@ -34,7 +34,7 @@ from models.speed.inspection import independent_of_batch
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork
-from util.errors import UserError, one_line_errors, warn
+from util.errors import UserError, one_line_errors, unwind_on_sigterm, warn
 from util.files import make_writable, mark_as_results
 from util.html import HTML
 from util.picture_files import UNREADABLE
@@ -203,5 +203,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
 
 
 if __name__ == "__main__":
+    if not distributed.launched():  # one that waits for other processes could not react
+        unwind_on_sigterm()
     with distributed.process_group(), one_line_errors():
         main()

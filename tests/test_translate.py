@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -912,6 +913,37 @@ def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
         for name in names:
             with Image.open(results / name) as image:
                 image.load()
+
+
+def test_sigterm_leaves_no_part_of_a_picture(cycle, tmp_path):
+    """As when a cluster takes the machine back."""
+    code = """
+    import runpy, sys, time
+    import data.pictures.writing
+
+    def write(path, *_):
+        path.write_bytes(b"a part")
+        print("there", file=sys.stderr, flush=True)
+        time.sleep(60)
+
+    data.pictures.writing._write_pillow = write
+    runpy.run_path("test.py", run_name="__main__")
+    """
+    picture(tmp_path / "in" / "0.png")
+    words = [*translate_words(cycle, tmp_path / "in", tmp_path), "--only_outputs"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, words)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "there\n" in iter(process.stderr.readline, "")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (143, "")
+    assert files_below(tmp_path / "results") == []
 
 
 def test_a_file_that_a_dataset_lacks_is_not_the_fault_of_the_results(cycle, monkeypatch):

@@ -125,12 +125,14 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def run_tool(main: Callable[[], None]) -> None:
-    """Run a command line tool; an error becomes one line on stderr and exit code 1.
-
-    SIGTERM unwinds the stack, as Ctrl-C does, so that temporary folders are removed.
-    """
+def unwind_on_sigterm() -> None:
+    """Have SIGTERM unwind the stack, as Ctrl-C does, so that temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a command line tool; an error becomes one line on stderr and exit code 1."""
+    unwind_on_sigterm()
     with one_line_errors():
         try:
             main()
