@@ -239,7 +239,8 @@ class EpochLoader:
         self.broken: dict[str, None] = {}  # in the order in which they came up
         self.process = os.getpid()
         _open_loaders.add(self)
-        if pin_memory:
+        # a program that uses this one as a library may have its own
+        if pin_memory and threading.excepthook is threading.__excepthook__:
             threading.excepthook = _quiet_when_workers_end
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:

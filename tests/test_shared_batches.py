@@ -98,3 +98,10 @@ def test_a_thread_that_pins_memory_ends_quietly(monkeypatch, capsys):
         thread.start()
         thread.join()
         assert ("ConnectionResetError" not in capsys.readouterr().err) is quiet
+
+
+def test_a_programs_own_hook_for_threads_stays(monkeypatch):
+    for hook, then in ((print, print), (threading.__excepthook__, _quiet_when_workers_end)):
+        monkeypatch.setattr(threading, "excepthook", hook)
+        EpochLoader(Pictures(2), 2, False, 0, pin_memory=True).close()
+        assert threading.excepthook is then
