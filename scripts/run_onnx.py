@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sys
 from collections import Counter
 from pathlib import Path
@@ -145,7 +146,8 @@ def write_picture(values, alpha, path: Path, low: float, high: float) -> None:
         image.putalpha(alpha)
     path.parent.mkdir(parents=True, exist_ok=True)
     # moved into place when complete: Ctrl-C or a full disk leave no partial picture
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # the name of a picture may be as long as names can be
+    temporary = path.with_name(f".{path.stem[:48]}.{secrets.token_hex(4)}.tmp")
     try:
         image.save(temporary, "PNG")
         temporary.replace(path)

@@ -379,6 +379,13 @@ def test_the_folder_to_read_is_never_written_to(negative, tmp_path):
     assert files_below(folder) == ["a.png", "out/a.png"]
 
 
+def test_names_of_any_length(negative, tmp_path):
+    name = "x" * 251 + ".png"
+    picture(tmp_path / "in" / name)
+    succeed("scripts/run_onnx.py", negative, tmp_path / "in", tmp_path / "out")
+    assert files_below(tmp_path / "out") == [name]
+
+
 def test_one_picture(negative, tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(np.full((5, 7, 3), 200, np.uint8)).save(path)
