@@ -158,8 +158,9 @@ def compare(args: argparse.Namespace, kind: type, words: list[str], batch: int) 
                 if rate := process.call("rate", args.seconds):
                     process.rates.append(rate)
             # what has been measured so far, should this program be stopped
-            last = [f"{p.name} {p.rates[-1]:.4g}" for p in processes if p.rates]
-            say(f"round {i + 1} of {args.rounds}, {kind.unit}: {', '.join(last)}", sys.stderr)
+            last = [f"{p.name} {p.rates[-1]:.4g}" for p in processes if p.rates and not p.failed]
+            if last:
+                say(f"round {i + 1} of {args.rounds}, {kind.unit}: {', '.join(last)}", sys.stderr)
         if kind is Training:
             for process in processes:
                 trace = trace_file(args.profile, process.name, batch)

@@ -133,6 +133,7 @@ def test_when_nothing_works():
     assert result.code == 1
     assert "unknown option '--no_such_option'" in result.out
     assert "Traceback" not in result.err
+    assert "round 1" not in result.err
 
 
 @pytest.mark.parametrize(
