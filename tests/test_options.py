@@ -16,6 +16,7 @@ from options.test_options import TestOptions, share_cores
 from options.train_options import TrainOptions
 from tests.conformance import probe
 from tests.helpers import ROOT, files_below, run, run_process, unaligned
+from util.errors import UserError
 from util.run.saved_options import read_saved_options
 
 GOLDEN = json.loads((ROOT / "tests" / "conformance" / "golden.json").read_text())["cases"][
@@ -385,6 +386,9 @@ def test_saved_options_of_the_original(tmp_path):
         "suffix": "",
     }
     assert read_saved_options(tmp_path / "none") == {}
+    (tmp_path / "x" / "train_opt.txt").mkdir(parents=True)  # as if it could not be read
+    with pytest.raises(UserError, match=r"can't read .*/train_opt\.txt: Is a directory"):
+        read_saved_options(tmp_path / "x")
 
 
 # ------------------------------------------------------------------------------------ coming back

@@ -7,7 +7,7 @@ import ast
 import re
 from pathlib import Path
 
-from util.errors import warn
+from util.errors import UserError, warn
 from util.files import write_whole
 
 DEFAULT_NAME = "experiment_name"  # of an experiment, if --name is not given
@@ -36,12 +36,17 @@ def read_saved_options(folder: str | Path, phase: str = "train") -> dict[str, st
     """Names and values, as text, in `<folder>/<phase>_opt.txt`; empty if there is no such file.
 
     Reads files of the original code too. `normG`, the norm of the generator, replaces `norm`.
+    Raises UserError if the options of training can't be read.
     """
     path = Path(folder) / f"{phase}_opt.txt"
     try:
         lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return {}
+    except OSError as e:
+        # those of test.py serve notes alone; without those of training, the direction, the range
+        # of values and more would be guessed
+        if isinstance(e, (FileNotFoundError, NotADirectoryError)) or phase != "train":
+            return {}
+        raise UserError(f"can't read {path}: {e.strerror}") from e
     matches = (_LINE.match(line) for line in lines)
     options = {m.group(1): m.group(2) for m in matches if m}
     return {**options, "norm": options["normG"]} if "normG" in options else options
