@@ -180,7 +180,8 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     )
     jobs = work.jobs(paths, folder_of(opt.dataroot), out)
     if opt.skip_existing:
-        jobs = [job for job in jobs if not job.target.exists()]
+        # unlike `Path.exists`, not an error for a name that is too long
+        jobs = [job for job in jobs if not os.path.exists(job.target)]
     existing = f" ({len(paths) - len(jobs)} already exist)" if opt.skip_existing else ""
     jobs = jobs[: int(min(opt.num_test, opt.max_dataset_size, len(jobs)))]
     mark_as_results(out)

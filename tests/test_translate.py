@@ -658,6 +658,16 @@ def test_existing_outputs_are_skipped(cycle, tmp_path):
     assert second["2.png"] == b"touched"
 
 
+def test_a_result_whose_name_is_too_long_is_listed(cycle, tmp_path):
+    for name in ("a", "x" * 251):
+        picture(tmp_path / "in" / f"{name}.png", 40, 40)
+    more = ["--only_outputs", "--output_format", "webp", "--skip_existing"]
+    for count in (2, 1):
+        result = run("test.py", *test_program(cycle, tmp_path / "in", *more))
+        assert f"1 of {count} pictures failed" in result.err
+        assert result.err.endswith(".webp: File name too long\n")
+
+
 def test_results_of_other_runs_are_not_translated(cycle, tmp_path):
     picture(tmp_path / "a.png", 40, 40)
     for more in ([], ["--only_outputs"], ["--only_outputs"]):
