@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules._functions import SyncBatchNorm as Kernels
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from util import distributed
 
@@ -53,23 +53,10 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         super().__init__(num_features, **options)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        self._check_input_dim(input)
         if not self.training or not self.synchronized or distributed.norms_are_local():
-            return self._plain(input)
+            return _BatchNorm.forward(self, input)
+        self._check_input_dim(input)
         return self._synchronized(input)
-
-    def _plain(self, x: torch.Tensor) -> torch.Tensor:
-        momentum = self._count() if self.training else 0.0
-        return F.batch_norm(
-            x,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            self.training or self.running_mean is None,
-            momentum,
-            self.eps,
-        )
 
     def _count(self) -> float:
         """Count this batch; returns its weight in the running statistics."""
