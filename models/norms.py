@@ -16,17 +16,12 @@ from .speed.sync_norm import SyncBatchNorm2d
 NormLayer = Callable[[int], nn.Module]
 
 
-def no_norm(num_features: int) -> nn.Module:
-    """The identity in place of a normalization layer."""
-    return nn.Identity()
-
-
 # batch norm has an affine map and running statistics, instance norm has neither
 NORMS: dict[str, NormLayer] = {
     "instance": functools.partial(nn.InstanceNorm2d, affine=False, track_running_stats=False),
     "batch": functools.partial(nn.BatchNorm2d, affine=True, track_running_stats=True),
     "syncbatch": functools.partial(SyncBatchNorm2d, affine=True, track_running_stats=True),
-    "none": no_norm,
+    "none": nn.Identity,
 }
 
 

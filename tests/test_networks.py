@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import create_model, networks, norms
+from models import create_model, networks
 from models.weights import explain_mismatch, fit_state_dict
 from options.train_options import TrainOptions
 from tests.helpers import seed_all
@@ -112,7 +112,7 @@ def test_unet_has_dropout_in_the_middle_only():
 @pytest.mark.parametrize("size", [96, 100, 127])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5])
 def test_patchgan_output_size(layers, size):
-    net = networks.NLayerDiscriminator(3, ndf=2, n_layers=layers, norm_layer=norms.no_norm)
+    net = networks.NLayerDiscriminator(3, ndf=2, n_layers=layers, norm_layer=nn.Identity)
     y = net(noise(1, 3, size, 2 * size))
     # each layer of stride 2 halves, rounding down; each of the two of stride 1 takes one away
     assert y.shape == (1, 1, size // 2**layers - 2, 2 * size // 2**layers - 2)
@@ -123,7 +123,7 @@ def test_patchgan_output_size(layers, size):
 )
 def test_patchgan_receptive_field(layers, patch):
     """The sizes that pix2pix, section 6.2, names: 16, 70 and 286."""
-    net = networks.NLayerDiscriminator(1, ndf=1, n_layers=layers, norm_layer=norms.no_norm)
+    net = networks.NLayerDiscriminator(1, ndf=1, n_layers=layers, norm_layer=nn.Identity)
     net.double()
     size = 512
     x = torch.rand(1, 1, size, size, dtype=torch.float64, requires_grad=True)
@@ -134,7 +134,7 @@ def test_patchgan_receptive_field(layers, patch):
 
 
 def test_pixelgan_judges_each_pixel_by_itself():
-    net = networks.PixelDiscriminator(3, ndf=4, norm_layer=norms.no_norm)
+    net = networks.PixelDiscriminator(3, ndf=4, norm_layer=nn.Identity)
     x = noise(1, 3, 12, 10).requires_grad_()
     y = net(x)
     assert y.shape == (1, 1, 12, 10)
