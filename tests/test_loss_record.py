@@ -6,13 +6,14 @@ import errno
 import json
 import math
 import os
-from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from util.display import loggers
 from util.display.loggers import RecordLogger
-from util.display.loss_record import LossRecord, cut, read_records, thin
+from util.display.loss_record import append_record, cut, read_records, thin
 from util.run.position import Position
 
 
@@ -30,9 +31,8 @@ def record(images: int, **losses) -> dict:
 
 
 def write(path, n: int) -> None:
-    with closing(LossRecord(path)) as losses:
-        for i in range(1, n + 1):
-            losses.append(record(i))
+    for i in range(1, n + 1):
+        append_record(path, record(i))
 
 
 def images(path) -> list[int]:
@@ -40,19 +40,17 @@ def images(path) -> list[int]:
 
 
 def test_written_and_read(tmp_path):
-    path = tmp_path / "new folder" / "losses.jsonl"
-    with closing(LossRecord(path)) as losses:
-        losses.append(record(1))
-        assert read_records(path) == [record(1)]  # at once, not only when closed
-        losses.append(record(2, G=np.float32(0.25), D=3))
+    path = tmp_path / "losses.jsonl"
+    append_record(path, record(1))
+    assert read_records(path) == [record(1)]
+    append_record(path, record(2, G=np.float32(0.25), D=3))
     assert read_records(path) == [record(1), record(2, G=0.25, D=3)]
     assert read_records(tmp_path / "none") == []
 
 
 def test_what_json_does_not_have_is_null(tmp_path):
     path = tmp_path / "losses.jsonl"
-    with closing(LossRecord(path)) as losses:
-        losses.append(record(1, G=math.nan, D=math.inf, E=-math.inf, F=np.float64("nan")))
+    append_record(path, record(1, G=math.nan, D=math.inf, E=-math.inf, F=np.float64("nan")))
     line = json.loads(path.read_text(), parse_constant=lambda c: pytest.fail(c))
     assert line["losses"] == {"G": None, "D": None, "E": None, "F": None}
     (back,) = read_records(path)
@@ -69,8 +67,7 @@ def test_torn_last_line_is_cut_off(tmp_path, size):
     assert images(path) == [1, 2, 3]
     cut(path, "losses", lambda record: True)
     assert path.read_bytes() == whole
-    with closing(LossRecord(path)) as losses:
-        losses.append(record(4))
+    append_record(path, record(4))
     assert images(path) == [1, 2, 3, 4]
 
 
@@ -85,8 +82,7 @@ def test_last_line_without_line_break_is_kept(tmp_path):
     path = tmp_path / "losses.jsonl"
     path.write_text(json.dumps(record(1)))
     cut(path, "losses", lambda record: True)
-    with closing(LossRecord(path)) as losses:
-        losses.append(record(2))
+    append_record(path, record(2))
     assert images(path) == [1, 2]
 
 
@@ -121,16 +117,15 @@ def test_cut(tmp_path):
     cut(path, "losses", lambda r: r["images"] <= 6)
     assert images(path) == [1, 2, 3, 4, 5, 6]
     assert b"a foreign line\n" in path.read_bytes()
-    with closing(LossRecord(path)) as losses:
-        losses.append(record(7))
+    append_record(path, record(7))
     assert images(path) == [1, 2, 3, 4, 5, 6, 7]
     assert os.listdir(tmp_path) == ["losses.jsonl"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_full_disk_says_so():
-    with closing(LossRecord("/dev/full")) as losses, pytest.raises(OSError, match="No space"):
-        losses.append(record(1))
+    with pytest.raises(OSError, match="No space"):
+        append_record(Path("/dev/full"), record(1))
 
 
 def test_thin():
@@ -155,14 +150,14 @@ def test_scores_of_an_epoch_that_is_scored_again_are_dropped(tmp_path):
 def test_records_of_a_time_without_room_come_later(tmp_path, monkeypatch, capsys):
     logger = RecordLogger(tmp_path, "losses", Position())
     rows = [{"images": i, "progress": i / 9, "losses": {"G": float(i)}} for i in range(5)]
-    write, disk = LossRecord.append, {}
+    disk = {}
 
-    def append(self: LossRecord, record: dict) -> None:
+    def append(path: Path, record: dict) -> None:
         if disk["full"]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, record)
+        append_record(path, record)
 
-    monkeypatch.setattr(LossRecord, "append", append)
+    monkeypatch.setattr(loggers, "append_record", append)
     for i, row in enumerate(rows):
         disk["full"] = i in (1, 2)
         logger.log_losses(row)

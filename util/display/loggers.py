@@ -15,7 +15,7 @@ from util.run.saved_options import experiment_folder
 
 from .base import Logger
 from .console import ConsoleLogger, TextFileLogger
-from .loss_record import LossRecord, cut, read_records
+from .loss_record import append_record, cut, read_records
 from .page import PageLogger
 
 
@@ -25,7 +25,7 @@ class RecordLogger(Logger):
     def __init__(self, folder: Path, key: str, position: Position):
         """`position` is where the run starts: a resumed one has seen images, a new one none."""
         self.name, self.key = f"{key}.jsonl", key
-        path = folder / self.name
+        self.path = path = folder / self.name
         if not position.total_iters and path.exists() and path.stat().st_size:
             # from an earlier training under this name: kept, but not continued
             os.replace(path, backup_path(path))
@@ -33,7 +33,6 @@ class RecordLogger(Logger):
         # an epoch is saved before it is scored, so its scores are computed again after a resume
         scores = key == "scores"
         cut(path, key, lambda r: r["images"] <= images and not (scores and r["epoch"] >= epoch))
-        self.record = LossRecord(path)
         self.unwritten: list[dict[str, Any]] = []
 
     def log_losses(self, record: dict[str, Any]) -> None:
@@ -45,17 +44,16 @@ class RecordLogger(Logger):
     def _write(self) -> None:
         try:
             while self.unwritten:
-                self.record.append(self.unwritten[0])
+                append_record(self.path, self.unwritten[0])
                 del self.unwritten[0]
         except OSError as e:  # a full disk may have room again
             if len(self.unwritten) == 1:
-                warn(f"{self.record.path}: {e.strerror or e}; tried again with the next record")
+                warn(f"{self.path}: {e.strerror or e}; tried again with the next record")
 
     log_scores = log_losses
 
     def close(self) -> None:
         self._write()
-        self.record.close()
 
 
 def open_loggers(

@@ -99,32 +99,18 @@ def cut(path: Path, key: str, keep: Callable[[dict[str, Any]], bool]) -> None:
             temporary.write_bytes(b"".join(kept))
 
 
-class LossRecord:
-    """Appends records to a file, whole lines only; `cut` repairs the end that a crash has left."""
+def append_record(path: Path, record: dict[str, Any]) -> None:
+    """Write one record as one line; `cut` repairs the end that a crash has left.
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Unbuffered: each line is one write, and nothing waits in this process to be lost.
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close())
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one record as one line.
-
-        Raises:
-            OSError: writing failed; if possible, the file is left without a torn line.
-        """
-        line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
-        size = os.fstat(self._file.fileno()).st_size
+    Raises OSError if that fails; if possible, the file is left without a torn line.
+    """
+    line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:  # unbuffered: the line is one write
+        size = os.fstat(file.fileno()).st_size
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError(f"only a part of a line could be written to {self.path}")
+            if file.write(line) != len(line):
+                raise OSError(f"only a part of a line could be written to {path}")
         except OSError:
             with contextlib.suppress(OSError):
-                os.truncate(self.path, size)
+                os.truncate(path, size)
             raise
-
-    def close(self) -> None:
-        """Close the file; closing twice is fine."""
-        self._file.close()
