@@ -30,11 +30,6 @@ SETS = ("FID", "KID")
 SCORES = (*PAIRED, *SETS, "cycle", "grid")
 
 
-def direction_sides(opt: argparse.Namespace) -> tuple[str, str]:
-    """The sides of the data set that are translated from and to: `A`, `B` or the reverse."""
-    return ("A", "B") if opt.direction == "AtoB" else ("B", "A")
-
-
 @dataclass
 class Score:
     """A value, its standard deviation over pictures or subsets, and the number of pictures."""
@@ -121,7 +116,7 @@ class Evaluator:
         opt, collected = self.opt, _Collected(self)
         bar = tqdm(range(count), desc="scoring", unit="img", leave=False, disable=None)
         for number, data in zip(bar, dataset, strict=False):
-            start, goal = direction_sides(opt)
+            start, goal = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
             if opt.model == "test" and goal in data:
                 # --model test takes A, whatever the direction
                 data = {"A": data[start], "A_paths": data[start + "_paths"], "B": data[goal]}
@@ -246,9 +241,7 @@ class _Collected:
         if labels:
             # a model that translates both ways also makes photographs: take the labels
             visual = min(labels, key=lambda name: labels[name].distance())
-            found = labels[visual].scores()
-            for name in ("pixel accuracy", "class accuracy", "class IoU"):
-                value = getattr(found, name.lower().replace(" ", "_"))
+            for name, value in labels[visual].scores().items():
                 scores[visual][name] = Score(value, None, self.pictures)
         for visual in list(self.features):
             if visual.startswith("fake"):

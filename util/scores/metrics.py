@@ -6,7 +6,7 @@ differences between two epochs are small.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import numpy as np
 import torch
@@ -255,14 +255,6 @@ def nearest_class(picture: np.ndarray, void: bool = False) -> np.ndarray:
     return nearest[where].astype(np.uint8).reshape(picture.shape[:2])
 
 
-class LabelScores(NamedTuple):
-    """Fractions from 0 to 1."""
-
-    pixel_accuracy: float
-    class_accuracy: float
-    class_iou: float
-
-
 class LabelCounts:
     """Counts over many pictures how often each class was taken for which: a confusion matrix."""
 
@@ -283,19 +275,18 @@ class LabelCounts:
         """Mean distance of real pixels from the colours of their classes, in levels."""
         return self._off / max(1, int(self.counts.sum()))
 
-    def scores(self) -> LabelScores:
+    def scores(self) -> dict[str, float]:
         """Accuracy over all pixels, and means over classes of accuracy and of intersection/union.
 
-        The mean accuracy leaves out classes that no real picture has; the mean of the other, only
-        those that no translated picture has either. NaN if nothing was scored.
+        All are from 0 to 1. The mean accuracy leaves out classes that no real picture has; the mean
+        of the other, only those that no translated picture has either. NaN if nothing was scored.
         """
         right = np.diag(self.counts).astype(np.float64)
         real, guessed = self.counts.sum(1), self.counts.sum(0)
         union = real + guessed - right
+        names = ("pixel accuracy", "class accuracy", "class IoU")
         if not real.any():
-            return LabelScores(float("nan"), float("nan"), float("nan"))
-        return LabelScores(
-            float(right.sum() / real.sum()),
-            float((right[real > 0] / real[real > 0]).mean()),
-            float((right[union > 0] / union[union > 0]).mean()),
-        )
+            return dict.fromkeys(names, math.nan)
+        accuracy, iou = right[real > 0] / real[real > 0], right[union > 0] / union[union > 0]
+        values = right.sum() / real.sum(), accuracy.mean(), iou.mean()
+        return dict(zip(names, map(float, values), strict=True))
