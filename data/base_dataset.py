@@ -33,7 +33,6 @@ from .transforms import (
     CropAt,
     FitChannels,
     MakeMultiple,
-    Mirror,
     RandomCrop,
     ScaleWidth,
     ToUnit,
@@ -230,7 +229,7 @@ def get_transform(
         if params is None:
             steps.append(transforms.RandomHorizontalFlip())
         elif params["flip"]:
-            steps.append(Mirror())
+            steps.append(transforms.functional.hflip)
     if convert and not deep:
         steps.append(ToUnit())
     return transforms.Compose(steps)

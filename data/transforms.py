@@ -164,13 +164,6 @@ class ToUnit:
         return x.div_(255).sub_(0.5).div_(0.5)
 
 
-class Mirror:
-    """Flip left and right."""
-
-    def __call__(self, picture: Any) -> Any:
-        return F.hflip(picture)
-
-
 def check_crop(width: int, height: int, size: int) -> None:
     """Raise UserError if a picture is smaller than the square to be cut from it."""
     if min(width, height) < size:
