@@ -50,7 +50,6 @@ def open_model(path: Path, device: str):
         import onnxruntime
     except ImportError:
         stop("this needs the package onnxruntime: pip install onnxruntime")
-        raise
     if not path.is_file():
         stop(f"no model {path}: write one with scripts/export.py --format onnx")
     if PROVIDERS[device] not in onnxruntime.get_available_providers():
@@ -59,7 +58,6 @@ def open_model(path: Path, device: str):
         session = onnxruntime.InferenceSession(str(path), providers=[PROVIDERS[device]])
     except Exception as e:
         stop(f"can't read the model {path}: {' '.join(str(e).split())[:200]}")
-        raise
     return session, session.get_modelmeta().custom_metadata_map
 
 

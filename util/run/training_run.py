@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from util import distributed, randomness
@@ -63,12 +62,7 @@ class TrainingRun:
         self.stop.install()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if "guard" in vars(self):  # otherwise the setup has failed
             self.guard.close()
         self.dataset.close()
