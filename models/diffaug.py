@@ -7,13 +7,13 @@ NeurIPS 2020, https://arxiv.org/abs/2006.10738.
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 
 from util.errors import UserError
+from util.temporarily import temporarily
 
 KINDS = ("color", "translation", "cutout")
 
@@ -74,14 +74,9 @@ class DiffAugment:
             x = self._cut(x, place)
         return x
 
-    @contextlib.contextmanager
-    def repeated(self) -> Iterator[None]:
+    def repeated(self) -> AbstractContextManager[None]:
         """Context manager: batches reuse the random numbers of the previous one."""
-        self._again = True
-        try:
-            yield
-        finally:
-            self._again = False
+        return temporarily(self, _again=True)
 
     def _color(self, x: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         brightness, saturation, contrast = (draws - 0.5).view(-1, 3, 1, 1, 1).unbind(1)

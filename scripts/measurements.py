@@ -36,6 +36,7 @@ from util import distributed, util
 from util.html import HTML
 from util.randomness import seed_everything
 from util.run.finite import FiniteGuard
+from util.temporarily import temporarily
 from util.visualizer import save_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -305,11 +306,8 @@ class Translating:
         if self.plain:
             self._loop()
         else:
-            before, sys.argv = sys.argv, ["test.py", *self.words]
-            try:
+            with temporarily(sys, argv=["test.py", *self.words]):
                 runpy.run_path(str(ROOT / "test.py"), run_name="__main__")
-            finally:
-                sys.argv = before
         return self.count / (time.perf_counter() - start)
 
     def _loop(self) -> None:

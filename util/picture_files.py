@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError, in_one_line
+from .temporarily import temporarily
 
 with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
     import pillow_heif
@@ -88,13 +89,9 @@ def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Im
     more pixels than Pillow's limit, which damaged files exceed more often than real pictures.
     """
     with wrap_read_errors(path):
-        with _opening:  # the limit is global: all threads share it
-            limit = Image.MAX_IMAGE_PIXELS
-            try:
-                Image.MAX_IMAGE_PIXELS = None if any_size else limit
-                image = Image.open(path)
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
+        limit = {"MAX_IMAGE_PIXELS": None} if any_size else {}
+        with _opening, temporarily(Image, **limit):  # a global that all threads share
+            image = Image.open(path)
         with image:
             yield image
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from util import distributed
 from util.errors import UserError
+from util.temporarily import temporarily
 
 from .gradient_scale import GradientScale
 from .inspection import has_known_layers
@@ -48,19 +49,14 @@ def precision_context(precision: str, kind: str) -> Iterator[None]:
     Overrides an enclosing autocast. The flag that makes `fp32` exact is global to the process, so
     threads take turns.
     """
-    cudnn, half = torch.backends.cudnn, precision in _DTYPES
+    half = precision in _DTYPES
     with contextlib.ExitStack() as stack:
         if half or torch.amp.is_autocast_available(kind):
             stack.enter_context(torch.autocast(kind, _DTYPES.get(precision), half))
-        if precision != "fp32":
-            yield
-            return
-        with _computing:
-            before, cudnn.allow_tf32 = cudnn.allow_tf32, False
-            try:
-                yield
-            finally:
-                cudnn.allow_tf32 = before
+        if precision == "fp32":
+            stack.enter_context(_computing)
+            stack.enter_context(temporarily(torch.backends.cudnn, allow_tf32=False))
+        yield
 
 
 def prepare(

@@ -5,15 +5,18 @@ The network's class is replaced by a subclass that has them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
+
+from util.temporarily import temporarily
 
 from .gradient_scale import GradientScale
 from .inspection import has_hooks
@@ -97,12 +100,9 @@ class Prepared(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Copies are prepared as well."""
-        ours, (_, parent) = type(self), type(self).__bases__
-        self.__class__ = parent
-        try:
+        _, parent = type(self).__bases__
+        with temporarily(self, __class__=parent):
             copied = copy.deepcopy(self, memo)
-        finally:
-            self.__class__ = ours
         copied.__class__ = _subclass(type(copied))  # type: ignore[arg-type]
         return copied
 
@@ -126,29 +126,17 @@ def _subclass(parent: type[nn.Module]) -> type[nn.Module]:
     return type(parent.__name__, (Prepared, parent), names)
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
+def full_precision() -> AbstractContextManager[None]:
     """Context manager: prepared networks compute in float32."""
-    global _full_precision
-    before, _full_precision = _full_precision, True
-    try:
-        yield
-    finally:
-        _full_precision = before
+    return temporarily(sys.modules[__name__], _full_precision=True)
 
 
-@contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
+def uncompiled() -> AbstractContextManager[None]:
     """Context manager: networks that do not learn run eagerly.
 
     Compiling once more for a few pictures takes a minute or two, more than it saves.
     """
-    global _uncompiled
-    before, _uncompiled = _uncompiled, True
-    try:
-        yield
-    finally:
-        _uncompiled = before
+    return temporarily(sys.modules[__name__], _uncompiled=True)
 
 
 def _wants_input_gradients(inputs: Any) -> bool:

@@ -21,6 +21,7 @@ from torch import nn
 
 from models.losses import GradientPenalty
 from util.image_pool import ImagePool
+from util.temporarily import temporarily
 
 from .inspection import has_hooks
 from .steps import Steps, parameters_of
@@ -171,11 +172,8 @@ class Watch:
                 watch.set.add(name)
                 super().__setattr__(name, value)
 
-        model.__class__ = Watched
-        try:
+        with temporarily(model, __class__=Watched):
             yield
-        finally:
-            model.__class__ = kind
 
     def reason(self, known: set[str]) -> str:
         """Why an iteration that sets `known` can't be recorded; empty if it can."""

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from util.errors import first_line
+from util.temporarily import temporarily
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to connect
@@ -84,15 +85,9 @@ def cores() -> int:
     return max(1, (there or 1) // local_world_size())
 
 
-@contextlib.contextmanager
-def local_norms() -> Iterator[None]:
+def local_norms() -> contextlib.AbstractContextManager[None]:
     """Context manager: batch norm is not synchronized, for what one rank computes alone."""
-    global _local_norms
-    before, _local_norms = _local_norms, True
-    try:
-        yield
-    finally:
-        _local_norms = before
+    return temporarily(sys.modules[__name__], _local_norms=True)
 
 
 def norms_are_local() -> bool:
