@@ -61,12 +61,7 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
         "--nce_includes_all_negatives_from_minibatch",
         "negatives from all pictures of the batch, not only from the same picture",
     )
-    add(
-        "--netF",
-        default="mlp_sample",
-        choices=FEATURE_NETWORKS,
-        help="projection of features (F)",
-    )
+    add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="projection of features (F)")
     add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
     add(
         "--nce_T",

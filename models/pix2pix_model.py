@@ -33,12 +33,7 @@ class Pix2PixModel(BaseModel):
             adversarial.add_options(parser)
             add = parser.add_argument_group("pix2pix").add_argument
             add("--lambda_L1", type=number(), default=100.0, help="weight of the L1 loss")
-            add(
-                "--lambda_vgg",
-                type=number(),
-                default=0.0,
-                help="weight of the VGG19 loss",
-            )
+            add("--lambda_vgg", type=number(), default=0.0, help="weight of the VGG19 loss")
             add(
                 "--vgg_weights",
                 metavar="FILE",

@@ -9,13 +9,7 @@ import torch
 
 from util.errors import warn
 
-from .attributes import (
-    numbers,
-    orphan_tensors,
-    plain_tensors,
-    stateful_parts,
-    unlisted_modules,
-)
+from .attributes import numbers, orphan_tensors, plain_tensors, stateful_parts, unlisted_modules
 from .schedulers import resume
 from .speed.steps import Steps, copy_like
 

@@ -58,12 +58,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--input_nc", type=width, default=3, help="channels of input pictures")
     add("--output_nc", type=width, default=3, help="channels of output pictures")
     add("--ngf", type=width, default=64, help="filters in the generator's first convolution")
-    add(
-        "--ndf",
-        type=width,
-        default=64,
-        help="filters in the discriminator's first convolution",
-    )
+    add("--ndf", type=width, default=64, help="filters in the discriminator's first convolution")
     add(
         "--netD",
         default="basic",
@@ -71,10 +66,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         help="discriminator; basic: 70x70 PatchGAN",
     )
     add(
-        "--netG",
-        default="resnet_9blocks",
-        choices=GENERATORS,
-        help="architecture of the generator",
+        "--netG", default="resnet_9blocks", choices=GENERATORS, help="architecture of the generator"
     )
     add("--n_layers_D", type=whole_number(1, 100), default=3, help="layers of --netD n_layers")
     add(
@@ -134,21 +126,11 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
 def add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
-    add(
-        "--direction",
-        default="AtoB",
-        choices=("AtoB", "BtoA"),
-        help="translate A to B, or B to A",
-    )
+    add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="translate A to B, or B to A")
     add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
     add("--num_threads", type=whole, default=4, help="workers that load pictures")
     add("--batch_size", type=count, default=1, help="pictures in a batch")
-    add(
-        "--load_size",
-        type=width,
-        default=286,
-        help="scale pictures to this size before the crop",
-    )
+    add("--load_size", type=width, default=286, help="scale pictures to this size before the crop")
     add(
         "--crop_size",
         type=width,

@@ -24,13 +24,7 @@ from models.ema import WEIGHTS, choose_weights
 from models.networks import GENERATORS
 from models.norms import NORMS, get_norm_layer
 from models.speed.acceleration import PRECISIONS, prepare
-from models.weights import (
-    State,
-    describe,
-    explain_mismatch,
-    fit_state_dict,
-    without_wrappers,
-)
+from models.weights import State, describe, explain_mismatch, fit_state_dict, without_wrappers
 from util import randomness
 from util.errors import RaisingParser, UserError, first_line, warn
 from util.run import weight_files

@@ -35,9 +35,7 @@ class TensorBoardLogger(BackgroundLogger):
 
         try:
             self._writer = SummaryWriter(
-                os.fspath(log_dir),
-                purge_step=resumed_at + 1,
-                flush_secs=FLUSH_SECONDS,
+                os.fspath(log_dir), purge_step=resumed_at + 1, flush_secs=FLUSH_SECONDS
             )
         except OSError as e:
             raise UserError(f"--use_tensorboard can't write to {log_dir}: {e.strerror}") from None
