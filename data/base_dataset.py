@@ -29,7 +29,6 @@ from .image_folder import (
 from .pictures.reading import fit_samples, prefix_errors, read_picture
 from .pictures.values import to_unit
 from .transforms import (
-    CenterCrop,
     CropAt,
     FitChannels,
     MakeMultiple,
@@ -222,7 +221,7 @@ def get_transform(
         if params is not None:
             steps.append(CropAt(params["crop_pos"], opt.crop_size))
         else:
-            steps.append(RandomCrop(opt.crop_size) if train else CenterCrop(opt.crop_size))
+            steps.append(RandomCrop(opt.crop_size) if train else CropAt(None, opt.crop_size))
     if opt.preprocess == "none" and not getattr(opt, "keep_size", False):
         steps.append(MakeMultiple(4, method, getattr(opt, "min_size", 1)))
     if train and not opt.no_flip:

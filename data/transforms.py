@@ -115,29 +115,18 @@ class MakeMultiple:
 
 
 class CropAt:
-    """Crop a square of `size` at a fixed position (left, top)."""
+    """Crop a square of `size` at a fixed position (left, top); None: at the centre."""
 
-    def __init__(self, position: tuple[int, int], size: int):
+    def __init__(self, position: tuple[int, int] | None, size: int):
         self.position, self.size = position, size
 
     def __call__(self, picture: Any) -> Any:
-        check_crop(*size_of(picture), self.size)
-        left, top = self.position
-        if size_of(picture) == (self.size, self.size):
-            return picture
-        return F.crop(picture, top, left, self.size, self.size)
-
-
-class CenterCrop:
-    """Crop the central square of `size`: for testing, where training crops at random."""
-
-    def __init__(self, size: int):
-        self.size = size
-
-    def __call__(self, picture: Any) -> Any:
         width, height = size_of(picture)
-        position = ((width - self.size) // 2, (height - self.size) // 2)
-        return CropAt(position, self.size)(picture)
+        check_crop(width, height, self.size)
+        if (width, height) == (self.size, self.size):
+            return picture
+        left, top = self.position or ((width - self.size) // 2, (height - self.size) // 2)
+        return F.crop(picture, top, left, self.size, self.size)
 
 
 class RandomCrop(transforms.RandomCrop):
