@@ -34,19 +34,14 @@ Pair = tuple[Path, Path, Path]  # A, B and where the combined picture goes
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two pictures of the same height side by side, (width_left + width_right, height)."""
-    both = Image.new("RGB", (left.width + right.width, left.height))
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width, 0))
-    return both
+    return Image.fromarray(np.hstack([np.asarray(left), np.asarray(right)]))
 
 
 def combine(pair: Pair) -> None:
     """Write A|B to a file; JPEG and WebP with quality 95, other formats without loss.
 
     PNG and TIFF keep more than 8 bits if both pictures have the same dtype; all others get 8 bits.
-
-    Raises:
-        UserError: A picture can't be read, or the two differ in size.
+    Raises UserError if a picture can't be read, or the two differ in size.
     """
     path_a, path_b, path_ab = pair
     ending = path_ab.suffix.lower()
@@ -88,9 +83,7 @@ def attempt(pair: Pair) -> str | None:
 def combine_all(pairs: list[Pair], threads: int | None = None) -> None:
     """Combine all pairs, in threads: Pillow releases the GIL while it decodes and encodes.
 
-    Raises:
-        UserError: Some pairs failed. All the others are tried nevertheless, so that one run
-            shows everything that is wrong.
+    Raises UserError for those that failed, after all the others: one run shows all that is wrong.
     """
     failures = [reason for reason in map_in_threads(attempt, pairs, threads) if reason]
     if failures:

@@ -21,11 +21,7 @@ from util.picture_files import IMG_EXTENSIONS, is_image_file
 
 
 def picture_tree(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted by their paths.
-
-    Raises:
-        UserError: There is no such folder, or it holds no picture.
-    """
+    """All pictures below a folder, sorted by their paths; raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: trainA, trainB, testA and testB are needed")
     found = [p for p in folder.rglob("*") if is_image_file(p) and p.is_file()]
@@ -37,8 +33,7 @@ def picture_tree(folder: Path) -> list[Path]:
 def find_pairs(dataset: Path, phase: str, output: Path) -> list[Pair]:
     """Pair `<phase>A` with `<phase>B` in sorted order; the results go to `output`/0000.jpg, ...
 
-    Raises:
-        UserError: A folder is missing or empty, or they hold different numbers of pictures.
+    Raises UserError if one is missing or empty, or they hold different numbers of pictures.
     """
     left = picture_tree(dataset / f"{phase}A")
     right = picture_tree(dataset / f"{phase}B")

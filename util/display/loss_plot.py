@@ -92,10 +92,8 @@ def draw(
 
     Long curves are shown faintly, below their moving average. The legend has the last values.
     `width` is in pixels; up to NARROW the plot is made for a phone, and the file has twice as many.
-    The file appears whole or not at all.
-
-    Raises:
-        UserError: the package matplotlib is not installed, or there is nothing to draw.
+    The file appears whole or not at all. Raises UserError if the package matplotlib is not
+    installed, or there is nothing to draw.
     """
     if not any(panels.values()):
         raise UserError("there is nothing to draw")

@@ -17,13 +17,12 @@ FLUSH_SECONDS = 10
 class TensorBoardLogger(BackgroundLogger):
     """Writes `loss/<name>`, `val/<name>`, `lr` and `time/...` by images seen, and the pictures.
 
+    Raises UserError if the folder can't be written.
+
     Args:
         log_dir: folder of the event files.
         resumed_at: images seen so far; events beyond that, of an earlier part of the run or of
             another run, are no longer shown, so that each curve continues from there.
-
-    Raises:
-        UserError: the folder can't be written.
     """
 
     name = "TensorBoard"

@@ -24,6 +24,7 @@ class WandbLogger(BackgroundLogger):
 
     The run's id is kept in the experiment's folder, so that a resumed run continues the same W&B
     run. W&B itself decides what is uploaded: WANDB_MODE=offline keeps everything on this machine.
+    Raises UserError if W&B can't start the run.
 
     Args:
         project: W&B's project.
@@ -31,9 +32,6 @@ class WandbLogger(BackgroundLogger):
         config: options to show with the run.
         dir: the experiment's folder.
         resumed: whether to continue the run whose id is in the folder.
-
-    Raises:
-        UserError: W&B can't start the run.
     """
 
     name = "W&B"

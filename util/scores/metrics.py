@@ -117,9 +117,7 @@ def grid(x: torch.Tensor, period: int) -> torch.Tensor:
     picture has 1.
 
     Checkerboards of transposed convolutions (Odena et al., Distill 2016) have period 2, 4, ....
-
-    Raises:
-        ValueError: A side is below 64 pixels.
+    Raises ValueError if a side is below 64 pixels.
     """
     if min(x.shape[-2:]) < GRID_LEAST:
         raise ValueError(f"it needs pictures of at least {GRID_LEAST}x{GRID_LEAST}")
