@@ -85,7 +85,8 @@ def one_line_errors() -> Iterator[None]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        _raise_on_interrupt()
+        if signal.getsignal(signal.SIGINT) is _end:  # until now; from here on cleanup has to run
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             yield
         finally:
@@ -168,12 +169,6 @@ def end_quietly_on_interrupt() -> None:
     if threading.current_thread() is threading.main_thread():
         spawned = "--multiprocessing-fork" in sys.orig_argv
         signal.signal(signal.SIGINT, signal.SIG_IGN if spawned else _end)
-
-
-def _raise_on_interrupt() -> None:
-    """Undo `end_quietly_on_interrupt`: Ctrl-C raises KeyboardInterrupt, so that cleanup runs."""
-    if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -48,11 +48,6 @@ def check_writable(ending: str, channels: int, dtype: np.dtype | type) -> None:
         )
 
 
-def holds_alpha(ending: str) -> bool:
-    """Whether transparency can be written to files of this extension."""
-    return ending in (".png", ".webp", ".avif", ".heic", ".heif", *TIFF)
-
-
 def fits_profile(info: dict[str, Any], channels: int) -> bool:
     """Whether the colour profile in `info` fits the channels: one for CMYK does not fit RGB."""
     return info.get("icc_profile", b"")[16:20] == (b"GRAY" if channels == 1 else b"RGB ")
@@ -85,7 +80,7 @@ def write_bands(
     """
     ending = Path(path).suffix.lower()
     height, width, channels = shape
-    if alpha is not None and not holds_alpha(ending):
+    if ending not in (".png", ".webp", ".avif", ".heic", ".heif", *TIFF):
         alpha = None
     check_writable(ending, channels, dtype)
     info = dict(info or {})

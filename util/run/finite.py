@@ -122,7 +122,7 @@ class FiniteGuard:
         if self.mode == "skip":
             harmed = bool(self.gradients) and not bool(torch.stack(self.gradients).all())
         else:
-            harmed = not self._weights_are_finite()
+            harmed = not all_finite([p.detach() for p in self.model.stepped_tensors()])
         self.gradients.clear()
         if not distributed.any_rank(harmed):
             self.consecutive_skips = 0
@@ -147,9 +147,6 @@ class FiniteGuard:
                 f"{message}; {MAX_CONSECUTIVE_SKIPS} steps in a row were skipped: resume from the "
                 "last checkpoint with --continue_train at a lower --lr"
             )
-
-    def _weights_are_finite(self) -> bool:
-        return bool(all_finite([p.detach() for p in self.model.stepped_tensors()]))
 
     def _bad_losses(self, iteration: Iteration) -> list[str]:
         pairs = zip(iteration.names, iteration.losses.tolist(), strict=True)
