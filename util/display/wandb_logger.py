@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -42,16 +41,14 @@ class WandbLogger(BackgroundLogger):
         project: str,
         name: str,
         config: dict[str, Any],
-        dir: str | os.PathLike,
+        dir: Path,
         resumed: bool = False,
     ):
         super().__init__()
         import wandb
 
         self._wandb = wandb
-        folder = Path(dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.run_id = _run_id(folder / ID_FILE, resumed)
+        self.run_id = _run_id(dir / ID_FILE, resumed)
         # Here and not on the thread: W&B may ask for a key, and whoever asked for W&B should learn
         # at once if it does not work. Training has hardly begun.
         try:
@@ -59,7 +56,7 @@ class WandbLogger(BackgroundLogger):
                 project=project,
                 name=name,
                 config={str(k): v for k, v in config.items()},
-                dir=str(folder),
+                dir=str(dir),
                 id=self.run_id,
                 resume="allow" if resumed else None,
                 settings=wandb.Settings(init_timeout=START_SECONDS),

@@ -86,7 +86,6 @@ def save_checkpoint(
     either all files are as before, or the first state is new and the file `UNFINISHED` tells that
     the others may be old.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp.pth"):  # of a process that was killed during a save
         leftover.unlink(missing_ok=True)
     first, *others = suffixes

@@ -56,7 +56,6 @@ def write_saved_options(folder: Path, text: str, phase: str = "train") -> None:
     """Write `<folder>/<phase>_opt.txt`; if that fails, warn."""
     path = folder / f"{phase}_opt.txt"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, text + "\n")
     except OSError as e:
         warn(f"the options were not saved to {path}: {e.strerror}")
