@@ -128,9 +128,10 @@ def backup_path(path: str | os.PathLike) -> Path:
     return backup
 
 
-def write_whole(path: str | os.PathLike, text: str) -> None:
+def write_whole(path: str | os.PathLike, text: str, *, flush: bool = True) -> None:
     """Write a text file in UTF-8 in one step; see `replacing`."""
-    with replacing(path) as temporary:  # it may hold file names, which need not be UTF-8
+    with replacing(path, flush=flush) as temporary:
+        # it may hold file names, which need not be UTF-8
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 

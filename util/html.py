@@ -25,7 +25,7 @@ from dominate.tags import (
 )
 from dominate.util import raw
 
-from .files import mark_as_results, replacing
+from .files import mark_as_results, write_whole
 
 
 class picture(html_tag):  # dominate takes the name of the tag from the class
@@ -151,9 +151,7 @@ class HTML:
         )
         rules = [f":root {{ --item: {item}px; }}", *(_columns(*shape) for shape in shapes)]
         self.style.add(raw(STYLE + "\n".join(rules)))
-        path = self.web_dir / "index.html"
-        with replacing(path, flush=False) as temporary:
-            temporary.write_text(self.doc.render(), encoding="utf-8", errors="surrogateescape")
+        write_whole(self.web_dir / "index.html", self.doc.render(), flush=False)
 
 
 def _row_class(count: int, width: int) -> str:
