@@ -1,12 +1,12 @@
-"""Translate pictures with a trained model, and write a page of results.
+"""Translate images with a trained model, and write a page of results.
 
     python test.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
     python test.py --dataroot ./datasets/maps/testA --name maps_cyclegan --model test
     python test.py --dataroot ./photos --name maps_cyclegan --model test --only_outputs
-    torchrun --nproc_per_node=4 test.py ...    (four GPUs, each with a share of the pictures)
+    torchrun --nproc_per_node=4 test.py ...    (four GPUs, each with a share of the images)
 
 Results go to `<results_dir>/<name>/<phase>_<epoch>/index.html`; with `--only_outputs`, there is no
-page, and the folder gets the pictures under the names of the inputs. See options/ for all options.
+page, and the folder gets the images under the names of the inputs. See options/ for all options.
 """
 
 from util.errors import end_quietly_on_interrupt
@@ -58,7 +58,7 @@ def main() -> None:
     if opt.only_outputs and web_dir.samefile(folder_of(opt.dataroot)):
         raise UserError(
             f"--dataroot {opt.dataroot} is where results are written, which would replace its "
-            "pictures: choose another --results_dir"
+            "images: choose another --results_dir"
         )
     if distributed.is_main():
         for note in options.notes(opt, web_dir / "index.html"):
@@ -87,7 +87,7 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     webpage = HTML(web_dir, f"Experiment = {opt.name}, {what}")
     count = int(min(opt.num_test, len(dataset)))
     hint = " (--num_test all takes them all)" if count < len(dataset) else ""
-    print(f"translating {count} of {len(dataset)} pictures{hint}")
+    print(f"translating {count} of {len(dataset)} images{hint}")
     batchable = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
     if opt.batch_size > 1 and not batchable:
         print("batch size 1: the results of this model depend on the batch")
@@ -106,7 +106,7 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
             paths = model.get_image_paths()
             if not paths:
                 raise UserError(
-                    f"--model {opt.model} does not say which pictures it translates: set "
+                    f"--model {opt.model} does not say which images it translates: set "
                     "self.image_paths in set_input, such as input['A_paths']"
                 )
             for i, path in enumerate(paths):
@@ -143,28 +143,28 @@ def describe(opt, model, shown: int, total: int, unread: int) -> str:
     age = time.strftime(f" (saved {date})", time.localtime(saved)) if saved else ""
     skipped = f"; {unread} left out" if unread else ""
     return (
-        f"Direction {opt.direction}. {shown} of {total} pictures ({opt.phase}) of {opt.dataroot}"
+        f"Direction {opt.direction}. {shown} of {total} images ({opt.phase}) of {opt.dataroot}"
         f"{skipped}. Weights {', '.join(names)} in {model.save_dir}{age}. "
         f"Made {time.strftime(date)}."
     )
 
 
 def picture_of(visual: Any, i: int, batch: int) -> Any:
-    """The i-th picture of a batch, as a batch of one; UserError if there is none."""
+    """The i-th image of a batch, as a batch of one; UserError if there is none."""
     if batch == 1:
         return visual
     if not isinstance(visual, torch.Tensor) or len(visual) != batch:
         raise UserError(
-            f"--batch_size {batch}: this model shows one picture of a batch; say --batch_size 1, "
+            f"--batch_size {batch}: this model shows one image of a batch; say --batch_size 1, "
             "or set shows_batches = False in its class"
         )
     return visual[i : i + 1]
 
 
 def translate_files(opt, model, paths: list[str], out: Path) -> None:
-    """Translate a folder, keeping the pictures' names; exits with code 1 if any picture failed.
+    """Translate a folder, keeping the images' names; exits with code 1 if any image failed.
 
-    With `--skip_broken`, pictures that can't be read do not count as failures.
+    With `--skip_broken`, images that can't be read do not count as failures.
     """
     weights = model.weights_file(model.load_suffix(), model.model_names[0])
     value_range = tuple(opt.value_range) if opt.value_range else None
@@ -187,14 +187,14 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     mark_as_results(out)
     # use rank 0's list on all ranks: a later one would skip what others have just written
     jobs = distributed.broadcast_object(jobs)
-    print(f"translating {len(jobs)} of {len(paths)} pictures{existing}")
+    print(f"translating {len(jobs)} of {len(paths)} images{existing}")
     parts = distributed.all_gather_object(work.run(distributed.shard(jobs)))
     reasons = dict(pair for part in parts for pair in part)
     failed = [(job.source, reasons[job.source]) for job in jobs if job.source in reasons]
     print(f"results: {out}")
     if failed:
         if distributed.is_main():
-            print(f"{len(failed)} of {len(jobs)} pictures failed:", file=sys.stderr)
+            print(f"{len(failed)} of {len(jobs)} images failed:", file=sys.stderr)
             print(*(f"  {reason}" for _, reason in failed), sep="\n", file=sys.stderr, flush=True)
         # torchrun ends all processes when one fails: wait until all are done
         distributed.barrier()

@@ -66,7 +66,7 @@ def main() -> None:
             print(f"stopped: {run.stop.reason}; resume with --continue_train")
             sys.exit(run.stop.exit_code)
         validation.print_best()
-        page = "" if opt.no_html else f"; losses and pictures: {run.folder / 'web' / 'index.html'}"
+        page = "" if opt.no_html else f"; losses and images: {run.folder / 'web' / 'index.html'}"
         print(f"trained: the weights are in {run.folder}{page}")
 
 

@@ -60,7 +60,7 @@ def create_dataset(
 def equal_batches(
     items: Iterable[dict[str, Any]], size: int, count: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Combine consecutive batches (1, C, H, W) of equally large pictures into (`size`, C, H, W).
+    """Combine consecutive batches (1, C, H, W) of equally large images into (`size`, C, H, W).
 
     Takes the first `count` items, or all; keeps their order.
     """
@@ -100,7 +100,7 @@ class CustomDatasetDataLoader:
     def __init__(self, opt: argparse.Namespace, batch_size: int | None = None):
         self.opt = opt
         self.batch_size = batch_size or opt.batch_size
-        self.listed: set[str] = set()  # pictures that --skip_broken has skipped
+        self.listed: set[str] = set()  # images that --skip_broken has skipped
         self._open(opt, getattr(opt, "seed", None))
 
     def _open(self, opt: argparse.Namespace, seed: int | None) -> None:
@@ -137,13 +137,13 @@ class CustomDatasetDataLoader:
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Set the epoch that the next iteration yields, and the item to start it at.
 
-        With `--decay_at_crop_size` pictures are scaled to the crop size after `n_epochs` epochs.
+        With `--decay_at_crop_size` images are scaled to the crop size after `n_epochs` epochs.
         """
         opt = self.opt
         if getattr(opt, "decay_at_crop_size", False) and opt.preprocess in SCALING:
             load_size = opt.crop_size if epoch > opt.n_epochs else opt.load_size
             if load_size != self.opened_with.load_size:
-                print(f"epoch {epoch}: pictures are scaled to {load_size} from now on")
+                print(f"epoch {epoch}: images are scaled to {load_size} from now on")
                 self.close()
                 self.dataset.cache = None  # frees its memory for the next one
                 changed = argparse.Namespace(**{**vars(opt), "load_size": load_size})
@@ -161,7 +161,7 @@ class CustomDatasetDataLoader:
         return Batch(batch) if type(batch) is dict else batch
 
     def close(self) -> None:
-        """End the worker processes, and list the pictures that `--skip_broken` has skipped."""
+        """End the worker processes, and list the images that `--skip_broken` has skipped."""
         self.loader.close()
         broken, self.loader.broken = sorted(self.loader.broken.keys() - self.listed), {}
         self.listed.update(broken)
@@ -182,7 +182,7 @@ class CustomDatasetDataLoader:
         last = len(self.dataset) - 1
         items = []
         for i in sorted({0, last // 2, last}):
-            with contextlib.suppress(UserError):  # broken pictures are reported or skipped later
+            with contextlib.suppress(UserError):  # broken images are reported or skipped later
                 items.append(self.dataset[i])
         same = [_same_name(item.get("A_paths"), item.get("B_paths")) for item in items]
         return bool(same) and all(same)

@@ -1,4 +1,4 @@
-"""Pairs of pictures: side by side in one file, or of the same name in two folders."""
+"""Pairs of images: side by side in one file, or of the same name in two folders."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class AlignedDataset(BaseDataset):
                 if other != path:
                     raise UserError(
                         f"{other} and {path} differ in their endings only, so nothing says which "
-                        "is the partner of a picture on the other side: rename one of them"
+                        "is the partner of an image on the other side: rename one of them"
                     )
             sides.append(side)
         unpaired = sorted(sides[0].keys() ^ sides[1].keys())
         if unpaired:
             raise UserError(
                 f"{dir_A} and {dir_B} must hold files of the same names: {len(unpaired)} have no "
-                f"partner, such as {', '.join(unpaired[:3])}; for pictures that are no pairs say "
+                f"partner, such as {', '.join(unpaired[:3])}; for images that are no pairs say "
                 "--model cycle_gan"
             )
         return [(path, sides[1][name]) for name, path in sides[0].items()]

@@ -51,7 +51,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
     paired: bool | None = None
     # on the class, for datasets that do not call `__init__`: the original's loader allows that
     folders: list[str] = []
-    listed = 0  # pictures in all lists
+    listed = 0  # images in all lists
     cache: PictureCache | None = None  # used by `keep`, see --cache_images
 
     def __init__(self, opt: argparse.Namespace):
@@ -75,9 +75,9 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         """One item: tensors (C, H, W) in [-1, 1] by name, and the paths they come from."""
 
     def list_images(self, folder: str | os.PathLike, columns: int = 1) -> list[str]:
-        """Paths of the pictures below a folder, at most `--max_dataset_size`, in a fixed order.
+        """Paths of the images below a folder, at most `--max_dataset_size`, in a fixed order.
 
-        `columns` is the number of pictures side by side in a file.
+        `columns` is the number of images side by side in a file.
         """
         part = os.path.relpath(folder, self.root)
         if part in PARTS and not os.path.isdir(folder):
@@ -92,13 +92,13 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         return paths
 
     def open(self, path: str) -> Any:
-        """A Pillow picture in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
+        """A Pillow image in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
         skips = getattr(self.opt, "skip_broken", True)  # no hint where there is no such option
         with contextlib.nullcontext() if skips else skip_broken_hint():
             return open_picture(self.opt, path)
 
     def load(self, path: str, transform: Callable | None = None) -> Any:
-        """Open a picture as RGB and transform it; errors name the file.
+        """Open an image as RGB and transform it; errors name the file.
 
         With `--cache_images` the deterministic first steps of a `Compose` are done only once.
         """
@@ -114,7 +114,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         return self.transform(self.keep([name], make)[0].image, rest, path)
 
     def keep(self, names: list[str], make: Callable[[], list[CachedImage]]) -> list[CachedImage]:
-        """The pictures with these names: from the cache, or made by `make` and added to it."""
+        """The images with these names: from the cache, or made by `make` and added to it."""
         if self.cache is None:
             return make()
         found = [kept for kept in map(self.cache.get, names) if kept is not None]
@@ -127,7 +127,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
     @staticmethod
     def transform(image: Image.Image, transform: Callable | None, path: str) -> Any:
-        """Transform an open picture; errors name the file."""
+        """Transform an open image; errors name the file."""
         with prefix_errors(path):
             return image if transform is None else transform(image)
 
@@ -143,7 +143,7 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
 
 
 def _size_check(opt: argparse.Namespace) -> Callable[[int, int], object] | None:
-    """A function that raises UserError for bad sizes; None if --preprocess scales pictures."""
+    """A function that raises UserError for bad sizes; None if --preprocess scales images."""
     if opt.preprocess == "crop":
         return functools.partial(check_crop, size=opt.crop_size)
     min_size = getattr(opt, "min_size", 1)
@@ -151,7 +151,7 @@ def _size_check(opt: argparse.Namespace) -> Callable[[int, int], object] | None:
 
 
 def open_picture(opt: argparse.Namespace, path: str) -> Any:
-    """An 8-bit RGB Pillow picture, or with `--value_range` a tensor (C, H, W) in [-1, 1].
+    """An 8-bit RGB Pillow image, or with `--value_range` a tensor (C, H, W) in [-1, 1].
 
     Applies the EXIF orientation unless `--ignore_orientation`; drops transparency.
     """
@@ -172,9 +172,9 @@ def reader(opt: argparse.Namespace, channels: int) -> Callable[[str], Any]:
 
 
 def get_params(opt: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
-    """Random crop position and flip for a picture of `size` (width, height).
+    """Random crop position and flip for an image of `size` (width, height).
 
-    Pass them to `get_transform` to apply the same to several pictures. In testing the crop is
+    Pass them to `get_transform` to apply the same to several images. In testing the crop is
     central and there is no flip.
     """
     width, height = size
@@ -202,11 +202,11 @@ def get_transform(
     `params` from `get_params` fix crop and flip; without them both are random (in testing: central
     crop, no flip). With `convert` the result is a tensor (C, H, W) in [-1, 1], of 1 channel with
     `grayscale`, else 3. `channels`, in place of `grayscale`, is the number that the network takes:
-    with `--value_range`, pictures that can't be converted to it raise UserError.
+    with `--value_range`, images that can't be converted to it raise UserError.
     """
     grayscale = grayscale or channels == 1
     train = getattr(opt, "isTrain", True)
-    deep = bool(getattr(opt, "value_range", None))  # then pictures are tensors already
+    deep = bool(getattr(opt, "value_range", None))  # then images are tensors already
     steps: list[Any] = []
     if deep:
         either = {opt.input_nc, opt.output_nc} - {1}  # for datasets that do not say which

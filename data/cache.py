@@ -1,4 +1,4 @@
-"""Decoded and scaled pictures, kept in memory that all loading processes share."""
+"""Decoded and scaled images, kept in memory that all loading processes share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # memory is allocated on f
 
 
 class CachedImage(NamedTuple):
-    """A picture after the deterministic transforms, and its original size (width, height)."""
+    """An image after the deterministic transforms, and its original size (width, height)."""
 
     image: Image.Image
     original_size: tuple[int, int]
@@ -55,14 +55,14 @@ class _Lock:
 
 
 class PictureCache:
-    """8-bit pictures by name, in anonymous shared memory that forked processes inherit.
+    """8-bit images by name, in anonymous shared memory that forked processes inherit.
 
-    All processes share its content. When it is full, it takes no more pictures. Memory is
+    All processes share its content. When it is full, it takes no more images. Memory is
     allocated as the cache fills, and freed when the processes end. Needs a system with `fork`.
     """
 
     def __init__(self, size: int, entries: int):
-        """`size` is the capacity in bytes, `entries` in pictures. Raises OSError without memory."""
+        """`size` is the capacity in bytes, `entries` in images. Raises OSError without memory."""
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | _NO_RESERVE
         self.size, self.entries, self.slots = size, entries, 2 * entries + 1
         self._pixels = mmap.mmap(-1, size, flags=flags)
@@ -70,12 +70,12 @@ class PictureCache:
         fields = 7
         table = mmap.mmap(-1, 8 * (2 + fields * self.slots), flags=flags)
         numbers = np.frombuffer(table, np.int64)
-        # first bytes in use and number of pictures, then a row for each picture
+        # first bytes in use and number of images, then a row for each image
         self._counts, self._table = numbers[:2], numbers[2:].reshape(self.slots, fields)
         self._lock = _Lock()
 
     def get(self, name: str) -> CachedImage | None:
-        """The picture of this name; None if it is not in the cache."""
+        """The image of this name; None if it is not in the cache."""
         key = _hash(name)
         with self._lock:
             row = self._table[self._slot(key)].tolist()
@@ -85,12 +85,12 @@ class PictureCache:
         length = channels * width * height
         pixels = memoryview(self._pixels)[offset : offset + length]
         mode = _MODES[channels]
-        # a copy: changes to a picture must not change the cache
+        # a copy: changes to an image must not change the cache
         image = Image.frombytes(mode, (width, height), pixels)
         return CachedImage(image, (original[0], original[1]))
 
     def put(self, name: str, kept: CachedImage) -> None:
-        """Add a picture, if it is of 8 bits and there is room."""
+        """Add an image, if it is of 8 bits and there is room."""
         image = kept.image
         if image.mode not in _CHANNELS:
             return
@@ -103,12 +103,12 @@ class PictureCache:
             if full or self._table[slot, 0] == key:
                 return
             self._pixels[offset : offset + len(pixels)] = pixels
-            # in this order: a process killed in between leaves a gap, not a half-written picture
+            # in this order: a process killed in between leaves a gap, not a half-written image
             self._counts[:] = offset + len(pixels), count + 1
             self._table[slot] = (key, offset, channels, *image.size, *kept.original_size)
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return int(self._counts[1])
 
     @property
@@ -127,14 +127,14 @@ class PictureCache:
 def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureCache | None:
     """Create the cache that `--cache_images` asks for, and print its capacity; or return None.
 
-    There is none in testing, where each picture is read once.
+    There is none in testing, where each image is read once.
     """
     share = MEMORY_FRACTION[getattr(opt, "cache_images", "off")]
     if not share or not opt.isTrain:
         return None
     reason, limit = _why_not(opt, workers), 0
     if not reason:
-        # each rank on this machine has its own cache of all pictures
+        # each rank on this machine has its own cache of all images
         limit = int(free_memory() * share / distributed.local_world_size())
         if "resize" in opt.preprocess:
             limit = min(limit, pictures * opt.load_size**2 * max(_CHANNELS.values()))
@@ -144,7 +144,7 @@ def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureC
             reason = f"no memory for it ({e})"
         else:
             room = math.ceil(limit / 1e6)
-            print(f"decoded pictures are cached: up to {room} MB (--cache_images)")
+            print(f"decoded images are cached: up to {room} MB (--cache_images)")
             return cache
     if opt.cache_images == "ram":
         print(f"--cache_images is off: {reason}")
@@ -153,7 +153,7 @@ def open_cache(opt: argparse.Namespace, pictures: int, workers: int) -> PictureC
 
 def _why_not(opt: argparse.Namespace, workers: int) -> str:
     if getattr(opt, "value_range", None):
-        return "with --value_range pictures are not of 8 bits"
+        return "with --value_range images are not of 8 bits"
     if "fork" not in multiprocessing.get_all_start_methods():
         return "this system can't share memory with workers"
     if workers and WORKER_START_METHOD != "fork":

@@ -95,7 +95,7 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
                 if key in ("A", "B"):
                     _check_values(key, x[0], paths, found)
                 if float(x[0].float().std((1, 2)).max()) < NEARLY_ONE_COLOUR:
-                    found.remarks["nearly one colour"][str([*paths, f"a picture {key}"][0])] = None
+                    found.remarks["nearly one colour"][str([*paths, f"an image {key}"][0])] = None
     loader.close()
     reasons = loader.broken
     broken_items = len(reasons)
@@ -111,7 +111,7 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
     for key, different in sizes.items():
         if opt.batch_size > 1 and len(different) > 1:
             what = (
-                f"--batch_size {opt.batch_size} needs pictures of one size, and --preprocess "
+                f"--batch_size {opt.batch_size} needs images of one size, and --preprocess "
                 f"{opt.preprocess} leaves them as they are"
             )
             found.problems[what][f"{key}: {len(different)} sizes"] = None
@@ -133,8 +133,8 @@ def _names(path: str, reason: str) -> bool:
 
 
 def _check_values(key: str, x: torch.Tensor, paths: Sequence[Any], found: Findings) -> None:
-    """Look for integers, and for values far outside [-1, 1], in a picture (C, H, W)."""
-    file = str([*paths, f"a picture {key}"][0])
+    """Look for integers, and for values far outside [-1, 1], in an image (C, H, W)."""
+    file = str([*paths, f"an image {key}"][0])
     if not x.is_floating_point():
         found.problems[f"{key} is a tensor of {x.dtype}, not of floats in [-1, 1]"][file] = None
         found.skippable = False
@@ -164,7 +164,7 @@ def _check_folder(
 
 
 def _read_header(path: str, as_stored: bool) -> tuple[str, tuple[str, str, str], list[str]] | None:
-    """The path; size, mode and format by the header; remarks. None if it is not a picture."""
+    """The path; size, mode and format by the header; remarks. None if it is not an image."""
     if not is_image_file(path):
         return None
     try:
@@ -185,7 +185,7 @@ def _peculiarities(image: Image.Image, as_stored: bool) -> Iterator[str]:
     elif image.mode not in ("RGB", "L", "P", "1"):
         yield f"mode {image.mode}: converted to RGB"
     if frames(image) > 1:
-        yield "several pictures in one file: the first is taken"
+        yield "several images in one file: the first is taken"
     if 2 <= orientation(image) <= 8:
         taken = "taken as it is stored (--ignore_orientation)" if as_stored else "turned upright"
         yield f"stored sideways by the camera (EXIF): {taken}"
@@ -201,7 +201,7 @@ def _counts(values: Iterable[str], most: int = 3) -> str:
 
 def report(found: Findings, everything: bool = False) -> str:
     """The findings as text; `everything` lists all files, not only the first of each kind."""
-    rows = [["folder", "pictures", "broken", "size", "mode", "format"], *found.rows]
+    rows = [["folder", "images", "broken", "size", "mode", "format"], *found.rows]
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines.insert(1, "-" * len(lines[0]))

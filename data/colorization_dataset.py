@@ -1,4 +1,4 @@
-"""Colour pictures in Lab space: lightness in, colour out."""
+"""Colour images in Lab space: lightness in, colour out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base_dataset import BaseDataset, get_transform
 
 
 class ColorizationDataset(BaseDataset):
-    """Takes RGB pictures from `<dataroot>/<phase>` and splits them into L and ab (CIE Lab, D65)."""
+    """Takes RGB images from `<dataroot>/<phase>` and splits them into L and ab (CIE Lab, D65)."""
 
     paired = True
 

@@ -1,4 +1,4 @@
-"""List pictures, with errors that name the folder and say what it has instead."""
+"""List images, with errors that name the folder and say what it has instead."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def make_dataset(
     max_dataset_size: float = float("inf"),
     extensions: Sequence[str] = IMG_EXTENSIONS,
 ) -> list[str]:
-    """Paths of all pictures in a folder and the folders below it, in a fixed order.
+    """Paths of all images in a folder and the folders below it, in a fixed order.
 
     Links to folders are followed, but no folder is read twice; hidden files and folders, and
-    folders of results below `dir` (`mark_as_results`), are skipped. If `dir` is a picture, the list
+    folders of results below `dir` (`mark_as_results`), are skipped. If `dir` is an image, the list
     has it alone. Raises UserError if `dir` is neither, and for a subfolder that can't be read.
     """
     return _walk(dir, max_dataset_size, extensions)[0]
@@ -65,7 +65,7 @@ def make_dataset(
 def _walk(
     dir: str | os.PathLike, most: float, extensions: Sequence[str]
 ) -> tuple[list[str], Counter[str]]:
-    """The pictures, and how many other files (by extension) and folders of results there are."""
+    """The images, and how many other files (by extension) and folders of results there are."""
     if os.path.isfile(dir) and is_image_file(dir, extensions):
         return [os.fspath(dir)], Counter()
     if not os.path.isdir(dir):
@@ -109,11 +109,11 @@ def _entries(folder: Path) -> list[Path]:
 def _no_folder(root: Path) -> UserError:
     if root.is_file():
         return UserError(
-            f"{root} is no picture: give --dataroot a folder of pictures, such as {root.parent}, "
+            f"{root} is no image: give --dataroot a folder of images, such as {root.parent}, "
             f"or a file ({' '.join(IMG_EXTENSIONS)}){install_hint(root.suffix.lower())}"
         )
     return UserError(
-        f"no folder {root}: give --dataroot a folder of pictures ({_contents(root.parent)})"
+        f"no folder {root}: give --dataroot a folder of images ({_contents(root.parent)})"
     )
 
 
@@ -124,7 +124,7 @@ def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> Use
     both = part != phase
     wanted = f"{phase}A and {phase}B" if both else part
     inside = [p for p in _entries(root) if p.is_dir()]
-    # validation needs pictures that training does not use
+    # validation needs images that training does not use
     phases, option = ("test", "val"), "--val_phase"
     if not validation:
         phases, option = ("test", "train", "val"), "--phase"
@@ -139,12 +139,12 @@ def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> Use
         todo = f"say {option} {other[0]}, or rename them"
     elif is_image_folder(root):
         todo = (
-            "move the pictures there; only test.py --model test and check_dataset.py "
+            "move the images there; only test.py --model test and check_dataset.py "
             "--dataset_mode single can take them where they are"
         )
     else:
-        todo = "put the pictures there, or give another --dataroot"
-    read = "pictures of A and B are" if both else "pictures are"
+        todo = "put the images there, or give another --dataroot"
+    read = "images of A and B are" if both else "images are"
     return UserError(
         f"no folder {root / part}: {read} read from {wanted} in --dataroot ({_contents(root)}); "
         f"{todo}"
@@ -160,13 +160,13 @@ def _contents(folder: Path) -> str:
     folders = [p.name for p in there if p.is_dir()]
     pictures = sum(is_image_file(p) for p in there if p.is_file())
     more = [f"{len(folders) - 8} more folders"] if len(folders) > 8 else []
-    count = [f"{pictures} picture{'s' if pictures > 1 else ''}"] if pictures else []
+    count = [f"{pictures} image{'s' if pictures > 1 else ''}"] if pictures else []
     parts = [*folders[:8], *more, *count]
-    return f"{folder} has {', '.join(parts) or 'neither folders nor pictures'}"
+    return f"{folder} has {', '.join(parts) or 'neither folders nor images'}"
 
 
 def is_image_folder(dir: str | os.PathLike) -> bool:
-    """Whether there is a picture right in a folder."""
+    """Whether there is an image right in a folder."""
     try:
         return any(is_image_file(name) for name in os.listdir(dir))
     except OSError:
@@ -176,9 +176,9 @@ def is_image_folder(dir: str | os.PathLike) -> bool:
 def list_pictures(
     dir: str | os.PathLike, max_dataset_size: float = float("inf"), arrays: bool = True
 ) -> list[str]:
-    """Like `make_dataset`, but prints how many files of which kinds are not pictures.
+    """Like `make_dataset`, but prints how many files of which kinds are not images.
 
-    Includes `.npy` if `arrays`. Raises UserError if there are no pictures.
+    Includes `.npy` if `arrays`. Raises UserError if there are no images.
     """
     extensions = [*IMG_EXTENSIONS, *([".npy"] if arrays else [])]
     paths, others = _walk(dir, max_dataset_size, extensions)
@@ -187,7 +187,7 @@ def list_pictures(
     hint = "".join(map(install_hint, others))
     if not paths:
         raise UserError(
-            f"no pictures in {dir}: looked for {' '.join(extensions)}, found "
+            f"no images in {dir}: looked for {' '.join(extensions)}, found "
             f"{counts or 'nothing'}{hint}"
         )
     if counts:
@@ -198,9 +198,9 @@ def list_pictures(
 def quick_check(
     paths: Sequence[str], check_size: Callable | None = None, columns: int = 1, seconds: float = 2.0
 ) -> None:
-    """Read the head and the tail of pictures, so that broken ones are known before work starts.
+    """Read the head and the tail of images, so that broken ones are known before work starts.
 
-    Raises UserError for the first that is no picture, is cut off, or has a width and height that
+    Raises UserError for the first that is no image, is cut off, or has a width and height that
     `check_size` refuses (of one column, if there are several side by side). Stops after `seconds`:
     with many files or a slow disk, other broken ones are found when they are read.
     """
@@ -231,7 +231,7 @@ def quick_check(
 
 @contextlib.contextmanager
 def skip_broken_hint() -> Iterator[None]:
-    """Add to a UserError that `--skip_broken` skips pictures that can't be read."""
+    """Add to a UserError that `--skip_broken` skips images that can't be read."""
     try:
         yield
     except UserError as e:
@@ -246,12 +246,12 @@ def note_frames(paths: Sequence[str]) -> None:
 
 
 def default_loader(path: str) -> Image.Image:
-    """Open a picture as RGB."""
+    """Open an image as RGB."""
     return open_image(path)
 
 
 class ImageFolder(Dataset):
-    """All pictures of a folder and the folders below it, each through `transform`."""
+    """All images of a folder and the folders below it, each through `transform`."""
 
     def __init__(
         self,

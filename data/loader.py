@@ -88,7 +88,7 @@ BROKEN = (
     zlib.error,
     Image.DecompressionBombError,
 )
-MAX_TRIES = 100  # broken items in a row: after that, single pictures are not the fault
+MAX_TRIES = 100  # broken items in a row: after that, single images are not the fault
 
 
 class Loaded(NamedTuple):
@@ -170,7 +170,7 @@ class Collate:
 
 
 def _check_sizes(items: list[Any]) -> None:
-    """Raise UserError if pictures of different sizes would be in one batch."""
+    """Raise UserError if images of different sizes would be in one batch."""
     if not items or not isinstance(items[0], dict):
         return
     for name, first in items[0].items():
@@ -181,7 +181,7 @@ def _check_sizes(items: list[Any]) -> None:
         if other is not None:
             sizes = [f"{x.shape[2]}x{x.shape[1]}" for x in (first, other)]
             raise UserError(
-                f"pictures of {sizes[0]} and {sizes[1]} ({name}) make no batch: say --batch_size 1 "
+                f"images of {sizes[0]} and {sizes[1]} ({name}) make no batch: say --batch_size 1 "
                 "or --preprocess resize_and_crop"
             )
 

@@ -1,4 +1,4 @@
-"""One folder of pictures: for applying a generator."""
+"""One folder of images: for applying a generator."""
 
 from __future__ import annotations
 

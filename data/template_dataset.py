@@ -12,7 +12,7 @@ from .base_dataset import BaseDataset, get_transform
 
 
 class TemplateDataset(BaseDataset):
-    """Gives each picture below `<dataroot>` as both A and B: a generator can learn to copy it."""
+    """Gives each image below `<dataroot>` as both A and B: a generator can learn to copy it."""
 
     @staticmethod
     def modify_commandline_options(parser, is_train):

@@ -1,4 +1,4 @@
-"""Transforms of Pillow pictures, or of float tensors (C, H, W) for pictures of any depth.
+"""Transforms of Pillow images, or of float tensors (C, H, W) for images of any depth.
 
 Classes, not lambdas: spawned workers must pickle them.
 """
@@ -55,7 +55,7 @@ class FitChannels:
             pixels = fit_channels(picture.permute(1, 2, 0).numpy(), wanted)
         except UserError:
             raise UserError(
-                f"the picture has {have} channels, the networks take "
+                f"the image has {have} channels, the networks take "
                 f"{' or '.join(map(str, sorted(self.wanted)))} (--input_nc, --output_nc)"
             ) from None
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -102,11 +102,11 @@ class MakeMultiple:
         return F.resize(picture, [height, width], self.method)
 
     def size_for(self, *size: int) -> tuple[int, int]:
-        """The new width and height of a picture of this `size`."""
+        """The new width and height of an image of this `size`."""
         width, height = (max(self.base, round(n / self.base) * self.base) for n in size)
         if min(width, height) < self.min_size:
             raise UserError(
-                f"a picture of {size[0]}x{size[1]} is too small for the discriminator, which needs "
+                f"an image of {size[0]}x{size[1]} is too small for the discriminator, which needs "
                 f"{self.min_size}x{self.min_size}: leave it out, or use a --preprocess that "
                 "scales, such as resize_and_crop, fewer layers (--netD n_layers --n_layers_D 2) "
                 "or --netD pixel"
@@ -138,7 +138,7 @@ class RandomCrop(transforms.RandomCrop):
 
 
 class ToUnit:
-    """Convert a Pillow picture to a tensor (C, H, W) in [-1, 1].
+    """Convert a Pillow image to a tensor (C, H, W) in [-1, 1].
 
     Gives the same numbers as torchvision's `ToTensor` and `Normalize(0.5, 0.5)`, in half the time.
     """
@@ -154,9 +154,9 @@ class ToUnit:
 
 
 def check_crop(width: int, height: int, size: int) -> None:
-    """Raise UserError if a picture is smaller than the square to be cut from it."""
+    """Raise UserError if an image is smaller than the square to be cut from it."""
     if min(width, height) < size:
         raise UserError(
-            f"a picture of {width}x{height} is too small for --crop_size {size}: use a "
+            f"an image of {width}x{height} is too small for --crop_size {size}: use a "
             "smaller --crop_size, or a --preprocess that scales, such as resize_and_crop"
         )

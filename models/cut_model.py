@@ -159,7 +159,7 @@ class CUTModel(BaseModel):
             self.loss_NCE_Y = self.calculate_NCE_loss(self.real_B, features, self.idt_B)
             loss_NCE = (self.loss_NCE + self.loss_NCE_Y) * 0.5
         loss = self.loss_G_GAN + loss_NCE
-        if opt.lambda_feat > 0:  # for the identity picture, whose target is known
+        if opt.lambda_feat > 0:  # for the identity image, whose target is known
             real = self.real_B.flip(3) if self.flipped else self.real_B
             features = networks.feature_matching(self.netD, self.idt_B, real)
             self.loss_G_feat = features * opt.lambda_feat

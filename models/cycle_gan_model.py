@@ -1,4 +1,4 @@
-"""CycleGAN: translation learned from unpaired pictures.
+"""CycleGAN: translation learned from unpaired images.
 
 Zhu, Park, Isola, Efros: Unpaired Image-to-Image Translation using Cycle-Consistent Adversarial
 Networks, ICCV 2017, https://arxiv.org/abs/1703.10593. Equation and section numbers are that
@@ -48,7 +48,7 @@ class CycleGANModel(BaseModel):
 
     @staticmethod
     def check_options(opt):
-        """Refuse an identity loss between pictures with different numbers of channels."""
+        """Refuse an identity loss between images with different numbers of channels."""
         if not opt.isTrain:
             return
         adversarial.check_options(opt)

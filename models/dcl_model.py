@@ -98,7 +98,7 @@ class DCLModel(BaseModel):
         self.image_paths = input[A + "_paths"]
 
     def forward(self):
-        """Translate both ways; in training also compute the identity pictures (eq. 4).
+        """Translate both ways; in training also compute the identity images (eq. 4).
 
         --flip_equivariance flips the input with probability 1/2, and flips features back to
         compare them.
@@ -172,7 +172,7 @@ class DCLModel(BaseModel):
         loss = (self.loss_G_A + self.loss_G_B) * 0.5
         loss = loss + (self.loss_NCE1 + self.loss_NCE2) * 0.5
         loss = loss + (self.loss_idt_A + self.loss_idt_B) * 0.5
-        if opt.lambda_feat > 0:  # for the identity pictures, whose targets are known
+        if opt.lambda_feat > 0:  # for the identity images, whose targets are known
             features_A = networks.feature_matching(self.netD_A, self.idt_A, self.real_B)
             features_B = networks.feature_matching(self.netD_B, self.idt_B, self.real_A)
             self.loss_feat_A = features_A * opt.lambda_feat

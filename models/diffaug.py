@@ -1,4 +1,4 @@
-"""DiffAugment: random changes to all that discriminators see, real and generated pictures alike.
+"""DiffAugment: random changes to all that discriminators see, real and generated images alike.
 
 Zhao, Liu, Lin, Zhu, Han: Differentiable Augmentation for Data-Efficient GAN Training,
 NeurIPS 2020, https://arxiv.org/abs/2006.10738.
@@ -28,11 +28,11 @@ def kinds(text: str) -> str:
 
 
 class DiffAugment:
-    """T of the paper (eq. 4 and 5): each picture of a batch gets its own random numbers.
+    """T of the paper (eq. 4 and 5): each image of a batch gets its own random numbers.
 
     - `color`: brightness, saturation and contrast
     - `translation`: by up to 1/8 of the size, padded with zeros (gray)
-    - `cutout`: a square of half the size becomes zero; its centre is anywhere in the picture
+    - `cutout`: a square of half the size becomes zero; its centre is anywhere in the image
 
     If a discriminator sees `condition_nc` + `picture_nc` channels, the condition comes first. Both
     are moved and cut alike, so that they stay aligned. The condition keeps its colours, since in a
@@ -56,7 +56,7 @@ class DiffAugment:
             elif torch.is_tensor(x):
                 found += f" of shape {tuple(x.shape)}"
             raise UserError(
-                "--diffaug is for discriminators that are called with one batch of pictures "
+                "--diffaug is for discriminators that are called with one batch of images "
                 f"(N, C, H, W), and this one is called with {found}: leave --diffaug out"
             )
         self.calls += 1
@@ -90,7 +90,7 @@ class DiffAugment:
         for dim, share in ((2, draws[:, 0]), (3, draws[:, 1])):
             size = x.shape[dim]
             most = int(size * 0.125 + 0.5)
-            # the row (or column) of the padded picture that each one of the result comes from
+            # the row (or column) of the padded image that each one of the result comes from
             start = _whole(share, 2 * most + 1)
             source = start[:, None] + torch.arange(size, device=x.device)
             shape = (-1, 1, size, 1) if dim == 2 else (-1, 1, 1, size)

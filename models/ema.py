@@ -1,6 +1,6 @@
 """Averaged weights (`--ema`): a running average of each generator over the steps of its optimizer.
 
-Pictures of averaged generators are better than those of the last weights, and change less from one
+Images of averaged generators are better than those of the last weights, and change less from one
 save to the next: Yazici et al., The Unusual Effectiveness of Averaging in GAN Training, ICLR 2019,
 https://arxiv.org/abs/1806.04498.
 """

@@ -129,7 +129,7 @@ def cal_gradient_penalty(
     elif type == "mixed":
         if real_data.shape != fake_data.shape:
             raise UserError(
-                "wgangp mixes real and generated pictures, which have different sizes here, "
+                "wgangp mixes real and generated images, which have different sizes here, "
                 f"{tuple(real_data.shape)} and {tuple(fake_data.shape)}: choose --gp r1, or crop"
             )
         alpha = torch.rand(real_data.shape[0], 1, 1, 1, device=device)
@@ -150,9 +150,9 @@ def cal_gradient_penalty(
 class GradientPenalty:
     """The gradient penalty of a model's discriminators; has a state to save with the training.
 
-    - `wgangp`: lambda * mean((|grad D(x)| - 1)^2) at points between real and generated pictures
+    - `wgangp`: lambda * mean((|grad D(x)| - 1)^2) at points between real and generated images
       (Gulrajani et al. 2017, eq. 3); also the default with `gan_mode` wgangp
-    - `r1`: gamma / 2 * mean(|grad D(x)|^2) at real pictures (Mescheder et al. 2018, eq. 9)
+    - `r1`: gamma / 2 * mean(|grad D(x)|^2) at real images (Mescheder et al. 2018, eq. 9)
 
     With `every` > 1 it is computed in one of `every` calls for a discriminator, from the first on,
     and multiplied by `every` (lazy regularization, Karras et al. 2020, appendix B).
@@ -168,7 +168,7 @@ class GradientPenalty:
     def __call__(
         self, netD: nn.Module, real: torch.Tensor, fake: torch.Tensor
     ) -> torch.Tensor | float:
-        """The penalty to add to the loss of `netD` for pictures (N, C, H, W); 0 if none is due."""
+        """The penalty to add to the loss of `netD` for images (N, C, H, W); 0 if none is due."""
         if self.kind is None:
             return 0.0
         penalty: torch.Tensor | float = 0.0

@@ -173,7 +173,7 @@ class ResnetBlock(nn.Module):
 class UnetGenerator(nn.Module):
     """The generator of pix2pix: a U-Net (Ronneberger et al. 2015) with `num_downs` downsamplings.
 
-    (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]. With 7 downsamplings a picture of
+    (N, input_nc, H, W) -> (N, output_nc, H, W), both in [-1, 1]. With 7 downsamplings an image of
     128x128 is 1x1 at the bottleneck. Sizes that are not multiples of 2^num_downs are padded, and
     the output is cropped (see `apply_padded`). `antialias` and `antialias_up` blur before each
     halving and after each doubling of the size; the weights keep their shapes.
@@ -270,10 +270,10 @@ class NLayerDiscriminator(nn.Module):
     """PatchGAN: each number of the output judges one patch of the input (Isola et al. 2017).
 
     (N, input_nc, H, W) -> (N, 1, H/2^n - 2, W/2^n - 2) logits for n = `n_layers`. With three layers
-    patches have 70x70 pixels, and a 256x256 picture has 30x30 of them; with one, two, four and five
+    patches have 70x70 pixels, and a 256x256 image has 30x30 of them; with one, two, four and five
     layers the side of a patch is 16, 34, 142 and 286.
     `antialias` downsamples by `antialias.Downsample`, which makes patches a little larger.
-    Raises UserError for a picture smaller than 3 * 2^n.
+    Raises UserError for an image smaller than 3 * 2^n.
     """
 
     def __init__(
@@ -319,7 +319,7 @@ class MultiscaleDiscriminator(nn.Module):
     """Several PatchGANs, each at half the size of the one before (Wang et al. 2018, section 3.2).
 
     (N, input_nc, H, W) -> `MultiscaleOutput`, with `num_D` predictions of `NLayerDiscriminator`.
-    The features are taken after each LeakyReLU. Raises UserError for a picture smaller than
+    The features are taken after each LeakyReLU. Raises UserError for an image smaller than
     3 * 2^n at the coarsest scale.
     """
 
@@ -366,8 +366,8 @@ def _check_size(input: torch.Tensor, minimum: int, flags: str, instead: str) -> 
     height, width = input.shape[-2:]
     if min(height, width) < minimum:
         raise UserError(
-            f"the discriminator with {flags} can't judge pictures of {width}x{height}: it needs at "
-            f"least {minimum}x{minimum}; use a larger --crop_size or larger pictures, {instead}"
+            f"the discriminator with {flags} can't judge images of {width}x{height}: it needs at "
+            f"least {minimum}x{minimum}; use a larger --crop_size or larger images, {instead}"
         )
 
 

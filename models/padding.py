@@ -1,4 +1,4 @@
-"""Pictures of any size for networks that need a multiple of some size: pad, run, crop."""
+"""Images of any size for networks that need a multiple of some size: pad, run, crop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def pad_to_fit(x: torch.Tensor, multiple: int, minimum: int) -> torch.Tensor:
     """Pad height and width to multiples of `multiple`, and to at least `minimum`.
 
     x: (N, C, H, W) -> (N, C, H', W'). Pads at the right and at the bottom, by reflection if the
-    picture is large enough for it, else by repeating the border. A size that fits is not changed.
+    image is large enough for it, else by repeating the border. A size that fits is not changed.
     """
     height, width = x.shape[-2:]
     pad_h = max(minimum, -(-height // multiple) * multiple) - height

@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     )
     add_switch(
         "--nce_includes_all_negatives_from_minibatch",
-        "negatives from all pictures of the batch, not only from the same picture",
+        "negatives from all images of the batch, not only from the same image",
     )
     add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="projection of features (F)")
     add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
@@ -108,7 +108,7 @@ def check_options(opt: argparse.Namespace) -> None:
     check_discriminator_options(opt)
     if opt.lambda_feat > 0 and not opt.nce_idt:
         raise UserError(
-            "--lambda_feat compares the identity pictures with the pictures they should be, and "
+            "--lambda_feat compares the identity images with the images they should be, and "
             "--nce_idt is off: say --nce_idt True, or leave --lambda_feat out"
         )
     if opt.nce_idt and opt.input_nc != opt.output_nc:
@@ -190,7 +190,7 @@ def translate(
 ) -> tuple[list[torch.Tensor], list[Features | None]]:
     """Run `net` on each of `pictures` (N, C, H, W); also returns features of `layers`, detached.
 
-    Pictures of the same size are run as one batch. The features come from the same pass. They are
+    Images of the same size are run as one batch. The features come from the same pass. They are
     None without `layers`, and if a separate pass would give different ones: with batch norm, which
     depends on the batch, or with dropout.
     """
@@ -208,7 +208,7 @@ def translate(
 def sample_positions(features: Features, num_patches: int) -> Features:
     """Sample positions for each feature map (N, C, H, W): (N, P) in [0, H*W - 1].
 
-    P is `num_patches`, or H*W if that is less. Positions do not repeat within a picture.
+    P is `num_patches`, or H*W if that is less. Positions do not repeat within an image.
     """
     return [
         torch.stack(
@@ -222,7 +222,7 @@ class PatchNCELoss(nn.Module):
     """InfoNCE between patches (Park et al. 2020, eq. 2 and 3).
 
     The mean of -log(exp(q.k+ / T) / (exp(q.k+ / T) + sum of exp(q.k- / T))); k+ is the key at the
-    same position. Negatives k- are the patches of the same picture, or with `all_negatives` of the
+    same position. Negatives k- are the patches of the same image, or with `all_negatives` of the
     whole batch; among them, the similarity to k+ is masked by -10. `cosine` normalizes queries and
     keys again, so that only the angle counts.
     """

@@ -1,4 +1,4 @@
-"""The perceptual loss: how alike two pictures look to VGG19, a classifier of photographs."""
+"""The perceptual loss: how alike two images look to VGG19, a classifier of photographs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class VGGLoss(nn.Module):
     """The weighted sum of mean |F_i(x) - F_i(y)| over five layers F_i of VGG19.
 
     Johnson et al. 2016, section 3.2, in the form of pix2pixHD (Wang et al. 2018, section 3.3): the
-    layers are relu1_1 to relu5_1, weighted by 1/32, 1/16, 1/8, 1/4 and 1. Pictures are normalized
+    layers are relu1_1 to relu5_1, weighted by 1/32, 1/16, 1/8, 1/4 and 1. Images are normalized
     as in the training of VGG19. Its weights are saved neither with a model nor in a training state.
 
     `weights` is a file with torchvision's VGG19; without it, the file is downloaded. Raises
@@ -54,7 +54,7 @@ class VGGLoss(nn.Module):
                 before = channels
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The five feature maps of pictures (N, 3, H, W) in [-1, 1]; at least 16x16 pixels."""
+        """The five feature maps of images (N, 3, H, W) in [-1, 1]; at least 16x16 pixels."""
         x = ((x + 1) / 2 - self.mean) / self.std
         found = []
         for block, numbers in enumerate(BLOCKS):
@@ -67,7 +67,7 @@ class VGGLoss(nn.Module):
         return found
 
     def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """The loss, a scalar, of pictures (N, 3, H, W) in [-1, 1]; `real` gets no gradients."""
+        """The loss, a scalar, of images (N, 3, H, W) in [-1, 1]; `real` gets no gradients."""
         pairs = zip(LAYER_WEIGHTS, self.features(fake), self.features(real.detach()), strict=True)
         losses = [share * F.l1_loss(x.float(), y.float()) for share, x, y in pairs]
         return torch.stack(losses).sum()

@@ -43,12 +43,12 @@ class Pix2PixModel(BaseModel):
 
     @staticmethod
     def check_options(opt):
-        """Refuse a perceptual loss on anything but colour pictures."""
+        """Refuse a perceptual loss on anything but colour images."""
         if opt.isTrain:
             adversarial.check_options(opt)
         if opt.isTrain and opt.lambda_vgg > 0 and opt.output_nc != 3:
             raise UserError(
-                f"--lambda_vgg compares pictures of 3 channels, and --output_nc is {opt.output_nc}:"
+                f"--lambda_vgg compares images of 3 channels, and --output_nc is {opt.output_nc}:"
                 " leave it out"
             )
         if opt.isTrain and opt.vgg_weights and opt.lambda_vgg <= 0:

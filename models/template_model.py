@@ -39,7 +39,7 @@ class TemplateModel(BaseModel):
         super().__init__(opt)  # sets self.opt, self.isTrain, self.device, self.gpu_ids
         # "G" stands for the attribute self.loss_G: printed, logged and drawn
         self.loss_names = ["G"]
-        # attributes with pictures (N, C, H, W) in [-1, 1]: shown and saved
+        # attributes with images (N, C, H, W) in [-1, 1]: shown and saved
         self.visual_names = ["data_A", "data_B", "output"]
         # "G" stands for the attribute self.netG: saved as <epoch>_net_G.pth, and loaded
         self.model_names = ["G"]

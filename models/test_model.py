@@ -1,4 +1,4 @@
-"""One generator, one way: for translating a folder of pictures."""
+"""One generator, one way: for translating a folder of images."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TestModel(BaseModel):
         self.image_paths = input["A_paths"]
 
     def forward(self):
-        """Translate. Raises UserError where the network wants or gives more than a picture."""
+        """Translate. Raises UserError where the network wants or gives more than an image."""
         try:
             self.fake = one_tensor(self.netG, self.real)
         except (TypeError, UserError) as e:
@@ -90,7 +90,7 @@ class TestModel(BaseModel):
                 raise
             trained = read_saved_options(self.save_dir).get("model", "")
             raise UserError(
-                f"{first_line(e)}: --model test is for networks that take and give one picture; "
+                f"{first_line(e)}: --model test is for networks that take and give one image; "
                 f"test with the model of the training{trained and f', --model {trained}'}"
             ) from e
 

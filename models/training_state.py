@@ -128,7 +128,7 @@ def load_optimizer(
 def reshard(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any]]:
     """Reshard per-rank state, one entry for each saved rank, for a new world size.
 
-    Pictures of image pools are distributed round-robin; a pool takes as many as it can hold.
+    Images of image pools are distributed round-robin; a pool takes as many as it can hold.
     Accumulated gradients and the metric keep their means.
     """
     gradients = [

@@ -267,7 +267,7 @@ class BaseOptions:
         """Set `--fast`, `--compile` and `--cuda_graphs` as the device allows, and say so."""
         if opt.fast:
             print(f"--fast stands for {' '.join(choose_fast(opt, opt.device, explicit))}")
-        decided_later = opt.fast and "compile" not in explicit  # once the pictures are counted
+        decided_later = opt.fast and "compile" not in explicit  # once the images are counted
         if opt.compile and not decided_later:
             self._compile_unless(opt, why_not_compile(opt, opt.device))
         if opt.device.type == "cpu" and (hint := hint_for_busy_cores()):

@@ -13,7 +13,7 @@ from .test_options import TestOptions
 
 
 class EvaluateOptions(TestOptions):
-    """`TestOptions` that default to all pictures, and to the `--model` of the training."""
+    """`TestOptions` that default to all images, and to the `--model` of the training."""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
@@ -37,7 +37,7 @@ class EvaluateOptions(TestOptions):
         return opt
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        # the process that computes also reads the pictures: no cores are reserved for that
+        # the process that computes also reads the images: no cores are reserved for that
         super().choose_speed(opt, explicit | {"num_threads"})
 
     def validate(self, opt: argparse.Namespace, explicit: set[str]) -> None:

@@ -30,7 +30,7 @@ def restore(
     elif against and opt.model != "test" and "direction" in saved and distributed.is_main():
         warn(
             f"--direction {opt.direction}, but this experiment was trained --direction "
-            f"{saved['direction']}: its networks get pictures of the other side"
+            f"{saved['direction']}: its networks get images of the other side"
         )
     changed: dict[str, Any] = {}
     for action in parser._actions:

@@ -55,8 +55,8 @@ def add_basic(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--model", default="cycle_gan", help="cycle_gan | pix2pix | cut | dcl | test | ...")
-    add("--input_nc", type=width, default=3, help="channels of input pictures")
-    add("--output_nc", type=width, default=3, help="channels of output pictures")
+    add("--input_nc", type=width, default=3, help="channels of input images")
+    add("--output_nc", type=width, default=3, help="channels of output images")
     add("--ngf", type=width, default=64, help="filters in the generator's first convolution")
     add("--ndf", type=width, default=64, help="filters in the discriminator's first convolution")
     add(
@@ -127,27 +127,27 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("data").add_argument
     add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
     add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="translate A to B, or B to A")
-    add("--serial_batches", action="store_true", help="take pictures in order, not shuffled")
-    add("--num_threads", type=whole, default=4, help="workers that load pictures")
-    add("--batch_size", type=count, default=1, help="pictures in a batch")
-    add("--load_size", type=width, default=286, help="scale pictures to this size before the crop")
+    add("--serial_batches", action="store_true", help="take images in order, not shuffled")
+    add("--num_threads", type=whole, default=4, help="workers that load images")
+    add("--batch_size", type=count, default=1, help="images in a batch")
+    add("--load_size", type=width, default=286, help="scale images to this size before the crop")
     add(
         "--crop_size",
         type=width,
         default=256,
-        help="crop a square of this size from the scaled picture",
+        help="crop a square of this size from the scaled image",
     )
     add(
         "--max_dataset_size",
         type=count,
         default=float("inf"),
-        help="use at most this many pictures",
+        help="use at most this many images",
     )
     add(
         "--preprocess",
         default="resize_and_crop",
         choices=PREPROCESS,
-        help="how pictures are scaled and cropped",
+        help="how images are scaled and cropped",
     )
     add("--no_flip", action="store_true", help="no random horizontal flip in training")
     add(
@@ -158,16 +158,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add(
         "--skip_broken",
         action="store_true",
-        help="skip pictures that can't be read, and list them at the end",
+        help="skip images that can't be read, and list them at the end",
     )
     add(
         "--value_range",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="read .npy, 16-bit and float pictures at full depth; maps LOW, HIGH to -1, 1",
+        help="read .npy, 16-bit and float images at full depth; maps LOW, HIGH to -1, 1",
     )
-    add("--display_winsize", type=count, default=256, help="picture width on pages")
+    add("--display_winsize", type=count, default=256, help="image width on pages")
 
 
 def add_saves(parser: argparse.ArgumentParser, title: str) -> None:

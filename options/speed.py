@@ -12,7 +12,7 @@ from models.speed.iterations import why_not_recorded
 from util import distributed
 from util.errors import first_line
 
-# The number of pictures, by `isTrain`, from which compiling saves more time than it takes: it takes
+# The number of images, by `isTrain`, from which compiling saves more time than it takes: it takes
 # about a minute, and saves 20 to 50 ms per iteration.
 COMPILING_PAYS = {True: 3000, False: 20000}
 # The same where iterations are recorded anyway: there it saves 15 ms per CycleGAN iteration.
@@ -45,13 +45,13 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
 
 
 def too_few_to_compile(opt: argparse.Namespace, pictures: int) -> str | None:
-    """Why `--fast` should not compile for this number of pictures; None if it should."""
+    """Why `--fast` should not compile for this number of images; None if it should."""
     recorded = opt.cuda_graphs and why_not_graphs(opt, opt.device, networks=False) is None
     minimum = PAYS_WHERE_RECORDED if recorded else COMPILING_PAYS[opt.isTrain]
     if pictures >= minimum:
         return None
     return (
-        f"it pays off from {minimum} pictures on, and there are {pictures} in all (--compile "
+        f"it pays off from {minimum} images on, and there are {pictures} in all (--compile "
         "forces it)"
     )
 
@@ -86,7 +86,7 @@ def has_fast_bf16() -> bool:
 def why_not_compile(opt: argparse.Namespace, device: torch.device) -> str | None:
     """Why `--compile` does not work here; None if it does. Tries to compile a small function."""
     if opt.preprocess in ("scale_width", "none"):
-        return f"--preprocess {opt.preprocess} gives pictures of many sizes"
+        return f"--preprocess {opt.preprocess} gives images of many sizes"
     try:
         torch.compile(lambda x: (x * 2 + 1).relu())(torch.ones(8, device=device))
     except Exception as e:  # the compiler, and the tools that it calls, may raise anything

@@ -22,12 +22,12 @@ OUTPUT_FORMATS = (*FORMATS, "same")
 
 
 def picture_count(text: str) -> int | float:
-    """An argparse type: a number of pictures, or `all`."""
+    """An argparse type: a number of images, or `all`."""
     return float("inf") if text == "all" else whole_number(1)(text)
 
 
 def share_cores(cores: int, computing: int, wanted: int) -> tuple[int, int]:
-    """On a CPU: how many threads read and write pictures, and how many compute.
+    """On a CPU: how many threads read and write images, and how many compute.
 
     Threads that compute an operator wait for each other at its end, so one that shares its core
     with a decoder holds up all of them: this took two to three times as long as decoding first and
@@ -40,7 +40,7 @@ def share_cores(cores: int, computing: int, wanted: int) -> tuple[int, int]:
 
 
 class TestOptions(BaseOptions):
-    """Adds the options of results, large pictures and file formats."""
+    """Adds the options of results, large images and file formats."""
 
     __test__ = False  # not a test class for pytest
     isTrain = False
@@ -48,14 +48,14 @@ class TestOptions(BaseOptions):
         "basic",
         "data",
         "testing",
-        "large pictures, other formats",
+        "large images, other formats",
         "which weights",
         "scores",
         "model",
         "speed",
         "display",
     )
-    DESCRIPTION = "Translate pictures with a trained model. Results go to <results_dir>/<name>."
+    DESCRIPTION = "Translate images with a trained model. Results go to <results_dir>/<name>."
     EXAMPLES = """examples:
   python test.py --dataroot ./datasets/maps --name maps_cyclegan --model cycle_gan
   python test.py --dataroot ./photos --name maps_cyclegan --only_outputs
@@ -66,14 +66,14 @@ options of another model: python test.py --model pix2pix --help"""
         parser = super().initialize(parser)
         add = parser.add_argument_group("testing").add_argument
         add("--results_dir", default="./results/", help="where results are written")
-        add("--aspect_ratio", type=number(), default=1.0, help="scale the width of result pictures")
+        add("--aspect_ratio", type=number(), default=1.0, help="scale the width of result images")
         add("--phase", default="test", help="folder of the data set to read: train, val, test")
         add("--eval", action="store_true", help="networks in eval mode (batch norm, dropout)")
         add(
             "--num_test",
             type=picture_count,
             default=50,
-            help="how many pictures to translate, or all",
+            help="how many images to translate, or all",
         )
         group(parser, self.SAVES).add_argument(
             "--weights",
@@ -81,9 +81,9 @@ options of another model: python test.py --model pix2pix --help"""
             choices=WEIGHTS,
             help="ema: moving average (of --ema); raw: without; auto: ema if there is one",
         )
-        add = parser.add_argument_group("large pictures, other formats").add_argument
+        add = parser.add_argument_group("large images, other formats").add_argument
         add("--keep_size", action="store_true", help="no scaling: pad inputs, crop outputs")
-        add("--tile", type=whole_number(16), help="compute large pictures in tiles of this size")
+        add("--tile", type=whole_number(16), help="compute large images in tiles of this size")
         add("--tile_overlap", type=whole, help="overlap of quick tiles in pixels [64]")
         add(
             "--tile_mode",
@@ -108,9 +108,7 @@ options of another model: python test.py --model pix2pix --help"""
             choices=OUTPUT_FORMATS,
             help="format of the results of --only_outputs",
         )
-        add(
-            "--skip_existing", action="store_true", help="skip pictures whose result already exists"
-        )
+        add("--skip_existing", action="store_true", help="skip images whose result already exists")
         parser.set_defaults(model="test")
         # no cropping by default: load_size equals crop_size
         parser.set_defaults(load_size=parser.get_default("crop_size"))
@@ -126,7 +124,7 @@ options of another model: python test.py --model pix2pix --help"""
             if trained[0] != "resize_and_crop":
                 flags += f" --load_size {self.saved.get('load_size', trained[1])}"
             print(
-                f"pictures are scaled to {opt.crop_size}x{opt.crop_size}, unlike in the training, "
+                f"images are scaled to {opt.crop_size}x{opt.crop_size}, unlike in the training, "
                 f"which had {flags}"
             )
 
@@ -148,7 +146,7 @@ options of another model: python test.py --model pix2pix --help"""
                 f"{opt.name} was trained with --model colorization, which turns lightness into "
                 "colour: say --model colorization, --model test can't"
             )
-        # these options keep the size of pictures, so they turn scaling off
+        # these options keep the size of images, so they turn scaling off
         keeps = "--keep_size" if opt.keep_size else "--tile" if opt.tile else ""
         if keeps and "preprocess" in explicit and opt.preprocess != "none":
             self.parser.error(f"{keeps} and --preprocess {opt.preprocess} contradict each other")
@@ -162,7 +160,7 @@ options of another model: python test.py --model pix2pix --help"""
             if name in explicit and not opt.tile:
                 self.parser.error(f"--{name} needs --tile, the size of a tile, such as --tile 512")
         if opt.tile_scratch and not Path(opt.tile_scratch).is_dir():
-            # checked here: later, only the pictures that need it would fail
+            # checked here: later, only the images that need it would fail
             self.parser.error(f"--tile_scratch {opt.tile_scratch} is not a folder")
         if opt.tile and (opt.tile_overlap or 0) >= opt.tile:
             self.parser.error(f"--tile_overlap {opt.tile_overlap} is not below --tile {opt.tile}")
@@ -185,7 +183,7 @@ options of another model: python test.py --model pix2pix --help"""
             wanted = ["testB", "testA"] if opt.direction == "BtoA" else ["testA", "testB"]
             one = next((name for name in [*wanted, "test"] if name in parts), parts[0])
             found.append(
-                f"the pictures of {', '.join(parts)} are all read; to read those of one alone: "
+                f"the images of {', '.join(parts)} are all read; to read those of one alone: "
                 f"--dataroot {Path(opt.dataroot) / one}"
             )
         before = read_saved_options(experiment_folder(opt), "test")
@@ -199,7 +197,7 @@ options of another model: python test.py --model pix2pix --help"""
             if there and was != opt.direction and any(page.parent.glob("[!.]*")):
                 what = "left as they are" if opt.skip_existing else "replaced"
                 found.append(
-                    f"{page.parent} has pictures made with --direction {was}: those of the same "
+                    f"{page.parent} has images made with --direction {was}: those of the same "
                     f"names are {what}; another --results_dir keeps both"
                 )
         elif again and page.exists():

@@ -58,13 +58,13 @@ options of another model: python train.py --model pix2pix --help"""
             "--display_freq",
             type=count,
             default=400,
-            help="images between two updates of the displayed pictures",
+            help="images between two updates of the displayed images",
         )
         add(
             "--display_ncols",
             type=whole,
             default=4,
-            help="pictures per row in visdom; 0: one window for each",
+            help="images per row in visdom; 0: one window for each",
         )
         add("--display_id", type=int, default=1, help="window of the visdom page; 0: no visdom")
         add("--display_server", default="http://localhost", help="address of the visdom server")
@@ -75,7 +75,7 @@ options of another model: python train.py --model pix2pix --help"""
             "--update_html_freq",
             type=count,
             default=1000,
-            help="images between two sets of pictures saved to the training page",
+            help="images between two sets of images saved to the training page",
         )
         add(
             "--print_freq",
@@ -127,7 +127,7 @@ options of another model: python train.py --model pix2pix --help"""
         validation = parser.add_argument_group("validation")
         add = validation.add_argument
         add("--val_freq", type=whole, default=0, help="epochs between two validations; 0: none")
-        add("--val_phase", default="val", help="folder of the pictures to score: val, test")
+        add("--val_phase", default="val", help="folder of the images to score: val, test")
         add(
             "--best_by",
             choices=[name for name in SCORES if name != "grid"],
@@ -137,7 +137,7 @@ options of another model: python train.py --model pix2pix --help"""
             "--num_val",
             type=picture_count,
             default=float("inf"),
-            help="how many pictures to score, or all",
+            help="how many images to score, or all",
         )
         add_weights(validation)
 
@@ -175,7 +175,7 @@ options of another model: python train.py --model pix2pix --help"""
             "--cache_images",
             default="auto",
             choices=MEMORY_FRACTION,
-            help="cache decoded pictures; auto: in up to half of the free memory, ram: up to 90%%",
+            help="cache decoded images; auto: in up to half of the free memory, ram: up to 90%%",
         )
         add(
             "--accumulate",

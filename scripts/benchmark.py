@@ -5,18 +5,18 @@
     python scripts/benchmark.py --batch_sizes 1,16 --json speed.json
     python scripts/benchmark.py --settings plain,default,bf16 --model pix2pix
     python scripts/benchmark.py --set "mine=--precision bf16 --channels_last" --profile traces
-    python scripts/benchmark.py --dataroot ./datasets/maps   with its pictures, loading included
-    python scripts/benchmark.py --translate 2000             a folder of that many pictures
+    python scripts/benchmark.py --dataroot ./datasets/maps   with its images, loading included
+    python scripts/benchmark.py --translate 2000             a folder of that many images
     python scripts/benchmark.py --loader --dataroot ./datasets/maps
     python scripts/benchmark.py --distributed 1,2,4          processes, one GPU each
 
 All other options are those of train.py and apply to every setting. Each setting has a process of
 its own; they take turns, one at a time, so that changes on the machine affect all settings alike.
-Pictures are random and in memory unless --dataroot is given.
+Images are random and in memory unless --dataroot is given.
 
 The setting `plain` computes as the original does: eager, float32 with cuDNN's default TF32, NCHW,
 passes not merged, ReLUs in place, an optimizer that is not fused, no guard against NaN, no cache of
-pictures, an ordinary DataLoader. scripts/measurements.py defines what is timed, and how.
+images, an ordinary DataLoader. scripts/measurements.py defines what is timed, and how.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--set", **own, help="a setting of your own")
     sizes = {"type": numbers(""), "default": "1"}
     add("--batch_sizes", **sizes, help="one after the other, such as 1,16 [%(default)s]")
-    add("--size", type=count, default=256, help="width and height of pictures [%(default)s]")
-    add("--dataroot", default="", help="a data set; random pictures in memory if not given")
+    add("--size", type=count, default=256, help="width and height of images [%(default)s]")
+    add("--dataroot", default="", help="a data set; random images in memory if not given")
     add("--rounds", type=count, default=5, help="turns of each setting [%(default)s]")
     add("--seconds", type=float, default=5.0, help="length of a turn [%(default)s]")
     add("--warm_up", type=count, default=8, help="iterations before the first turn [%(default)s]")
-    add("--loader", action="store_true", help="load pictures and do nothing with them")
+    add("--loader", action="store_true", help="load images and do nothing with them")
     folder = {"type": whole_number(0), "default": 0, "metavar": "N"}
-    add("--translate", **folder, help="test.py on a folder of N pictures; its start counts too")
+    add("--translate", **folder, help="test.py on a folder of N images; its start counts too")
     processes = {"type": numbers(" of processes"), "default": [], "metavar": "1,2,..."}
     add("--distributed", **processes, help="train with these numbers of processes")
     add("--as_rank", default="", help=argparse.SUPPRESS)
@@ -301,7 +301,7 @@ def machine() -> dict[str, Any]:
 
 # -------------------------------------------------------------------------------------------- main
 def folder_to_translate(args: argparse.Namespace, words: list[str], folder: Path) -> list[str]:
-    """Make a folder of pictures and an untrained network; returns the options for test.py."""
+    """Make a folder of images and an untrained network; returns the options for test.py."""
     pictures = folder / "pictures"
     pictures.mkdir()
     random = np.random.default_rng(0)

@@ -29,7 +29,7 @@ from util.errors import one_line_errors
 
 
 class CheckOptions(TrainOptions):
-    """The options of training; only those that load pictures matter."""
+    """The options of training; only those that load images matter."""
 
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)

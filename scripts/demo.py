@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A local page to try a trained model: drop a picture, see what becomes of it.
+"""A local page to try a trained model: drop an image, see what becomes of it.
 
     python scripts/demo.py --name maps_cyclegan
 
@@ -44,7 +44,7 @@ from util.run.weight_files import load_weights
 
 HEIGHT = 340  # pixels of input and output on the page
 PHONE = 320  # least width of input and output, which are stacked on narrow screens
-# small pictures are enlarged, which gradio does not do; and the output gets the size of the input,
+# small images are enlarged, which gradio does not do; and the output gets the size of the input,
 # which has a row of buttons below it
 CSS = """
 #input img, #output img { width: 100%; height: 100%; object-fit: contain; }
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all [127.0.0.1]")
     port = whole_number(0, 65535)
     add("--port", type=port, default=7860, help="port to listen on; 0: any that is free [7860]")
-    largest = "shrink pictures to this longest side [2048]"
+    largest = "shrink images to this longest side [2048]"
     add("--largest", type=whole_number(1), default=2048, help=largest)
     return parser.parse_args(argv)
 
@@ -111,7 +111,7 @@ def to_8_bits(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None)
 
 
 def error_message(error: Exception, given: str) -> str:
-    """The message of an error about the picture `given`, adapted to the page."""
+    """The message of an error about the image `given`, adapted to the page."""
     # the page has no --value_range, and must not show the folder of uploads on this machine
     here = "save 8 or 16 bits, or floats in [0, 1], or give --value_range to test.py"
     return str(error).replace(given, Path(given).name).replace(HOW_RANGE, here)
@@ -135,7 +135,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
 
     def translate(given: str | None, direction: str, epoch: str) -> tuple[Any, Any, str]:
         if given is None:
-            return None, None, "drop a picture on the left first"
+            return None, None, "drop an image on the left first"
         try:
             G = generator(direction, epoch)
             read = read_picture(given, upright=True)
@@ -192,8 +192,8 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
         slider = gradio.ImageSlider(
             type="pil", label="drag to compare", format="png", elem_id="compare"
         )
-        # not source.change, which fires twice for a second picture: gradio would write the result
-        # again while the browser reads it, and show a broken picture
+        # not source.change, which fires twice for a second image: gradio would write the result
+        # again while the browser reads it, and show a broken image
         for change in (source.upload, source.clear, direction.change, epoch.change):
             change(translate, [source, direction, epoch], [output, slider, said], api_name=False)
     page.chosen_theme = theme

@@ -40,7 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--eval",
         action="store_true",
-        help="batch norms use stored statistics instead of each picture's own, as in test.py",
+        help="batch norms use stored statistics instead of each image's own, as in test.py",
     )
     return parser.parse_args(argv)
 

@@ -73,7 +73,7 @@ def ordinary_loader(dataset: Any, opt: argparse.Namespace) -> DataLoader:
 
 # ------------------------------------------------------------------------------------ what is timed
 class Training:
-    """Iterations as in train.py, on a dataset (`real`) or on random pictures in memory."""
+    """Iterations as in train.py, on a dataset (`real`) or on random images in memory."""
 
     unit = "images/s"
 
@@ -290,7 +290,7 @@ class Loading:
 class Translating:
     """test.py on a folder, from parsing the command line to the finished page."""
 
-    unit = "pictures/s"
+    unit = "images/s"
 
     def __init__(self, words: list[str], plain: bool, real: bool):
         self.words, self.plain = words, plain
@@ -301,7 +301,7 @@ class Translating:
         return {"warm_up_s": 0.0}
 
     def rate(self, seconds: float) -> float:
-        """Pictures/s, over the whole folder."""
+        """Images/s, over the whole folder."""
         start = time.perf_counter()
         if self.plain:
             self._loop()

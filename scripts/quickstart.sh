@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a page of translated pictures: install, train a small CycleGAN that turns shaded
-# relief into satellite pictures (40 included tiles of 128x128), and translate the test tiles.
+# From nothing to a page of translated images: install, train a small CycleGAN that turns shaded
+# relief into satellite images (40 included tiles of 128x128), and translate the test tiles.
 #
 # Usage: scripts/quickstart.sh
 #
@@ -38,7 +38,7 @@ if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
 else
     device=(--gpu_ids -1)
     echo "quickstart: training on two processor cores, about six minutes if they are free"
-    # one process per picture of a batch of two, so that both cores compute
+    # one process per image of a batch of two, so that both cores compute
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     launch='import sys; from util.distributed.launch import launch; sys.exit(launch(2, sys.argv[1:]))'
     "$python" -c "$launch" train.py "${common[@]}" "${device[@]}" "${settings[@]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Which options make better pictures in the same time: trains each recipe, and scores it.
+"""Which options make better images in the same time: trains each recipe, and scores it.
 
     python scripts/recipes.py --dataroot ./datasets/worldmaps_mini [--minutes 2] [--seeds 1,2,3]
     python scripts/recipes.py --page docs/recipes.md
@@ -121,7 +121,7 @@ def epochs_that_fit(words: list[str], pictures: int, seconds: float, gpu: bool) 
 
 
 def scores(folder: Path, dataroot: Path, phase: str, epoch: str, gpu: str) -> dict[str, float]:
-    """Scores of one checkpoint on the pairs of a phase, by picture and score: `fake_B PSNR`."""
+    """Scores of one checkpoint on the pairs of a phase, by image and score: `fake_B PSNR`."""
     import image_translation
 
     with contextlib.redirect_stderr(io.StringIO()):  # hides its messages about loading

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Translate pictures with an ONNX file that scripts/export.py has written, without PyTorch.
+"""Translate images with an ONNX file that scripts/export.py has written, without PyTorch.
 
-    python run_onnx.py MODEL.onnx PICTURES TRANSLATED
+    python run_onnx.py MODEL.onnx IMAGES TRANSLATED
 
 Needs numpy, Pillow and onnxruntime, and nothing else of this repository: copy it where you like.
-Each picture is translated at its own size and written as PNG under its own relative path.
+Each image is translated at its own size and written as PNG under its own relative path.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = OneLineParser(description="Translate pictures with ONNX Runtime.")
+    parser = OneLineParser(description="Translate images with ONNX Runtime.")
     parser.add_argument("model", type=Path, help="file of scripts/export.py --format onnx")
-    parser.add_argument("pictures", type=Path, help="picture or folder of pictures to read")
+    parser.add_argument("images", type=Path, help="image or folder of images to read")
     parser.add_argument("translated", type=Path, help="folder to write")
     parser.add_argument("--device", default="cpu", choices=PROVIDERS, help="where to run [cpu]")
     return parser.parse_args(argv)
@@ -66,14 +66,14 @@ def refuse(e: OSError) -> None:
 
 
 def find_pictures(root: Path, translated: Path) -> list[Path]:
-    """`root`, or all pictures below it, except hidden ones and those in folders of results."""
+    """`root`, or all images below it, except hidden ones and those in folders of results."""
     source = root.parent if root.is_file() else root
     if source.resolve() == translated.resolve():
-        stop(f"{translated} is the folder to read: what is written would replace its pictures")
+        stop(f"{translated} is the folder to read: what is written would replace its images")
     if root.is_file():
         return [root]
     if not root.is_dir():
-        stop(f"no folder or picture {root}")
+        stop(f"no folder or image {root}")
     paths: list[Path] = []
     seen = {translated.resolve()}
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):
@@ -86,7 +86,7 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
         paths += [here / name for name in names if not name.startswith(".")]
     paths = sorted(path for path in paths if path.suffix.lower() in ENDINGS)
     if not paths:
-        stop(f"no pictures in {root}: looked for {' '.join(ENDINGS)}")
+        stop(f"no images in {root}: looked for {' '.join(ENDINGS)}")
     return paths
 
 
@@ -99,7 +99,7 @@ def refuse_rare_tiff(stored) -> None:
 
 
 def read_picture(path: Path, channels: int, low: float, high: float, known: list[float]):
-    """A picture as an array (1, C, H, W) of float32 from `low` to `high`, and its transparency.
+    """An image as an array (1, C, H, W) of float32 from `low` to `high`, and its transparency.
 
     `known` are the pixel values mapped to these, if the model was trained with --value_range.
     """
@@ -143,8 +143,8 @@ def write_picture(values, alpha, path: Path, low: float, high: float) -> None:
     if alpha is not None:
         image.putalpha(alpha)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # moved into place when complete: Ctrl-C or a full disk leave no partial picture
-    # the name of a picture may be as long as names can be
+    # moved into place when complete: Ctrl-C or a full disk leave no partial image
+    # the name of an image may be as long as names can be
     temporary = path.with_name(f".{path.stem[:48]}.{secrets.token_hex(4)}.tmp")
     try:
         image.save(temporary, "PNG")
@@ -159,18 +159,18 @@ def main(argv: list[str] | None = None) -> None:
     given = session.get_inputs()[0]
     inputs, outputs = given.shape[1], session.get_outputs()[0].shape[1]
     if inputs not in (1, 3) or outputs not in (1, 3):
-        stop(f"{args.model} takes {inputs} channels and gives {outputs}: pictures have 1 or 3")
+        stop(f"{args.model} takes {inputs} channels and gives {outputs}: images have 1 or 3")
     low, high = map(float, metadata.get("value_range", "-1 1").split())
     known = [float(word) for word in metadata.get("pictures", "").split()]
     print(", ".join(f"{key}: {value}" for key, value in sorted(metadata.items())))
 
-    paths = find_pictures(args.pictures, args.translated)
+    paths = find_pictures(args.images, args.translated)
     try:
         args.translated.mkdir(parents=True, exist_ok=True)
         (args.translated / NO_INPUT).touch()
     except OSError as e:
         stop(f"can't write to {args.translated}: {e.strerror}")
-    source = args.pictures.parent if args.pictures.is_file() else args.pictures
+    source = args.images.parent if args.images.is_file() else args.images
     failed: list[str] = []
     relative = [path.relative_to(source) for path in paths]
     times = Counter([*relative, *(name.with_suffix("") for name in relative)])
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
             write_picture(values, alpha, args.translated / name, low, high)
         except Exception as e:
             failed.append(f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}")
-    print(f"translated {len(paths) - len(failed)} of {len(paths)} pictures to {args.translated}")
+    print(f"translated {len(paths) - len(failed)} of {len(paths)} images to {args.translated}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if failed:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Colour the test pictures with the model of train_colorization.sh.
+# Colour the test images with the model of train_colorization.sh.
 # Flags given here are appended and take precedence: bash scripts/test_colorization.sh --gpu_ids -1
 set -euo pipefail
 

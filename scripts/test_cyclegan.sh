@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Translate the test pictures of maps both ways with the model of train_cyclegan.sh.
+# Translate the test images of maps both ways with the model of train_cyclegan.sh.
 # Flags given here are appended and take precedence: bash scripts/test_cyclegan.sh --gpu_ids -1
 set -euo pipefail
 

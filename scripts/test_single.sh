@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Translate a folder of label pictures without photographs with the model of train_pix2pix.sh.
-# The downloaded facades have pairs (facades/test) but no testB: put label pictures there, or name a
+# Translate a folder of label images without photographs with the model of train_pix2pix.sh.
+# The downloaded facades have pairs (facades/test) but no testB: put label images there, or name a
 # folder of your own: bash scripts/test_single.sh --dataroot ./my_labels
 # Flags given here are appended and take precedence: bash scripts/test_single.sh --gpu_ids -1
 set -euo pipefail

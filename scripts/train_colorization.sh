@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train pix2pix to colour grey pictures (works in Lab).
+# Train pix2pix to colour grey images (works in Lab).
 # Flags given here are appended and take precedence: bash scripts/train_colorization.sh --gpu_ids -1
 set -euo pipefail
 

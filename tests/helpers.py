@@ -1,4 +1,4 @@
-"""What several tests share: pictures made by formula, and the programs run in this process."""
+"""What several tests share: images made by formula, and the programs run in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from util.files import NO_INPUT
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# the smallest networks and pictures that go through everything
+# the smallest networks and images that go through everything
 TINY = (
     "--gpu_ids -1 --netG resnet_6blocks --ngf 4 --ndf 4 --load_size 36 --crop_size 32 "
     "--num_threads 0 --seed 3"
@@ -34,9 +34,9 @@ TINY = (
 SHORT = "--display_id 0 --n_epochs 1 --n_epochs_decay 0".split()
 
 
-# ---------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------- images
 def pixels(width: int, height: int, k: int = 0) -> np.ndarray:
-    """A smooth picture (H, W, 3) of uint8; another one for each `k`."""
+    """A smooth image (H, W, 3) of uint8; another one for each `k`."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     channels = [
         np.sin(x * (0.05 + 0.01 * c) + k) * 60 + np.cos(y * (0.07 - 0.01 * c) + c) * 60 + 128
@@ -46,7 +46,7 @@ def pixels(width: int, height: int, k: int = 0) -> np.ndarray:
 
 
 def picture(path: Path, width: int = 40, height: int = 40, k: int = 0, mode: str = "RGB") -> Path:
-    """Write the picture of `pixels` to a file."""
+    """Write the image of `pixels` to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(width, height, k)).convert(mode).save(path)
     return path
@@ -69,7 +69,7 @@ def aligned(root: Path, count: int = 3, size: int = 40) -> Path:
 
 
 def truncated(path: Path, width: int = 40, height: int = 40) -> Path:
-    """A picture file without its second half."""
+    """An image file without its second half."""
     picture(path, width, height)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path

@@ -217,7 +217,7 @@ class Case:
         self.make_pictures()
 
     def make_pictures(self) -> None:
-        """Write pictures with and without pairs, the same ones each time, in a random order."""
+        """Write images with and without pairs, the same ones each time, in a random order."""
         shutil.rmtree(self.pictures, ignore_errors=True)
         names = [("trainA", 48), ("trainB", 48), ("train", 96)]
         files = [(name, width, i) for name, width in names for i in range(PICTURES)]
@@ -512,7 +512,7 @@ def images(path: Path) -> int | None:
 
 
 def other_order(case: Case) -> bool:
-    """The same pictures, in another order on the disk."""
+    """The same images, in another order on the disk."""
     case.make_pictures()
     return False
 
@@ -537,7 +537,7 @@ FAULTS: dict[str, tuple[Callable[[Case], bool], int]] = {
     "SIGINT": (sent(signal.SIGINT, "main"), 2),
     FULL: (full_disk, 3),
     DAMAGED: (damaged_files, 6),
-    "other order of pictures": (other_order, 1),
+    "other order of images": (other_order, 1),
     RESHARD: (other_number, 4),
 }
 

@@ -238,7 +238,7 @@ def test_channels_last_leaves_volumes_alone():
 def test_compile_is_off_with_a_line_where_sizes_change(tmp_path, capsys):
     build(tmp_path, "--model cycle_gan --compile --preprocess scale_width")
     out = capsys.readouterr().out
-    assert "--compile is off: --preprocess scale_width gives pictures of many sizes" in out
+    assert "--compile is off: --preprocess scale_width gives images of many sizes" in out
 
 
 def test_compile_is_off_with_a_line_without_a_compiler(tmp_path, capsys, monkeypatch):
@@ -394,7 +394,7 @@ def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys
     out = capsys.readouterr().out
     assert opt.compile is compiled
     assert ("compiling: the first iterations take" in out) is compiled
-    too_few = "--compile is off: it pays off from 3000 pictures on, and there are 2999 in all"
+    too_few = "--compile is off: it pays off from 3000 images on, and there are 2999 in all"
     assert (too_few in out) is (pictures == 2999)
 
 
@@ -402,10 +402,10 @@ def test_a_short_run_is_not_compiled(flags, pictures, compiled, tmp_path, capsys
 def test_compiling_pays_later_where_iterations_are_recorded(model, minimum, tmp_path):
     opt = TrainOptions(f"--dataroot {tmp_path} --model {model} --gpu_ids -1").parse(save=False)
     opt.cuda_graphs, opt.device = True, torch.device("cuda")
-    assert f"from {minimum} pictures on" in str(too_few_to_compile(opt, minimum - 1))
+    assert f"from {minimum} images on" in str(too_few_to_compile(opt, minimum - 1))
     assert too_few_to_compile(opt, minimum) is None
     opt.cuda_graphs = False
-    assert "from 3000 pictures on" in str(too_few_to_compile(opt, 2999))
+    assert "from 3000 images on" in str(too_few_to_compile(opt, 2999))
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -132,7 +132,7 @@ def test_dataroot_is_required(program, place):
     assert_nothing_written(place)
 
 
-# ------------------------------------------------------------------------------------- the pictures
+# ------------------------------------------------------------------------------------- the images
 def train(place: Place, dataroot: Path, model: str = "cycle_gan", *words: object) -> Finished:
     return place.run("train.py", *TINY, "--dataroot", dataroot, "--model", model, *words)
 
@@ -163,10 +163,10 @@ def test_pictures_in_one_of_two_folders(empty, place, tmp_path):
     folder = dataroot / f"train{empty}"
     for path in folder.iterdir():
         path.rename(path.with_suffix(".doc"))
-    assert_one_line(train(place, dataroot), 1, f"no pictures in {folder}", ".png", "3 .doc")
+    assert_one_line(train(place, dataroot), 1, f"no images in {folder}", ".png", "3 .doc")
     for path in folder.iterdir():
         path.unlink()
-    assert_one_line(train(place, dataroot), 1, f"no pictures in {folder}", "found nothing")
+    assert_one_line(train(place, dataroot), 1, f"no images in {folder}", "found nothing")
     folder.rmdir()
     other = {"A": "B", "B": "A"}[empty]
     assert_one_line(train(place, dataroot), 1, f"no folder {folder}", f"train{other}")
@@ -180,10 +180,10 @@ def test_dataroot_is_a_file(place, tmp_path):
 
 
 FOLDERS = {  # what a user has, and what is said of it
-    "names of one's own": (["cats/1.png", "dogs/1.png"], "has cats, dogs); put the pictures there"),
-    "one kind": (["trainB/1.png"], "has trainB); put the pictures there"),
-    "no folders": (["1.png", "2.png"], "has 2 pictures); move the pictures there"),
-    "nothing": ([], "has neither folders nor pictures)"),
+    "names of one's own": (["cats/1.png", "dogs/1.png"], "has cats, dogs); put the images there"),
+    "one kind": (["trainB/1.png"], "has trainB); put the images there"),
+    "no folders": (["1.png", "2.png"], "has 2 images); move the images there"),
+    "nothing": ([], "has neither folders nor images)"),
     "a level too high": (["photos/trainA/1.png"], "has photos); say --dataroot"),
     "only those for testing": (
         ["testA/1.png", "testB/1.png"],
@@ -203,7 +203,7 @@ def test_folders_of_other_names(kind, place, tmp_path):
     dataroot.mkdir()
     for name in files:
         picture(dataroot / name)
-    what = f"no folder {dataroot / 'trainA'}: pictures of A and B are read from trainA and trainB"
+    what = f"no folder {dataroot / 'trainA'}: images of A and B are read from trainA and trainB"
     assert_one_line(train(place, dataroot), 1, what, f"({dataroot} {said}")
 
 
@@ -213,16 +213,16 @@ def test_a_corrupt_picture(kind, place, tmp_path):
     path = dataroot / "trainB" / "1.png"
     truncated(path)
     if kind != "cut off":
-        path.write_text("this is no picture" if kind == "text" else "")
-    assert_one_line(train(place, dataroot), 1, "can't read the picture", path, "--skip_broken")
+        path.write_text("this is no image" if kind == "text" else "")
+    assert_one_line(train(place, dataroot), 1, "can't read the image", path, "--skip_broken")
     assert_nothing_written(place)
 
 
 def test_a_picture_damaged_inside(place, tmp_path):
-    # nothing short of decoding all pictures finds it before the training has begun
+    # nothing short of decoding all images finds it before the training has begun
     dataroot = unaligned(tmp_path / "photos")
     path = damaged_inside(dataroot / "trainA" / "1.png")
-    assert_one_line(train(place, dataroot), 1, "can't read the picture", path, "--skip_broken")
+    assert_one_line(train(place, dataroot), 1, "can't read the image", path, "--skip_broken")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -473,4 +473,4 @@ def test_a_damaged_picture_in_a_worker_as_a_process(place, tmp_path):
     path = damaged_inside(dataroot / "trainA" / "1.png")
     words = ["--dataroot", dataroot, *TINY, "--num_threads", "2"]
     result = run_process("train.py", *place.flags("train.py"), *words)
-    assert_one_line(result, 1, "can't read the picture", path)
+    assert_one_line(result, 1, "can't read the image", path)

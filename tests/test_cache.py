@@ -1,4 +1,4 @@
-"""The cache of decoded pictures gives the pixels that decoding gives, within its memory."""
+"""The cache of decoded images gives the pixels that decoding gives, within its memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> Image.Im
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Unaligned and aligned pictures of several sizes, one of them grey."""
+    """Unaligned and aligned images of several sizes, one of them grey."""
     for i in range(5):
         for folder in ("trainA", "trainB", "train"):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ def test_same_draws_and_pixels(pictures, flags, workers):
     plain, without = epochs(pictures, *words, "--cache_images", "off")
     cached, dataset = epochs(pictures, *words, "--cache_images", "ram")
     assert without.cache is None
-    # what the workers put in is seen here: an entry for each picture or half
+    # what the workers put in is seen here: an entry for each image or half
     assert len(dataset.cache) == (5 if "colorization" in flags else 10)
     assert len(plain) == len(cached) == 30
     for ours, wanted in zip(cached, plain, strict=True):
@@ -109,7 +109,7 @@ def test_a_picture_is_decoded_once(pictures, monkeypatch):
 
 @pytest.mark.parametrize(("processes", "count"), [(1, 2), (2, 1)])
 def test_what_does_not_fit_is_read_each_time(processes, count, pictures, monkeypatch):
-    """Two pictures of 36 x 36 fit into 90% of 10 kB that are free, and one into half of that."""
+    """Two images of 36 x 36 fit into 90% of 10 kB that are free, and one into half of that."""
     monkeypatch.setattr("data.cache.free_memory", lambda: 10_000)
     monkeypatch.setattr("data.cache.distributed.local_world_size", lambda: processes)
     plain, _ = epochs(pictures, "--cache_images", "off", "--num_threads", "0")
@@ -130,7 +130,7 @@ def test_the_page_cache_of_a_container_is_free(tmp_path):
 
 @pytest.mark.parametrize(("load_size", "room"), [("36", 1), ("576", 10)])
 def test_the_room_is_said_in_whole_megabytes(pictures, load_size, room, capsys):
-    """Ten pictures of 36 x 36 take 0.04 MB, of 576 x 576 9.95 MB."""
+    """Ten images of 36 x 36 take 0.04 MB, of 576 x 576 9.95 MB."""
     epochs(pictures, "--load_size", load_size, "--num_threads", "0", count=0)
     assert f"cached: up to {room} MB (--cache_images)" in capsys.readouterr().out
 
@@ -171,7 +171,7 @@ def test_a_picture_from_the_cache_can_be_drawn_on():
 
 
 def test_processes_at_once(tmp_path):
-    """Four processes that fill and read one cache: each finds whole pictures only."""
+    """Four processes that fill and read one cache: each finds whole images only."""
     cache = PictureCache(200 * 16 * 16 * 3, 200)
     context = multiprocessing.get_context("fork")
 

@@ -869,7 +869,7 @@ def test_a_killed_loading_process_is_one_line(pictures, tmp_path):
     assert forked.run(argv, log, prepare=kill_a_worker) == 1
     assert "Traceback" not in log.read_text()
     last = log.read_text().splitlines()[-1]
-    assert last.startswith("error: a process that loads pictures was killed")
+    assert last.startswith("error: a process that loads images was killed")
     assert "--num_threads" in last
 
 
@@ -880,7 +880,7 @@ def test_past_the_last_epoch(pictures, copied):
 
 
 def test_resumed_after_the_last_iteration_of_an_epoch_with_validation(pictures, tmp_path):
-    """It scores pictures before this process has trained: no picture of a loss is there yet."""
+    """It scores images before this process has trained: no image of a loss is there yet."""
     validated = "--val_freq 1 --val_phase train --best_by cycle --batch_size 4".split()
     argv = words(pictures, tmp_path, *validated, "--continue_train")
     helpers.succeed("train.py", *argv, "--max_hours", "1e-9")
@@ -926,7 +926,7 @@ def test_another_number_of_pictures_is_said(pictures, copied, tmp_path):
     more = helpers.unaligned(tmp_path / "more", count=5)
     argv = words(more, copied.parent, "--continue_train", "--n_epochs", "3")
     result = helpers.succeed("train.py", *argv)
-    assert "there are 5 pictures in an epoch now, 4 when this was saved" in result.err
+    assert "there are 5 images in an epoch now, 4 when this was saved" in result.err
 
 
 # ---------------------------------------------------------------------------------------------- NaN
@@ -1128,7 +1128,7 @@ def test_the_best_weights_are_those_of_one_epoch(tmp_path, monkeypatch):
     """Also where the disk gets full between two networks."""
     validation: Any = Validation.__new__(Validation)
     validation.folder, validation.by, validation.best, validation.opt = tmp_path, "L1", None, None
-    validation.validated_on = "val, 2 of its pictures"
+    validation.validated_on = "val, 2 of its images"
     full = False
 
     def save_networks(suffix: str) -> None:
@@ -1156,7 +1156,7 @@ def test_the_best_of_the_save_itself_counts_after_a_resume(images, kept, tmp_pat
     """That of a later epoch is given up with it."""
     validation: Any = Validation.__new__(Validation)
     validation.folder, validation.every, validation.by, validation.best = tmp_path, 1, "L1", None
-    validation.validated_on = "val, 2 of its pictures"
+    validation.validated_on = "val, 2 of its images"
     best = {"by": "L1", "value": 0.5, "epoch": 1, "images": images}
     (tmp_path / "best_scores.json").write_text(json.dumps(best))
     validation.resume(Position(epoch=2, total_iters=8))

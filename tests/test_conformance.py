@@ -1,4 +1,4 @@
-"""Same numbers and names as the original: weights, outputs, losses, pictures, options, files."""
+"""Same numbers and names as the original: weights, outputs, losses, images, options, files."""
 
 from __future__ import annotations
 

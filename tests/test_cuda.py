@@ -368,7 +368,7 @@ def test_training_saves_when_a_worker_is_killed(tmp_path):
     words = [*map(str, words), "--num_threads", "1", "--load_size", "64"]
     log = tmp_path / "log"
     assert forked.run(words, log, prepare=kill_a_worker) == 1
-    assert "error: a process that loads pictures was killed" in log.read_text()
+    assert "error: a process that loads images was killed" in log.read_text()
     assert "Traceback" not in log.read_text()
     resumed = succeed("train.py", *words, "--continue_train")
     assert "resuming from 'latest'" in resumed.out

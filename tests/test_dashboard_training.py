@@ -114,7 +114,7 @@ def state(page: Any) -> tuple:
 
 
 def complete(page: Any) -> bool:
-    """Whether all curves are drawn, each with as many points, and all pictures and labels there."""
+    """Whether all curves are drawn, each with as many points, and all images and labels there."""
     curves, widths = state(page)
     text = " ".join(page.locator(".content-text").all_inner_texts())
     return (
@@ -208,7 +208,7 @@ def test_dashboard_of_a_training(training, watched, tmp_path):
 
 
 def test_dashboard_outlives_a_training_of_its_own(training, watched):
-    """Each picture in a window of its own, and the page is still there afterwards."""
+    """Each image in a window of its own, and the page is still there afterwards."""
     training.start(1, "--display_ncols", "0")
     assert training.end() == 0, training.said()
     page = watched.page

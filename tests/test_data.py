@@ -67,7 +67,7 @@ def dataset(root: Path, mode: str, *words: str, train: bool = True):
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """What a picture (H, W, 3) of uint8 has to become, by the closed form."""
+    """What an image (H, W, 3) of uint8 has to become, by the closed form."""
     return torch.from_numpy(array.transpose(2, 0, 1) / 127.5 - 1).float()
 
 
@@ -220,7 +220,7 @@ def test_pictures_are_found_by_their_endings_in_any_case(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(8, 8)).save(path)
     for name in ("notes.txt", "png", "h.png.bak", "i.npy"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     found = make_dataset(tmp_path)
     assert found == sorted(str(tmp_path / name) for name in names)
     assert [open_image(p).size for p in list_pictures(tmp_path, arrays=False)] == [(8, 8)] * 7
@@ -317,7 +317,7 @@ def test_a_picture_damaged_inside_is_named_when_it_is_read(workers, tmp_path):
         next(batches)
         with pytest.raises(UserError) as error:
             next(batches)
-    assert str(error.value).startswith(f"can't read the picture {bad}: ")
+    assert str(error.value).startswith(f"can't read the image {bad}: ")
     assert "\n" not in str(error.value)
 
 
@@ -371,7 +371,7 @@ def test_an_empty_folder_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         dataset(tmp_path, "unaligned")
     message = str(error.value)
-    assert message.startswith(f"no pictures in {tmp_path / 'trainB'}: looked for .jpg")
+    assert message.startswith(f"no images in {tmp_path / 'trainB'}: looked for .jpg")
     assert message.endswith("found 3 .gif (convert .gif, for example to .png)")
 
 
@@ -403,7 +403,7 @@ def test_channels_follow_the_direction(mode, direction, channels, tmp_path):
 
 # ----------------------------------------------------------------------------------------- aligned
 def negatives(root: Path, width: int = 50, height: int = 40) -> None:
-    """Pairs of a picture and its negative, so that A + B is 0 wherever they are cut alike."""
+    """Pairs of an image and its negative, so that A + B is 0 wherever they are cut alike."""
     for i in range(3):
         array = pixels(width, height, k=i)
         (root / "train").mkdir(parents=True, exist_ok=True)
@@ -585,7 +585,7 @@ def test_each_epoch_has_an_order_and_draws_of_its_own(seven):
         epochs.append(contents(batches))
     orders = {tuple(a for a, _, _ in items) for items in epochs}
     assert len(orders) == 4
-    # the same picture is cut elsewhere
+    # the same image is cut elsewhere
     drawn = {data for items in epochs for a, _, data in items if a.endswith("0.png")}
     assert len(drawn) == 4
     batches.set_epoch(2)

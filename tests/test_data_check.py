@@ -63,13 +63,13 @@ def test_broken_files(threads, tmp_path, capsys):
     cut = helpers.truncated(tmp_path / "trainA" / "3.png")
     inside = helpers.damaged_inside(tmp_path / "trainB" / "sub" / "x.png")
     text = tmp_path / "trainB" / "text.jpg"
-    text.write_text("no picture")
+    text.write_text("no image")
     empty = tmp_path / "trainB" / "empty.webp"
     empty.touch()
     code, out = run(capsys, "--dataroot", tmp_path, "--phase", "train", "--num_threads", threads)
     assert code == 1
     listed = sections(out)["what can't be used"]
-    told = [f"can't read the picture {p}: " for p in (cut, empty, inside, text)]
+    told = [f"can't read the image {p}: " for p in (cut, empty, inside, text)]
     assert all(line.startswith(start) for line, start in zip(listed, told, strict=True))
     rows = [line.split()[:3] for line in out.splitlines() if line.startswith("train")]
     assert rows[:2] == [["trainA", "9", "1"], ["trainB", "12", "3"]]
@@ -113,7 +113,7 @@ def test_peculiar_pictures(tmp_path, capsys):
     assert found.pop(floats) == ["floats.tif"]
     sideways = "stored sideways by the camera (EXIF): "
     assert found.pop(f"{sideways}turned upright") == ["rotated.jpg"]
-    assert found.pop("several pictures in one file: the first is taken") == ["frames.tif"]
+    assert found.pop("several images in one file: the first is taken") == ["frames.tif"]
     assert f"skipped in {tmp_path}: 1 .txt" in out
     assert not found
     words = ["--dataroot", tmp_path, "--dataset_mode", "single", "--ignore_orientation"]
@@ -162,7 +162,7 @@ def test_pairs_of_two_folders(tmp_path, capsys):
     code, out = run(capsys, *argv)
     assert code == 1
     (line,) = sections(out)["the data set as a whole"]
-    assert "1 have no partner, such as lonely; for pictures that are no pairs say" in line
+    assert "1 have no partner, such as lonely; for images that are no pairs say" in line
     assert out.splitlines()[-1] == "training would stop"
     # no pairs are asked for here
     assert run(capsys, "--dataroot", tmp_path)[0] == 0
@@ -188,7 +188,7 @@ def test_a_batch_needs_one_size(tmp_path, capsys):
     code, out = run(capsys, *argv, "--batch_size", 2)
     assert code == 1
     (what,) = sections(out)
-    assert what.startswith("--batch_size 2 needs pictures of one size, and --preprocess none")
+    assert what.startswith("--batch_size 2 needs images of one size, and --preprocess none")
 
 
 def test_long_lists_are_cut(tmp_path, capsys):
@@ -209,7 +209,7 @@ def test_missing_and_empty_folders(tmp_path, capsys):
     (tmp_path / "trainB").mkdir()
     code, out = run(capsys, "--dataroot", tmp_path)
     assert code == 1
-    assert sections(out)["the data set as a whole"][0].startswith("no pictures in ")
+    assert sections(out)["the data set as a whole"][0].startswith("no images in ")
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_the_program_runs_in_any_folder(tmp_path):
 def test_a_file_name_that_is_no_utf8(tmp_path):
     helpers.unaligned(tmp_path)
     with open(os.path.join(os.fsencode(tmp_path / "trainA"), b"caf\xe9.png"), "wb") as file:
-        file.write(b"no picture")
+        file.write(b"no image")
     program = helpers.ROOT / "scripts/check_dataset.py"
     more = {"PYTHONIOENCODING": "utf-8:strict"}  # as in most people's terminals
     result = helpers.run_process(program, "--dataroot", tmp_path, more=more)
@@ -239,7 +239,7 @@ from PIL import Image
 from data.base_dataset import BaseDataset, get_transform
 
 class CheckedDataset(BaseDataset):
-    """Somebody's own: lists its files itself, and takes no picture whose name has an x."""
+    """Somebody's own: lists its files itself, and takes no image whose name has an x."""
     def __init__(self, opt):
         super().__init__(opt)
         self.image_paths = [f"{opt.dataroot}/{i}.png" for i in (0, 1)] + [f"{opt.dataroot}/x.png"]
@@ -328,7 +328,7 @@ def test_both_files_of_an_item_may_be_broken(tmp_path, capsys):
     broken = [helpers.truncated(tmp_path / f"train{side}" / "1.png") for side in "AB"]
     _, out = run(capsys, "--dataroot", tmp_path, "--phase", "train")
     listed = sections(out)["what can't be used"]
-    assert all(f"picture {p}: " in line for p, line in zip(broken, listed, strict=True))
+    assert all(f"image {p}: " in line for p, line in zip(broken, listed, strict=True))
 
 
 @pytest.mark.parametrize("model", ["cycle_gan", "pix2pix"])
@@ -345,7 +345,7 @@ def test_each_side_has_the_channels_of_its_network(model, tmp_path, capsys):
     code, out = run(capsys, *words, "--input_nc", "5", "--output_nc", "3")
     assert code == 1
     text = " ".join(sections(out)["what can't be used"])
-    assert "A/0.npy: the picture has 3 channels, the networks take 5 " in text
+    assert "A/0.npy: the image has 3 channels, the networks take 5 " in text
 
 
 @pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--num_threads", "-1"], ["--what"]])

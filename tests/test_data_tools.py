@@ -399,7 +399,7 @@ def test_combine(tmp_path: Path, extra: list[str]):
     result = tool("combine_A_and_B", *fold(tmp_path), *extra)
     alone = tmp_path / "A/train/alone.png"
     assert f"train: 2 have no partner, such as {alone}\n" in result.stdout
-    assert "train: 1 pictures of A in folders below are not read\n" in result.stdout
+    assert "train: 1 images of A in folders below are not read\n" in result.stdout
     assert "left out, since only one side has them: val\n" in result.stdout
     assert sorted(p.name for p in (tmp_path / "AB/train").iterdir()) == ["0.png", "1.png", "2.png"]
     for i in range(3):
@@ -473,12 +473,12 @@ def test_combine_reports_what_failed_in_workers(tmp_path: Path, extra: list[str]
     for i in range(4):
         picture(tmp_path / f"A/train/{i}.png", RED)
         picture(tmp_path / f"B/train/{i}.png", RED, (4, 3) if i != 1 else (5, 3))
-    (tmp_path / "A/train/2.png").write_bytes(b"no picture")
+    (tmp_path / "A/train/2.png").write_bytes(b"no image")
     result = tool("combine_A_and_B", *fold(tmp_path), *extra, code=1)
     assert "2 of 4 pairs failed" in result.stderr
     assert "A/train/1.png is 4x3 but" in result.stderr
     assert "B/train/1.png is 5x3" in result.stderr
-    assert f"can't read the picture {tmp_path}/A/train/2.png: " in result.stderr
+    assert f"can't read the image {tmp_path}/A/train/2.png: " in result.stderr
     assert not (tmp_path / "AB").exists()
 
 
@@ -531,11 +531,11 @@ def test_make_aligned_errors(tmp_path: Path):
 
     assert "testB is missing" in fails()
     (tmp_path / "testB").mkdir()
-    assert "testB holds no pictures" in fails()
+    assert "testB holds no images" in fails()
     picture(tmp_path / "testB/1.png", RED, (5, 5))
     assert "testA/1.png is 4x3 but" in fails()
     picture(tmp_path / "testB/2.png", RED)
-    assert "testA holds 1 pictures and testB 2" in fails()
+    assert "testA holds 1 images and testB 2" in fails()
     assert everything(tmp_path) == sorted([*before, "testB", "testB/1.png", "testB/2.png"])
     result = tool("make_dataset_aligned", "--dataset-path", tmp_path / "none", code=2)
     assert "there is no such folder" in result.stderr
@@ -578,7 +578,7 @@ def test_cityscapes_errors(tmp_path: Path):
     assert "zurich_000000_000019_leftImg8bit.png has no partner" in result.stderr
     picture(lost, RED).write_bytes(b"damaged")
     result = tool("prepare_cityscapes_dataset", *args, code=1)
-    assert f"can't read the picture {lost}: " in result.stderr
+    assert f"can't read the image {lost}: " in result.stderr
     (tmp_path / "photos/val").rename(tmp_path / "photos/elsewhere")
     result = tool("prepare_cityscapes_dataset", *args, code=1)
     assert "photos/val holds no <city>/*_leftImg8bit.png" in result.stderr
@@ -592,7 +592,7 @@ TEST, VAL, A_ONLY, B_ONLY = (5.47, 29.13), (31.07, 80.33), (18.27, 135.73), (22.
 
 
 def globe(tmp_path: Path, places=(TEST, VAL, A_ONLY, B_ONLY), ice=()) -> Path:
-    """A source folder of few pixels: one degree is one pixel of the pictures and of the mask."""
+    """A source folder of few pixels: one degree is one pixel of the images and of the mask."""
     lat = 89.5 - np.arange(180)[:, None]
     lon = np.arange(360)[None] - 179.5
     near = [(abs(lat - y) <= 4) & (abs(lon - x) <= 4) for y, x in (*places, *ice)]

@@ -1,4 +1,4 @@
-"""The page of scripts/demo.py in a real browser: drop a picture, see what becomes of it.
+"""The page of scripts/demo.py in a real browser: drop an image, see what becomes of it.
 
 The program runs with the Python that `scripts/setup.sh --demo` makes, where gradio is; without that
 one, with the Python of the tests.
@@ -192,7 +192,7 @@ def test_a_picture_is_translated(trained, browser, url, tmp_path):
     page.on("response", lambda r: r.status >= 400 and bad.append(f"{r.status} {r.url}"))
 
     def translated() -> np.ndarray:
-        """The output picture, once it is there, is new and has loaded."""
+        """The output image, once it is there, is new and has loaded."""
         page.wait_for_function(
             f"old => ({WIDTHS})('#output').join() === '52' && "
             "document.querySelector('#output img').src !== old",
@@ -268,7 +268,7 @@ def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
         result(56)
     truncated(tmp_path / "torn.png")
     give("torn.png")
-    page.wait_for_selector("text=can't read the picture torn.png")
+    page.wait_for_selector("text=can't read the image torn.png")
     assert "/tmp" not in page.locator("body").inner_text()
     assert "Traceback" not in (tmp_path / "log").read_text()  # of the server
     page.close()

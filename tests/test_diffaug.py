@@ -46,7 +46,7 @@ def test_color_of_one_picture():
 
 
 def moved(picture: np.ndarray, down: int, right: int) -> np.ndarray:
-    """A picture (C, H, W), moved, with zeros from outside."""
+    """An image (C, H, W), moved, with zeros from outside."""
     result = np.zeros_like(picture)
     height, width = picture.shape[1:]
     for i in range(height):
@@ -126,7 +126,7 @@ def test_a_condition_moves_along_and_keeps_its_colours():
     y = DiffAugment("color", 3, 3)(x)
     assert torch.equal(y[:, :3], picture)
     assert (y[:, 3:] != picture).any(3).any(2).any(1).all()
-    # saturation is about the picture's own gray
+    # saturation is about the image's own gray
     torch.manual_seed(4)
     conditional = DiffAugment("color", 3, 3)(x)
     torch.manual_seed(4)

@@ -205,7 +205,7 @@ def by_hand(net: nn.Module, x: torch.Tensor) -> tuple[list[torch.Tensor], list[t
             if isinstance(layer, nn.LeakyReLU):
                 features.append(y.clone())
         predictions.append(y)
-        # the mean of the 3x3 pixels around every second one, as far as they are in the picture
+        # the mean of the 3x3 pixels around every second one, as far as they are in the image
         ones = torch.ones(x.shape[1], 1, 3, 3)
         sums = F.conv2d(x, ones, stride=2, padding=1, groups=x.shape[1])
         x = sums / F.conv2d(torch.ones_like(x), ones, stride=2, padding=1, groups=x.shape[1])

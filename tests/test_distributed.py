@@ -398,7 +398,7 @@ def test_going_on_with_another_number(first, then, pictures, tmp_path):
 
 # ------------------------------------------------------------------------------ mistakes, deaths
 class BadInput:
-    """Makes the pictures of one process NaN in one iteration, or in all from then on."""
+    """Makes the images of one process NaN in one iteration, or in all from then on."""
 
     def __init__(self, rank: int, always: bool):
         self.rank, self.always = rank, always
@@ -501,7 +501,7 @@ def test_machines_with_different_pictures(pictures, tmp_path):
 
     group = Group(tmp_path / "log", 2, ranks.train, argv)
     assert group.wait(30) == 1
-    assert "[rank 1] error: pictures: 8 here, 7 in the first process" in group.text()
+    assert "[rank 1] error: images: 8 here, 7 in the first process" in group.text()
 
 
 def fail_in_iteration(number: int) -> None:
@@ -531,7 +531,7 @@ def test_machines_with_different_options(option, values, pictures, tmp_path):
 
 
 def loading_takes_long() -> None:
-    """In one process a picture comes to be asked for that its disk does not give."""
+    """In one process an image comes to be asked for that its disk does not give."""
     import multiprocessing
 
     from data.unaligned_dataset import UnalignedDataset
@@ -826,7 +826,7 @@ def trained(pictures, tmp_path_factory) -> Path:
 
 
 def largest_step(a: Path, b: Path) -> int:
-    """The largest difference of two pictures in levels of 8 bits."""
+    """The largest difference of two images in levels of 8 bits."""
     first, second = (np.asarray(Image.open(p)).astype(int) for p in (a, b))
     return int(abs(first - second).max())
 
@@ -875,7 +875,7 @@ def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
     assert alone_group.wait() == 1
     group = Group(tmp_path / "log2", 2, ranks.translate, argv("two"))
     assert group.wait() == 1, group.text()
-    assert group.text().count("1 of 6 pictures failed:") == 1
+    assert group.text().count("1 of 6 images failed:") == 1
     one, two = (tmp_path / n / "x" / "test_latest" for n in ("one", "two"))
     assert files_below(one) == files_below(two)
     assert len(files_below(two)) == 5
@@ -883,7 +883,7 @@ def test_files_of_several_processes_with_a_broken_one(trained, tmp_path):
         assert (one / name).read_bytes() == (two / name).read_bytes()
     group = Group(tmp_path / "log3", 2, ranks.translate, argv("two", "--skip_existing"))
     assert group.wait() == 1, group.text()
-    assert "translating 1 of 6 pictures (5 already exist)" in group.text()
+    assert "translating 1 of 6 images (5 already exist)" in group.text()
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_a_plain_folder_is_told_what_helps(paired, tmp_path):
     where = ["--checkpoints_dir", paired, "--name", "p", "--dataroot", tmp_path / "photos"]
     said = run("scripts/evaluate.py", *where, "--gpu_ids", -1).err
     assert f"no folder {tmp_path / 'photos' / 'test'}" in said
-    assert "move the pictures there; only test.py --model test and check_dataset.py" in said
+    assert "move the images there; only test.py --model test and check_dataset.py" in said
 
 
 def test_scores_of_pairs_are_those_of_saved_pictures(paired):
@@ -134,7 +134,7 @@ def test_scores_of_pairs_are_those_of_saved_pictures(paired):
 def test_scores_of_tiles_are_those_of_tiles(paired):
     shutil.copytree(paired / "p", paired / "bright")
     file = paired / "bright" / "latest_net_G.pth"
-    weights = torch.load(file, weights_only=True)  # of a network whose pictures are nearly grey
+    weights = torch.load(file, weights_only=True)  # of a network whose images are nearly grey
     torch.save({name: 10 * w if w.dim() == 4 else w for name, w in weights.items()}, file)
     quick = ["--tile", 16, "--tile_mode", "quick", "--tile_overlap", 0, "--eval"]
     whole = evaluate(paired, "bright", "--keep_size", "--eval")["scores"]["fake_B"]["L1"]["value"]
@@ -178,7 +178,7 @@ def test_columns_of_the_table_do_not_touch(paired):
 
 @pytest.mark.filterwarnings("error")  # such as NumPy's about the mean of nothing
 def test_what_is_left_out_has_no_row(paired):
-    """Pictures of 32x32 are too small for the grid score, each `grid N` of it."""
+    """Images of 32x32 are too small for the grid score, each `grid N` of it."""
     facts = evaluate(paired, "p", "--scores", "L1,grid")
     assert "64x64" in facts["left_out"]["grid"]
     assert {name for scores in facts["scores"].values() for name in scores} == {"L1"}
@@ -189,7 +189,7 @@ def test_cycle_of_unpaired_data(unpaired):
     assert set(facts["scores"]) == {"rec_A", "rec_B"}
     there = load_generator(unpaired / "u", "AtoB", device="cpu")
     back = load_generator(unpaired / "u", "BtoA", device="cpu")
-    # testB has one picture more, so the first of testA comes twice, and counts once
+    # testB has one image more, so the first of testA comes twice, and counts once
     values = []
     for name in ("0", "1", "2"):
         real = Image.open(unpaired / "data" / "testA" / f"{name}.png")
@@ -246,7 +246,7 @@ def test_cityscapes_labels_are_scored(paired):
 
 @pytest.mark.parametrize("labelled", ["A", "B"])
 def test_photographs_are_not_scored_as_labels(labelled):
-    """A CycleGAN makes both: the pictures of the side that is painted in the labels' colours."""
+    """A CycleGAN makes both: the images of the side that is painted in the labels' colours."""
     rng = np.random.default_rng(0)
     road, sky = ((np.array(metrics.CITYSCAPES[n]) / 127.5 - 1) for n in ("road", "sky"))
     half = rng.random((1, 1, 16, 16)) < 0.5
@@ -378,7 +378,7 @@ def test_a_score_without_its_package_is_left_out(paired, monkeypatch, score):
 
 @pytest.mark.slow
 def test_fid_and_kid_with_weights_from_a_file(unpaired, tmp_path):
-    """Inception with random weights: the report names the file, and pictures count once."""
+    """Inception with random weights: the report names the file, and images count once."""
     fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     torch.manual_seed(0)
     with (
@@ -398,7 +398,7 @@ def test_fid_and_kid_with_weights_from_a_file(unpaired, tmp_path):
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     expected = {"file": "inception.pth", "sha256": digest, "released": False}
     assert facts["extractors"]["inception"] == expected
-    # testA has three pictures, testB four
+    # testA has three images, testB four
     assert facts["scores"]["fake_B"]["FID"]["pictures"] == 3
     assert facts["scores"]["fake_A"]["FID"]["pictures"] == 4
     assert facts["scores"]["fake_A"]["KID"]["spread"] > 0
@@ -585,7 +585,7 @@ def test_a_stop_does_not_wait_for_the_end_of_validation(paired, tmp_path, monkey
         if "trained: " in finished.out:
             break
         assert "stopped: " in finished.out
-    # one of two pictures before the signal, and all of two epochs
+    # one of two images before the signal, and all of two epochs
     assert len(scored) == (5 if how == "signal" else 4)
     wanted, ours = weights_of(tmp_path / "whole"), weights_of(tmp_path / "x")
     assert [key for key in wanted if not torch.equal(wanted[key], ours[key])] == []
@@ -598,10 +598,10 @@ def test_the_best_of_other_pictures_does_not_count(paired, tmp_path):
     words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
     succeed("train.py", *where, *words)
     again = succeed("train.py", *where, *words, "--n_epochs", 2, "--continue_train", "--num_val", 1)
-    assert "the best so far is of 2 pictures of val of data" in again.err
+    assert "the best so far is of 2 images of val of data" in again.err
     facts = json.loads((tmp_path / "x" / "best_scores.json").read_text())
     assert facts["epoch"] == 2
-    assert facts["of"] == "1 pictures of val of data (resize_and_crop, 32, AtoB)"
+    assert facts["of"] == "1 images of val of data (resize_and_crop, 32, AtoB)"
     # of another size, too
     words += ["--n_epochs", 3, "--continue_train", "--num_val", 1, "--crop_size", 40]
     assert "it is reset" in succeed("train.py", *where, *words, "--load_size", 40).err
@@ -614,7 +614,7 @@ def test_what_can_not_be_scored_does_not_end_a_training(paired, tmp_path):
     where = ["--dataroot", data, "--checkpoints_dir", tmp_path, "--name", "x"]
     words = [*PIX2PIX, *TINY, *SHORT, "--val_freq", 1]
     result = succeed("train.py", *where, *words)
-    assert "warning: no scores of epoch 1: can't read the picture" in result.err
+    assert "warning: no scores of epoch 1: can't read the image" in result.err
     assert (tmp_path / "x" / "latest_net_G.pth").exists()
     again = succeed("train.py", *where, *words, "--skip_broken")
     assert "--skip_broken skipped 1:" in again.out
@@ -739,10 +739,10 @@ def test_scores_on_the_live_page(tmp_path):
     ("words", "said"),
     [
         (["--best_by", "SSIM", "--model", "cycle_gan"], "--best_by SSIM needs pairs"),
-        (["--model", "cut", "--best_by", "cycle"], "--model cut has no picture that went there"),
+        (["--model", "cut", "--best_by", "cycle"], "--model cut has no image that went there"),
         (
             ["--model", "pix2pix", "--dataroot", "elsewhere"],
-            "needs pictures to score (--val_phase val)",
+            "needs images to score (--val_phase val)",
         ),
     ],
 )
@@ -769,7 +769,7 @@ def test_a_missing_folder_for_validation_is_that_of_the_layout(tmp_path, layout,
     ends = ["A", "B"] if layout is unaligned else [""]
     assert f"no folder {root / ('val' + ends[0])}: " in result.err
     assert f"are read from {' and '.join('val' + end for end in ends)} in --dataroot" in result.err
-    what = "say --val_phase test, or rename them" if "test" in phases else "put the pictures there"
+    what = "say --val_phase test, or rename them" if "test" in phases else "put the images there"
     assert f"); {what}" in result.err
     assert result.code == 1
 

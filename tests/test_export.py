@@ -87,7 +87,7 @@ def check(form: str, netG: str, norm: str, tmp_path: Path, eval: bool = False) -
     path = tmp_path / f"net.{'pt2' if form == 'pt2' else form}"
     export(frozen(net, eval), 3, form, path, {"value_range": "-1 1"})
     exported = reader(form, path)
-    # dropout off, batch norms as they were trained or as they train: one picture at a time
+    # dropout off, batch norms as they were trained or as they train: one image at a time
     original = net.train(not eval)
     for module in original.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -191,7 +191,7 @@ def test_onnx_without_torch(trained, tmp_path):
     Image.fromarray(grey[..., 0]).save(folder / "floats.tiff")
     Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
     Image.fromarray(rgb[..., 0].astype(np.float32)).save(folder / "wide.tiff")  # of no known range
-    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "bad.png").write_bytes(b"no image")
     block = (
         "import sys, runpy\n"
         "for name in ('torch', 'torchvision', 'models', 'util'): sys.modules[name] = None\n"
@@ -205,7 +205,7 @@ def test_onnx_without_torch(trained, tmp_path):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 1, done.stderr  # two pictures could not be read
+    assert done.returncode == 1, done.stderr  # two images could not be read
     assert "translated 8 of 10" in done.stdout
     assert "direction: AtoB" in done.stdout
     assert done.stderr.count("failed: ") == 2
@@ -278,7 +278,7 @@ def test_metadata_names_the_channels(model, channels, said, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("eval", "said"), [(True, "stored statistics"), (False, "statistics of each picture")]
+    ("eval", "said"), [(True, "stored statistics"), (False, "statistics of each image")]
 )
 def test_metadata_tell_what_batch_norms_use(eval, said, tmp_path):
     torch.save(network("resnet_6blocks", "batch").state_dict(), tmp_path / "latest_net_G.pth")
@@ -347,7 +347,7 @@ def test_a_full_disk_is_one_line(trained, form, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------ the program of a folder
 @pytest.fixture(scope="module")
 def negative(tmp_path_factory) -> Path:
-    """A tiny ONNX file that takes pictures, written by hand."""
+    """A tiny ONNX file that takes images, written by hand."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
@@ -372,10 +372,10 @@ def test_the_folder_to_read_is_never_written_to(negative, tmp_path):
     # a folder inside it is not read in its turn
     for _ in range(2):
         result = succeed("scripts/run_onnx.py", negative, folder, folder / "out")
-        assert "translated 1 of 1 pictures" in result.out
+        assert "translated 1 of 1 images" in result.out
     # nor is one of an earlier run
     result = succeed("scripts/run_onnx.py", negative, folder, tmp_path / "other")
-    assert "translated 1 of 1 pictures" in result.out
+    assert "translated 1 of 1 images" in result.out
     assert files_below(folder) == ["a.png", "out/a.png"]
 
 
@@ -390,19 +390,19 @@ def test_one_picture(negative, tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(np.full((5, 7, 3), 200, np.uint8)).save(path)
     result = succeed("scripts/run_onnx.py", negative, path, tmp_path / "out")
-    assert f"translated 1 of 1 pictures to {tmp_path / 'out'}" in result.out
+    assert f"translated 1 of 1 images to {tmp_path / 'out'}" in result.out
     assert files_below(tmp_path) == ["a.jpg", "out/a.png"]
     with Image.open(tmp_path / "out" / "a.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.full((5, 7, 3), 55, np.uint8))
     result = run("scripts/run_onnx.py", negative, path, tmp_path)
     assert (result.code, "is the folder to read" in result.err) == (1, True)
     result = run("scripts/run_onnx.py", negative, tmp_path / "no.png", tmp_path / "out")
-    assert (result.code, result.err) == (1, f"error: no folder or picture {tmp_path / 'no.png'}\n")
+    assert (result.code, result.err) == (1, f"error: no folder or image {tmp_path / 'no.png'}\n")
 
 
 @needs_free_sizes
 def test_values_of_the_training_are_in_the_file(tmp_path):
-    """The file and the network agree on 12-bit pictures after a training with their range."""
+    """The file and the network agree on 12-bit images after a training with their range."""
     pytest.importorskip("onnxruntime")
     folder = tmp_path / "x"
     folder.mkdir()
@@ -480,7 +480,7 @@ def test_a_folder_that_cannot_be_read_is_named(negative, tmp_path, monkeypatch):
 
 def test_pictures_are_written_whole_or_not_at_all(negative, tmp_path, monkeypatch):
     picture(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "folder.png").mkdir()  # is no picture in spite of its name
+    (tmp_path / "in" / "folder.png").mkdir()  # is no image in spite of its name
     succeed("scripts/run_onnx.py", negative, tmp_path / "in", tmp_path / "out")
     whole = (tmp_path / "out" / "a.png").read_bytes()
     ordinary = Image.Image.save

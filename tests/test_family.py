@@ -152,7 +152,7 @@ def test_places_are_the_same_for_query_and_key_and_none_comes_twice():
     places = patch_nce.sample_positions(features, 20)
     assert [p.shape for p in places] == [(3, 20), (3, 6)]
     assert all(len(set(row.tolist())) == len(row) for p in places for row in p)
-    assert not torch.equal(places[0][0], places[0][1])  # each picture has its own
+    assert not torch.equal(places[0][0], places[0][1])  # each image has its own
     net = patch_nce.define_F([4, 2], "sample")
     first, second = net(features, places)
     wanted = F.normalize(features[0].flatten(2)[1, :, places[0][1]].T, dim=1)
@@ -446,15 +446,15 @@ def saved(folder) -> dict[str, torch.Tensor]:
     ("kind", "workers"), [("CUT", 0), ("CUT", 2), ("FastCUT", 0), ("FastCUT", 2), ("dcl", 2)]
 )
 def test_resume_is_exact(kind, workers, tmp_path):
-    """Two epochs of two pictures, of which the second decays; stopped after each iteration."""
+    """Two epochs of two images, of which the second decays; stopped after each iteration."""
     flags = [*SHORT, *KINDS[kind].split(), "--num_patches", "20", "--no_html", "--n_epochs", "1"]
     flags += ["--n_epochs_decay", "1", "--num_threads", str(workers), "--max_dataset_size", "2"]
     whole = succeed("train.py", *words(TILES, tmp_path / "whole", *flags))
-    assert "epoch 2: pictures are scaled to 32 from now on" in whole.out
+    assert "epoch 2: images are scaled to 32 from now on" in whole.out
     again = words(TILES, tmp_path / "parts", *flags, "--continue_train")
     for _ in range(3):
         assert "stopped" in run("train.py", *again, "--max_hours", "0").out
-    assert "epoch 2: pictures are scaled to 32 from now on" in succeed("train.py", *again).out
+    assert "epoch 2: images are scaled to 32 from now on" in succeed("train.py", *again).out
     whole, parts = saved(tmp_path / "whole"), saved(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert any("net_F" in name for name in whole)

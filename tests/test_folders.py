@@ -41,7 +41,7 @@ def options(root: Path, **more: Any) -> Any:
 
 
 def photograph(path: Path, orientation: int = 6) -> Path:
-    """A picture of 40x20 whose upper half is red, as it is stored; with what a camera notes."""
+    """An image of 40x20 whose upper half is red, as it is stored; with what a camera notes."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:10, :, 0], pixels[10:, :, 2] = 255, 255
     exif = Image.Exif()
@@ -150,7 +150,7 @@ def test_a_single_file(tmp_path):
     ]
     assert dataset.relative_path(str(path)) == "a.png"
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"notes\.txt is no picture: give --dataroot a folder"):
+    with pytest.raises(UserError, match=r"notes\.txt is no image: give --dataroot a folder"):
         make_dataset(tmp_path / "notes.txt")
 
 
@@ -185,7 +185,7 @@ def test_what_a_newer_kind_needs_is_said(tmp_path, monkeypatch):
     for place in ("data.image_folder", "util.picture_files"):
         monkeypatch.setattr(f"{place}.IMG_EXTENSIONS", IMG_EXTENSIONS[:8])
     needs = r" \(\.heic needs the package pillow-heif: pip install pillow-heif\)$"
-    for said, read in (("is no picture.*", list_pictures), ("can't read.*", read_picture)):
+    for said, read in (("is no image.*", list_pictures), ("can't read.*", read_picture)):
         with pytest.raises(UserError, match=said + needs):
             read(path)
 
@@ -269,7 +269,7 @@ def test_a_photograph_by_its_path_is_upright(tmp_path):
 
 
 def shapes_of(tiles: TileOptions | None, folder: Path) -> list[torch.Size]:
-    """What the network is called with for five pictures of 100x20 with --batch_size 2."""
+    """What the network is called with for five images of 100x20 with --batch_size 2."""
     paths = [str(picture(folder / f"{i}.png", 100, 20)) for i in range(5)]
     G, seen = identity(), []
     G.net.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
@@ -281,7 +281,7 @@ def shapes_of(tiles: TileOptions | None, folder: Path) -> list[torch.Size]:
 def test_batches_and_tiles_are_no_larger_than_asked(tmp_path):
     """Larger ones may be more than memory holds."""
     assert [shape[0] for shape in shapes_of(None, tmp_path)] == [2, 2, 1]
-    # a long picture is a large one, too
+    # a long image is a large one, too
     shapes = shapes_of(TileOptions(32, 0, "quick"), tmp_path)
     assert (1, 3, 20, 32) in shapes
     assert 100 not in [shape[3] for shape in shapes]
@@ -327,13 +327,13 @@ def test_a_profile_of_grey_is_not_written_into_colour(tmp_path):
 
 def test_pictures_where_folders_are_expected(tmp_path):
     picture(tmp_path / "photo.jpg", 40, 30, 1)
-    said = r"trainA: .*has 1 picture\); move .*--model test .*--dataset_mode single"
+    said = r"trainA: .*has 1 image\); move .*--model test .*--dataset_mode single"
     with pytest.raises(UserError, match=said):
         UnalignedDataset(options(tmp_path, phase="train"))
 
 
 def test_a_tiled_picture_is_done_before_the_next_one_is_read(tmp_path, monkeypatch):
-    """One large picture in memory at a time, also with --batch_size."""
+    """One large image in memory at a time, also with --batch_size."""
     for name, size in (("a", 40), ("b", 40), ("c", 8), ("d", 8)):
         picture(tmp_path / "in" / f"{name}.png", size, size)
     work = FolderTranslation(identity(3), batch_size=2, tiles=TileOptions(16))

@@ -183,7 +183,7 @@ from data.image_folder import make_dataset
 class HalvesDataset(BaseDataset):
     @staticmethod
     def modify_commandline_options(parser, is_train):
-        parser.add_argument('--weight', type=float, default=2.0, help='of each picture')
+        parser.add_argument('--weight', type=float, default=2.0, help='of each image')
         parser.set_defaults(max_dataset_size=5)
         return parser
 

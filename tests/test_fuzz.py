@@ -1,4 +1,4 @@
-"""Damaged pictures and random command lines: each ends well or in one line, and none hangs."""
+"""Damaged images and random command lines: each ends well or in one line, and none hangs."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
 ]
-LONGEST = 10.0  # seconds for one picture, on a machine that does other things as well
+LONGEST = 10.0  # seconds for one image, on a machine that does other things as well
 
 
-# ---------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------- images
 def encoded(kind: str) -> bytes:
-    """A small picture as a file of this kind."""
+    """A small image as a file of this kind."""
     pixels = helpers.pixels(48, 40)
     pixels[::3] = np.random.default_rng(0).integers(0, 256, pixels[::3].shape)
     buffer = io.BytesIO()
@@ -89,7 +89,7 @@ def doubled(content: bytes, rng: random.Random) -> bytes:
 
 
 def huge(content: bytes, rng: random.Random, kind: str) -> bytes:
-    """The head says that the picture is very large."""
+    """The head says that the image is very large."""
     most = 2**31 - 1
     # the last one is below the limit of Pillow: it is decoded as far as it goes
     sizes = [(20000, 20000), (65000, 65000), (most, 1), (1, most)] * 3 + [(9500, 9500)]
@@ -145,7 +145,7 @@ def test_damaged_pictures(kind, tmp_path):
             text = ""
         assert time.monotonic() - start < LONGEST, f"case {case}, {damage.__name__}"
         if text:
-            assert text.startswith(f"can't read the picture {path}: ")
+            assert text.startswith(f"can't read the image {path}: ")
             assert len(text.splitlines()) == 1
     assert refused > DAMAGED / 4
 

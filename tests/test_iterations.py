@@ -286,7 +286,7 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
 
 
 def give_the_same(model, i):
-    """As a data set of one picture that stays on the GPU."""
+    """As a data set of one image that stays on the GPU."""
     if i > 5:
         model.set_input = lambda input: None
 
@@ -665,7 +665,7 @@ def test_pools_with_pictures_of_another_size(tmp_path):
         return model
 
     recorder = compare(make_model)
-    assert recorder.refused == "an image pool has pictures of another size"
+    assert recorder.refused == "an image pool has images of another size"
 
 
 def edited(tmp_path, **body):

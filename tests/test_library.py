@@ -142,7 +142,7 @@ def test_options_of_several_values(trained):
             for more in ({"value_range": (0, 255)}, {"value_range": [0, 255]}, {})
         ]
     values = [f["scores"]["fake_B"]["L1"]["value"] for f in facts]
-    # of pictures that are scaled before they are rounded to 8 bits, not after
+    # of images that are scaled before they are rounded to 8 bits, not after
     assert values[0] == values[1] == pytest.approx(values[2], rel=0.05)
 
 

@@ -113,7 +113,7 @@ def test_pictures_that_are_too_small_are_refused():
 
 # ---------------------------------------------------------------------------------------- features
 def features(count: int, size: int, seed: int) -> np.ndarray:
-    """What a small network sees in made-up pictures: (count, 12) of float64."""
+    """What a small network sees in made-up images: (count, 12) of float64."""
     source = np.random.default_rng(seed)
     kernels = np.random.default_rng(99).normal(size=(12, 3, 5, 5))
     found = []
@@ -152,7 +152,7 @@ def test_fid_of_gaussians_whose_distance_is_known():
     shift = np.array([1.0, 0.0, 0.0, 2.0])
     wanted = (shift**2).sum() + ((s1 - s2) ** 2).sum()
     assert metrics.fid(x * s1, x * s2 + shift) == pytest.approx(wanted, rel=1e-12)
-    # fewer pictures than features takes the other way
+    # fewer images than features takes the other way
     wide = np.concatenate([x * s1, np.zeros((500, 600))], 1)
     other = np.concatenate([x * s2 + shift, np.zeros((500, 600))], 1)
     assert metrics.fid(wide, other) == pytest.approx(wanted, rel=1e-9)

@@ -245,7 +245,7 @@ def test_gradient_penalty_is_taken_at_the_right_points():
 
     torch.testing.assert_close(points("real"), real)
     torch.testing.assert_close(points("fake"), fake)
-    # on the line between the two, at a place of its own for each picture
+    # on the line between the two, at a place of its own for each image
     share = (points("mixed") - fake) / (real - fake)
     places = share.flatten(1)
     torch.testing.assert_close(places, places[:, :1].expand_as(places), rtol=1e-3, atol=1e-3)

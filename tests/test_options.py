@@ -691,7 +691,7 @@ def test_threads_share_the_cores_of_a_cpu(cores, computing, shares):
 
 
 def test_scoring_computes_on_all_cores(tmp_path, monkeypatch):
-    """The process that computes reads the pictures too."""
+    """The process that computes reads the images too."""
     monkeypatch.setattr("util.distributed.cores", lambda: 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
     asked = []

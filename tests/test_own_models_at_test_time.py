@@ -1,4 +1,4 @@
-"""test.py with what is not as ours: pictures that are arrays, file names that are not UTF-8."""
+"""test.py with what is not as ours: images that are arrays, file names that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_pictures_that_are_arrays_keep_their_size(trained, tmp_path, monkeypatch
     assert Image.open(images / "0_fake_B.png").size == (32, 32)
     refused = run("test.py", *trained, "--eval", "--batch_size", "2")
     assert refused.code == 1
-    assert "this model shows one picture of a batch; say --batch_size 1" in refused.err
+    assert "this model shows one image of a batch; say --batch_size 1" in refused.err
 
 
 def test_a_network_of_a_model_of_ones_own(trained, tmp_path):

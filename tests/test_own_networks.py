@@ -58,7 +58,7 @@ class Octo(nn.Module):
 
 
 class Twice(nn.Module):
-    """Enlarges pictures, so it keeps no size."""
+    """Enlarges images, so it keeps no size."""
 
     def forward(self, x):
         return nn.functional.interpolate(x, scale_factor=2)
@@ -83,7 +83,7 @@ def octo(tmp_path_factory) -> Iterator[Path]:
         (nn.Conv2d(3, 3, 3, padding=1), (1, 1)),
         (nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 3, 7)), (1, 4)),
         (nn.Sequential(nn.PixelUnshuffle(32), nn.PixelShuffle(32)), (32, 32)),
-        (Twice(), "Twice gives pictures of other sizes than it takes"),
+        (Twice(), "Twice gives images of other sizes than it takes"),
         (networks.define_G(3, 3, 4, "unet_128"), (128, 128)),  # knows it by itself
     ],
 )
@@ -104,7 +104,7 @@ def test_sizes_are_given_back(octo, tmp_path):
     words = ["--gpu_ids", -1, "--dataroot", tmp_path / "in", "--num_threads", 0]
     result = run("test.py", *where, *words, "--only_outputs")
     assert result.code == 1
-    assert "1 of 5 pictures failed" in result.err
+    assert "1 of 5 images failed" in result.err
     folder = tmp_path / "r" / "x" / "test_latest"
     assert {p.stem: Image.open(p).size for p in folder.glob("*.png")} == sizes
 
@@ -154,7 +154,7 @@ def test_a_network_that_takes_no_pictures_is_told_by_its_own_error(net, said, tm
     G = Translator(net, CPU, options, tmp_path)
     tried = rf"{type(net).__name__} takes no size that was tried, 256x768: .*{said}"
     assert re.search(tried, capsys.readouterr().err)
-    with pytest.raises(UserError, match=rf"fails on pictures of 1x3x21x33: .*{said}"):
+    with pytest.raises(UserError, match=rf"fails on images of 1x3x21x33: .*{said}"):
         G(pixels(33, 21))
     with pytest.raises(UserError, match=rf"no tiles: {tried}"):
         G(pixels(33, 21), tile=16)
@@ -447,7 +447,7 @@ def hooked() -> nn.Module:
 
 @pytest.fixture
 def with_norm(tmp_path, monkeypatch) -> Callable[[Callable[[], nn.Module]], Path]:
-    """Makes the folder of a generator with a norm whose stored statistics are not a picture's."""
+    """Makes the folder of a generator with a norm whose stored statistics are not an image's."""
 
     def make(norm: Callable[[], nn.Module]) -> Path:
         monkeypatch.setitem(networks.GENERATORS, "norms", Norms)
@@ -465,7 +465,7 @@ def with_norm(tmp_path, monkeypatch) -> Callable[[Callable[[], nn.Module]], Path
 
 
 def differs(folder: Path, eval: bool) -> float:
-    """How far the exported file is from `load_generator`'s results, picture by picture."""
+    """How far the exported file is from `load_generator`'s results, image by image."""
     path = export_generator(folder, "torchscript", eval=eval).path
     G = load_generator(folder, device="cpu", eval=eval)
     one_by_one = lambda x: torch.cat([G(picture) for picture in x.split(1)])  # noqa: E731
@@ -590,7 +590,7 @@ def test_tensors_of_another_range_are_refused(octo, given, said):
 
 def test_a_torn_picture_is_a_user_error(octo, tmp_path):
     G = load_generator(octo / "x", device="cpu")
-    with pytest.raises(UserError, match=r"can't read this picture: .*truncated"):
+    with pytest.raises(UserError, match=r"can't read this image: .*truncated"):
         G(Image.open(truncated(tmp_path / "a.png")))
 
 
@@ -598,7 +598,7 @@ def test_colour_of_16_bits_from_memory(octo, tmp_path):
     values = np.random.default_rng(0).integers(0, 2**16, (24, 24, 3)).astype(np.uint16)
     write_picture(tmp_path / "a.png", values)
     G = load_generator(octo / "x", device="cpu")
-    wanted = G(tmp_path / "a.png")  # an array: Pillow has no such pictures
+    wanted = G(tmp_path / "a.png")  # an array: Pillow has no such images
     memory = io.BytesIO((tmp_path / "a.png").read_bytes())
     got = np.asarray(G(Image.open(memory)))
     # Pillow gets 8 bits of it

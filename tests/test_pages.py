@@ -23,7 +23,7 @@ PICTURE = np.zeros((4, 4, 3), np.uint8)
 
 
 def shown(folder: Path) -> list[str]:
-    """The pictures on the page, from top to bottom."""
+    """The images on the page, from top to bottom."""
     return re.findall(r'src="images/([^"]*)"', (folder / "web" / "index.html").read_text())
 
 
@@ -38,7 +38,7 @@ def run(folder: Path, epochs: range, resumed_at: int | None = None) -> PageLogge
 
 
 def names(*epochs: int) -> list[str]:
-    """In the order in which the model has its pictures, not that of the alphabet."""
+    """In the order in which the model has its images, not that of the alphabet."""
     return [f"epoch{e:03d}_{label}.png" for e in epochs for label in ("real_B", "fake_A")]
 
 

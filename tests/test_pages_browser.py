@@ -46,7 +46,7 @@ TEXTS = """() => [...document.querySelectorAll('h1, h3, figcaption, p')].map(e =
     return {text: e.textContent, size: parseFloat(style.fontSize), colour: style.color,
             behind: getComputedStyle(document.body).backgroundColor};
 })"""
-# How far the page, and each text and picture of a row, goes beyond the right edge.
+# How far the page, and each text and image of a row, goes beyond the right edge.
 BEYOND = """() => Math.max(
     document.documentElement.scrollWidth, document.body.scrollWidth,
     ...[...document.querySelectorAll('h1, h3, figcaption, p, .row img')].map(
@@ -94,7 +94,7 @@ PAGES = {
 
 
 def load_all(page: Any) -> list[dict[str, Any]]:
-    """All pictures of a page, loaded."""
+    """All images of a page, loaded."""
     page.evaluate(EAGER)
     page.wait_for_function(LOADED)
     images = page.evaluate(IMAGES)
@@ -104,7 +104,7 @@ def load_all(page: Any) -> list[dict[str, Any]]:
 
 
 def check_links(page: Any) -> None:
-    """Each link leads to a picture, and it is the one that is shown in it."""
+    """Each link leads to an image, and it is the one that is shown in it."""
     links = page.evaluate(
         "() => [...document.querySelectorAll('a')].map(a => [a.href, a.querySelector('img').src])"
     )
@@ -171,7 +171,7 @@ def test_result_page(address, watched, trained):
     assert len({i["top"] for i in images}) == (len(NAMES) + 1) // 2
     (facts,) = page.locator("p").all_text_contents()
     data = Path(trained / "data")
-    assert f"Direction AtoB. {len(NAMES)} of {len(NAMES)} pictures (test) of {data}." in facts
+    assert f"Direction AtoB. {len(NAMES)} of {len(NAMES)} images (test) of {data}." in facts
     assert "Weights latest_net_G_A.pth, latest_net_G_B.pth in " in facts
     year = str(time.localtime().tm_year)
     assert f"(saved {year}-" in facts
@@ -253,7 +253,7 @@ def test_columns(count, width, page_width, columns, tmp_path, browser):
 
 
 def test_epoch_500(tmp_path, watched):
-    """500 epochs of 8 pictures: quickly written, and only what is in view is loaded."""
+    """500 epochs of 8 images: quickly written, and only what is in view is loaded."""
     logger = PageLogger(tmp_path, "long run", resumed_at=500)
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(tmp_path / "x.png")
@@ -278,12 +278,12 @@ def test_epoch_500(tmp_path, watched):
     whole = sum(r.endswith(".png") for r in watched.requests)
     print(
         f"\n500 epochs: {size / 1e6:.1f} MB written in {min(cost):.2f} s, shown in {seconds:.2f} s;"
-        f" {at_once} of 4000 pictures loaded at first, {whole} with the end in view"
+        f" {at_once} of 4000 images loaded at first, {whole} with the end in view"
     )
     assert page.evaluate(HEADINGS) == [f"epoch {e}" for e in range(500, 0, -1)]
     assert min(cost) < 5
     assert seconds < 30
     assert size < 2e6
-    assert 0 < at_once < 100  # 168 if pictures to come had no height
+    assert 0 < at_once < 100  # 168 if images to come had no height
     assert whole < 200
     watched.check(tmp_path.as_uri())

@@ -1,4 +1,4 @@
-"""Reading and writing pictures of each format and depth, and their way through a network."""
+"""Reading and writing images of each format and depth, and their way through a network."""
 
 from __future__ import annotations
 
@@ -315,7 +315,7 @@ def test_cmyk_of_16_bits_is_refused(tmp_path):
 def test_a_fourth_sample_reaches_networks_that_take_four(dtype, tmp_path):
     """In training with a range, and in a folder; for three channels it counts as alpha.
 
-    Of 8 bits, as in aerial pictures of four bands, it is dropped then, as Pillow does.
+    Of 8 bits, as in aerial images of four bands, it is dropped then, as Pillow does.
     """
     tifffile = pytest.importorskip("tifffile")
     white = int(np.iinfo(dtype).max)
@@ -504,9 +504,9 @@ def test_tiled_results_are_written_in_bands(tmp_path, monkeypatch):
 def test_mistakes(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros(5))
     np.save(tmp_path / "objects.npy", np.array([{}], object), allow_pickle=True)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name in ("flat.npy", "objects.npy", "text.png", "missing.png"):
-        with pytest.raises(UserError, match=f"can't read the picture .*{name}"):
+        with pytest.raises(UserError, match=f"can't read the image .*{name}"):
             read_picture(tmp_path / name)
     with pytest.raises(UserError, match=r"jpg can't hold 3 channels of uint16"):
         write_picture(tmp_path / "a.jpg", values(np.uint16, 3))
@@ -514,7 +514,7 @@ def test_mistakes(tmp_path):
         write_picture(tmp_path / "a.png", values(np.uint8, 5))
     with pytest.raises(UserError, match=r"floats from 0 to 7 need their range: --value_range"):
         to_unit(np.array([[[0.0, 7.0]]]))
-    with pytest.raises(UserError, match="no pictures in"):
+    with pytest.raises(UserError, match="no images in"):
         list_pictures(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
 
 

@@ -378,7 +378,7 @@ def test_programs(name, tmp_path):
             assert f"own {called}" in out
         assert any("own" in path.name for path in images)
         mean = torch.load(tmp_path / "x" / "latest_mean.pth", weights_only=True)["mean"]
-        assert mean.tolist() == pytest.approx([0.04] * 3)  # two epochs of two pictures
+        assert mean.tolist() == pytest.approx([0.04] * 3)  # two epochs of two images
         (tmp_path / "x" / "latest_mean.pth").write_bytes(b"cut off")  # it has no exact resume
         result = succeed("train.py", *flags, "--n_epochs", 3, "--continue_train")
         assert "training goes on from" in result.err

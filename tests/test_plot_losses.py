@@ -1,4 +1,4 @@
-"""The picture of the loss curves: what is drawn where, and what the command says."""
+"""The image of the loss curves: what is drawn where, and what the command says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw_losses(n: int, path: Path, losses=None) -> None:
 
 
 def points(path: Path, bottom: int) -> np.ndarray:
-    """Where the picture has the first curve's colour, in the first panel: rows and columns."""
+    """Where the image has the first curve's colour, in the first panel: rows and columns."""
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     near = np.abs(picture - list(bytes.fromhex(COLOURS[0][1:]))).sum(axis=2) < 60
     near[:62] = near[bottom:] = False  # outside of the axes

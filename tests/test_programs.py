@@ -1,4 +1,4 @@
-"""train.py and test.py from end to end, on tiny pictures: what they say, and what they leave."""
+"""train.py and test.py from end to end, on tiny images: what they say, and what they leave."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_frequencies_count_pictures_whatever_the_batch_size(tmp_path):
     data = aligned(tmp_path / "data", count=7)
     words = ["--batch_size", "3", "--n_epochs", "2", "--print_freq", "5", "--save_latest_freq", "4"]
     result = train(data, tmp_path, "template", *words, "--save_by_iter")
-    # after each batch 3, 6, 7 and then 10, 13, 14 pictures have gone by
+    # after each batch 3, 6, 7 and then 10, 13, 14 images have gone by
     assert [(r["epoch"], r["iters"], r["images"]) for r in records(tmp_path)] == [
         (1, 6, 6),
         (2, 3, 10),
@@ -303,7 +303,7 @@ def test_an_epoch_too_short_for_the_frequency_shows_its_end(every, shown, tmp_pa
     data = aligned(tmp_path / "data", count=7)
     words = ["--batch_size", "3", "--n_epochs", "3", "--print_freq", every]
     train(data, tmp_path, "template", *words)
-    # batches end at 3, 6, 7, 10, 13, 14, 17, 20 and 21 pictures
+    # batches end at 3, 6, 7, 10, 13, 14, 17, 20 and 21 images
     assert [r["images"] for r in records(tmp_path)] == shown
     log = (tmp_path / "c" / "x" / "loss_log.txt").read_text()
     assert len(re.findall(r"^\(epoch: \d, iters: \d, time: ", log, re.MULTILINE)) == len(shown)
@@ -396,10 +396,10 @@ def test_the_generator_is_found_by_the_direction(name, words, grey, constant, tm
 @pytest.mark.parametrize(
     ("words", "count", "said"),
     [
-        ([], 50, "translating 50 of 53 pictures (--num_test all takes them all)"),
-        (["--num_test", "2"], 2, "translating 2 of 53 pictures (--num_test all takes them all)"),
-        (["--num_test", "all"], 53, "translating 53 of 53 pictures"),
-        (["--num_test", "99"], 53, "translating 53 of 53 pictures"),
+        ([], 50, "translating 50 of 53 images (--num_test all takes them all)"),
+        (["--num_test", "2"], 2, "translating 2 of 53 images (--num_test all takes them all)"),
+        (["--num_test", "all"], 53, "translating 53 of 53 images"),
+        (["--num_test", "99"], 53, "translating 53 of 53 images"),
     ],
 )
 def test_it_says_how_many_of_how_many(words, count, said, constant, tmp_path):
@@ -611,7 +611,7 @@ def test_a_training_that_fails_at_once_leaves_the_old_one(pictures, tmp_path, mo
     words += [*TINY, *SHORT, "--model", "pix2pix", "--n_epochs", "2"]
     for more in ([], ["--continue_train"]):
         small = run("train.py", *words, "--load_size", 20, "--crop_size", 16, *more)
-        assert "can't judge pictures of 16x16" in small.err
+        assert "can't judge images of 16x16" in small.err
         assert contents(tmp_path / "c" / "x") == old
 
     with pytest.MonkeyPatch.context() as patch:

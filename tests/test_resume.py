@@ -171,7 +171,7 @@ def test_nothing_is_lost_to_a_killed_loading_process(
         failed = run("train.py", *argv)
     assert failed.code == 1
     assert "loading failed: saving the latest model" in failed.out
-    assert failed.err.splitlines()[-1].startswith("error: a process that loads pictures was killed")
+    assert failed.err.splitlines()[-1].startswith("error: a process that loads images was killed")
     succeed("train.py", *argv, "--continue_train")
     assert_same(weights(tmp_path), uninterrupted["pix2pix"])
 

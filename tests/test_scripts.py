@@ -400,7 +400,7 @@ def test_quickstart_gives_commands_that_parse(tmp_path: Path, gpu: bool):
         train = train[2:]
     assert (train[0], test[0]) == ("train.py", "test.py")
     opt = TrainOptions(train[1:]).gather_options()
-    assert opt.batch_size == 1 + gpu  # two pictures a step either way
+    assert opt.batch_size == 1 + gpu  # two images a step either way
     opt_test = TestOptions(test[1:]).gather_options()
     assert opt.gpu_ids == opt_test.gpu_ids == ("0" if gpu else "-1")
     assert (opt.name, opt.model, opt.dataroot) == (opt_test.name, opt_test.model, opt_test.dataroot)

@@ -14,7 +14,7 @@ from data.loader import EpochLoader, _quiet_when_workers_end
 
 
 class Pictures(Dataset):
-    """Pictures that tell their number, and a random draw."""
+    """Images that tell their number, and a random draw."""
 
     paired = False
 

@@ -1,4 +1,4 @@
-"""Pictures that can't be used: training stops at them, or with --skip_broken goes round them."""
+"""Images that can't be used: training stops at them, or with --skip_broken goes round them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BROKEN_A, BROKEN_B = "1.png", "2.png"
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Data sets of 4 pictures, of which one of A, one of B, and one of the pairs is broken."""
+    """Data sets of 4 images, of which one of A, one of B, and one of the pairs is broken."""
     root = helpers.aligned(helpers.unaligned(tmp_path / "pictures", count=4), count=4)
     for phase in ("train", "test"):
         helpers.damaged_inside(root / f"{phase}A" / BROKEN_A)
@@ -43,7 +43,7 @@ def test_without_it_training_stops_and_names_the_file(threads, pictures, tmp_pat
     result = helpers.run("train.py", *train_words(pictures, tmp_path, "--num_threads", threads))
     assert result.code == 1
     (line,) = result.err.strip().splitlines()
-    assert line.startswith(f"error: can't read the picture {pictures}/train")
+    assert line.startswith(f"error: can't read the image {pictures}/train")
 
 
 @pytest.mark.parametrize("threads", ["0", "2"])
@@ -53,7 +53,7 @@ def test_with_it_training_ends_and_lists_them_once(threads, pictures, tmp_path):
     listed = result.out[result.out.index("--skip_broken skipped") :].splitlines()
     assert listed[0] == "--skip_broken skipped 2:"
     for line, path in zip(listed[1:], [f"trainA/{BROKEN_A}", f"trainB/{BROKEN_B}"], strict=False):
-        assert line.startswith(f"  can't read the picture {pictures / path}: ")
+        assert line.startswith(f"  can't read the image {pictures / path}: ")
     assert "iters 4)" not in result.err
     assert "End of epoch 3 / 3" in result.out
 
@@ -89,9 +89,7 @@ def test_a_picture_too_thin_for_the_discriminator(layers, height, fits, tmp_path
         assert (checked, result.code) == (0, 0)
         assert "skipped" not in skipping.out
         return
-    said = (
-        f"{thin}: a picture of 200x{height} is too small for the discriminator, which needs 24x24"
-    )
+    said = f"{thin}: an image of 200x{height} is too small for the discriminator, which needs 24x24"
     assert (checked, result.code) == (1, 1)
     assert said in report
     assert report.splitlines()[-1].startswith("training would stop; with --skip_broken it would")
@@ -116,7 +114,7 @@ def test_listed_too_where_training_is_stopped(pictures, tmp_path):
 
 
 def test_results_of_broken_pictures_are_left_out(pictures, tmp_path):
-    """Another picture's result under that name would be a false one."""
+    """Another image's result under that name would be a false one."""
     helpers.succeed("train.py", *train_words(pictures, tmp_path, "--skip_broken", model="pix2pix"))
     where = ["--dataroot", str(pictures), "--checkpoints_dir", str(tmp_path / "ckpt")]
     words = [*where, "--name", "x", "--model", "pix2pix", "--gpu_ids", "-1", "--num_threads", "0"]
@@ -127,10 +125,10 @@ def test_results_of_broken_pictures_are_left_out(pictures, tmp_path):
     result = helpers.succeed("test.py", *words, "--skip_broken")
     names = {os.path.basename(f) for f in helpers.files_below(tmp_path / "results")}
     assert {n for n in names if "fake_B" in n} == {f"{i}_fake_B.png" for i in (0, 2, 3)}
-    assert f"  can't read the picture {pictures}/test/{BROKEN_A}: " in result.out
+    assert f"  can't read the image {pictures}/test/{BROKEN_A}: " in result.out
     page = (tmp_path / "results" / "x" / "test_latest" / "index.html").read_text()
     assert page.count("<h3>") == 3
-    assert f" 3 of 4 pictures (test) of {pictures}; 1 left out. " in page
+    assert f" 3 of 4 images (test) of {pictures}; 1 left out. " in page
 
 
 # --------------------------------------------------------------------------------------- the loader
@@ -153,12 +151,12 @@ class Folder(torch.utils.data.Dataset):
 
 @pytest.fixture
 def paths(tmp_path) -> list[Path]:
-    """Twelve pictures; 2, 3 and 7 are broken in three ways."""
+    """Twelve images; 2, 3 and 7 are broken in three ways."""
     paths = [tmp_path / f"{i:02}.png" for i in range(12)]
     for i, path in enumerate(paths):
         helpers.picture(path, k=i)
     helpers.truncated(paths[2])
-    paths[3].write_bytes(b"no picture")
+    paths[3].write_bytes(b"no image")
     paths[7].unlink()
     return paths
 

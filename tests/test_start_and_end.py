@@ -32,7 +32,7 @@ def words(data: Path, out: Path, *more: object) -> list[object]:
 def test_nothing_to_do_leaves_the_options_as_they_are(pictures, tmp_path):
     first = succeed("train.py", *words(pictures, tmp_path)).out
     page = tmp_path / "c" / "x" / "web" / "index.html"
-    assert first.splitlines()[-1].endswith(f"losses and pictures: {page}")
+    assert first.splitlines()[-1].endswith(f"losses and images: {page}")
     file = tmp_path / "c" / "x" / "train_opt.txt"
     before = file.read_text()
     again = succeed("train.py", *words(pictures, tmp_path, "--continue_train", "--lr", "0.5"))

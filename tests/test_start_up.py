@@ -28,7 +28,7 @@ def loaded(*words: object) -> set[str]:
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
-    """A command line for both programs, with small networks and pictures."""
+    """A command line for both programs, with small networks and images."""
     folder = tmp_path_factory.mktemp("imports")
     return [
         "--dataroot", unaligned(folder / "data", 1), "--name", "small", "--checkpoints_dir",

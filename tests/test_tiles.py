@@ -1,4 +1,4 @@
-"""Tiles against the whole picture computed at once."""
+"""Tiles against the whole image computed at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def network(netG: str, norm: str = "instance", ngf: int = 4, **more) -> nn.Modul
 
 
 def scene(height: int, width: int) -> torch.Tensor:
-    """A picture (3, H, W) that is dark and smooth on one side, bright and rough on the other."""
+    """An image (3, H, W) that is dark and smooth on one side, bright and rough on the other."""
     smooth = torch.from_numpy(pixels(width, height)).permute(2, 0, 1) / 127.5 - 1
     generator = torch.Generator().manual_seed(2)
     rough = torch.rand(3, height, width, generator=generator) * 2 - 1
@@ -184,7 +184,7 @@ def test_mistakes():
         TileOptions(64, 64)
     with pytest.raises(UserError, match=r"Conv2d can't be run in exact tiles.* --tile_mode quick"):
         tiled(nn.Conv2d(3, 3, 1), scene(40, 40), TileOptions(16, 0, "exact"))
-    with pytest.raises(UserError, match="no tiles: PixelShuffle gives pictures of other sizes"):
+    with pytest.raises(UserError, match="no tiles: PixelShuffle gives images of other sizes"):
         tiled(nn.PixelShuffle(1 + 1), torch.zeros(4, 40, 40), TileOptions(16, 0))
 
 
@@ -308,7 +308,7 @@ print("MiB", peak() - before)
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no module resource")
 @pytest.mark.parametrize("mode", ["exact", "quick"])
 def test_memory_is_bounded(mode):
-    # one layer at full resolution is 99 MiB, and the whole picture needs several at a time
+    # one layer at full resolution is 99 MiB, and the whole image needs several at a time
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, mode], cwd=ROOT, capture_output=True, text=True, check=True
     )

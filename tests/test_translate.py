@@ -1,4 +1,4 @@
-"""Using a model: from Python, and on folders of pictures."""
+"""Using a model: from Python, and on folders of images."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def test_two_channels_are_not_grey_and_its_transparency(tmp_path):
     G = load_generator(tmp_path / "x", device="cpu")
     path = picture(tmp_path / "a.png")
     assert G(path).shape == (40, 40, 2)
-    with pytest.raises(UserError, match="no pictures of two channels"):
+    with pytest.raises(UserError, match="no images of two channels"):
         G(Image.open(path))
 
 
@@ -286,7 +286,7 @@ def test_lists_keep_their_order(cycle):
 
 
 def test_each_picture_has_its_own_statistics(pix):
-    # batch norm as in training: together, pictures would change each other
+    # batch norm as in training: together, images would change each other
     G = load_generator(pix, device="cpu")
     for module in G.net.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -473,7 +473,7 @@ def test_what_can_not_be_translated(cycle):
         (np.full((8, 8, 3), 1.0001), "floats from 1.0001 to 1.0001 need"),
         (np.full((8, 8, 3), 300.0), "need their range: --value_range"),
         (np.full((8, 8, 3), np.nan), "NaN or infinite"),
-        ("no/such.png", "can't read the picture no/such.png"),
+        ("no/such.png", "can't read the image no/such.png"),
     ]:
         with pytest.raises(UserError, match=said):
             G(wrong)
@@ -569,7 +569,7 @@ def test_a_page_goes_on_without_a_picture_whose_results_have_no_name(cycle, tmp_
     page = (results(cycle) / "index.html").read_text()
     assert f"{fitting.stem}_fake.png" in page
     assert "z_fake.png" in page
-    assert " 2 of 3 pictures " in page
+    assert " 2 of 3 images " in page
 
 
 def test_batches_and_workers_make_the_same_page(cycle, tmp_path):
@@ -609,7 +609,7 @@ def test_only_outputs(cycle, tmp_path):
     picture(root / "deep" / "b.png", 40, 40, 4, mode="RGBA")
     G = load_generator(cycle, device="cpu")
     out = succeed("test.py", *test_program(cycle, root, "--only_outputs"))
-    assert "translating 4 of 4 pictures" in out.out
+    assert "translating 4 of 4 images" in out.out
     found = files_below(results(cycle))
     # two of one name keep their endings
     assert found == ["a.png", "deep/a.png", "deep/b.jpg.png", "deep/b.png.png"]
@@ -652,7 +652,7 @@ def test_existing_outputs_are_skipped(cycle, tmp_path):
     (results(cycle) / "1.png").unlink()
     (results(cycle) / "2.png").write_bytes(b"touched")
     out = succeed("test.py", *arguments)
-    assert "translating 1 of 3 pictures (2 already exist)" in out.out
+    assert "translating 1 of 3 images (2 already exist)" in out.out
     second = images_of(results(cycle))
     assert second["1.png"] == first["1.png"]
     assert second["2.png"] == b"touched"
@@ -664,7 +664,7 @@ def test_a_result_whose_name_is_too_long_is_listed(cycle, tmp_path):
     more = ["--only_outputs", "--output_format", "webp", "--skip_existing"]
     for count in (2, 1):
         result = run("test.py", *test_program(cycle, tmp_path / "in", *more))
-        assert f"1 of {count} pictures failed" in result.err
+        assert f"1 of {count} images failed" in result.err
         assert result.err.endswith(".webp: File name too long\n")
 
 
@@ -683,12 +683,12 @@ def test_inputs_of_one_name_are_not_taken_for_each_other(cycle, tmp_path):
     succeed("test.py", *arguments)
     picture(tmp_path / "in" / "a.jpg", 32, 32, 2)
     picture(tmp_path / "in" / "a.jpg.bmp", 36, 36, 3)
-    assert "translating 3 of 3 pictures" in succeed("test.py", *arguments).out
+    assert "translating 3 of 3 images" in succeed("test.py", *arguments).out
     sizes = {
         name: Image.open(results(cycle) / name).size[0] for name in files_below(results(cycle))
     }
     assert sizes == {"a.png": 40, "a.png.png": 40, "a.jpg.png": 32, "a.jpg.bmp.png": 36}
-    assert "translating 0 of 3 pictures" in succeed("test.py", *arguments).out
+    assert "translating 0 of 3 images" in succeed("test.py", *arguments).out
 
 
 @pytest.mark.parametrize("threads", ["0", "3"])
@@ -702,15 +702,15 @@ def test_failures_are_listed_and_the_rest_is_done(cycle, tmp_path, threads, tile
     out = run("test.py", *arguments, *tile)
     assert out.code == 1
     last = out.err.strip().splitlines()[-3:]
-    assert last[0] == "2 of 5 pictures failed:"
-    assert "can't read the picture" in last[1]
+    assert last[0] == "2 of 5 images failed:"
+    assert "can't read the image" in last[1]
     assert "1.png" in last[1]
-    assert "9.npy: the picture has 7 channels" in last[2]
+    assert "9.npy: the image has 7 channels" in last[2]
     assert files_below(results(cycle)) == ["0.png", "2.png", "3.png"]
     assert run("test.py", *arguments, *tile, "--skip_broken").code == 1  # the array can be read
     (tmp_path / "in" / "9.npy").unlink()
     assert run("test.py", *arguments, *tile).code == 1
-    assert "1 of 4 pictures failed" in succeed("test.py", *arguments, *tile, "--skip_broken").err
+    assert "1 of 4 images failed" in succeed("test.py", *arguments, *tile, "--skip_broken").err
 
 
 def test_batches_and_threads_write_the_same_files(cycle, tmp_path):
@@ -774,7 +774,7 @@ def test_training_at_full_depth(tmp_path):
     G = load_generator(tmp_path / "ck" / "x", device="cpu")
     assert (G.input_nc, G.value_range) == (5, (0.0, 4095.0))
     out = run("train.py", *common, *small, *epochs, "--input_nc", "3", "--output_nc", "3")
-    assert "the picture has 5 channels, the networks take 3" in out.err
+    assert "the image has 5 channels, the networks take 3" in out.err
 
 
 # ---------------------------------------------------------------------------------------- mistakes
@@ -982,7 +982,7 @@ def test_a_page_on_a_full_disk_is_one_line(cycle, tmp_path):
 def test_outputs_on_a_full_disk_are_listed(cycle, tmp_path, form, more):
     result = on_a_full_disk(cycle, tmp_path, "--only_outputs", "--output_format", form, *more)
     assert result.returncode == 1
-    assert "2 of 2 pictures failed" in result.stderr
+    assert "2 of 2 images failed" in result.stderr
     for name in ("0", "1"):
         path = tmp_path / "results" / "cycle" / "test_latest" / f"{name}.{form}"
         assert f"can't write {path}: File too large" in result.stderr

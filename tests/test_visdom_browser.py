@@ -1,4 +1,4 @@
-"""The live page in a real browser: curves, pictures and labels, and that they come back."""
+"""The live page in a real browser: curves, images and labels, and that they come back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LiveRun:
     labels: tuple[str, ...]
     picture_width: int
     points: Callable[[], int]  # of each curve, so far
-    advance: Callable[[], Any]  # one more point and new pictures
+    advance: Callable[[], Any]  # one more point and new images
     restart_server: Callable[[], Any]  # killed, and an empty one started
 
 
@@ -61,7 +61,7 @@ def live_run(tmp_path: Path):
 
 
 def shows(run: LiveRun, page: Any, seconds: float = PATIENCE) -> bool:
-    """Whether the page has all curves with all points, all pictures, and their labels."""
+    """Whether the page has all curves with all points, all images, and their labels."""
 
     def now() -> bool:
         curves = page.evaluate(CURVES)

@@ -134,7 +134,7 @@ class MadeUpTraining:
         self.waits.append(time.perf_counter() - began)
 
     def step(self, pictures: bool = False) -> None:
-        """One more image, with a record, and pictures if asked."""
+        """One more image, with a record, and images if asked."""
         self.images += 1
         record = self.record(self.images)
         self._timed(lambda: self.logger.log_losses(record))

@@ -1,1 +1,1 @@
-"""Helpers that know nothing about models: pictures, pages, image pool, checkpoints, loggers."""
+"""Helpers that know nothing about models: images, pages, image pool, checkpoints, loggers."""

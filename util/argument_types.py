@@ -70,4 +70,4 @@ def experiment_name(text: str) -> str:
 
 whole = whole_number(0)
 count = whole_number(1)
-width = whole_number(1, 10**6)  # of a picture or a layer
+width = whole_number(1, 10**6)  # of an image or a layer

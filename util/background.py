@@ -11,7 +11,7 @@ from typing import Any
 
 
 class BackgroundWork:
-    """Runs functions in threads; for decoding and encoding pictures, which release the GIL.
+    """Runs functions in threads; for decoding and encoding images, which release the GIL.
 
     At most three functions per thread are queued or running; `submit` blocks beyond that, so that
     memory stays bounded. Without threads, `submit` runs each function at once. If a function

@@ -112,7 +112,7 @@ def one_line_errors() -> Iterator[None]:
             str(e),
         ):
             reason = (
-                "a process that loads pictures was killed, most likely for a lack of memory: "
+                "a process that loads images was killed, most likely for a lack of memory: "
                 "choose a smaller --num_threads"
             )
         elif re.search(r"torch\.compile .* double backward", str(e)):
@@ -146,7 +146,7 @@ def run_tool(main: Callable[[], None]) -> None:
 
 def ignore_warnings() -> None:
     """Ignore warnings that do not help users of the programs."""
-    # oddities of a picture (EXIF data, size); broken pictures raise errors
+    # oddities of an image (EXIF data, size); broken images raise errors
     warnings.filterwarnings("ignore", module=r"PIL\.")
     # more workers (--num_threads) than cores can be right, if they wait for the disk
     warnings.filterwarnings("ignore", message="This DataLoader will create")

@@ -40,7 +40,7 @@ def replacing(path: str | os.PathLike, *, flush: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name may have 255 bytes at most, and that of a picture can be as long already
+    # a name may have 255 bytes at most, and that of an image can be as long already
     temporary = path.with_name(f".{path.stem[:48]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
@@ -147,7 +147,7 @@ def make_writable(folder: str | os.PathLike, option: str) -> None:
 
 
 def mark_as_results(folder: str | os.PathLike) -> None:
-    """Mark a folder as results: listing the pictures of a parent folder then leaves it out."""
+    """Mark a folder as results: listing the images of a parent folder then leaves it out."""
     try:
         Path(folder, NO_INPUT).touch()
     except OSError as e:

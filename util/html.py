@@ -1,4 +1,4 @@
-"""Pages of pictures: static HTML beside a folder of images."""
+"""Pages of images: static HTML beside a folder of images."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class picture(html_tag):  # dominate takes the name of the tag from the class
     """The tag for several versions of one image, which dominate lacks."""
 
 
-GAP = 6  # pixels between two pictures of a row
+GAP = 6  # pixels between two images of a row
 MARGIN = 16  # pixels beside the page
 PHONE = 640  # pixels; a narrower page counts as a phone's
-LEAST_ON_PHONE = 110  # minimum width of a picture there
-LEAST_SHARE = 0.75  # elsewhere: minimum width of a picture, as a fraction of the one asked for
+LEAST_ON_PHONE = 110  # minimum width of an image there
+LEAST_SHARE = 0.75  # elsewhere: minimum width of an image, as a fraction of the one asked for
 LEAST_ASIDE = 200  # minimum width (or the one asked for, if smaller) where rows are side by side
 
 # Without a known height, unloaded images would be empty, and all the lazy ones in view at once: so
@@ -75,7 +75,7 @@ def _quoted(path: str) -> str:
 class HTML:
     """A page `index.html` in `web_dir` that shows files of `web_dir/images`.
 
-    It has rows of pictures under headings. Texts and file names are escaped; pictures load lazily,
+    It has rows of images under headings. Texts and file names are escaped; images load lazily,
     when they come into view. `refresh` is the seconds after which the page reloads, 0 for never.
     """
 
@@ -85,7 +85,7 @@ class HTML:
         self.img_dir = self.web_dir / "images"
         self.img_dir.mkdir(parents=True, exist_ok=True)
         mark_as_results(self.web_dir)
-        self.shapes: set[tuple[int, int]] = set()  # pictures in a row, and their width
+        self.shapes: set[tuple[int, int]] = set()  # images in a row, and their width
         self.doc = dominate.document(title=title)
         with self.doc.head:
             meta(charset="utf-8")
@@ -99,7 +99,7 @@ class HTML:
             h1(title)
 
     def get_image_dir(self) -> Path:
-        """The folder in which pictures of this page belong."""
+        """The folder in which images of this page belong."""
         return self.img_dir
 
     def add_header(self, text: str) -> None:
@@ -118,7 +118,7 @@ class HTML:
     def add_images(
         self, ims: Sequence[str], txts: Sequence[str], links: Sequence[str], width: int = 400
     ) -> None:
-        """Add a row of pictures (paths below `images/`) with labels and what they link to.
+        """Add a row of images (paths below `images/`) with labels and what they link to.
 
         Each has a column of at most `width` pixels. On a page too narrow for all of them the row
         is split into halves, quarters and so on, in the same way for every row of that length.
@@ -133,7 +133,7 @@ class HTML:
         (self.doc if self.item is None else self.item).add(row)
 
     def add_wide_image(self, path: str, text: str, narrow: str = "") -> None:
-        """Add a picture as wide as the page (on a phone: `narrow`); paths are relative to it."""
+        """Add an image as wide as the page (on a phone: `narrow`); paths are relative to it."""
         self._end_items()
         with self.doc, div(cls="wide"), a(href=_quoted(path)), picture():
             if narrow:
@@ -163,7 +163,7 @@ def _line_width(count: int, width: float) -> float:
 
 
 def _columns(count: int, width: int) -> str:
-    """CSS rules that give a row of `count` pictures more columns the wider the page is."""
+    """CSS rules that give a row of `count` images more columns the wider the page is."""
     name = _row_class(count, width)
     rules = [f".{name} {{ --width: {width}px; --columns: 1; }}"]
 

@@ -1,4 +1,4 @@
-"""A buffer of generated pictures (Shrivastava et al. 2017, section 2.3)."""
+"""A buffer of generated images (Shrivastava et al. 2017, section 2.3)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 
 class ImagePool:
-    """Keeps up to `pool_size` generated pictures, so that D also sees earlier outputs of G."""
+    """Keeps up to `pool_size` generated images, so that D also sees earlier outputs of G."""
 
     def __init__(self, pool_size: int):
         self.pool_size = pool_size
         self.images: list[torch.Tensor] = []
 
     def query(self, images: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, C, H, W), in any range, for D to see in place of the newest ones.
+        """Images (N, C, H, W), in any range, for D to see in place of the newest ones.
 
-        Returns the input while the pool fills, and with a size of 0. Later each picture is, with
+        Returns the input while the pool fills, and with a size of 0. Later each image is, with
         probability 1/2, exchanged for a random one of the pool.
         """
         if self.pool_size == 0:
@@ -41,13 +41,13 @@ class ImagePool:
         return torch.cat(chosen, 0)
 
     def snapshot(self) -> Callable[[], None]:
-        """A function that puts the current pictures back."""
+        """A function that puts the current images back."""
         return functools.partial(setattr, self, "images", list(self.images))
 
     def state_dict(self) -> dict[str, list[torch.Tensor]]:
-        """The pictures, in order."""
+        """The images, in order."""
         return {"images": self.images}
 
     def load_state_dict(self, state: dict[str, list[torch.Tensor]]) -> None:
-        """Load what `state_dict` returned, at most `pool_size` pictures."""
+        """Load what `state_dict` returned, at most `pool_size` images."""
         self.images = list(state["images"])[: self.pool_size]

@@ -1,4 +1,4 @@
-"""Which files are pictures, and the one place that opens them. Needs only Pillow and NumPy."""
+"""Which files are images, and the one place that opens them. Needs only Pillow and NumPy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 ROUNDING = 1e-5  # by how much floats may exceed [0, 1]: less than one step of 16 bits
 SIGNED = "signed integers"  # one of the kinds of `misread_tiff`
-UNREADABLE = "can't read the picture"  # how errors of `wrap_read_errors` begin
+UNREADABLE = "can't read the image"  # how errors of `wrap_read_errors` begin
 HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
 _opening = threading.Lock()
@@ -55,7 +55,7 @@ def install_hint(ending: str) -> str:
 
 
 def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_EXTENSIONS) -> bool:
-    """Whether the name ends like a picture's, in any case, and is not hidden (`._a.jpg`)."""
+    """Whether the name ends like an image's, in any case, and is not hidden (`._a.jpg`)."""
     name = os.path.basename(os.fspath(filename))
     return os.path.splitext(name)[1].lower() in extensions and not name.startswith(".")
 
@@ -83,10 +83,10 @@ def wrap_read_errors(path: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Image]:
-    """Open a picture with Pillow, at its first frame if there are several.
+    """Open an image with Pillow, at its first frame if there are several.
 
     Raises UserError, which names the file, for any error in the block; and, unless `any_size`, for
-    more pixels than Pillow's limit, which damaged files exceed more often than real pictures.
+    more pixels than Pillow's limit, which damaged files exceed more often than real images.
     """
     with wrap_read_errors(path):
         limit = {"MAX_IMAGE_PIXELS": None} if any_size else {}
@@ -97,7 +97,7 @@ def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Im
 
 
 def open_image(path: str | os.PathLike, mode: str = "RGB", upright: bool = True) -> Image.Image:
-    """Open a picture and decode it to `mode` (`RGB` or `L`), 8 bits a channel.
+    """Open an image and decode it to `mode` (`RGB` or `L`), 8 bits a channel.
 
     16-bit grey and floats in [0, 1] are rescaled to 8 bits. `upright` applies the EXIF orientation,
     as image viewers do. Raises UserError, which names the file, if it can't be decoded, and for
@@ -141,7 +141,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def has_16_bits(image: Image.Image, levels: np.ndarray) -> bool:
-    """Whether the integers of a picture in mode I or I;16 are on a scale of 16 bits.
+    """Whether the integers of an image in mode I or I;16 are on a scale of 16 bits.
 
     Those of PNG and PPM files and of mode I;16 are; others only if one of them exceeds 255.
     """
@@ -154,7 +154,7 @@ def check_floats(values: np.ndarray, any_range: bool = False) -> None:
     least, most = float(values.min()), float(values.max())
     # a single NaN spreads through the norms and turns the whole result black
     if not (np.isfinite(least) and np.isfinite(most)):
-        raise UserError("the picture has values that are NaN or infinite: replace them first")
+        raise UserError("the image has values that are NaN or infinite: replace them first")
     if not any_range and (least < -ROUNDING or most > 1 + ROUNDING):
         raise UserError(f"floats from {least:g} to {most:g} need their range: {HOW_RANGE}")
 
@@ -163,10 +163,10 @@ def orientation(image: Image.Image) -> int:
     """How the camera was held, according to EXIF: 1 is upright, see `TURNS` for the others."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged metadata does not make the picture unreadable
+    except Exception:  # damaged metadata does not make the image unreadable
         return 1
 
 
 def frames(image: Image.Image) -> int:
-    """How many pictures there are in a file; the previews that cameras add (MPO) do not count."""
+    """How many images there are in a file; the previews that cameras add (MPO) do not count."""
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)

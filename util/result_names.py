@@ -17,9 +17,9 @@ def results_folder(opt: argparse.Namespace) -> Path:
 
 
 def result_name(relative_path: str, taken: set[str]) -> str:
-    """The name of a picture's results: its path without extension, unless that is taken.
+    """The name of an image's results: its path without extension, unless that is taken.
 
-    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. A picture that is used several times,
+    `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. An image that is used several times,
     since the other side of the data set has more, becomes `a`, `a.png`, `a-2`, `a-3`. Adds the name
     to `taken`.
     """
@@ -48,7 +48,7 @@ def output_names(relative_paths: Sequence[str]) -> list[str]:
 class ResultNames:
     """Names results so that they do not depend on the number of processes.
 
-    Each process names all `count` pictures, and uses the names of its `own` ones, given by their
+    Each process names all `count` images, and uses the names of its `own` ones, given by their
     numbers in order.
     """
 
@@ -61,7 +61,7 @@ class ResultNames:
         self.names: list[str] = []
 
     def next(self, path: str) -> tuple[int, str]:
-        """The number of the next item and the name of its results; `path` is its picture.
+        """The number of the next item and the name of its results; `path` is its image.
 
         Numbers of items that the dataset skipped are passed over.
         """

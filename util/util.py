@@ -1,4 +1,4 @@
-"""Small helpers: tensors to pictures, and pictures to files."""
+"""Small helpers: tensors to images, and images to files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -> np.ndarray:
-    """The first picture of a batch as an array that can be shown and saved.
+    """The first image of a batch as an array that can be shown and saved.
 
     Takes a tensor (N, C, H, W) with values in [-1, 1] and returns (H, W, 3) with values in
     [0, 255], rounded to the nearest level. The first of one or two channels is shown as grey, and
@@ -56,7 +56,7 @@ def copy_if_equal(source: str | os.PathLike, pixels: np.ndarray, target: Path) -
     """Copy a PNG file if it holds exactly these pixels (H, W, 3); returns whether it does.
 
     Takes a quarter of the time of encoding them again. A file with more than pixels, such as a
-    colour profile, is not copied: it would look different from the pictures beside it.
+    colour profile, is not copied: it would look different from the images beside it.
     """
     try:
         with Image.open(source, formats=["PNG"]) as image:

@@ -1,4 +1,4 @@
-"""The one object that the training loop reports to, and the saving of result pictures."""
+"""The one object that the training loop reports to, and the saving of result images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADVICE_SHARE = 0.3  # of the time: more waiting for data than this is slow
 
 
 class Visualizer:
-    """Passes losses and pictures on to loggers: console, log, record, page, and optional ones.
+    """Passes losses and images on to loggers: console, log, record, page, and optional ones.
 
     A logger that fails is switched off with one warning; training goes on.
     """
@@ -60,7 +60,7 @@ class Visualizer:
     def open(self, set_aside: Callable[[], None] = lambda: None) -> None:
         """Call `set_aside`, and open the loggers, which set aside files of an earlier training."""
         start = time.perf_counter()
-        # only rank 0 shows anything: its own losses and pictures
+        # only rank 0 shows anything: its own losses and images
         if distributed.is_main():
             self.loggers = open_loggers(self.opt, self.begun, set_aside)
         else:
@@ -147,7 +147,7 @@ class Visualizer:
             share = self.total_waited / self.total_time
             with contextlib.suppress(OSError):  # the terminal may be gone
                 tqdm.write(
-                    f"{share:.0%} of the time goes to waiting for pictures: more --num_threads "
+                    f"{share:.0%} of the time goes to waiting for images: more --num_threads "
                     f"(now {self.opt.num_threads}) or smaller files on a faster disk would help"
                 )
         return (elapsed - waited) / images, waited / images
@@ -198,7 +198,7 @@ class Visualizer:
     def display_current_results(
         self, visuals: Mapping[str, Any], epoch: int, *images_and_save: int
     ) -> None:
-        """Show pictures: `(visuals, epoch, save)`, or `(visuals, epoch, images seen in all, save)`.
+        """Show images: `(visuals, epoch, save)`, or `(visuals, epoch, images seen in all, save)`.
 
         `visuals` are (N, C, H, W) in [-1, 1], the first of which is shown, or uint8 (H, W, C).
         `save` keeps them on the training page even if it already has some of this epoch.
@@ -252,10 +252,10 @@ def save_images(
     width: int = 256,
     use_wandb: bool = False,
 ) -> None:
-    """Save the pictures of one input below the page's `images/`, and add them to it as a row.
+    """Save the images of one input below the page's `images/`, and add them to it as a row.
 
     `visuals` are (N, C, H, W) in [-1, 1], the first of which is saved, or uint8 (H, W, C); `width`
-    is the width of a picture on the page.
+    is the width of an image on the page.
     """
     name = Path(image_path[0]).stem
     files = write_visuals(
@@ -273,7 +273,7 @@ def write_visuals(
     aspect_ratio: float,
     encoders: BackgroundWork,
 ) -> list[str]:
-    """Write the pictures of one input in the background; returns the paths below `img_dir`.
+    """Write the images of one input in the background; returns the paths below `img_dir`.
 
     `visuals` are as for `save_images`. Files are called `<name>_<label>.png`; `name` may have
     folders in it.
@@ -292,7 +292,7 @@ def write_visuals(
 
 
 def _copy(pictures: torch.Tensor) -> torch.Tensor:
-    """A copy of the first picture, since a model may reuse the memory of a result.
+    """A copy of the first image, since a model may reuse the memory of a result.
 
     It stays on its device, so that nothing waits for a GPU; a large one is copied to the CPU, since
     many may queue up.

@@ -1,4 +1,4 @@
-"""Read pictures of any depth and any number of channels.
+"""Read images of any depth and any number of channels.
 
 Pillow reads 8 bits, `imagecodecs` PNG of 16 bits, `tifffile` TIFF of more than 8 bits. `.npy` files
 hold any number of channels.
@@ -43,7 +43,7 @@ class Picture:
 
     `alpha_unspecified`: the file does not say that this sample is alpha. `info` is the metadata in
     the form that Pillow's `save` takes: `icc_profile`, `exif` and `dpi`, each if the file has it.
-    `frames` is the number of pictures in the file.
+    `frames` is the number of images in the file.
     """
 
     pixels: np.ndarray
@@ -59,7 +59,7 @@ class Picture:
 
 
 def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
-    """Read a picture at its full depth; `upright` as in `from_pil`.
+    """Read an image at its full depth; `upright` as in `from_pil`.
 
     Palettes become RGB. Raises UserError, which names the file, if it can't be read.
     """
@@ -77,7 +77,7 @@ def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
 
 
 def from_pil(image: Image.Image, upright: bool = False) -> Picture:
-    """Convert a Pillow picture. One that was opened but not decoded yet is read at full depth.
+    """Convert a Pillow image. One that was opened but not decoded yet is read at full depth.
 
     `upright` applies the EXIF orientation, as viewers do.
     """
@@ -89,7 +89,7 @@ def from_pil(image: Image.Image, upright: bool = False) -> Picture:
 
 
 def _turned(picture: Picture, orientation: int) -> Picture:
-    """Turn a picture in place, so that it is as viewers show it, and return it."""
+    """Turn an image in place, so that it is as viewers show it, and return it."""
     if (turn := TURNS.get(orientation)) is not None:
         picture.pixels = np.ascontiguousarray(turn(picture.pixels))
         picture.alpha = None if picture.alpha is None else np.ascontiguousarray(turn(picture.alpha))
@@ -170,7 +170,7 @@ def read_info(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _values(image: Image.Image, dtype: type, mode: str | None = None) -> np.ndarray:
-    """The pixels (H, W, C) of a picture, converted to `mode`."""
+    """The pixels (H, W, C) of an image, converted to `mode`."""
     image.load()
     width, height = image.size
     pixels = np.empty(0)
@@ -248,7 +248,7 @@ def _unmultiplied(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def fit_samples(picture: Picture, channels: Container[int]) -> Picture:
-    """Fit a picture to networks that take one of these numbers of `channels`.
+    """Fit an image to networks that take one of these numbers of `channels`.
 
     An extra sample without a declared meaning, such as infrared, becomes a channel if the network
     takes one more. Else it counts as alpha, or is dropped if it has 8 bits, as Pillow does.
@@ -263,13 +263,13 @@ def fit_samples(picture: Picture, channels: Container[int]) -> Picture:
 
 
 def _from_array(array: np.ndarray) -> Picture:
-    """An array (H, W) or (H, W, C) of numbers as a picture; raises UserError for others."""
+    """An array (H, W) or (H, W, C) of numbers as an image; raises UserError for others."""
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
         shape = " x ".join(map(str, array.shape)) or "a single value"
         raise UserError(
-            f"an array of {shape} of {array.dtype} is no picture: it must be (height, width, "
+            f"an array of {shape} of {array.dtype} is no image: it must be (height, width, "
             "channels) of integers or floats"
         )
     if array.dtype.byteorder not in "=|":

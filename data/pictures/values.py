@@ -85,7 +85,7 @@ def fit_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
             return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
         grey = pixels.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
         return (grey.round() if pixels.dtype.kind in "ui" else grey).astype(pixels.dtype)[..., None]
-    raise UserError(f"the picture has {have} channels, the network takes {wanted} (--input_nc)")
+    raise UserError(f"the image has {have} channels, the network takes {wanted} (--input_nc)")
 
 
 def opaque_value(alpha: np.ndarray, value_range: Range | None) -> float:

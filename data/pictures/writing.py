@@ -1,7 +1,7 @@
-"""Write pictures of any depth, in the format of the file's extension.
+"""Write images of any depth, in the format of the file's extension.
 
 Pillow writes 8 bits, `imagecodecs` PNG of 16 bits, `tifffile` TIFF of more than 8 bits. Large
-pictures are written in bands of rows: all their pixels need never be in memory at once.
+images are written in bands of rows: all their pixels need never be in memory at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff"}
 
 
 def check_writable(ending: str, channels: int, dtype: np.dtype | type) -> None:
-    """Raise UserError if files of this extension can't hold such a picture."""
+    """Raise UserError if files of this extension can't hold such an image."""
     dtype = np.dtype(dtype)
     able = {
         ".npy": True,
@@ -44,7 +44,7 @@ def check_writable(ending: str, channels: int, dtype: np.dtype | type) -> None:
         kind = ending.lstrip(".")
         raise UserError(
             f"{kind} can't hold {channels} channels of {dtype}: "
-            "use --output_format tiff, or same with .npy pictures"
+            "use --output_format tiff, or same with .npy images"
         )
 
 
@@ -72,7 +72,7 @@ def write_bands(
     info: dict[str, Any] | None = None,
     opaque: float | None = None,
 ) -> None:
-    """Write a picture of `shape` (H, W, C) that comes in bands of rows (h, W, C), top to bottom.
+    """Write an image of `shape` (H, W, C) that comes in bands of rows (h, W, C), top to bottom.
 
     `path` is the old file or the whole new one, never a part. Transparency and metadata (`info` of
     `Picture`) that the format can't hold are left out. Raises UserError if it can't hold the

@@ -1,6 +1,6 @@
 """Export a generator to a file that needs none of this code: ONNX, TorchScript or PyTorch's pt2.
 
-Such a file takes float32 pictures (N, C, H, W) in [-1, 1] of any N, H and W, and keeps their size:
+Such a file takes float32 images (N, C, H, W) in [-1, 1] of any N, H and W, and keeps their size:
 it contains the padding of `padding.apply_padded`.
 """
 
@@ -42,7 +42,7 @@ _LARGEST = 2**20  # the exporter may assume that a side is at most this many mul
 
 
 class Exported(NamedTuple):
-    """A written file, and its largest difference from PyTorch for each picture size."""
+    """A written file, and its largest difference from PyTorch for each image size."""
 
     path: Path
     differences: dict[str, float]
@@ -102,7 +102,7 @@ def export_generator(
         # the pixel values that become -1 and 1; if absent, the full range of their type
         **({"pictures": "{} {}".format(*G.value_range)} if G.value_range else {}),
         "sizes": "any batch, height and width; the output has those of the input",
-        "batch_norm": "stored statistics" if eval else "statistics of each picture",
+        "batch_norm": "stored statistics" if eval else "statistics of each image",
         "dropout": "off",
         "torch": torch.__version__,
     }
@@ -133,7 +133,7 @@ def export_generator(
 
 
 def has_free_sizes() -> bool:
-    """Whether `torch.export` can leave picture sizes dynamic; in PyTorch 2.4 it can't."""
+    """Whether `torch.export` can leave image sizes dynamic; in PyTorch 2.4 it can't."""
     return hasattr(torch.export.Dim, "DYNAMIC")
 
 
@@ -150,7 +150,7 @@ def channels(options: dict[str, Any]) -> str:
 def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
     """A copy of a generator on the CPU, without dropout and without gradients.
 
-    Batch norms use the statistics of each single picture, as in `test.py`, or with `eval` those
+    Batch norms use the statistics of each single image, as in `test.py`, or with `eval` those
     stored in training. Without `eval`, raises UserError for batch norms with custom code.
     """
     net = copy.deepcopy(net).cpu().float().eval().requires_grad_(False)
@@ -170,7 +170,7 @@ def frozen(net: nn.Module, eval: bool = False) -> nn.Module:
 
 
 def as_tested(net: nn.Module, eval: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The generator itself, run as in `test.py`, one picture at a time, but without dropout."""
+    """The generator itself, run as in `test.py`, one image at a time, but without dropout."""
     for module in net.modules():
         norm = isinstance(module, nn.modules.batchnorm._NormBase)
         module.training = norm and not eval  # F.dropout follows the network's flag
@@ -179,7 +179,7 @@ def as_tested(net: nn.Module, eval: bool = False) -> Callable[[torch.Tensor], to
 
 
 def _plain_norm(norm: Any, eval: bool) -> nn.Module:
-    # a batch norm over a batch of one picture is an instance norm
+    # a batch norm over a batch of one image is an instance norm
     stored = eval and norm.running_mean is not None
     kind = nn.BatchNorm2d if stored else nn.InstanceNorm2d
     plain = kind(norm.num_features, eps=norm.eps, affine=norm.affine)
@@ -190,7 +190,7 @@ def _plain_norm(norm: Any, eval: bool) -> nn.Module:
 class AnySize(nn.Module):
     """`padding.apply_padded` for the exporters: one graph for all sizes, without branches.
 
-    Pads by indexing rows and columns: reflects them, or repeats the last one if the picture is too
+    Pads by indexing rows and columns: reflects them, or repeats the last one if the image is too
     small to reflect.
     """
 
@@ -293,7 +293,7 @@ def _content(
 
 
 def reader(form: str, path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The exported file as a function of pictures (N, C, H, W), on the CPU."""
+    """The exported file as a function of images (N, C, H, W), on the CPU."""
     if form == "onnx":
         import onnxruntime
 
@@ -316,7 +316,7 @@ def largest_difference(
 ) -> dict[str, float]:
     """The largest difference between a network and its exported file, by size `NxHxW`.
 
-    The pictures are uniform noise in [-1, 1], the same in each call.
+    The images are uniform noise in [-1, 1], the same in each call.
     """
     source = torch.Generator().manual_seed(0)
     found = {}

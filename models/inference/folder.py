@@ -1,4 +1,4 @@
-"""Translate a folder of pictures, keeping relative paths: `test.py --only_outputs`."""
+"""Translate a folder of images, keeping relative paths: `test.py --only_outputs`."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from .translator import Translator
 
 
 class Job(NamedTuple):
-    """A picture to translate, and the file to write."""
+    """An image to translate, and the file to write."""
 
     source: str
     target: Path
 
 
 class Ready(NamedTuple):
-    """A picture that has been read. `x` is (C, H, W) in [-1, 1]; None: to be computed in tiles."""
+    """An image that has been read. `x` is (C, H, W) in [-1, 1]; None: to be computed in tiles."""
 
     job: Job
     picture: Picture
@@ -48,16 +48,16 @@ class Ready(NamedTuple):
 
 @dataclass
 class FolderTranslation:
-    """How the pictures of a folder are translated.
+    """How the images of a folder are translated.
 
     Attributes:
         translator: the generator.
         format: `png`, `jpg` or `webp` (8 bits), `tiff` (the input's depth), or `same` (the input's
             format and depth).
-        batch_size: largest number of consecutive pictures of equal size in a batch; 1 is used where
+        batch_size: largest number of consecutive images of equal size in a batch; 1 is used where
             results would depend on the batch.
         threads: number of threads that read, and of those that write; 0: no threads.
-        tiles: how to cut up large pictures; None computes each in one piece.
+        tiles: how to cut up large images; None computes each in one piece.
         load_resized: reads a file as (C, H, W) in [-1, 1], resized; None keeps the size.
     """
 
@@ -71,7 +71,7 @@ class FolderTranslation:
 
     def __post_init__(self) -> None:
         if self.tiles is not None:
-            self.threads = 0  # one large picture in memory at a time
+            self.threads = 0  # one large image in memory at a time
         if self.batch_size > 1 and not independent_of_batch(self.translator.net):
             print("batch size 1: batch norm and dropout depend on the batch (not with --eval)")
             self.batch_size = 1
@@ -97,7 +97,7 @@ class FolderTranslation:
             failed[job.source] = reason if named else f"{job.source}: {reason}"
 
         several: list[str] = []
-        bar = tqdm(total=len(jobs), unit="pictures", disable=None)
+        bar = tqdm(total=len(jobs), unit="images", disable=None)
         reading = contextlib.closing(self._read_all(jobs, fail))
         with bar, BackgroundWork(self.threads) as encoders, reading as pictures:
             for batch in batched_by(pictures, self.batch_size, _size):
@@ -107,7 +107,7 @@ class FolderTranslation:
                         self._write_tiled(batch[0])
                     else:
                         self._translate(batch, encoders, fail)
-                except Exception as e:  # whatever it is, go on with the other pictures
+                except Exception as e:  # whatever it is, go on with the other images
                     for ready in batch:
                         fail(ready.job, e)
                 bar.update(len(batch))
@@ -148,7 +148,7 @@ class FolderTranslation:
                 write_bands(ready.job.target, bands, shape, dtype, alpha, info, opaque)
         finally:
             bands.close()  # removes scratch files
-            # free the memory now, before the next picture is read
+            # free the memory now, before the next image is read
             picture.pixels, picture.alpha = picture.pixels[:0].copy(), None
 
     def _dtype(self, picture: Picture) -> np.dtype:
@@ -165,7 +165,7 @@ class FolderTranslation:
         with prefix_errors(job.source):
             if self.load_resized is not None:
                 x = self.load_resized(job.source)
-                # a placeholder for 8-bit pixels; a resized picture has no alpha
+                # a placeholder for 8-bit pixels; a resized image has no alpha
                 pixels, info = np.empty((0, 0, 1), np.uint8), read_info(job.source)
                 return Ready(job, Picture(pixels, info=info), x)
             picture = read_picture(job.source, self.upright)
@@ -177,7 +177,7 @@ class FolderTranslation:
     def _read_all(
         self, jobs: Sequence[Job], fail: Callable[[Job, Exception], None]
     ) -> Generator[Ready, None, None]:
-        """Pictures in order; with `threads` they are read ahead."""
+        """Images in order; with `threads` they are read ahead."""
         ahead = 2 * self.threads + self.batch_size if self.threads else 1
         coming: deque[tuple[Job, SimpleQueue]] = deque()
         left = iter(jobs)
@@ -202,7 +202,7 @@ class FolderTranslation:
 
 
 def _size(ready: Ready) -> torch.Size | None:
-    """The key that the pictures of a batch share; None makes a tiled picture a batch of its own."""
+    """The key that the images of a batch share; None makes a tiled image a batch of its own."""
     return None if ready.x is None else ready.x.shape
 
 

@@ -49,7 +49,7 @@ def load_generator(
     value_range: Range | None = None,
     weights: str = "auto",
 ) -> Translator:
-    """The generator of an experiment, ready to be called with pictures.
+    """The generator of an experiment, ready to be called with images.
 
     Args:
         folder: the experiment's folder, such as `checkpoints/maps_cyclegan`.
@@ -59,9 +59,9 @@ def load_generator(
         precision: `tf32`, `fp32`, `bf16` or `fp16`, as for `--precision`.
         eval: as `--eval`: batch norms use the statistics stored in training, and dropout is off.
             Without it both behave as in training, as in the papers and in `test.py`: batch norms
-            use the statistics of each picture, and dropout draws from torch's random generator.
+            use the statistics of each image, and dropout draws from torch's random generator.
             For the usual CycleGAN (instance norm, no dropout) it makes no difference.
-        value_range: the values of pictures and arrays that become -1 and 1, as for
+        value_range: the values of images and arrays that become -1 and 1, as for
             `--value_range`. None takes the range of training; if there was none, the full range of
             an integer type, and [0, 1] for floats.
         weights: `ema` (averaged, from training with `--ema`), `raw`, or `auto`: `ema` if there are

@@ -20,7 +20,7 @@ SHAPES = 8  # recorded at most
 class RecordedPasses:
     """A generator's forward pass without gradients: recorded once for each shape, then replayed.
 
-    Takes pictures (N, C, H, W) as `forward` does, and returns a new tensor each time.
+    Takes images (N, C, H, W) as `forward` does, and returns a new tensor each time.
     """
 
     def __init__(self, net: nn.Module):

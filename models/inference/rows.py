@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 
 class RowSource(Protocol):
-    """A picture that is read in bands of rows."""
+    """An image that is read in bands of rows."""
 
     channels: int
     height: int
@@ -110,7 +110,7 @@ def conv_transposed(
 
 
 def extended(source: RowSource, multiple: int, least: int, device: torch.device) -> Rows:
-    """A picture padded at the right and at the bottom, as by `apply_padded`."""
+    """An image padded at the right and at the bottom, as by `apply_padded`."""
     c, h, w = source.channels, source.height, source.width
     height, width = (max(least, -(-n // multiple) * multiple) for n in (h, w))
     mode = "reflect" if height < 2 * h and width < 2 * w else "replicate"

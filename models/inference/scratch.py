@@ -43,7 +43,7 @@ class ScratchSpace:
         if needed - self.memory > free * 0.95:
             gib = 2**30
             raise UserError(
-                f"exact tiles of this picture store {needed / gib:.1f} GiB: --tile_memory gives "
+                f"exact tiles of this image store {needed / gib:.1f} GiB: --tile_memory gives "
                 f"{self.memory / gib:.1f} and {self.scratch} has {free / gib:.1f} free; use "
                 "--tile_scratch FOLDER on a larger disk, or --tile_mode quick"
             )

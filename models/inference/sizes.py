@@ -1,4 +1,4 @@
-"""Run any generator on pictures of any size: pad them to a size it takes, and crop the result."""
+"""Run any generator on images of any size: pad them to a size it takes, and crop the result."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
     """The number that height and width must be multiples of, and their minimum; or why none fits.
 
     Networks that pad by themselves declare both. For others they are found by trial: the smallest
-    power of two, up to 256, for which pictures keep their size. Where there is none, for example
-    because a network enlarges pictures, the reason is returned. The network runs in evaluation
+    power of two, up to 256, for which images keep their size. Where there is none, for example
+    because a network enlarges images, the reason is returned. The network runs in evaluation
     mode, which uses no random numbers.
     """
     if isinstance(net, SELF_PADDING):
         return net.fits
 
     name = type(net).__name__
-    other_sizes = f"{name} gives pictures of other sizes than it takes"
+    other_sizes = f"{name} gives images of other sizes than it takes"
     reason = ""
 
     def keeps(height: int, width: int) -> bool:
@@ -63,13 +63,13 @@ def one_tensor(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if not isinstance(result, torch.Tensor):
         raise UserError(
             f"a {type(net).__name__} returns a {type(result).__name__}: to translate "
-            "pictures of any size, a network must return one tensor (N, C, H, W)"
+            "images of any size, a network must return one tensor (N, C, H, W)"
         )
     return result
 
 
 class KeepsSize(nn.Module):
-    """A generator for pictures of any size: (N, C, H, W) to (N, C', H, W).
+    """A generator for images of any size: (N, C, H, W) to (N, C', H, W).
 
     Results of a network that changes sizes are not cropped.
     """
@@ -90,11 +90,11 @@ class KeepsSize(nn.Module):
             if not isinstance(self.rule, str) or is_out_of_memory(e):
                 raise
             name, size = type(self.net).__name__, "x".join(map(str, x.shape))
-            raise UserError(f"{name} fails on pictures of {size}: {first_line(e)}") from e
+            raise UserError(f"{name} fails on images of {size}: {first_line(e)}") from e
 
 
 def keep_sizes(model: BaseModel) -> None:
-    """Make the generators of a model take pictures of any size, and return that size."""
+    """Make the generators of a model take images of any size, and return that size."""
     generators = [net for name, net in model.networks().items() if name.startswith("G")]
     wrapped = {net: KeepsSize(net) for net in generators if not isinstance(net, SELF_PADDING)}
     for name, value in list(vars(model).items()):

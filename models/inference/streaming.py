@@ -1,11 +1,11 @@
-"""Run a generator over a picture in bands of rows: the exact result, in bounded memory.
+"""Run a generator over an image in bands of rows: the exact result, in bounded memory.
 
 Tiles that are translated one by one differ where they meet: an instance norm takes mean and
 variance of its tile, and the borders of each tile are padded. Here the network runs layer by layer.
 The result of each convolution is computed in bands of rows and stored whole, in memory up to a
 limit and in files beyond it. So the next layer sees the true neighbours of each pixel, and a norm
-the statistics of the whole picture. Up to rounding, the result is what the network gives for the
-whole picture at once.
+the statistics of the whole image. Up to rounding, the result is what the network gives for the
+whole image at once.
 
 Pads, norms, activations and sums are not stored: they are computed each time their rows are read.
 To add a kind of layer, write a function that makes new `Rows` from given ones, and add it to
@@ -44,9 +44,9 @@ def uses_own_statistics(module: nn.Module) -> bool:
 
 # ------------------------------------------------------------------------------------ the network
 class Stream:
-    """Runs a network over a picture, layer by layer.
+    """Runs a network over an image, layer by layer.
 
-    `band_pixels` bounds what is computed at once, in pixels of the picture. Raises UserError for a
+    `band_pixels` bounds what is computed at once, in pixels of the image. Raises UserError for a
     network that is not a ResNet or U-Net of this code.
     """
 
@@ -68,7 +68,7 @@ class Stream:
         self.band_rows = max(8, band_pixels // self.picture.width)
 
     def run(self) -> Iterator[torch.Tensor]:
-        """The result in bands (C', h, W), top to bottom, cut to the size of the picture."""
+        """The result in bands (C', h, W), top to bottom, cut to the size of the image."""
         output = self.layer(self.net.model, self.picture)  # type: ignore[arg-type]
         for top, bottom in self.bands(output, self.source.height):
             yield output.rows(top, bottom)[0, :, :, : self.source.width]

@@ -1,9 +1,9 @@
-"""Large pictures in bounded memory: `exact` (see `streaming.py`), or `quick`, in overlapping tiles.
+"""Large images in bounded memory: `exact` (see `streaming.py`), or `quick`, in overlapping tiles.
 
 Quick tiles are run one by one. Neighbours share a strip of `overlap` pixels. Its outer parts, which
 the padding of a tile influences, are discarded; over its middle, at most 64 pixels wide, one tile
 fades into the other. Norms that compute statistics of their input use the same ones in all tiles:
-those of 16 sample tiles of 256x256 pixels, spread evenly over the picture and run as one batch.
+those of 16 sample tiles of 256x256 pixels, spread evenly over the image and run as one batch.
 
 With stored statistics (batch norm in eval mode) quick tiles are exact if the overlap is at least
 the fade plus the reach of the receptive field on both sides. It reaches 60 pixels for
@@ -11,7 +11,7 @@ resnet_6blocks, 84 for resnet_9blocks, 381 for unet_128 and 765 for unet_256: ov
 832 and 1600 pixels are enough.
 
 Quick tiles work for any generator that keeps sizes, exact ones for the ResNets and U-Nets of this
-code. In quick tiles, other layers that look at the whole picture, such as attention, see one tile.
+code. In quick tiles, other layers that look at the whole image, such as attention, see one tile.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WIDEST_FADE = 64
 
 @dataclass(frozen=True)
 class TileOptions:
-    """How to cut up large pictures.
+    """How to cut up large images.
 
     Attributes:
         size: side of a tile; exact bands have as many pixels as one such tile.
@@ -91,7 +91,7 @@ def tile_generators(model: object, options: TileOptions, precision: str = "tf32"
 class TiledNet(nn.Module):
     """A generator that computes in tiles: (N, C, H, W) in [-1, 1], any N, H and W.
 
-    This bounds the memory that the network needs; the pictures are whole tensors.
+    This bounds the memory that the network needs; the images are whole tensors.
     """
 
     def __init__(self, net: nn.Module, options: TileOptions, precision: str = "tf32"):
@@ -140,7 +140,7 @@ def translate_in_tiles(
     device: torch.device,
     precision: str = "tf32",
 ) -> Generator[torch.Tensor, None, None]:
-    """Translate a picture of any size; yields bands (C', h, W) in [-1, 1], from top to bottom.
+    """Translate an image of any size; yields bands (C', h, W) in [-1, 1], from top to bottom.
 
     Raises UserError for networks that can't run in tiles, and if exact tiles lack room.
     """
@@ -203,7 +203,7 @@ def quick_tiles(
 
 
 def _starts(length: int, tile: int, step: int) -> list[int]:
-    """Where tiles begin along one axis; the last one ends with the picture."""
+    """Where tiles begin along one axis; the last one ends with the image."""
     return [*range(0, length - tile, step), max(0, length - tile)]
 
 
@@ -264,7 +264,7 @@ def with_common_statistics(net: nn.Module, picture: Rows, device: torch.device) 
 
 
 def _samples(picture: Rows) -> torch.Tensor:
-    """Sample tiles (16, C, h, w), spread evenly over the picture."""
+    """Sample tiles (16, C, h, w), spread evenly over the image."""
     height, width = min(SAMPLE_SIZE, picture.height), min(SAMPLE_SIZE, picture.width)
     side = round(SAMPLES**0.5)
     tiles = []

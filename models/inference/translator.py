@@ -1,4 +1,4 @@
-"""A trained generator as a function of pictures.
+"""A trained generator as a function of images.
 
 from models import load_generator
 
@@ -45,14 +45,14 @@ _reading = threading.Lock()
 
 
 class Translator:
-    """A generator that takes pictures and gives pictures of the same kind.
+    """A generator that takes images and gives images of the same kind.
 
     Attributes:
         net: the network, (N, input_nc, H, W) to (N, output_nc, H, W), both in [-1, 1].
         device: where it computes.
         options: the options that it was trained and built with, by name.
         weights: the file that was loaded.
-        input_nc, output_nc: channels of input and output pictures.
+        input_nc, output_nc: channels of input and output images.
         value_range: the values that become -1 and 1; None: 0 and the maximum of an integer type,
             0 and 1 for floats.
     """
@@ -87,22 +87,22 @@ class Translator:
     def __call__(
         self, picture: Any, batch_size: int = 8, tile: int | TileOptions | None = None
     ) -> Any:
-        """Translate a picture, or a list of pictures.
+        """Translate an image, or a list of images.
 
         Args:
             picture: one of
-                - a Pillow picture: returns one, with the same transparency;
-                - a path: returns a Pillow picture, or an array where Pillow lacks the mode
+                - a Pillow image: returns one, with the same transparency;
+                - a path: returns a Pillow image, or an array where Pillow lacks the mode
                   (`.npy`, colour of more than 8 bits);
                 - an array (H, W) or (H, W, C) of uint8, uint16 or floats (in [0, 1], or in
                   `value_range`): returns an array of the same type;
                 - a tensor (C, H, W) or (N, C, H, W) in [-1, 1]: returns a tensor on `device`;
                 - a list of these: returns a list; neighbours of equal size make a batch.
-            batch_size: the most pictures in a batch; 1 is used where results would depend on the
+            batch_size: the most images in a batch; 1 is used where results would depend on the
                 others in the batch (batch norm or dropout without `eval`).
-            tile: computes large pictures in tiles of this side, in pixels; see `TileOptions`.
+            tile: computes large images in tiles of this side, in pixels; see `TileOptions`.
 
-        Keeps sizes if the network does. Raises UserError if a picture can't be read, or if its
+        Keeps sizes if the network does. Raises UserError if an image can't be read, or if its
         channels do not fit.
         """
         batch_size = _whole("batch_size", batch_size)
@@ -122,7 +122,7 @@ class Translator:
         size = batch_size if independent_of_batch(self.net) else 1
 
         def batchable() -> Iterator[tuple[int, Picture, torch.Tensor]]:
-            """The pictures to batch; sets the results of tensors and tiled pictures at once."""
+            """The images to batch; sets the results of tensors and tiled images at once."""
             for i, given in enumerate(pictures):
                 if isinstance(given, torch.Tensor):
                     results[i] = self._tensor(given, size, tiles)
@@ -145,7 +145,7 @@ class Translator:
 
     # ---------------------------------------------------------------------------------- the steps
     def unit(self, picture: Picture) -> torch.Tensor:
-        """A picture as the network takes it: (input_nc, H, W) in [-1, 1], on the CPU."""
+        """An image as the network takes it: (input_nc, H, W) in [-1, 1], on the CPU."""
         return to_unit(fit_channels(picture.pixels, self.input_nc), self.value_range)
 
     def run(self, batch: torch.Tensor, tiles: TileOptions | None = None) -> torch.Tensor:
@@ -182,7 +182,7 @@ class Translator:
     def tiled(
         self, picture: Picture, tiles: TileOptions, dtype: np.dtype | type | None = None
     ) -> Generator[np.ndarray, None, None]:
-        """The result of a large picture in bands (h, W, C'), top to bottom."""
+        """The result of a large image in bands (h, W, C'), top to bottom."""
         dtype = np.dtype(dtype or picture.pixels.dtype)
         source = ArrayRows(picture.pixels, self.input_nc, self.value_range)
         for band in translate_in_tiles(self.net, source, tiles, self.device, self._precision):
@@ -215,14 +215,14 @@ class Translator:
             )
         if isinstance(given, Image.Image):
             if 0 in given.size:
-                raise UserError(f"a picture of {given.width}x{given.height} pixels is empty")
+                raise UserError(f"an image of {given.width}x{given.height} pixels is empty")
             try:
                 with _reading:  # Pillow decodes lazily, here, and only one thread may
                     return fit_samples(from_pil(given, upright=True), {self.input_nc})
             except UserError:
                 raise
-            except Exception as e:  # decoders raise nearly anything on damaged pictures
-                raise UserError(f"can't read this picture: {first_line(e)}") from e
+            except Exception as e:  # decoders raise nearly anything on damaged images
+                raise UserError(f"can't read this image: {first_line(e)}") from e
         if isinstance(given, (str, os.PathLike)):
             picture = read_picture(given, upright=True)
             with prefix_errors(given):
@@ -236,7 +236,7 @@ class Translator:
                 )
             return self._without_alpha(Picture(array))
         raise UserError(
-            f"can't translate a {type(given).__name__}: give a picture of Pillow, a path, "
+            f"can't translate a {type(given).__name__}: give an image of Pillow, a path, "
             "an array (H, W, C), a tensor, or a list of these"
         )
 
@@ -260,7 +260,7 @@ class Translator:
         if not array and pixels.shape[2] == 2:  # two channels that are not grey and alpha
             array = not isinstance(given, Image.Image)
             if not array:
-                raise UserError("Pillow has no pictures of two channels: give an array instead")
+                raise UserError("Pillow has no images of two channels: give an array instead")
         if alpha is not None and (array or pixels.shape[2] in (1, 3)):
             pixels = np.concatenate([pixels, alpha[..., None]], axis=2)
         if array:
@@ -285,7 +285,7 @@ def _whole(name: str, value: Any) -> int:
 
 
 def to_pil(pixels: np.ndarray) -> Image.Image:
-    """Pixels (H, W, C) as a Pillow picture; raises UserError if Pillow has no mode for them."""
+    """Pixels (H, W, C) as a Pillow image; raises UserError if Pillow has no mode for them."""
     channels = pixels.shape[2]
     if pixels.dtype == np.uint8 and channels == 2:
         return Image.merge("LA", [Image.fromarray(pixels[..., i]) for i in range(2)])
@@ -295,5 +295,5 @@ def to_pil(pixels: np.ndarray) -> Image.Image:
         wide = np.int32 if pixels.dtype == np.int16 else pixels.dtype  # Pillow has no int16
         return Image.fromarray(pixels[..., 0].astype(wide))
     raise UserError(
-        f"Pillow has no pictures of {channels} channels of {pixels.dtype}: give an array instead"
+        f"Pillow has no images of {channels} channels of {pixels.dtype}: give an array instead"
     )

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from .layout import contiguous_gradient
 
 _PACKAGE = __name__.removesuffix(".speed.inspection")
-# by name: a class that somebody adds to one of these files may mix the pictures of a batch
+# by name: a class that somebody adds to one of these files may mix the images of a batch
 _KNOWN = {
     f"{_PACKAGE}.networks": "ResnetGenerator ResnetBlock UnetGenerator UnetSkipConnectionBlock "
     "NLayerDiscriminator MultiscaleDiscriminator PixelDiscriminator",
@@ -26,7 +26,7 @@ _hooked: weakref.WeakKeyDictionary[nn.Module, tuple[int, bool]] = weakref.WeakKe
 
 
 def independent_of_batch(net: nn.Module) -> bool:
-    """Whether the output for a picture depends on neither the rest of the batch nor dropout."""
+    """Whether the output for an image depends on neither the rest of the batch nor dropout."""
     mixing = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
     # a batch norm without stored statistics takes those of the batch in evaluation too
     return not any(

@@ -240,7 +240,7 @@ class RecordedIterations:
 
         def query(pool: ImagePool, ask: Callable[..., Any], images: torch.Tensor) -> torch.Tensor:
             if any(kept.shape[1:] != images.shape[1:] for kept in pool.images):
-                raise ValueError("an image pool has pictures of another size")
+                raise ValueError("an image pool has images of another size")
             images = images.detach()
             chosen = torch.empty_like(images)
             recording.call(lambda: chosen.copy_(ask(images)))

@@ -1,6 +1,6 @@
 """Instance norm and memory layouts: a workaround on CPUs, and a faster form for compiled networks.
 
-The workaround: on a CPU, for a batch of one picture, PyTorch's backward pass reads a gradient in
+The workaround: on a CPU, for a batch of one image, PyTorch's backward pass reads a gradient in
 channels-last layout as if it were contiguous, without an error (PyTorch 2.14; batch norm and larger
 batches are right). Such gradients come from `--channels_last`, and from losses on features as rows
 of channels (CUT, DCLGAN). The original code of these two has the wrong gradients, and so have the

@@ -16,14 +16,14 @@ from torch.utils._pytree import tree_map
 
 from .inspection import has_hooks, has_known_layers, independent_of_batch
 
-SHARING_PAYS_ON_CPU = 96 * 96  # pixels per picture; with fewer, shared passes save no time
+SHARING_PAYS_ON_CPU = 96 * 96  # pixels per image; with fewer, shared passes save no time
 
 
 def should_batch(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
-    """Whether `--batch_passes` shares passes over pictures (N, C, H, W).
+    """Whether `--batch_passes` shares passes over images (N, C, H, W).
 
-    `auto` shares them on a GPU, which one picture does not keep busy, and on a CPU for ResNets if
-    pictures are not small. It does not for U-Nets on a CPU: instance norm over the few pixels of
+    `auto` shares them on a GPU, which one image does not keep busy, and on a CPU for ResNets if
+    images are not small. It does not for U-Nets on a CPU: instance norm over the few pixels of
     the innermost maps amplifies rounding errors, so that results differ after a few steps.
     """
     if opt.batch_passes != "auto":
@@ -35,7 +35,7 @@ def should_batch(opt: argparse.Namespace, pictures: torch.Tensor) -> bool:
 def can_batch(net: nn.Module, *inputs: torch.Tensor) -> bool:
     """Whether one pass over all the inputs (N, C, H, W) gives the same as one pass for each.
 
-    A layer written elsewhere may mix the pictures of a batch. And with hooks, or weights computed
+    A layer written elsewhere may mix the images of a batch. And with hooks, or weights computed
     in each pass (spectral norm), it matters how often a network is called.
     """
     own_weights = any(m._forward_pre_hooks or hasattr(m, "parametrizations") for m in net.modules())

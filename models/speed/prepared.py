@@ -134,7 +134,7 @@ def full_precision() -> AbstractContextManager[None]:
 def uncompiled() -> AbstractContextManager[None]:
     """Context manager: networks that do not learn run eagerly.
 
-    Compiling once more for a few pictures takes a minute or two, more than it saves.
+    Compiling once more for a few images takes a minute or two, more than it saves.
     """
     return temporarily(sys.modules[__name__], _uncompiled=True)
 

@@ -2,7 +2,7 @@
 
 In float64 rounding does not grow to anything in four steps of Adam, so that the numbers are those
 of the published codes to seven digits on any processor. What codes may draw in their own way is
-fixed: all patches are compared, and whether pictures are mirrored does not depend on chance.
+fixed: all patches are compared, and whether images are mirrored does not depend on chance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLAIN = "--no_antialias --no_antialias_up --gan_mode vanilla --lr 0.001"
 BACK = "--direction BtoA"
 
 DEFAULTS = {"CUT": "--model cut", "FastCUT": "--model cut --CUT_mode FastCUT", "DCL": "--model dcl"}
-# command line, pictures in a batch, and what random numbers are
+# command line, images in a batch, and what random numbers are
 STEPS: dict[str, tuple[str, int, float | None]] = {
     "CUT": (CUT, 1, 0.9),
     "CUT/batch2": (CUT, 2, 0.9),
@@ -115,7 +115,7 @@ def nets(name: str, folder: Path) -> Record:
 
 
 def steps(name: str, folder: Path) -> Record:
-    """Losses of four iterations, and the weights and pictures after them."""
+    """Losses of four iterations, and the weights and images after them."""
     words, batch, draw = STEPS[name]
     model = build(words, batch, folder)
     size = model.opt.crop_size

@@ -1,6 +1,6 @@
 """Records what the code does, as plain numbers and names, in the form of `golden.json`.
 
-The golden file was recorded from the original CycleGAN/pix2pix code. Weights, batches and pictures
+The golden file was recorded from the original CycleGAN/pix2pix code. Weights, batches and images
 come from closed formulas, so that both see the same numbers whatever they draw; what is drawn on
 purpose (initialization, dropout, crops) comes after seeding every source alike.
 
@@ -77,7 +77,7 @@ def keys(net: nn.Module) -> list[list[Any]]:
 
 
 def pictures(folder: Path, specs: list[tuple[str, int, int]], k: int, mode: str = "RGB") -> None:
-    """Write pictures: `specs` holds (file name, width, height)."""
+    """Write images: `specs` holds (file name, width, height)."""
     folder.mkdir(parents=True)
     for j, (name, width, height) in enumerate(specs):
         y, x = np.mgrid[0:height, 0:width].astype(np.float64)
@@ -164,7 +164,7 @@ def schedule(name: str) -> list[float]:
 
 
 def pool(name: str) -> list[list[float]]:
-    """What comes back from a pool; `3/2` is of size 3, with 2 pictures at a time."""
+    """What comes back from a pool; `3/2` is of size 3, with 2 images at a time."""
     size, batch = map(int, name.split("/"))
     random.seed(31)
     history = ImagePool(size)
@@ -287,7 +287,7 @@ def testing(name: str, folder: Path) -> Record:
 
 
 def samples(path: Path) -> Record:
-    """Shape, mean and forty samples of the pixels of a picture."""
+    """Shape, mean and forty samples of the pixels of an image."""
     array = np.asarray(Image.open(path).convert("RGB")).astype(float)
     flat = array.reshape(-1)
     at = [flat[int(i * (flat.size - 1) / 39)] for i in range(40)]

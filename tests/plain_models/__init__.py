@@ -43,13 +43,13 @@ def build(name: str, folder: Any, flags: str = "") -> Any:
 
 @functools.cache
 def picture(number: int, dtype: torch.dtype) -> torch.Tensor:
-    """Two pictures (1, 3, 32, 32), the same for each number."""
+    """Two images (1, 3, 32, 32), the same for each number."""
     generator = torch.Generator().manual_seed(number)
     return (torch.rand(2, 1, 3, 32, 32, generator=generator) * 2 - 1).to(dtype)
 
 
 def batch(*numbers: int) -> dict[str, Any]:
-    """A batch of the pictures of these numbers."""
+    """A batch of the images of these numbers."""
     A, B = torch.cat([picture(n, torch.get_default_dtype()) for n in numbers], 1)
     paths = [str(n) for n in numbers]
     return {"A": A, "B": B, "A_paths": paths, "B_paths": paths}

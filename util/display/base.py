@@ -1,4 +1,4 @@
-"""The contract of a logger: one small class for each place where losses and pictures go."""
+"""The contract of a logger: one small class for each place where losses and images go."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Logger:
         """
 
     def show_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
-        """Take the current pictures: label to array (H, W, 3) of uint8.
+        """Take the current images: label to array (H, W, 3) of uint8.
 
         `step` holds `epoch`, `iters`, `images` as above, and `save`: whether it is also time to
-        save the pictures to files.
+        save the images to files.
         """
 
     def log_scores(self, record: dict[str, Any]) -> None:
@@ -57,11 +57,11 @@ class BackgroundLogger(Logger):
     """A logger that does its work on a thread of its own.
 
     The loop's thread only appends to a queue and sets a flag: no lock is held while anything is
-    converted, encoded or sent. The arrays of pictures are kept, not copied, so the caller must not
+    converted, encoded or sent. The arrays of images are kept, not copied, so the caller must not
     change them afterwards. A subclass starts the thread (`self._thread.start()`) when it is ready.
     """
 
-    picture_backlog = 1  # sets of pictures that may wait; older ones are dropped
+    picture_backlog = 1  # sets of images that may wait; older ones are dropped
     close_seconds = 4.5  # how long `close` waits for what is still to be done
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class BackgroundLogger(Logger):
             self._wake.set()
 
     def show_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
-        """Keep the newest pictures for the thread; see `Logger.show_pictures`."""
+        """Keep the newest images for the thread; see `Logger.show_pictures`."""
         if not self._off:
             self._pictures.append((dict(pictures), dict(step)))
             self._wake.set()
@@ -127,7 +127,7 @@ class BackgroundLogger(Logger):
         """Write a record; it has the key `scores` if it comes from a validation."""
 
     def _write_pictures(self, pictures: dict[str, np.ndarray], step: dict[str, Any]) -> None:
-        """Write a set of pictures."""
+        """Write a set of images."""
 
     def _finish(self) -> None:
         """Called when everything is written."""

@@ -1,4 +1,4 @@
-"""The training page: `web/index.html` with the losses and the pictures of all epochs."""
+"""The training page: `web/index.html` with the losses and the images of all epochs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _PICTURE = re.compile(r"epoch(\d+)_(.+)\.png")
 
 
 class PageLogger(Logger):
-    """Saves one set of pictures per epoch, and lists those that exist, newest first.
+    """Saves one set of images per epoch, and lists those that exist, newest first.
 
     Args:
         folder: the folder of the experiment; the page is in its subfolder `web`.
         title: name of the experiment.
-        width: width of a picture, in pixels.
+        width: width of an image, in pixels.
         resumed_at: the epoch in which a run resumes, None for a new run. A new run renames the
             page of an earlier one; a resumed run drops later epochs.
     """
@@ -54,7 +54,7 @@ class PageLogger(Logger):
             warn("no plot of the losses: the package matplotlib is not installed")
         if resumed_at is None and (self.web_dir / "index.html").exists():
             os.replace(self.web_dir, backup_path(self.web_dir))
-        # labels stand on the page in the order in which the model names its pictures
+        # labels stand on the page in the order in which the model names its images
         self.labels: list[str] = []
         (self.web_dir / "images").mkdir(parents=True, exist_ok=True)
 

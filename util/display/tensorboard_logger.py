@@ -1,4 +1,4 @@
-"""Losses and pictures as TensorBoard event files."""
+"""Losses and images as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLUSH_SECONDS = 10
 
 
 class TensorBoardLogger(BackgroundLogger):
-    """Writes `loss/<name>`, `val/<name>`, `lr` and `time/...` by images seen, and the pictures.
+    """Writes `loss/<name>`, `val/<name>`, `lr` and `time/...` by images seen, and the images.
 
     Raises UserError if the folder can't be written.
 

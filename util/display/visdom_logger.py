@@ -1,7 +1,7 @@
-"""Live loss curves, scores and pictures on visdom's web page.
+"""Live loss curves, scores and images on visdom's web page.
 
 Only the logger's thread talks to the server, with a time limit on each request. It keeps all curves
-and the newest pictures, and sends them again when a server that was down or stuck is back.
+and the newest images, and sends them again when a server that was down or stuck is back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHECK_SECONDS = 2.0  # how often the server is asked whether the windows are sti
 UPDATE_SECONDS = 0.5  # minimum time between two updates of the page
 LONGEST_PAUSE = 10.0  # seconds between two attempts to reach a server that is down
 MAX_POINTS = 1000  # of a curve
-LEAST_SIZE = 128  # pixels: smaller pictures are enlarged on the page by whole factors up to this
+LEAST_SIZE = 128  # pixels: smaller images are enlarged on the page by whole factors up to this
 SCORE_ROWS = 20  # validations in the table
 OUTAGES_REPORTED = 5  # a server that comes and goes must not fill the console
 
@@ -39,18 +39,18 @@ Curve = tuple[Any, Any]  # epochs and values, of the same length
 
 
 class VisdomLogger(BackgroundLogger):
-    """Shows losses and pictures on a visdom server, and starts one on this machine if need be.
+    """Shows losses and images on a visdom server, and starts one on this machine if need be.
 
     Args:
         server: address without the port; a server is only ever started on a loopback address.
         port: where it listens.
         env: visdom's environment, one page of windows.
         display_id: distinguishes runs of this name in the same environment.
-        ncols: pictures in a row of the grid; 0 gives each picture a window of its own.
+        ncols: images in a row of the grid; 0 gives each image a window of its own.
         title: name of the experiment.
         history: records of the run so far, when it is resumed.
         scores: its validations so far.
-        winsize: longest side of a picture on the page, in pixels.
+        winsize: longest side of an image on the page, in pixels.
     """
 
     name = "visdom"
@@ -78,7 +78,7 @@ class VisdomLogger(BackgroundLogger):
         self._score_curves: dict[str, Curve] = {}
         self._scores: list[dict[str, Any]] = []
         self._newest: tuple[dict[str, np.ndarray], dict[str, Any]] = ({}, {})
-        self._stale: set[str] = set()  # of "losses", "scores", "pictures": what the server lacks
+        self._stale: set[str] = set()  # of "losses", "scores", "images": what the server lacks
         self._shown: set[str] = set()  # ids of windows that the server has taken
         self._connected = False
         self._failures = 0  # since the server last took something
@@ -315,7 +315,7 @@ class VisdomLogger(BackgroundLogger):
         self._show("text", "pictures", f"{self.title}{at}", (content,), **size)
 
     def _shrunk(self, picture: np.ndarray) -> Image.Image:
-        """A picture, reduced to at most the size at which the page shows it."""
+        """An image, reduced to at most the size at which the page shows it."""
         image = Image.fromarray(np.ascontiguousarray(picture))
         image.thumbnail((self.winsize, self.winsize), Image.Resampling.BOX, reducing_gap=None)
         return image

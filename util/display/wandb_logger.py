@@ -1,4 +1,4 @@
-"""Losses and pictures on Weights & Biases, or in its offline folder."""
+"""Losses and images on Weights & Biases, or in its offline folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_SECONDS = 30
 
 
 class WandbLogger(BackgroundLogger):
-    """Logs losses, rates and pictures to a W&B run, by images seen.
+    """Logs losses, rates and images to a W&B run, by images seen.
 
     The run's id is kept in the experiment's folder, so that a resumed run continues the same W&B
     run. W&B itself decides what is uploaded: WANDB_MODE=offline keeps everything on this machine.

@@ -106,14 +106,14 @@ class TrainingRun:
     def _check_same_options(self) -> None:
         """Raise UserError if this rank has other options or another data set than rank 0."""
         opt = self.opt
-        own = {"pictures": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
+        own = {"images": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
         own |= {f"--{name}": getattr(opt, name, None) for name in SAME_ON_ALL_RANKS}
         wanted = distributed.broadcast_object(own)
         for name in own:
             if own[name] != wanted[name]:
                 raise UserError(
                     f"{name}: {own[name]} here, {wanted[name]} in the first process: all machines "
-                    "need the same pictures and the same options"
+                    "need the same images and the same options"
                 )
 
     def _check_setup(self) -> None:
@@ -237,7 +237,7 @@ class TrainingRun:
         size = len(self.dataset)
         if (saved_size := state.get("epoch_size", size)) != size:
             warn(
-                f"there are {size} pictures in an epoch now, {saved_size} when this was saved: the "
+                f"there are {size} images in an epoch now, {saved_size} when this was saved: the "
                 "order differs from here on"
             )
         # schedules count from epoch_count

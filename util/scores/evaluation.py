@@ -1,8 +1,8 @@
 """Scores of a model on a data set: what scripts/evaluate.py and --val_freq compute.
 
-A model's pictures are matched by name: `fake_X` is compared with `real_X`, as sets and, for paired
+A model's images are matched by name: `fake_X` is compared with `real_X`, as sets and, for paired
 data, also one by one; the cycle reconstruction `rec_X` is compared with `real_X`. All are 8-bit
-pictures, as test.py would save them.
+images, as test.py would save them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCORES = (*PAIRED, *SETS, "cycle", "grid")
 
 @dataclass
 class Score:
-    """A value, its standard deviation over pictures or subsets, and the number of pictures."""
+    """A value, its standard deviation over images or subsets, and the number of images."""
 
     value: float
     spread: float | None = None
@@ -41,7 +41,7 @@ class Score:
 
 @dataclass
 class Evaluation:
-    """Scores by picture (`fake_B`) and name (`PSNR`), and why others are left out.
+    """Scores by image (`fake_B`) and name (`PSNR`), and why others are left out.
 
     `extractors` describes the networks that some scores use.
     """
@@ -52,7 +52,7 @@ class Evaluation:
     extractors: dict[str, Any] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
-        """Values by name; if several pictures have that score, by `FID fake_B`, `FID fake_A`."""
+        """Values by name; if several images have that score, by `FID fake_B`, `FID fake_A`."""
         count: dict[str, int] = defaultdict(int)
         for scores in self.scores.values():
             for name in scores:
@@ -64,7 +64,7 @@ class Evaluation:
         }
 
     def mean(self, name: str) -> float:
-        """The score of that name, averaged over the pictures that have it; NaN if none has."""
+        """The score of that name, averaged over the images that have it; NaN if none has."""
         values = [scores[name].value for scores in self.scores.values() if name in scores]
         return sum(values) / len(values) if values else math.nan
 
@@ -76,7 +76,7 @@ class Evaluator:
         opt: options as test.py has them, with `inception_weights` and `lpips_weights`.
         paired: whether A and B of an item of the data set show the same thing.
         wanted: names from `SCORES`; `left_out` says which of them can't be computed, and why.
-        cityscapes: whether to score pictures of labels as well.
+        cityscapes: whether to score images of labels as well.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Evaluator:
             self._leave_out(PAIRED, "the images are not paired")
             self.left_out |= {"cityscapes": "the images are not paired"} if cityscapes else {}
         if opt.dataset_mode == "single":
-            self._leave_out(SETS, "there are no pictures to compare with")
+            self._leave_out(SETS, "there are no images to compare with")
         try:
             if self.wanted & set(SETS):
                 self.inception = Inception(opt.inception_weights, opt.device)
@@ -139,7 +139,7 @@ class Evaluator:
 
 
 class _Collected:
-    """Values and features of the pictures so far."""
+    """Values and features of the images so far."""
 
     def __init__(self, evaluator: Evaluator):
         self.evaluator = evaluator
@@ -147,19 +147,19 @@ class _Collected:
         self.values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.features: dict[str, dict[str, np.ndarray]] = defaultdict(dict)  # by name and source
         self.labels: dict[str, metrics.LabelCounts] = defaultdict(metrics.LabelCounts)
-        self.sources: dict[str, set[str]] = defaultdict(set)  # by name of the picture
+        self.sources: dict[str, set[str]] = defaultdict(set)  # by name of the image
         self.pictures = 0
 
     def add(self, visuals: dict[str, torch.Tensor], paths: dict[str, str]) -> None:
-        """Score the pictures of one item, each (1, C, H, W) of uint8."""
+        """Score the images of one item, each (1, C, H, W) of uint8."""
         self.pictures += 1
         for name, picture in visuals.items():
             kind, _, rest = name.partition("_")
             side = rest[:1]  # of the data set
-            if kind == "fake":  # a translation of a picture of the other side
+            if kind == "fake":  # a translation of an image of the other side
                 side = {"A": "B", "B": "A"}.get(side, "A")
             source = self._source(side, visuals, paths)
-            # without pairs, pictures of the smaller side occur more than once
+            # without pairs, images of the smaller side occur more than once
             is_new = self.evaluator.paired or source not in self.sources[name]
             self.sources[name].add(source)
             if kind != "rec" and is_new:
@@ -174,7 +174,7 @@ class _Collected:
                 self._add_to_set(name, picture, source)
 
     def _source(self, side: str, visuals: dict[str, torch.Tensor], paths: dict[str, str]) -> str:
-        """A key for the picture of a side: its file, which may hold several, and its content."""
+        """A key for the image of a side: its file, which may hold several, and its content."""
         real = visuals.get(f"real_{side}")
         content = "" if real is None else hash(real.numpy().tobytes())
         return f"{paths.get(side, paths['A'])} {content}"
@@ -185,7 +185,7 @@ class _Collected:
         if group in self.wanted:
             try:
                 self.values[name][score].append(float(formula(*given)))
-            except ValueError as e:  # the pictures are too small for it
+            except ValueError as e:  # the images are too small for it
                 self._leave_out(group, str(e))
 
     def _leave_out(self, name: str, why: str) -> None:
@@ -214,7 +214,7 @@ class _Collected:
 
     def _lpips(self, fake: torch.Tensor | None, real: torch.Tensor | None) -> float:
         if fake is None or real is None or min(fake.shape[-2:]) < 32:
-            raise ValueError("it needs pictures in colour or grey of at least 32x32")
+            raise ValueError("it needs images in colour or grey of at least 32x32")
         assert self.evaluator.lpips is not None
         return self.evaluator.lpips(fake, real)
 
@@ -225,7 +225,7 @@ class _Collected:
         rgb = as_rgb(picture)
         if rgb is None:
             for score in SETS:
-                self._leave_out(score, "it needs pictures in colour or grey")
+                self._leave_out(score, "it needs images in colour or grey")
             return
         self.features[name][source] = inception(rgb)[0]
 
@@ -257,7 +257,7 @@ class _Collected:
         real, fake = (np.array(list(self.features[name].values())) for name in names)
         if min(len(real), len(fake)) < 2:
             for name in self.wanted & {*SETS}:
-                self._leave_out(name, "it needs at least two pictures on each side")
+                self._leave_out(name, "it needs at least two images on each side")
         if "FID" in self.wanted:
             scores["FID"] = Score(metrics.fid(real, fake), None, len(fake))
         if "KID" in self.wanted:
@@ -265,15 +265,15 @@ class _Collected:
 
 
 def finite_psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """PSNR (N,) in dB, but finite for equal pictures too, so that means are finite.
+    """PSNR (N,) in dB, but finite for equal images too, so that means are finite.
 
-    Equal pictures get the PSNR of two pictures that differ in a single value by one level.
+    Equal images get the PSNR of two images that differ in a single value by one level.
     """
     return metrics.psnr(a, b).clamp(max=10 * math.log10(metrics.PEAK**2 * a[0].numel()))
 
 
 def levels(picture: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """A picture as it would be saved, (1, C, H, W) of uint8 on the CPU.
+    """An image as it would be saved, (1, C, H, W) of uint8 on the CPU.
 
     Takes a tensor (1, C, H, W) in [-1, 1] or an array (H, W, 3) in [0, 255].
     """
@@ -300,7 +300,7 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
     names = [str(name) for name in model.visual_names]
     if not any(name.startswith(("fake", "rec_")) for name in names):
         raise UserError(
-            "nothing can be scored: scores compare pictures called fake_B with real_B, and "
+            "nothing can be scored: scores compare images called fake_B with real_B, and "
             f"--model {opt.model} has visual_names {', '.join(names)}"
         )
     evaluator = Evaluator(opt, dataset.paired, parse_scores(opt.scores), opt.cityscapes)

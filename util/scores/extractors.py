@@ -92,7 +92,7 @@ def _are_weights_of(what: str, flag: str, path: Path) -> Iterator[None]:
 
 
 class Inception:
-    """The features of FID and KID: Inception v3 as in Heusel et al. 2017, 2048 for each picture.
+    """The features of FID and KID: Inception v3 as in Heusel et al. 2017, 2048 for each image.
 
     The network of torch-fidelity, which resizes to 299x299 as TensorFlow 1 did. Raises Unavailable
     if the package or the weights can't be had, UserError for a file that holds something else.
@@ -115,14 +115,14 @@ class Inception:
         self.net = net.to(self.device).eval()
 
     def __call__(self, pictures: torch.Tensor) -> np.ndarray:
-        """Features (N, 2048) of pictures (N, 3, H, W) of uint8."""
+        """Features (N, 2048) of images (N, 3, H, W) of uint8."""
         with torch.no_grad():
             # in this order, since MPS has no float64
             return self.net(pictures.to(self.device))[0].cpu().double().numpy()
 
 
 class Lpips:
-    """LPIPS 0.1 with AlexNet (Zhang et al. 2018): the distance between two pictures.
+    """LPIPS 0.1 with AlexNet (Zhang et al. 2018): the distance between two images.
 
     The one of torchmetrics, which includes the linear layers; AlexNet itself is torchvision's.
     Raises Unavailable if the package or the weights can't be had, UserError for a file that holds
@@ -130,7 +130,7 @@ class Lpips:
     """
 
     flag = "--lpips_weights"
-    variant = "torchmetrics LPIPS 0.1, AlexNet, at the size of the pictures"
+    variant = "torchmetrics LPIPS 0.1, AlexNet, at the size of the images"
 
     def __init__(self, given: str | None, device: torch.device | str = "cpu"):
         _need("torchmetrics")
@@ -146,7 +146,7 @@ class Lpips:
             self.net = LearnedPerceptualImagePatchSimilarity(net_type="alex").to(self.device)
 
     def __call__(self, a: torch.Tensor, b: torch.Tensor) -> float:
-        """The distance between two pictures (1, 3, H, W) of uint8."""
+        """The distance between two images (1, 3, H, W) of uint8."""
         first, second = (x.to(self.device).float() / 127.5 - 1 for x in (a, b))
         with torch.no_grad():
             return float(self.net(first, second))

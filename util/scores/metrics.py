@@ -1,6 +1,6 @@
-"""Formulas that compare pictures, sets of pictures, and pictures of labels.
+"""Formulas that compare images, sets of images, and images of labels.
 
-Pictures are tensors (N, C, H, W) with values in [0, 255]. Everything is computed in float64: the
+Images are tensors (N, C, H, W) with values in [0, 255]. Everything is computed in float64: the
 differences between two epochs are small.
 """
 
@@ -26,13 +26,13 @@ GRID_LEAST = 64  # pixels of a side, so that every frequency has neighbours
 
 # ------------------------------------------------------------------------------------------- pairs
 def l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of each picture (N,), as a fraction of the range: 0 to 1."""
+    """Mean absolute difference of each image (N,), as a fraction of the range: 0 to 1."""
     _same_shape(a, b)
     return (a.double() - b.double()).abs().flatten(1).mean(1) / PEAK
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Peak signal to noise ratio of each picture (N,), in dB; infinite for equal ones."""
+    """Peak signal to noise ratio of each image (N,), in dB; infinite for equal ones."""
     _same_shape(a, b)
     error = (a.double() - b.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(PEAK**2 / error)
@@ -45,7 +45,7 @@ def _gaussian(channels: int, device: torch.device) -> torch.Tensor:
 
 
 def _blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Gaussian means, where the window lies inside the picture: each side loses 5 pixels."""
+    """Gaussian means, where the window lies inside the image: each side loses 5 pixels."""
     channels = x.shape[1]
     x = F.conv2d(x, kernel[..., None], groups=channels)
     return F.conv2d(x, kernel[..., None, :], groups=channels)
@@ -65,9 +65,9 @@ def _ssim_maps(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of each picture (N,), the mean over places and channels.
+    """Structural similarity of each image (N,), the mean over places and channels.
 
-    Raises ValueError for pictures smaller than the window of 11x11.
+    Raises ValueError for images smaller than the window of 11x11.
     """
     _same_shape(a, b)
     _at_least(a, WINDOW, "SSIM")
@@ -75,10 +75,10 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Structural similarity over five scales of each picture (N,) (Wang et al. 2003, eq. 7).
+    """Structural similarity over five scales of each image (N,) (Wang et al. 2003, eq. 7).
 
     At each scale the mean over places and channels is taken, or 0 if it is negative; between scales
-    pictures are halved by averaging 2x2 pixels. Raises ValueError below 161x161.
+    images are halved by averaging 2x2 pixels. Raises ValueError below 161x161.
     """
     _same_shape(a, b)
     _at_least(a, MS_SSIM_LEAST, "MS-SSIM")
@@ -102,25 +102,25 @@ def _same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
 def _at_least(a: torch.Tensor, size: int, name: str) -> None:
     if min(a.shape[-2:]) < size:
         height, width = a.shape[-2:]
-        raise ValueError(f"{name} needs pictures of at least {size}x{size}, got {width}x{height}")
+        raise ValueError(f"{name} needs images of at least {size}x{size}, got {width}x{height}")
 
 
 # -------------------------------------------------------------------------------------------- grid
 def grid(x: torch.Tensor, period: int) -> torch.Tensor:
-    """How much a grid with a period of so many pixels stands out in each picture (N,): 1 is none.
+    """How much a grid with a period of so many pixels stands out in each image (N,): 1 is none.
 
     The energy at frequency k = n / period, divided by the mean energy at its neighbours k - 3,
     k - 2, k + 2 and k + 3 as far as they exist. The energy is |FFT|^2 of the mean over channels
     along lines of n pixels (the side cut to a multiple of 8) in a Hann window, which spreads a peak
     over k - 1 to k + 1. It is averaged over the lines of an axis, and added up over both axes.
     1/12, the noise of rounding to levels, is added to each pixel's variance, so that a plain
-    picture has 1.
+    image has 1.
 
     Checkerboards of transposed convolutions (Odena et al., Distill 2016) have period 2, 4, ....
     Raises ValueError if a side is below 64 pixels.
     """
     if min(x.shape[-2:]) < GRID_LEAST:
-        raise ValueError(f"it needs pictures of at least {GRID_LEAST}x{GRID_LEAST}")
+        raise ValueError(f"it needs images of at least {GRID_LEAST}x{GRID_LEAST}")
     grey = x.double().mean(1)
     energy, around = torch.zeros(2, len(x), dtype=torch.float64, device=x.device)
     for lines in (grey, grey.mT):
@@ -142,8 +142,8 @@ def fid(real: np.ndarray, fake: np.ndarray) -> float:
 
     |mean_r - mean_f|^2 + Tr(C_r + C_f - 2 (C_r C_f)^(1/2)), with covariances over N - 1. The trace
     of the root is the sum of the singular values of R F^T for any R^T R = C_r and F^T F = C_f. This
-    avoids the root of a matrix that is singular for few pictures, which would lose half the digits.
-    Raises ValueError for fewer than two pictures.
+    avoids the root of a matrix that is singular for few images, which would lose half the digits.
+    Raises ValueError for fewer than two images.
     """
     real, fake = _features(real), _features(fake)
     centred = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (real, fake)]
@@ -189,7 +189,7 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
 def _features(x: np.ndarray) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or len(x) < 2:
-        raise ValueError(f"features (N, D) of at least two pictures, got {x.shape}")
+        raise ValueError(f"features (N, D) of at least two images, got {x.shape}")
     return x
 
 
@@ -216,7 +216,7 @@ CITYSCAPES = {
     "motorcycle": (0, 0, 230),
     "bicycle": (119, 11, 32),
 }
-# colours in the pictures of labels that are not scored
+# colours in the images of labels that are not scored
 CITYSCAPES_VOID = (
     (0, 0, 0),  # unlabeled, ego vehicle, out of region of interest, static
     (111, 74, 0),  # dynamic
@@ -238,7 +238,7 @@ def nearest_class(picture: np.ndarray, void: bool = False) -> np.ndarray:
     With `void` the colours that are not scored compete as well; pixels nearest to one are `VOID`.
     """
     palette = np.array([*CITYSCAPES.values(), *(CITYSCAPES_VOID if void else ())], np.int64)
-    # few colours make up most of such a picture: each is looked up once
+    # few colours make up most of such an image: each is looked up once
     flat = picture.reshape(-1, 3).astype(np.int64)
     codes = (flat[:, 0] << 16) | (flat[:, 1] << 8) | flat[:, 2]
     colours, where = np.unique(codes, return_inverse=True)
@@ -254,14 +254,14 @@ def nearest_class(picture: np.ndarray, void: bool = False) -> np.ndarray:
 
 
 class LabelCounts:
-    """Counts over many pictures how often each class was taken for which: a confusion matrix."""
+    """Counts over many images how often each class was taken for which: a confusion matrix."""
 
     def __init__(self) -> None:
         self.counts = np.zeros((len(CITYSCAPES), len(CITYSCAPES)), np.int64)  # real, predicted
         self._off = 0.0  # levels between real pixels and the colours of their classes, summed
 
     def add(self, real: np.ndarray, fake: np.ndarray) -> None:
-        """Take two pictures (H, W, 3) of uint8; where the real one is void, nothing counts."""
+        """Take two images (H, W, 3) of uint8; where the real one is void, nothing counts."""
         truth, guess = nearest_class(real, void=True), nearest_class(fake)
         scored = truth != VOID
         colours = np.array([*CITYSCAPES.values()])[truth[scored]]
@@ -276,8 +276,8 @@ class LabelCounts:
     def scores(self) -> dict[str, float]:
         """Accuracy over all pixels, and means over classes of accuracy and of intersection/union.
 
-        All are from 0 to 1. The mean accuracy leaves out classes that no real picture has; the mean
-        of the other, only those that no translated picture has either. NaN if nothing was scored.
+        All are from 0 to 1. The mean accuracy leaves out classes that no real image has; the mean
+        of the other, only those that no translated image has either. NaN if nothing was scored.
         """
         right = np.diag(self.counts).astype(np.float64)
         real, guessed = self.counts.sum(1), self.counts.sum(0)

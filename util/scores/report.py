@@ -24,7 +24,7 @@ HIGHER_IS_BETTER = frozenset(
 )
 VARIANTS = {
     "L1": "mean absolute difference, as a fraction of the range (0 to 1)",
-    "PSNR": "dB, peak 255, mean over pictures; equal ones count as one value off by one level",
+    "PSNR": "dB, peak 255, mean over images; equal ones count as one value off by one level",
     "SSIM": "Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03, mean over places and RGB channels",
     "MS-SSIM": "SSIM over 5 scales, weights 0.0448 0.2856 0.3001 0.2363 0.1333",
     "LPIPS": Lpips.variant,
@@ -36,8 +36,8 @@ VARIANTS = {
         for period in metrics.GRID_PERIODS
     },
     "pixel accuracy": "19 Cityscapes classes by nearest colour, void left out",
-    "class accuracy": "mean over the classes in the real pictures",
-    "class IoU": "mean over the classes in real or translated pictures",
+    "class accuracy": "mean over the classes in the real images",
+    "class IoU": "mean over the classes in real or translated images",
 }
 
 
@@ -124,7 +124,7 @@ def table(facts: dict[str, Any]) -> str:
     sizes = f"{resize['preprocess']}, {resize['load_size']} to {resize['crop_size']}"
     heading = [
         f"{facts['name']}: {facts['model']} {facts['direction']}, epoch {facts['epoch']}, "
-        f"{facts['pictures']} pictures of {facts['phase']} of {facts['dataroot']}, {sizes}",
+        f"{facts['pictures']} images of {facts['phase']} of {facts['dataroot']}, {sizes}",
         f"network in {facts['variant']['mode']} mode",
         *(f"{w['file']}  sha256 {w['sha256']}" for w in facts["weights"]),
         *(
@@ -132,7 +132,7 @@ def table(facts: dict[str, Any]) -> str:
             for w in facts["extractors"].values()
         ),
     ]
-    rows = [["picture", "score", "value", "spread", "pictures", "better"]]
+    rows = [["image", "score", "value", "spread", "images", "better"]]
     for visual, scores in facts["scores"].items():
         for name, score in scores.items():
             which = "higher" if name in HIGHER_IS_BETTER else "lower"

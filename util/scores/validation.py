@@ -1,4 +1,4 @@
-"""Scores on held-out pictures while training, and the best weights so far."""
+"""Scores on held-out images while training, and the best weights so far."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WRITTEN = ".best_new"  # suffix of weights until all are written; hidden, so not
 
 
 class _Stopped(Exception):
-    """The run has to stop before all pictures are scored."""
+    """The run has to stop before all images are scored."""
 
 
 class Validation:
@@ -59,7 +59,7 @@ class Validation:
                 paired = self.dataset.paired
             except UserError as e:
                 raise UserError(
-                    f"--val_freq needs pictures to score (--val_phase {opt.val_phase}): {e}"
+                    f"--val_freq needs images to score (--val_phase {opt.val_phase}): {e}"
                 ) from e
         self.by = opt.best_by or ("L1" if paired else "cycle")
         needs_network = {*SETS, "LPIPS"} & {self.by}
@@ -75,7 +75,7 @@ class Validation:
         goes_back = any(str(name).startswith("rec_") for name in model.visual_names)
         if opt.best_by == "cycle" and not goes_back:
             raise UserError(
-                f"--best_by cycle: --model {opt.model} has no picture that went there and back; "
+                f"--best_by cycle: --model {opt.model} has no image that went there and back; "
                 "choose FID or KID"
             )
         with _undisturbed_random():
@@ -83,7 +83,7 @@ class Validation:
             if needs_network and self.by in self.evaluator.left_out:
                 raise UserError(f"--best_by {self.by}: {self.evaluator.left_out[self.by]}")
         self.count = int(min(opt.num_val, len(self.dataset)))
-        data = f"{self.count} pictures of {opt.val_phase} of {Path(opt.dataroot).resolve().name}"
+        data = f"{self.count} images of {opt.val_phase} of {Path(opt.dataroot).resolve().name}"
         size = self.opt.load_size if opt.preprocess == "scale_width" else opt.crop_size
         self.validated_on = f"{data} ({opt.preprocess}, {size}, {opt.direction})"
         self.best: dict[str, Any] | None = None
@@ -109,7 +109,8 @@ class Validation:
         try:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
-            of = best.get("of", self.validated_on)
+            # as it was written before 28 November 2026
+            of = best.get("of", self.validated_on).replace(" pictures of ", " images of ")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -129,8 +130,8 @@ class Validation:
         """Score the model if `--val_freq` divides this epoch; log scores, keep the best weights.
 
         Rank 0 does this, and the others wait. Returns whether it was left unfinished because of
-        `stopping`, which is asked before each picture. If something can't be scored, such as a
-        broken picture, it only warns, since the epoch is not saved yet.
+        `stopping`, which is asked before each image. If something can't be scored, such as a
+        broken image, it only warns, since the epoch is not saved yet.
         """
         if not self.every or position.epoch % self.every:
             return False
@@ -160,7 +161,7 @@ class Validation:
                 self._compare(result.mean(self.by), raw.mean(self.by))
         value = result.mean(self.by)
         if math.isnan(value):
-            why = result.left_out.get(self.by, "the model makes no pictures that have it")
+            why = result.left_out.get(self.by, "the model makes no images that have it")
             warn(f"no best_net_*.pth of epoch {position.epoch}: --best_by {self.by}: {why}")
         elif self.best is None or better(self.by, value, self.best["value"]):
             self._keep(position, value, result)
@@ -231,7 +232,7 @@ def validation_options(opt: argparse.Namespace) -> argparse.Namespace:
     val.min_size = 1  # there is no discriminator
     val.max_dataset_size = math.inf
     if "crop" in val.preprocess and val.preprocess != "crop":
-        val.load_size = val.crop_size  # the whole picture, as in testing
+        val.load_size = val.crop_size  # the whole image, as in testing
     return val
 
 
