@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import nn
 
+from .schedulers import MeanLoss
 from .speed.gradient_scale import GradientScale
 from .speed.steps import Steps
 
@@ -24,6 +25,7 @@ _OPAQUE = (
     torch.optim.Optimizer,
     Steps,
     GradientScale,
+    MeanLoss,
     dict,
     list,
     tuple,
@@ -31,6 +33,9 @@ _OPAQUE = (
     ModuleType,
     FunctionType,
 )
+
+
+_NUMBERS = (bool, int, float, type(None))
 
 
 def find_all(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
@@ -41,12 +46,17 @@ def find_all(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iter
     if isinstance(values, kind):
         yield name, values
         return
+    for key, value in _parts(values, name) if depth else ():
+        yield from find_all(value, kind, key, depth - 1)
+
+
+def _parts(values: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What a dictionary, a list or a plain object holds, by name."""
     if hasattr(values, "__dict__") and not isinstance(values, _OPAQUE):
         values = dict(vars(values))
-    if isinstance(values, (dict, list, tuple, deque)) and depth:
-        items = values.items() if isinstance(values, dict) else enumerate(values)
-        for key, value in items:
-            yield from find_all(value, kind, f"{name}.{key}" if name else str(key), depth - 1)
+    if isinstance(values, (dict, list, tuple, deque)):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield f"{name}.{key}" if name else str(key), value
 
 
 def tensors(net: nn.Module) -> list[torch.Tensor]:
@@ -74,21 +84,50 @@ def orphan_tensors(model: Any) -> dict[str, torch.Tensor]:
     return {str(i): p.detach() for i, p in stepped if p not in of_modules}
 
 
-def numbers(model: Any) -> dict[str, tuple[Any, str]]:
-    """Where a model holds plain numbers: (object, attribute) by name.
+def plain_places(model: Any) -> dict[str, tuple[Any, str]]:
+    """Where a model holds plain values: (object, attribute) by name.
 
-    These are attributes of the model and of its layers, such as an iteration counter or `training`,
-    and `requires_grad` of each weight.
+    These are numbers, None, and lists and dictionaries of numbers and tensors in attributes of the
+    model, of its layers and of its plain objects, such as an iteration counter, `training` or the
+    pictures of a replay buffer, and `requires_grad` of each weight.
     """
-    owners, found = [("", model)], {}
+    # not objects of other libraries: they would not survive numbers of another process
+    packages = type(model).__module__.partition(".")[0], "util"
+    owners, found = [("", model), *_plain_objects(vars(model), packages)], {}
     for name, net in model.all_modules().items():
         owners += net.named_modules(prefix=name)
         for key, p in net.named_parameters(prefix=name):
             found[f"{key}.requires_grad"] = p, "requires_grad"
     for name, owner in owners:
-        plain = [key for key, x in vars(owner).items() if type(x) in (bool, int, float)]
-        found |= {f"{name}.{key}": (owner, key) for key in plain}
+        own = vars(owner).items()
+        if isinstance(owner, nn.Module):  # which has buffers and weights in dictionaries
+            own = [(key, x) for key, x in own if not isinstance(x, dict)]
+        plain = [key for key, x in own if _is_plain(x)]
+        found |= {f"{name}.{key}".removeprefix("."): (owner, key) for key in plain}
     return found
+
+
+def _plain_objects(
+    values: Any, packages: tuple[str, ...], name: str = "", depth: int = 3
+) -> Iterator[tuple[str, Any]]:
+    """Yield objects whose classes are from these packages and have no `state_dict`."""
+    for key, value in _parts(values, name) if depth else ():
+        if not isinstance(value, Stateful):
+            own = type(value).__module__.partition(".")[0] in packages
+            if own and hasattr(value, "__dict__") and not isinstance(value, _OPAQUE):
+                yield key, value
+            yield from _plain_objects(value, packages, key, depth - 1)
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether a value is a number, None, or a list or dictionary of numbers and tensors.
+
+    Not of tensors that require gradients: these are results of an iteration.
+    """
+    if not isinstance(x, (dict, list, deque)):
+        return type(x) in _NUMBERS
+    items = x.values() if isinstance(x, dict) else x
+    return all(not i.requires_grad if torch.is_tensor(i) else type(i) in _NUMBERS for i in items)
 
 
 def plain_tensors(model: Any) -> dict[str, torch.Tensor]:

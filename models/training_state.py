@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,13 @@ import torch
 
 from util.errors import warn
 
-from .attributes import numbers, orphan_tensors, plain_tensors, stateful_parts, unlisted_modules
+from .attributes import (
+    orphan_tensors,
+    plain_places,
+    plain_tensors,
+    stateful_parts,
+    unlisted_modules,
+)
 from .schedulers import resume
 from .speed.steps import Steps, copy_like
 
@@ -78,9 +85,18 @@ def restore(
 
 
 def plain_values(model: ModelFiles) -> dict[str, Any]:
-    """Numbers and tensors in plain attributes, by name."""
-    values = {name: getattr(*place) for name, place in numbers(model).items()}
-    return values | {name: x.clone() for name, x in plain_tensors(model).items()}
+    """Numbers, tensors, and lists and dictionaries of them in plain attributes, by name."""
+    values = {name: getattr(*place) for name, place in plain_places(model).items()}
+    values |= plain_tensors(model)
+    return {name: _copied(value) for name, value in values.items()}
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, deque)):
+        return [_copied(item) for item in value]
+    return value.detach().clone() if torch.is_tensor(value) else value
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +106,14 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """
 
     def is_same(x: Any, y: Any) -> bool:
-        if not torch.is_tensor(x):
-            return bool(x == y)
+        if isinstance(x, list) and isinstance(y, list):
+            x, y = dict(enumerate(x)), dict(enumerate(y))
+        if isinstance(x, dict) and isinstance(y, dict):
+            # while as many, the tensors have names of their own
+            pairs = ((x[k], y[k]) for k in x if k in y and not torch.is_tensor(x[k]))
+            return x.keys() == y.keys() and all(is_same(a, b) for a, b in pairs)
+        if not (torch.is_tensor(x) and torch.is_tensor(y)):
+            return type(x) is type(y) and bool(x == y)
         return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
 
     return {k: v for k, v in now.items() if k in before and not is_same(v, before[k])}
@@ -99,11 +121,29 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 def restore_plain(model: ModelFiles, values: dict[str, Any]) -> None:
     """Set plain attributes to the values that `changes` returned."""
-    places, tensors = numbers(model), plain_tensors(model)
+
+    def on_device(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: on_device(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [on_device(item) for item in value]
+        return value.to(model.device) if torch.is_tensor(value) else value
+
+    places, tensors = plain_places(model), plain_tensors(model)
     for name, value in values.items():
-        if name in places:
-            setattr(*places[name], value)
-        elif name in tensors and tensors[name].shape == value.shape:
+        name = name.removeprefix(".")  # of a number, saved before 28 November 2026
+        own = getattr(*places[name]) if name in places else None
+        if isinstance(value, dict) and isinstance(own, dict):
+            own.clear()
+            own.update(on_device(value))
+        elif isinstance(value, list) and isinstance(own, (list, deque)):
+            own.clear()  # a deque may have a maxlen
+            own.extend(on_device(value))
+        elif name in places:
+            setattr(*places[name], on_device(value))
+        elif not torch.is_tensor(value) and name in vars(model):  # a tensor has become a number
+            setattr(model, name, value)
+        elif name in tensors and torch.is_tensor(value) and tensors[name].shape == value.shape:
             tensors[name].copy_(value)
 
 
