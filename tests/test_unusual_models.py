@@ -261,6 +261,20 @@ def test_optimizers_that_take_turns_at_a_weight_have_sums_of_their_own():
     assert p.item() == -1 * 3.0 - 10 * 7.0
 
 
+def test_optimizers_of_the_same_weights_of_which_a_loss_reaches_some():
+    """Such as a path length penalty with an optimizer of its own, which has no bias."""
+    weight, bias = (nn.Parameter(torch.zeros(())) for _ in range(2))
+    steps = Steps(lambda: [weight, bias], accumulate=2)
+    steps.activate()
+    first, second = (torch.optim.SGD([weight, bias], lr=lr) for lr in (1.0, 10.0))
+    for _ in range(2):
+        for optimizer, loss in ((first, weight + bias), (second, 2 * weight)):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert (weight.item(), bias.item()) == (-1 - 20, -1)
+
+
 def test_hooks_on_weights_are_refused(tmp_path):
     model = build("ttur", tmp_path, "--accumulate 2")
     for p in model.netG.parameters():

@@ -201,7 +201,8 @@ class Steps:
         if any(p._backward_hooks or self._has_foreign_hooks(p) for p in parameters):
             self._refuse("the model has hooks (register_hook) on weights, which change gradients")
         if self.accumulate > 1:
-            if any(self._used_by.get(p, optimizer) is not optimizer for p in parameters):
+            used = (p for p in parameters if p.grad is not None)
+            if any(self._used_by.get(p, optimizer) is not optimizer for p in used):
                 raise UserError(
                     "two optimizers step the same weights after one backward(), which does not go "
                     f"together with {self._modes()}: give each weight to one optimizer"
