@@ -89,7 +89,7 @@ def plain_places(model: Any) -> dict[str, tuple[Any, str]]:
 
     These are numbers, None, and lists and dictionaries of numbers and tensors in attributes of the
     model, of its layers and of its plain objects, such as an iteration counter, `training` or the
-    pictures of a replay buffer, and `requires_grad` of each weight.
+    images of a replay buffer, and `requires_grad` of each weight.
     """
     # not objects of other libraries: they would not survive numbers of another process
     packages = type(model).__module__.partition(".")[0], "util"

@@ -37,7 +37,7 @@ class ModelFiles:
     """The part of `BaseModel` that finds networks and optimizers, and saves and loads them."""
 
     # the entries of `training_state` that differ between ranks
-    PER_RANK_STATE = ("parts", "metric", "gradients")
+    PER_RANK_STATE = ("parts", "metric", "gradients", "plain")
 
     opt: argparse.Namespace
     isTrain: bool

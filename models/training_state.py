@@ -169,7 +169,7 @@ def reshard(states: list[dict[str, Any]], world_size: int) -> list[dict[str, Any
     """Reshard per-rank state, one entry for each saved rank, for a new world size.
 
     Images of image pools are distributed round-robin; a pool takes as many as it can hold.
-    Accumulated gradients and the metric keep their means.
+    Accumulated gradients and the metric keep their means. Plain values become those of rank 0.
     """
     gradients = [
         [_mean_gradient(own) for own in zip(*of_optimizer, strict=True)]

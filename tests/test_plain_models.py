@@ -264,6 +264,22 @@ def test_tensors_of_a_part_that_saves_them_itself_differ_by_process(tmp_path):
     assert torch.equal(resumed.queue.rows, second.queue.rows)
 
 
+def test_plain_values_differ_by_process(tmp_path):
+    """Each remembers its own batches."""
+    first, second, resumed = (build("replay", tmp_path) for _ in range(3))
+    train(first, batch(0))
+    train(second, batch(1))
+    own = second.training_state()
+    state = first.training_state() | {k: own[k] for k in second.PER_RANK_STATE}
+    resumed.load_training_state(state, vars(second.opt))
+    assert resumed.recent == second.recent != first.recent
+    kept, wanted = resumed.buffers["B"].data, second.buffers["B"].data
+    assert len(kept) == 1
+    assert torch.equal(kept[0], wanted[0])
+    (resharded,) = first.reshard_state([first.training_state(), own], 1)
+    assert "plain" not in resharded
+
+
 def test_a_pool_keeps_no_batches():
     """A part of a batch would keep all of its memory."""
     pool = ImagePool(2)

@@ -13,7 +13,7 @@ class ReplayBuffer:
         self.size, self.data = size, []
 
     def exchange(self, picture):
-        """The oldest picture, for a newer one."""
+        """The oldest image, for a newer one."""
         self.data.append(picture)
         return self.data.pop(0) if len(self.data) > self.size else picture
 
