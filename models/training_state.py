@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from util.errors import warn
 
@@ -92,11 +93,9 @@ def plain_values(model: ModelFiles) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, (list, deque)):
-        return [_copied(item) for item in value]
-    return value.detach().clone() if torch.is_tensor(value) else value
+    if isinstance(value, (dict, list, deque)):  # of subclasses too, such as Counter
+        value = dict(value) if isinstance(value, dict) else list(value)
+    return tree_map_only(torch.Tensor, lambda x: x.detach().clone(), value)
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -106,44 +105,37 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """
 
     def is_same(x: Any, y: Any) -> bool:
-        if isinstance(x, list) and isinstance(y, list):
-            x, y = dict(enumerate(x)), dict(enumerate(y))
-        if isinstance(x, dict) and isinstance(y, dict):
+        if type(x) is not type(y):
+            return False
+        if torch.is_tensor(x):
+            return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
+        if isinstance(x, (dict, list)):
             # while as many, the tensors have names of their own
-            pairs = ((x[k], y[k]) for k in x if k in y and not torch.is_tensor(x[k]))
-            return x.keys() == y.keys() and all(is_same(a, b) for a, b in pairs)
-        if not (torch.is_tensor(x) and torch.is_tensor(y)):
-            return type(x) is type(y) and bool(x == y)
-        return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
+            return tree_map_only(torch.Tensor, type, x) == tree_map_only(torch.Tensor, type, y)
+        return bool(x == y)
 
     return {k: v for k, v in now.items() if k in before and not is_same(v, before[k])}
 
 
 def restore_plain(model: ModelFiles, values: dict[str, Any]) -> None:
     """Set plain attributes to the values that `changes` returned."""
-
-    def on_device(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: on_device(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [on_device(item) for item in value]
-        return value.to(model.device) if torch.is_tensor(value) else value
-
     places, tensors = plain_places(model), plain_tensors(model)
-    for name, value in values.items():
+    for name, saved in values.items():
         name = name.removeprefix(".")  # of a number, saved before 28 November 2026
+        value = tree_map_only(torch.Tensor, lambda x: x.to(model.device), saved)
         own = getattr(*places[name]) if name in places else None
-        if isinstance(value, dict) and isinstance(own, dict):
+        # in place, since others may refer to it, and a deque may have a maxlen
+        if isinstance(value, list) and isinstance(own, (list, deque)):
             own.clear()
-            own.update(on_device(value))
-        elif isinstance(value, list) and isinstance(own, (list, deque)):
-            own.clear()  # a deque may have a maxlen
-            own.extend(on_device(value))
+            own.extend(value)
+        elif isinstance(value, dict) and isinstance(own, dict):
+            own.clear()
+            own.update(value)
         elif name in places:
-            setattr(*places[name], on_device(value))
+            setattr(*places[name], value)
         elif not torch.is_tensor(value) and name in vars(model):  # a tensor has become a number
             setattr(model, name, value)
-        elif name in tensors and torch.is_tensor(value) and tensors[name].shape == value.shape:
+        elif name in tensors and tensors[name].shape == getattr(value, "shape", None):
             tensors[name].copy_(value)
 
 

@@ -325,7 +325,7 @@ def test_a_visual_that_is_no_picture_is_left_out(tmp_path, capsys):
     for _ in range(2):
         assert list(model.get_current_visuals()) == ["fake_B", "drawn"]
     told = capsys.readouterr().err
-    assert told.count("'mask', a tensor of shape (1, 32, 32), and pict") == 1
+    assert told.count("'mask', a tensor of shape (1, 32, 32), and imag") == 1
     assert told.count("'later', a NoneType, and") == told.count("'all', a list, and") == 1
 
 
