@@ -122,12 +122,15 @@ def _plain_objects(
 def _is_plain(x: Any) -> bool:
     """Whether a value is a number, None, or a list or dictionary of numbers and tensors.
 
-    Not of tensors that require gradients: these are results of an iteration.
+    Not of tensors that require gradients: these are results of an iteration. A checkpoint with
+    other classes, such as the keys of an Enum, could not be read.
     """
     if not isinstance(x, (dict, list, deque)):
         return type(x) in _NUMBERS
-    items = x.values() if isinstance(x, dict) else x
-    return all(not i.requires_grad if torch.is_tensor(i) else type(i) in _NUMBERS for i in items)
+    keys, items = (x.keys(), x.values()) if isinstance(x, dict) else ((), x)
+    return all(type(key) in (*_NUMBERS, str) for key in keys) and all(
+        not i.requires_grad if type(i) is torch.Tensor else type(i) in _NUMBERS for i in items
+    )
 
 
 def plain_tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -139,6 +142,7 @@ def plain_tensors(model: Any) -> dict[str, torch.Tensor]:
     of_parts = (x for own in parts for _, x in find_all(own, torch.Tensor))
     others = {*model.trained_tensors(), *of_parts}
     held = find_all(vars(model), torch.Tensor)
+    held = ((name, x) for name, x in held if type(x) in (torch.Tensor, nn.Parameter))
     dense = {name: x.detach() for name, x in held if x.layout is torch.strided and x not in others}
     # not those of `expand`, whose elements share memory
     return {name: x for name, x in dense.items() if 0 not in x.stride()}

@@ -7,7 +7,9 @@ stands between a model, torch's optimizers and its networks (the first test says
 from __future__ import annotations
 
 import copy
+import enum
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -658,3 +660,26 @@ def test_the_folder_is_a_path_and_a_string(tmp_path):
     model = build("ttur", tmp_path)
     assert model.save_dir + "/x" == f"{tmp_path}/x/x"
     assert model.save_dir / "y" == tmp_path / "x" / "y"
+
+
+def test_values_that_a_checkpoint_could_not_read_are_left_out(tmp_path):
+    """Loading runs no code, so a class of a model's own would make the whole file unreadable."""
+
+    class Own(torch.Tensor):
+        pass
+
+    class Side(enum.Enum):
+        A = "A"
+
+    model = build("replay", tmp_path)
+    model.counts, model.own, model.several = {Side.A: 0}, torch.zeros(2).as_subclass(Own), []
+    model.seen = {"A": 0, 7: None}
+    model.watch_attributes()
+    model.counts[Side.A], model.seen["A"], model.several = 3, 4, [torch.ones(1).as_subclass(Own)]
+    model.own += 1
+    file = io.BytesIO()
+    torch.save(model.training_state(), file)
+    file.seek(0)
+    plain = torch.load(file, weights_only=True)["plain"]
+    assert plain["seen"] == {"A": 4, 7: None}
+    assert not {"counts", "own", "several"} & plain.keys()
