@@ -51,12 +51,13 @@ def find_all(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iter
 
 
 def _parts(values: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """What a dictionary, a list or a plain object holds, by name."""
+    """What a dictionary, a list or a plain object holds, by name, but for numbers and text."""
     if hasattr(values, "__dict__") and not isinstance(values, _OPAQUE):
         values = dict(vars(values))
     if isinstance(values, (dict, list, tuple, deque)):
         for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield f"{name}.{key}" if name else str(key), value
+            if type(value) not in (*_NUMBERS, str):  # a history may have a million
+                yield f"{name}.{key}" if name else str(key), value
 
 
 def tensors(net: nn.Module) -> list[torch.Tensor]:
