@@ -241,7 +241,7 @@ class ModelFiles:
             print(f"--ema {self.opt.ema:g}: averages start from the current weights")
         rates = [initial_rates(o) for o in self.optimizers]
         training_state.restore(self, state, self._steps, options)
-        training_state.restore_plain(self, state.get("plain", {}))
+        training_state.restore_plain(self, state.get("plain", {}), options)
         self._mean_loss = MeanLoss(*state["metric"])
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
         changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from util.errors import warn
 
@@ -114,14 +114,28 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
             return tree_map_only(torch.Tensor, type, x) == tree_map_only(torch.Tensor, type, y)
         return bool(x == y)
 
-    return {k: v for k, v in now.items() if k in before and not is_same(v, before[k])}
+    def is_of_batch(x: Any, y: Any) -> bool:
+        # images, or labels of their size, in an attribute that was None: made again when needed
+        return torch.is_tensor(x) and not torch.is_tensor(y) and _holds_images(x)
+
+    pairs = {k: (v, before[k]) for k, v in now.items() if k in before}
+    return {k: x for k, (x, y) in pairs.items() if not (is_same(x, y) or is_of_batch(x, y))}
 
 
-def restore_plain(model: ModelFiles, values: dict[str, Any]) -> None:
-    """Set plain attributes to the values that `changes` returned."""
+def _holds_images(value: Any) -> bool:
+    tensors = (x for x in tree_leaves(value) if torch.is_tensor(x))
+    return any(x.dim() > 2 and x.shape[-1] > 1 for x in tensors)
+
+
+def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, Any]) -> None:
+    """Set plain attributes to the values that `changes` returned in a run with these options."""
     places, tensors = plain_places(model), plain_tensors(model)
+    sizes = {k: getattr(model.opt, k) for k in ("crop_size", "load_size", "preprocess")}
+    same_sizes = all(options.get(k, size) == size for k, size in sizes.items())
     for name, saved in values.items():
         name = name.removeprefix(".")  # of a number, saved before 28 November 2026
+        if isinstance(saved, (list, dict)) and _holds_images(saved) and not same_sizes:
+            continue  # images that a model could not put into one batch with those to come
         value = tree_map_only(torch.Tensor, lambda x: x.to(model.device), saved)
         own = getattr(*places[name]) if name in places else None
         # in place, since others may refer to it, and a deque may have a maxlen
@@ -131,8 +145,14 @@ def restore_plain(model: ModelFiles, values: dict[str, Any]) -> None:
         elif isinstance(value, dict) and isinstance(own, dict):
             own.clear()
             own.update(value)
+        elif isinstance(value, (list, dict)):
+            pass  # of what this model has not made yet, perhaps a deque or a Counter
         elif name in places:
-            setattr(*places[name], value)
+            owner, key = places[name]
+            if isinstance(owner, torch.Tensor):
+                owner.requires_grad = value
+            else:  # also if it is frozen
+                vars(owner)[key] = value
         elif not torch.is_tensor(value) and name in vars(model):  # a tensor has become a number
             setattr(model, name, value)
         elif name in tensors and tensors[name].shape == getattr(value, "shape", None):

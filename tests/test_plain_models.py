@@ -7,10 +7,12 @@ stands between a model, torch's optimizers and its networks (the first test says
 from __future__ import annotations
 
 import copy
+import dataclasses
 import enum
 import functools
 import io
 import time
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -684,6 +686,53 @@ def test_values_that_a_checkpoint_could_not_read_are_left_out(tmp_path):
     plain = torch.load(file, weights_only=True)["plain"]
     assert plain["seen"] == {"A": 4, 7: None}
     assert not {"counts", "own", "several"} & plain.keys()
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """How many images there were, replaced in each iteration."""
+
+    images: int = 0
+
+
+def test_values_of_frozen_objects_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(Seen, "__module__", "models.own_model")
+    first, second = (build("ttur", tmp_path) for _ in range(2))
+    for model in (first, second):
+        model.seen = Seen()
+        model.watch_attributes()
+    first.seen = Seen(3)
+    assert resume(first, second).seen == Seen(3)
+
+
+def test_a_deque_or_counter_made_later_is_made_again(tmp_path):
+    """As a list it would grow without end, and a Counter as a dictionary has no zeros."""
+    first, second = (build("ttur", tmp_path) for _ in range(2))
+    for model in (first, second):
+        model.recent, model.counts, model.window = None, None, deque(maxlen=2)
+        model.watch_attributes()
+    first.recent, first.counts = deque([1.0], maxlen=1), Counter("ab")
+    first.window.extend([1, 2, 3])
+    resume(first, second)
+    assert second.recent is None
+    assert second.counts is None
+    assert second.window == deque([2, 3])
+
+
+@pytest.mark.parametrize("flags", ["", "--batch_size 2", "--crop_size 64"])
+def test_labels_and_images_of_another_size_are_made_again(flags, tmp_path):
+    """They would not fit the output of D, nor a batch that they are put in."""
+    first, second = build("ttur", tmp_path), build("ttur", tmp_path, flags)
+    for model in (first, second):
+        model.valid, model.mean, model.recent, model.count = None, None, [], 0
+        model.watch_attributes()
+    first.valid, first.mean = torch.ones(1, 1, 2, 2), torch.ones(1, 3, 1, 1)
+    first.recent.append(torch.ones(1, 3, 32, 32))
+    first.count = 3
+    resume(first, second)
+    assert second.valid is None
+    assert len(second.recent) == (flags != "--crop_size 64")
+    assert second.count == second.mean.sum() == 3
 
 
 def test_a_long_history_is_saved_soon(tmp_path):
