@@ -111,7 +111,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
             return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
         if isinstance(x, (dict, list)):
             # while as many, the tensors have names of their own
-            return tree_map_only(torch.Tensor, type, x) == tree_map_only(torch.Tensor, type, y)
+            x, y = (tree_map_only(torch.Tensor, lambda _: torch.Tensor, v) for v in (x, y))
         return bool(x == y)
 
     def is_of_batch(x: Any, y: Any) -> bool:
