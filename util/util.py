@@ -18,7 +18,7 @@ from util import distributed
 # those with flat colours half as large again. Other formats ignore it.
 PNG_LEVEL = 4
 # Values in a result that may wait on the GPU until a thread encodes it; many may queue up.
-SMALL = 2**20
+MAX_ON_GPU = 2**20
 
 T = TypeVar("T")
 

@@ -298,7 +298,7 @@ def _copy(pictures: torch.Tensor) -> torch.Tensor:
     many may queue up.
     """
     first = pictures.detach()[:1]
-    return first.clone() if first.numel() <= util.SMALL else first.to("cpu", copy=True)
+    return first.clone() if first.numel() <= util.MAX_ON_GPU else first.to("cpu", copy=True)
 
 
 def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:

@@ -120,7 +120,7 @@ class FolderTranslation:
     ) -> None:
         xs = [ready.x for ready in batch if ready.x is not None]
         outputs = self.translator.run(torch.stack(xs))
-        if outputs[0].numel() > util.SMALL or not self.threads:
+        if outputs[0].numel() > util.MAX_ON_GPU:
             outputs = outputs.cpu()
         for ready, output in zip(batch, outputs, strict=True):
 
