@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import json
 import random
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from models import base_model, networks
 from models.cycle_gan_model import CycleGANModel
-from models.inference.recorded import record_passes
+from models.inference.recorded import RecordedPasses, record_passes
 from models.pix2pix_model import Pix2PixModel
 from models.speed import acceleration, row_convolution
 from tests import forked, test_acceleration
@@ -313,6 +314,35 @@ def test_compiled_norms_keep_the_layout():
     for ours, known in zip(gradients_of(net, pictures.cuda()), wanted, strict=True):
         torch.testing.assert_close(ours.cpu().double(), known, rtol=1e-4, atol=1e-5 * scale)
         assert ours.dim() < 4 or ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_garbage_is_not_collected_during_a_capture():
+    """It may hold a CUDA graph, as of a `Translator` that is no longer used."""
+    net = networks.define_G(3, 3, 8, "resnet_6blocks", "instance").cuda()
+    picture = torch.rand(1, 3, 64, 64, device="cuda")
+    ordinary, thresholds, graphs = net.forward, gc.get_threshold(), []
+    for _ in range(5):
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            picture.square()
+
+    def forward(x):
+        garbage = [graphs.pop()]
+        garbage.append(garbage)
+        del garbage
+        return ordinary(x) if [[] for _ in range(100)] else None
+
+    net.forward = forward
+    recorded = RecordedPasses(net)
+    gc.set_threshold(1)
+    try:
+        with torch.no_grad():
+            found = [recorded(picture) for _ in range(5)]
+    finally:
+        gc.set_threshold(*thresholds)
+    assert len(recorded.recordings) == 1
+    for one in found:
+        torch.testing.assert_close(one, found[0], rtol=0, atol=1e-3)
 
 
 def test_convolutions_by_rows():

@@ -14,6 +14,21 @@ import torch
 _recording: Recording | None = None  # the one in progress
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Context manager: no garbage collection, which may free a CUDA graph.
+
+    That would end a capture in the same thread with an error.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class Recording:
     """One iteration: graphs to replay and functions to call, in order."""
 
@@ -29,11 +44,11 @@ class Recording:
         """Context manager: kernels are captured, not run."""
         global _recording
         torch.cuda.synchronize()
-        gc.collect()  # for the memory, and since nothing on the GPU may be freed during a capture
+        gc.collect()
         torch.cuda.empty_cache()
         _recording = self
         try:
-            with torch.cuda.stream(self.stream):
+            with uncollected(), torch.cuda.stream(self.stream):
                 self._begin()
                 try:
                     yield
