@@ -174,7 +174,8 @@ class Training:
 
     def details(self, trace: str = "") -> dict[str, Any]:
         """Figures other than rates: time by part, peak memory and, given `trace`, a profile."""
-        found: dict[str, Any] = {"split_s": self.split(4), "peak_bytes": self.memory()}
+        # the split runs eagerly, beside recordings
+        found: dict[str, Any] = {"peak_bytes": self.memory(), "split_s": self.split(4)}
         if trace:
             found |= self.profile(trace)
         self.make_room()
