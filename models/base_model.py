@@ -23,7 +23,7 @@ from .model_files import ModelFiles, SaveFolder
 from .schedulers import MeanLoss, get_scheduler
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
-from .speed.iterations import record_iterations, why_not_recorded
+from .speed.iterations import record_iterations, says_recordable, why_not_recorded
 from .speed.passes import can_batch, share_pass, should_batch
 from .speed.prepared import prepared, uncompiled
 from .speed.steps import Steps
@@ -45,7 +45,8 @@ class BaseModel(ModelFiles, ABC):
     uncompiled = staticmethod(uncompiled)
     shows_batches = True  # whether `visual_names` show the whole batch, not one image of it
     # Whether `optimize_parameters` does the same in each iteration, apart from image pools, so that
-    # CUDA graphs can replay it. Each class must set this itself: an inherited value is ignored.
+    # CUDA graphs can replay it, and the model can take images in any memory layout from its
+    # networks. Each class must set this itself: an inherited value is ignored.
     recordable = False
 
     def __init__(self, opt: argparse.Namespace):
@@ -166,12 +167,22 @@ class BaseModel(ModelFiles, ABC):
             net,
             self.device,
             precision=opt.precision,
-            channels_last=opt.channels_last,
+            channels_last=self._takes_channels_last(net),
             compiled=opt.compile,
             recompute=getattr(opt, "grad_checkpoint", False),
             graphs=self._records_networks(),
             scale=self._gradient_scale,
         )
+
+    def _takes_channels_last(self, net: nn.Module) -> bool:
+        """Whether --channels_last, or its default, applies to a network."""
+        opt, kind = self.opt, type(self)
+        if opt.channels_last != "auto":
+            return opt.channels_last == "on"
+        # where iterations are not recorded, launching kernels takes too long for a gain; and other
+        # models may use functions that need the usual layout, such as `view`
+        possible = not why_not_recorded(kind, opt) if self.isTrain else says_recordable(kind)
+        return possible and acceleration.prefers_channels_last(net, self.device, opt.precision)
 
     def _records_iterations(self) -> bool:
         """Whether --cuda_graphs records whole iterations."""

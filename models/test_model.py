@@ -20,6 +20,7 @@ class TestModel(BaseModel):
     """Loads `<epoch>_net_G.pth`, or, of two generators, the one for `--direction`."""
 
     __test__ = False  # not a test class for pytest
+    recordable = True  # there is nothing to record, but its images may have any layout
 
     @staticmethod
     def modify_commandline_options(parser, is_train=True):

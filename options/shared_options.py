@@ -103,7 +103,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_speed(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("speed").add_argument
     add("--precision", default="tf32", choices=PRECISIONS, help="precision of the networks")
-    add("--channels_last", action="store_true", help="memory layout (N, H, W, C)")
+    add(
+        "--channels_last",
+        nargs="?",
+        default="auto",
+        const="on",
+        choices=("auto", "on", "off"),
+        help="memory layout (N, H, W, C); auto: on GPUs where that is faster",
+    )
     add("--compile", action="store_true", help="torch.compile: slow start, then faster")
     add(
         "--cuda_graphs",

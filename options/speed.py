@@ -25,7 +25,7 @@ def choose_fast(opt: argparse.Namespace, device: torch.device, explicit: set[str
     if device.type == "cuda":
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         chosen["precision"] = "bf16" if bf16 else "fp16"
-        chosen["compile"] = chosen["channels_last"] = True
+        chosen["compile"], chosen["channels_last"] = True, "on"
         # not yet tried with fp16 or several processes, and not possible with --accumulate
         alone = distributed.world_size() == 1 and getattr(opt, "accumulate", 1) == 1
         if opt.isTrain and bf16 and alone:

@@ -58,7 +58,8 @@ from util.distributed.launch import launch
 from util.errors import OneLineParser, UserError, one_line_errors, say
 
 SETTINGS = {
-    "plain": "--precision tf32 --batch_passes off --cache_images off --cuda_graphs off",
+    "plain": "--precision tf32 --channels_last off --batch_passes off --cache_images off "
+    "--cuda_graphs off",
     "default": "",
     "unrecorded": "--cuda_graphs off",
     "passes": "--batch_passes on",

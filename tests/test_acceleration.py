@@ -12,7 +12,7 @@ from torch import nn
 
 from models import create_model, networks
 from models.cycle_gan_model import CycleGANModel
-from models.speed import acceleration, gradient_scale, layout, passes, row_convolution
+from models.speed import acceleration, channels_last, gradient_scale, passes, row_convolution
 from models.speed.gradient_scale import GradientScale
 from models.speed.prepared import prepared, uncompiled
 from models.speed.steps import parameters_of
@@ -318,7 +318,7 @@ def test_the_norm_of_compiled_networks(kind, monkeypatch):
     weights = torch.randn(2, 4, 9, 7, dtype=torch.float64)
     known = net(x.double())
     wanted = torch.autograd.grad((known * weights).sum(), x)[0]
-    layout.keep_layout(net)
+    channels_last.keep_layout(net, compiled=True)
     assert torch.equal(net(x), torch.nn.InstanceNorm2d(4)(x))  # where nothing is compiled
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     ours = net(x)

@@ -30,7 +30,7 @@ BOTH = {
     "--deterministic": [False, "flag"],
     "--dropout": ["that of --no_dropout", "flag"],
     "--precision": ["tf32", "value"],
-    "--channels_last": [False, "flag"],
+    "--channels_last": ["auto", "value"],
     "--compile": [False, "flag"],
     "--cuda_graphs": ["auto", "value"],
     "--batch_passes": ["auto", "value"],

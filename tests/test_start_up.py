@@ -7,7 +7,7 @@ import pytest
 from tests.helpers import ROOT, run, run_process, unaligned
 
 OPTIONAL = "scipy skimage matplotlib tensorboard wandb gradio torchmetrics onnx".split()
-COMPILER = ["torch._dynamo", "torch._inductor", "sympy"]
+COMPILER = ["torch._dynamo", "torch._inductor", "sympy", "triton"]
 PROGRAM = """
 import runpy, sys
 sys.argv = sys.argv[1:]

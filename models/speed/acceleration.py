@@ -17,9 +17,10 @@ from util import distributed
 from util.errors import UserError
 from util.temporarily import temporarily
 
+from .channels_last import keep_layout, working_kernels
 from .gradient_scale import GradientScale
 from .inspection import has_known_layers
-from .layout import contiguous_gradients, keep_layout
+from .layout import contiguous_gradients
 from .prepared import prepared
 from .row_convolution import convolve_by_rows
 from .sync_norm import exclude_from_compiling
@@ -89,6 +90,8 @@ def prepare(
             if weight.dim() == 4:  # `net.to` would fail for the weights of Conv3d
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         contiguous_gradients([net])
+        if not compiled and working_kernels(device):
+            keep_layout(net, compiled)
     for module in net.modules():
         if isinstance(getattr(module, "recompute", None), bool):
             module.recompute = recompute  # type: ignore[assignment]
@@ -107,7 +110,7 @@ def prepare(
         exclude_from_compiling()
         on_gpu = device.type == "cuda"
         if on_gpu:
-            keep_layout(net)
+            keep_layout(net, compiled)
         # Inductor by itself stays with (N, C, H, W) if a convolution has few output channels, like
         # the last one of each generator; cuDNN then spends a quarter of the time on converting.
         options = {"triton.cudagraphs": graphs, "force_layout_optimization": on_gpu}
@@ -116,6 +119,18 @@ def prepare(
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         setattr(config, limit, getattr(config, limit) + VARIANTS)  # the second in PyTorch 2.4
         prepared(net).compile(dynamic=False, options=options)
+
+
+def prefers_channels_last(net: nn.Module, device: torch.device, precision: str) -> bool:
+    """Whether a network is faster in channels-last layout, and computes the same.
+
+    On NVIDIA GPUs since Ampere, with their matrix units. Layers that are not known here may need
+    the usual layout.
+    """
+    if device.type != "cuda" or torch.version.cuda is None or precision == "fp32":
+        return False
+    modern = torch.cuda.get_device_capability(device) >= (8, 0)
+    return modern and has_known_layers(net) and working_kernels(device) is not None
 
 
 def _why_not_compiled(net: nn.Module) -> str | None:

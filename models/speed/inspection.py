@@ -17,7 +17,8 @@ _KNOWN = {
     "NLayerDiscriminator MultiscaleDiscriminator PixelDiscriminator",
     f"{_PACKAGE}.antialias": "Downsample Upsample BlurredConv2d BlurredConvTranspose2d",
     f"{_PACKAGE}.patch_nce": "PatchSampleMLP",
-    f"{_PACKAGE}.speed.layout": "LayoutKeepingInstanceNorm",
+    f"{_PACKAGE}.speed.channels_last": "LayoutKeepingInstanceNorm LayoutKeepingReflectionPad2d "
+    "FusingSequential",
     f"{_PACKAGE}.speed.row_convolution": "RowConv2d",
     f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
 }

@@ -49,11 +49,16 @@ _IGNORED = {"image_paths", "metric", "schedulers"}
 _IGNORED |= {"_mean_loss", "_warned_about"}
 
 
+def says_recordable(kind: type[BaseModel]) -> bool:
+    """Whether a class of models itself, not one that it is derived from, sets `recordable`."""
+    return "recordable" in vars(kind) and kind.recordable
+
+
 def why_not_recorded(kind: type[BaseModel], opt: argparse.Namespace) -> str | None:
     """Why the iterations of a class of models can't be recorded; None if they may be."""
     if not opt.isTrain:
         return "not in testing"
-    if not ("recordable" in vars(kind) and kind.recordable):
+    if not says_recordable(kind):
         return f"a {kind.__name__} does not say that it is recordable"
     modes = {
         "several processes": distributed.world_size() > 1,

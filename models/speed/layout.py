@@ -1,6 +1,6 @@
-"""Instance norm and memory layouts: a workaround on CPUs, and a faster form for compiled networks.
+"""A workaround for the gradients of instance norms in channels-last layout, on CPUs.
 
-The workaround: on a CPU, for a batch of one image, PyTorch's backward pass reads a gradient in
+On a CPU, for a batch of one image, PyTorch's backward pass reads a gradient in
 channels-last layout as if it were contiguous, without an error (PyTorch 2.14; batch norm and larger
 batches are right). Such gradients come from `--channels_last`, and from losses on features as rows
 of channels (CUT, DCLGAN). The original code of these two has the wrong gradients, and so have the
@@ -33,29 +33,3 @@ def contiguous_gradients(nets: Iterable[nn.Module]) -> None:
             )
             if needed and next(net.parameters()).device.type == "cpu":
                 module.register_forward_hook(contiguous_gradient)
-
-
-class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
-    """An instance norm that a compiler can fuse in channels-last layout, without copies.
-
-    PyTorch's own is a batch norm over a view (1, N*C, H, W), so its gradients are contiguous, and
-    each convolution that receives them makes a copy.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> the same shape and type, computed in float32."""
-        if not torch.compiler.is_compiling():
-            return super().forward(input)
-        x = input.float()
-        variance, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
-        return ((x - mean) * torch.rsqrt(variance + self.eps)).to(input.dtype)
-
-
-def keep_layout(net: nn.Module) -> None:
-    """Make the instance norms of a network that will be compiled keep its memory layout, in place.
-
-    Only those without weights and running statistics, which are all that `networks.py` makes.
-    """
-    for module in net.modules():
-        if type(module) is nn.InstanceNorm2d and not (module.affine or module.track_running_stats):
-            module.__class__ = LayoutKeepingInstanceNorm
