@@ -29,6 +29,8 @@ from .speed.prepared import prepared, uncompiled
 from .speed.steps import Steps
 from .speed.sync_norm import synchronize_norms
 
+LARGE_BATCH = 2**19  # pixels, from which computing takes longer than launching kernels one by one
+
 
 class BaseModel(ModelFiles, ABC):
     """A subclass names its losses, networks and images, and says what one iteration does.
@@ -179,10 +181,13 @@ class BaseModel(ModelFiles, ABC):
         opt, kind = self.opt, type(self)
         if opt.channels_last != "auto":
             return opt.channels_last == "on"
-        # where iterations are not recorded, launching kernels takes too long for a gain; and other
-        # models may use functions that need the usual layout, such as `view`
-        possible = not why_not_recorded(kind, opt) if self.isTrain else says_recordable(kind)
-        return possible and acceleration.prefers_channels_last(net, self.device, opt.precision)
+        # where iterations are not recorded, launching kernels takes too long for a gain
+        small = opt.batch_size * opt.crop_size**2 < LARGE_BATCH
+        if self.isTrain and small and why_not_recorded(kind, opt):
+            return False
+        # other models may use functions that need the usual layout, such as `view`
+        known = says_recordable(kind)
+        return known and acceleration.prefers_channels_last(net, self.device, opt.precision)
 
     def _records_iterations(self) -> bool:
         """Whether --cuda_graphs records whole iterations."""

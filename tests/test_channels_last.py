@@ -90,8 +90,11 @@ class Mine(CycleGANModel):
         (CycleGANModel, "--cuda_graphs off", True),
         (CycleGANModel, "--channels_last off", False),
         (CycleGANModel, "--accumulate 2", False),
+        (CycleGANModel, "--accumulate 2 --batch_size 8", True),
+        (CycleGANModel, "--accumulate 2 --batch_size 8 --crop_size 128", False),
         (CycleGANModel, "--accumulate 2 --channels_last", True),
         (Mine, "", False),
+        (Mine, "--batch_size 8", False),
         (Mine, "--channels_last on", True),
     ],
 )
