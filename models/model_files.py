@@ -234,21 +234,21 @@ class ModelFiles:
 
         If `--lr` or the number of epochs has changed since, learning rates follow the new values.
         """
-        averaged = options.get("ema", 0.0)
+        averaged = options["ema"]
         if averaged and not self.opt.ema:
             print(f"--ema 0: the averages so far (--ema {averaged:g}) end here")
         elif self.opt.ema and not averaged:
             print(f"--ema {self.opt.ema:g}: averages start from the current weights")
         rates = [initial_rates(o) for o in self.optimizers]
         training_state.restore(self, state, self._steps, options)
-        training_state.restore_plain(self, state.get("plain", {}), options)
+        training_state.restore_plain(self, state["plain"], options)
         self._mean_loss = MeanLoss(*state["metric"])
         schedule = ("lr", "lr_policy", "n_epochs", "n_epochs_decay", "lr_decay_iters")
-        changed = any(getattr(self.opt, k) != options.get(k) for k in schedule)
+        changed = any(getattr(self.opt, k) != options[k] for k in schedule)
         if changed or rates != [initial_rates(o) for o in self.optimizers]:
-            policy, lr = (options.get(k, getattr(self.opt, k)) for k in ("lr_policy", "lr"))
             saved = zip(state["schedulers"], state["optimizers"], strict=False)
             followed = [sets_rates(*pair) for pair in saved]
+            policy, lr = options["lr_policy"], options["lr"]
             rebase(self.schedulers, self.opt, rates, policy, lr, followed)
 
     @staticmethod

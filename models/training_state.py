@@ -44,7 +44,7 @@ def restore(
     model: ModelFiles, state: dict[str, Any], steps: Steps, options: dict[str, Any]
 ) -> None:
     """Load what `collect` returned in a run with these options."""
-    optimizers, betas = model.all_optimizers(), getattr(model.opt, "beta1", None)
+    optimizers, other_betas = model.all_optimizers(), options["beta1"] != model.opt.beta1
     if len(optimizers) != len(state["optimizers"]):
         raise ValueError(
             f"it has {len(state['optimizers'])} optimizers, the model now {len(optimizers)}: a "
@@ -52,20 +52,19 @@ def restore(
         )
     wrapped = [(a, b) for a in optimizers for b in optimizers if a.param_groups is b.param_groups]
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        load_optimizer(optimizer, saved, options.get("beta1", betas) != betas)
+        load_optimizer(optimizer, saved, other_betas)
     for outer, inner in wrapped:  # such as SAM: both see one learning rate
         inner.param_groups = outer.param_groups
     for scheduler, saved in zip(model.schedulers, state["schedulers"], strict=True):
-        resume(scheduler, saved, model.opt, options.get("lr_policy", model.opt.lr_policy))
+        resume(scheduler, saved, model.opt, options["lr_policy"])
     parts, modules = stateful_parts(model), unlisted_modules(model)
     for name, part in parts.items():
         if name in state["parts"]:
             part.load_state_dict(state["parts"][name])
-    saved_modules = state.get("modules", {})
     for name, net in modules.items():
-        if name in saved_modules:
-            net.load_state_dict(saved_modules[name])
-    surplus = (state["parts"].keys() - parts) | (saved_modules.keys() - modules)
+        if name in state["modules"]:
+            net.load_state_dict(state["modules"][name])
+    surplus = (state["parts"].keys() - parts) | (state["modules"].keys() - modules)
     lost = sorted(n for n in surplus if not n.startswith("_"))
     if lost:
         warn(
@@ -73,13 +72,10 @@ def restore(
             "lost: create what has a state in __init__, not during training"
         )
     with torch.no_grad():
-        orphans, saved = orphan_tensors(model), state.get("tensors", {})
-        if isinstance(saved, list):  # saved before 27 November 2026, in order
-            saved = dict(zip(orphans, saved, strict=False))
-        for name, tensor in orphans.items():
-            if name in saved:
-                tensor.copy_(saved[name])
-    if steps.accumulate == options.get("accumulate", steps.accumulate):
+        for name, tensor in orphan_tensors(model).items():
+            if name in state["tensors"]:
+                tensor.copy_(state["tensors"][name])
+    if steps.accumulate == options["accumulate"]:
         saved_sums = zip(optimizers, state["accumulated"], state["gradients"], strict=True)
         for optimizer, count, sums in saved_sums:
             steps.resume(optimizer, count, sums)
@@ -130,10 +126,9 @@ def _holds_images(value: Any) -> bool:
 def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, Any]) -> None:
     """Set plain attributes to the values that `changes` returned in a run with these options."""
     places, tensors = plain_places(model), plain_tensors(model)
-    sizes = {k: getattr(model.opt, k) for k in ("crop_size", "load_size", "preprocess")}
-    same_sizes = all(options.get(k, size) == size for k, size in sizes.items())
+    sizes = ("crop_size", "load_size", "preprocess")
+    same_sizes = all(options[k] == getattr(model.opt, k) for k in sizes)
     for name, saved in values.items():
-        name = name.removeprefix(".")  # of a number, saved before 28 November 2026
         if isinstance(saved, (list, dict)) and _holds_images(saved) and not same_sizes:
             continue  # images that a model could not put into one batch with those to come
         value = tree_map_only(torch.Tensor, lambda x: x.to(model.device), saved)

@@ -1158,6 +1158,7 @@ def test_the_best_of_the_save_itself_counts_after_a_resume(images, kept, tmp_pat
     validation.folder, validation.every, validation.by, validation.best = tmp_path, 1, "L1", None
     validation.validated_on = "val, 2 of its images"
     best = {"by": "L1", "value": 0.5, "epoch": 1, "images": images}
-    (tmp_path / "best_scores.json").write_text(json.dumps(best))
+    written = json.dumps({**best, "of": validation.validated_on})
+    (tmp_path / "best_scores.json").write_text(written)
     validation.resume(Position(epoch=2, total_iters=8))
     assert validation.best == (best if kept else None)

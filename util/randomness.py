@@ -64,7 +64,7 @@ def set_state(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         for i, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(cuda_state.cpu(), i)
-    for mps_state in state.get("mps", []) if torch.backends.mps.is_available() else []:
+    for mps_state in state["mps"] if torch.backends.mps.is_available() else []:
         torch.mps.set_rng_state(mps_state.cpu())
 
 

@@ -85,9 +85,8 @@ class GradientScale:
         return {"scale": self.factor, "_growth_tracker": self.growth_tracker}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a state; it may be empty, from a run with another precision."""
-        self.factor = float(state.get("scale", self.factor))
-        self.growth_tracker = int(state.get("_growth_tracker", 0))
+        """Load what `state_dict` returned."""
+        self.factor, self.growth_tracker = state["scale"], state["_growth_tracker"]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientScale:
         return self  # copies of a network share the factor

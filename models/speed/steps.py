@@ -160,8 +160,7 @@ class Steps:
     def resume(self, optimizer: Optimizer, count: int, sums: Sequence[torch.Tensor | None]) -> None:
         """Restore the number of accumulated batches and their gradients."""
         self.counts[optimizer] = count
-        # older checkpoints have two entries, both None, for a weight that is listed twice
-        pairs = zip(parameters_of(optimizer), sums, strict=count > 0)
+        pairs = zip(parameters_of(optimizer), sums, strict=True)
         self.sums[optimizer] = {p: copy_like(s, p) for p, s in pairs if s is not None}
 
     def snapshot(self) -> Callable[[], None]:

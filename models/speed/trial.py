@@ -139,6 +139,6 @@ def _key(opt: argparse.Namespace) -> str:
     on_gpu = opt.device.type == "cuda"
     device = torch.cuda.get_device_name(opt.device) if on_gpu else platform.processor()
     machine = [platform.node(), device, torch.get_num_threads(), torch.__version__]
-    machine += [distributed.world_size(), "recorded"]  # how times are taken
+    machine.append(distributed.world_size())
     options = [f"{name}={getattr(opt, name)}" for name in NAMES if hasattr(opt, name)]
     return " ".join(map(str, [*machine, *options]))

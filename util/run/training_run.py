@@ -235,7 +235,7 @@ class TrainingRun:
         if opt.seed != state["seed"]:
             warn(f"--seed {opt.seed} is ignored: this training goes on with {state['seed']}")
         size = len(self.dataset)
-        if (saved_size := state.get("epoch_size", size)) != size:
+        if (saved_size := state["epoch_size"]) != size:
             warn(
                 f"there are {size} images in an epoch now, {saved_size} when this was saved: the "
                 "order differs from here on"

@@ -109,8 +109,7 @@ class Validation:
         try:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
-            # as it was written before 28 November 2026
-            of = best.get("of", self.validated_on).replace(" pictures of ", " images of ")
+            of = best["of"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
