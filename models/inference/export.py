@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from models.padding import pad_to_fit
 from models.speed.sync_norm import SyncBatchNorm2d
 from util.errors import UserError, first_line, is_out_of_memory
 from util.files import make_writable, replacing, sha256, wrap_write_errors
@@ -224,20 +224,15 @@ class AnySize(nn.Module):
 
 
 class AnySizeScript(nn.Module):
-    """`AnySize` in the subset of Python that TorchScript supports."""
+    """`padding.apply_padded` in the subset of Python that TorchScript supports."""
 
     def __init__(self, net: nn.Module, multiple: int, least: int):
         super().__init__()
         self.net, self.multiple, self.least = net, multiple, least
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        height, width, step = picture.size(2), picture.size(3), self.multiple
-        pad_h = max(self.least, (height + step - 1) // step * step) - height
-        pad_w = max(self.least, (width + step - 1) // step * step) - width
-        if pad_h > 0 or pad_w > 0:
-            mode = "reflect" if pad_h < height and pad_w < width else "replicate"
-            picture = F.pad(picture, [0, pad_w, 0, pad_h], mode=mode)
-        return self.net(picture)[:, :, :height, :width]
+        padded = pad_to_fit(picture, self.multiple, self.least)
+        return self.net(padded)[:, :, : picture.size(2), : picture.size(3)]
 
 
 def export(net: nn.Module, input_nc: int, form: str, path: Path, metadata: dict[str, str]) -> None:
