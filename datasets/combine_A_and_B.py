@@ -9,6 +9,7 @@ the result is x.jpg.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from pathlib import Path
@@ -32,11 +33,6 @@ SHOWN = 5  # of the failures, so that the line stays readable
 Pair = tuple[Path, Path, Path]  # A, B and where the combined image goes
 
 
-def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two images of the same height side by side, (width_left + width_right, height)."""
-    return Image.fromarray(np.hstack([np.asarray(left), np.asarray(right)]))
-
-
 def combine(pair: Pair) -> None:
     """Write A|B to a file; JPEG and WebP with quality 95, other formats without loss.
 
@@ -45,30 +41,29 @@ def combine(pair: Pair) -> None:
     """
     path_a, path_b, path_ab = pair
     ending = path_ab.suffix.lower()
-    a, b = open_image(path_a), open_image(path_b)
-    if a.size != b.size:
+    a, b = read_pair(path_a, path_b, deep=ending in (".png", *TIFF))
+    if a.shape[:2] != b.shape[:2]:
+        sizes = [f"{x.shape[1]}x{x.shape[0]}" for x in (a, b)]
         raise UserError(
-            f"{path_a} is {a.width}x{a.height} but {path_b} is {b.width}x{b.height}: "
-            "a pair must have one size"
+            f"{path_a} is {sizes[0]} but {path_b} is {sizes[1]}: a pair must have one size"
         )
-    deep = deep_pixels(path_a, path_b) if ending in (".png", *TIFF) else None
-    if deep is not None:
-        write_picture(path_ab, deep)
+    channels = 3 if a.dtype == np.uint8 else max(a.shape[2], b.shape[2])
+    both = np.hstack([fit_channels(pixels, channels) for pixels in (a, b)])
+    if a.dtype != np.uint8:
+        write_picture(path_ab, both)
         return
     options = {".jpg": JPEG, ".jpeg": JPEG, ".webp": {"quality": 95}}
-    beside(a, b).save(path_ab, **options.get(ending, {}))
+    Image.fromarray(both).save(path_ab, **options.get(ending, {}))
 
 
-def deep_pixels(path_a: Path, path_b: Path) -> np.ndarray | None:
-    """Both images side by side, (H, W, C), if they share a dtype of over 8 bits; else None."""
-    try:
-        a, b = (read_picture(path, upright=True).pixels for path in (path_a, path_b))
-    except UserError:  # formats that are only read as 8 bits
-        return None
-    if a.dtype != b.dtype or a.dtype == np.uint8:
-        return None
-    channels = max(a.shape[2], b.shape[2])
-    return np.hstack([fit_channels(pixels, channels) for pixels in (a, b)])
+def read_pair(path_a: Path, path_b: Path, deep: bool) -> list[np.ndarray]:
+    """Pixels (H, W, C) of both images, of one dtype: of 8 bits unless `deep` and both have more."""
+    if deep:
+        with contextlib.suppress(UserError):  # formats that are only read as 8 bits
+            a, b = (read_picture(path, upright=True).pixels for path in (path_a, path_b))
+            if a.dtype == b.dtype:
+                return [a, b]
+    return [np.asarray(open_image(path)) for path in (path_a, path_b)]
 
 
 def attempt(pair: Pair) -> str | None:

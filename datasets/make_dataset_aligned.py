@@ -8,7 +8,6 @@ those of testA and testB become test/0000.jpg, ...
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def main() -> None:
         jobs = {phase: find_pairs(dataset, phase, folder / phase) for phase in phases}
         for phase in phases:
             (folder / phase).mkdir()
-        combine_all([pair for pairs in jobs.values() for pair in pairs], os.cpu_count())
+        combine_all([pair for pairs in jobs.values() for pair in pairs])
     for phase, pairs in jobs.items():
         print(f"{phase}: {len(pairs)} pairs in {dataset / phase}")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from combine_A_and_B import beside
+import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -58,7 +58,7 @@ def convert(pairs: list[tuple[Path, Path]], output: Path, phase: str) -> None:
         # mixing two classes' colours at their border would make a third class
         label = open_image(label_path).resize(SIZE, Image.Resampling.NEAREST)
         for image, name in (
-            (beside(photo, label), f"{phase}/{i}.jpg"),
+            (Image.fromarray(np.hstack([photo, label])), f"{phase}/{i}.jpg"),
             (photo, f"{phase}A/{i}_A.jpg"),
             (label, f"{phase}B/{i}_B.jpg"),
         ):
