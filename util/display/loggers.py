@@ -17,6 +17,8 @@ from .base import Logger
 from .console import ConsoleLogger, TextFileLogger
 from .loss_record import append_record, cut, read_records
 from .page import PageLogger
+from .tensorboard_logger import TensorBoardLogger
+from .wandb_logger import WandbLogger
 
 
 class RecordLogger(Logger):
@@ -68,10 +70,6 @@ def open_loggers(
     folder.mkdir(parents=True, exist_ok=True)
     resumed, scores = position.total_iters > 0, folder / "scores.jsonl"
 
-    def page() -> Logger:
-        resumed_at = position.epoch if resumed else None
-        return PageLogger(folder, opt.name, opt.display_winsize, resumed_at)
-
     def visdom() -> Logger:
         from .visdom_logger import VisdomLogger
 
@@ -87,22 +85,11 @@ def open_loggers(
             winsize=opt.display_winsize,
         )
 
-    def tensorboard() -> Logger:
-        from .tensorboard_logger import TensorBoardLogger
-
-        return TensorBoardLogger(folder / "tb", position.total_iters)
-
-    def wandb() -> Logger:
-        from .wandb_logger import WandbLogger
-
-        config: dict[str, Any] = {k: v for k, v in vars(opt).items() if k != "device"}
-        return WandbLogger(opt.wandb_project_name, opt.name, config, folder, resumed)
-
     loggers: list[Logger] = []
 
-    def add(make: Callable[[], Logger]) -> None:
+    def add(make: Callable[..., Logger], *args: Any) -> None:
         try:
-            loggers.append(make())
+            loggers.append(make(*args))
         except UserError:
             raise
         except Exception as e:
@@ -110,18 +97,20 @@ def open_loggers(
 
     # opened before anything is set aside, since a failure of theirs ends training
     if opt.use_wandb:
-        add(wandb)
+        config = {k: v for k, v in vars(opt).items() if k != "device"}
+        add(WandbLogger, opt.wandb_project_name, opt.name, config, folder, resumed)
     if opt.use_tensorboard:
-        add(tensorboard)
+        add(TensorBoardLogger, folder / "tb", position.total_iters)
     set_aside()
     add(ConsoleLogger)
-    add(lambda: TextFileLogger(folder / "loss_log.txt"))
-    add(lambda: RecordLogger(folder, "losses", position))  # before others, which read it
+    add(TextFileLogger, folder / "loss_log.txt")
+    add(RecordLogger, folder, "losses", position)  # before others, which read it
     # also to set aside the scores of an earlier training under this name
     if opt.val_freq > 0 or scores.exists():
-        add(lambda: RecordLogger(folder, "scores", position))
+        add(RecordLogger, folder, "scores", position)
     if not opt.no_html:
-        add(page)
+        resumed_at = position.epoch if resumed else None
+        add(PageLogger, folder, opt.name, opt.display_winsize, resumed_at)
     if opt.display_id > 0:
         add(visdom)
     return loggers

@@ -55,7 +55,7 @@ class WandbLogger(BackgroundLogger):
             self._run_handle = wandb.init(
                 project=project,
                 name=name,
-                config={str(k): v for k, v in config.items()},
+                config=config,
                 dir=str(dir),
                 id=self.run_id,
                 resume="allow" if resumed else None,
