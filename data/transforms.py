@@ -13,7 +13,7 @@ import torch
 from util.errors import UserError
 from util.light_torchvision import transforms
 
-from .pictures.values import fit_channels
+from .pictures.values import fit_channels, to_unit
 
 F = transforms.functional
 
@@ -147,10 +147,8 @@ class ToUnit:
         if getattr(picture, "mode", None) not in ("L", "RGB"):
             x = F.to_tensor(picture)
             return F.normalize(x, [0.5] * len(x), [0.5] * len(x))
-        pixels = torch.from_numpy(np.array(picture))
-        pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)
-        x = torch.empty(pixels.shape).copy_(pixels)
-        return x.div_(255).sub_(0.5).div_(0.5)
+        pixels = np.asarray(picture)
+        return to_unit(pixels.reshape(*pixels.shape[:2], -1))
 
 
 def check_crop(width: int, height: int, size: int) -> None:
