@@ -466,7 +466,6 @@ def test_what_can_not_be_translated(cycle):
         (np.zeros((4, 4, 7), np.uint8), "has 7 channels, the network takes 3"),
         (np.zeros((4, 4, 3), complex), "of integers or floats"),
         (torch.zeros(1, 2, 8, 8), "the network takes 3 channels"),
-        (torch.zeros(1, 3, 8, 8).to_sparse(), "a sparse tensor: give a dense one"),
         (torch.zeros(8, 8), r"must be \(N, C, H, W\)"),
         (torch.zeros(3, 0, 8), r"must be \(N, C, H, W\)"),
         (Image.new("RGB", (0, 5)), "0x5 pixels is empty"),

@@ -192,8 +192,6 @@ class Translator:
     def _tensor(self, x: torch.Tensor, size: int, tiles: TileOptions | None) -> torch.Tensor:
         if x.dim() not in (3, 4) or 0 in x.shape:
             raise UserError(f"a tensor of shape {tuple(x.shape)}: it must be (N, C, H, W)")
-        if x.layout != torch.strided:
-            raise UserError("a sparse tensor: give a dense one, x.to_dense()")
         if not x.is_floating_point():
             raise UserError(
                 f"a tensor of {x.dtype}: give floats in [-1, 1] (for bytes x / 127.5 - 1), or "

@@ -125,9 +125,6 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> dict[s
         raise UserError(
             f"{path} holds {kind} in place of a state_dict of one network (tensors by name)"
         )
-    for key, value in state.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise UserError(f"{path}: {key} is not a dense tensor (sparse, quantized or meta)")
     return dict(state)
 
 
