@@ -40,12 +40,12 @@ def apply_options(model: BaseModel) -> None:
     if wanted and not found:
         flag = f"--{wanted[0]}"
         raise UserError(f"{flag}: --model {opt.model} has no discriminator: leave it out")
-    for net in found.values():
+    for net in dict.fromkeys(found.values()):  # one may have two names
         if opt.diffaug:
             augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
             prepared(net).prepared_augment = augment  # type: ignore[assignment]
-    for net in dict.fromkeys(found.values()) if opt.spectral_norm else ():
-        add_spectral_norm(net)
+        if opt.spectral_norm:
+            add_spectral_norm(net)
 
 
 def warn_of_unused_augmentation(model: BaseModel) -> None:

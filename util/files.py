@@ -148,7 +148,5 @@ def make_writable(folder: str | os.PathLike, option: str) -> None:
 
 def mark_as_results(folder: str | os.PathLike) -> None:
     """Mark a folder as results: listing the images of a parent folder then leaves it out."""
-    try:
+    with wrap_write_errors(f"to {folder}"):
         Path(folder, NO_INPUT).touch()
-    except OSError as e:
-        raise UserError(f"can't write to {folder}: {e.strerror or e}") from e

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -56,10 +55,6 @@ def has_hooks(net: nn.Module) -> bool:
         kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
         hooks = (h for m in net.modules() for kind in kinds for h in getattr(m, kind).values())
         # torch's own compute weights: spectral norm and the like
-        own = any(h is not contiguous_gradient and not _is_of_torch(h) for h in hooks)
-        _hooked[net] = known = registered, own
+        others = (h for h in hooks if not type(h).__module__.startswith("torch.nn.utils"))
+        _hooked[net] = known = registered, any(h is not contiguous_gradient for h in others)
     return known[1]
-
-
-def _is_of_torch(hook: Any) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")

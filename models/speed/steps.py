@@ -126,7 +126,8 @@ class Steps:
         if self._watching:
             self._check_supported(optimizer, parameters)
             self._check_unchanged(parameters)
-        if not self._count_batch(optimizer):
+        self.counts[optimizer] = count = (self.counts.get(optimizer, 0) + 1) % self.accumulate
+        if count:  # more batches are to come before it steps
             # in fp16, gradients that overflow have to stay until the scale is updated
             if self.inspect is not None and self.scale is None:
                 self.inspect(optimizer)
@@ -167,11 +168,6 @@ class Steps:
         """Snapshot counts and sums; returns a function that restores them."""
         sums = WeakKeyDictionary({o: dict(own) for o, own in self.sums.items()})
         return functools.partial(vars(self).update, counts=self.counts.copy(), sums=sums)
-
-    def _count_batch(self, optimizer: Optimizer) -> bool:
-        """Count a batch; returns whether the optimizer is to step now."""
-        self.counts[optimizer] = (self.counts.get(optimizer, 0) + 1) % self.accumulate
-        return self.counts[optimizer] == 0
 
     def _accumulate(self, optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
         """Move gradients to the sums; an optimizer skips parameters whose gradient is None."""
