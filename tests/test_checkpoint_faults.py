@@ -338,7 +338,6 @@ def test_weights_of_a_wrong_kind_change_nothing(value, fresh, copied):
         {"epoch": "1"},
         {"random": None},
         {"format": 99},
-        {"format": 1},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -347,8 +346,7 @@ def test_states_that_are_not_ours(change, fresh, copied):
     torch.save({**torch.load(path, weights_only=True), **change}, path)
     load(fresh, copied)
     assert fresh.resumed.suffix == "1"
-    said = {99: "a newer version", 1: "an older version"}
-    wanted = said.get(change.get("format"), "not a training state")
+    wanted = "a newer version" if "format" in change else "not a training state"
     assert wanted in fresh.resumed.skipped[0]
 
 

@@ -110,9 +110,8 @@ def _check_state(state: Any, path: Path) -> dict[str, Any]:
     """Return a training state whose entries have the right types; raises UserError otherwise."""
     state = state if isinstance(state, dict) else {}
     version = state.get("format")
-    if isinstance(version, int) and version != FORMAT:
-        age = "a newer" if version > FORMAT else "an older"
-        raise UserError(f"{path} was saved by {age} version of this program")
+    if isinstance(version, int) and version > FORMAT:
+        raise UserError(f"{path} was saved by a newer version of this program")
     if not (
         all(isinstance(state.get(key), kind) for key, kind in KINDS.items())
         and all(map(are_weights, state["weights"].values()))
