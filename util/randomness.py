@@ -38,16 +38,10 @@ def derived_seed(*parts: int) -> int:
 
 def get_state() -> dict[str, Any]:
     """The state of every random number generator, as tensors and plain values."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, *rest = np.random.get_state(legacy=True)  # type: ignore[misc]
     return {
         "python": random.getstate(),
-        "numpy": [
-            name,
-            torch.from_numpy(np.array(keys).astype(np.int64)),
-            position,
-            has_gauss,
-            gauss,
-        ],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
@@ -58,8 +52,8 @@ def set_state(state: dict[str, Any]) -> None:
     """Restore what `get_state` returned; skips GPUs that no longer exist."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available():
         for i, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
