@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make .venv and install what training needs; with --demo, also what the page of scripts/demo.py
 # needs (in .venv/demo, which sees .venv); with --dev, all of this and what the tests need.
-# Safe to run again: does nothing if all is there, and repairs a broken installation.
+# Safe to run again: does nothing if it is done, and completes an interrupted installation.
 #
 # Usage: [PYTHON=python3.12] scripts/setup.sh [--demo | --dev] [--newest]
 #
@@ -17,10 +17,6 @@ python="$venv/bin/python"
 # gradio needs an older Pillow than the rest has, so it gets an environment of its own
 demo="$venv/demo"
 log="$venv/setup.log"
-
-# What "import" must find, and the distribution that provides it.
-modules=(torch:torch torchvision:torchvision numpy:numpy PIL:pillow skimage:scikit_image
-    dominate:dominate tqdm:tqdm matplotlib:matplotlib visdom:visdom tornado:tornado)
 
 die() {
     echo "setup: $*" >&2
@@ -49,18 +45,6 @@ new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
 }
 
-missing_modules() { # prints name:distribution of each module that "import" would not find
-    "$python" - "${modules[@]}" <<'PY'
-import sys
-from importlib.machinery import PathFinder
-
-for module in sys.argv[1:]:
-    spec = PathFinder.find_spec(module.split(":")[0])
-    if spec is None or spec.origin is None:  # no origin: a folder without its __init__.py
-        print(module)
-PY
-}
-
 stamp() { # what the installation was made from: requirements and Python version
     local files=(requirements.txt)
     [ "$1" = base ] || files+=("requirements-$1.txt")
@@ -75,25 +59,11 @@ done_file() { # done_file base|dev|demo
     echo "$file"
 }
 
-installed() { # installed base|dev|demo: of each package, the file that pip writes last
-    local record place="$venv"
-    [ "$1" = demo ] && place="$demo"
-    for record in "$place"/lib/python3*/site-packages/*.dist-info/RECORD; do
-        [ -e "$record" ] && echo "${record#"$venv"/}"
-    done
-    return 0
-}
-
 up_to_date() { # up_to_date base|dev|demo
-    local file line
+    local file place="$venv"
     file="$(done_file "$1")"
-    [ -s "$file" ] && [ -x "$python" ] || return 1
-    [ "$1" != demo ] || [ -x "$demo/bin/python" ] || return 1
-    [ "$(head -n 2 "$file")" = "$(stamp "$1" 2>/dev/null)" ] || return 1
-    while read -r line; do
-        [ -e "$venv/$line" ] || return 1
-    done < <(tail -n +3 "$file")
-    [ -z "$(missing_modules)" ]
+    [ "$1" = demo ] && place="$demo"
+    [ -s "$file" ] && [ -x "$place/bin/python" ] && [ "$(stamp "$1" 2>/dev/null)" = "$(<"$file")" ]
 }
 
 wanting=()
@@ -150,16 +120,11 @@ for kind in "${kinds[@]}"; do
 done
 
 # An interrupted pip leaves packages without the file it writes last, and would later take them for
-# complete. Without their metadata they are installed again; so is a package whose module is gone.
+# complete. Without their metadata they are installed again.
 for info in "$venv"/lib/python3*/site-packages/*.dist-info \
     "$demo"/lib/python3*/site-packages/*.dist-info; do
     if [ -d "$info" ] && [ ! -e "$info/RECORD" ]; then rm -r "$info"; fi
 done
-while IFS=: read -r _ distribution; do
-    if [ -n "$distribution" ]; then
-        rm -rf "$venv"/lib/python3*/site-packages/"$distribution"-*.dist-info
-    fi
-done < <(missing_modules)
 
 pip_install() { # pip_install PYTHON ARGUMENTS: errors as one line, in full in the log
     local quiet=(-q) reason into="$1"
@@ -179,7 +144,7 @@ pip_install() { # pip_install PYTHON ARGUMENTS: errors as one line, in full in t
     die "${reason:-pip ended early} (all of it: .venv/setup.log)"
 }
 
-if [ -n "$(missing_modules)" ]; then
+if ! compgen -G "$venv/lib/python3*/site-packages/torch" >/dev/null; then
     free="$(df -Pk "$venv" | awk 'NR == 2 { printf "%d", $4 / 1000000 }')"
     echo "setup: installing; with CUDA's libraries that is about 3 GB to download and 6 GB of" \
         "disk in .venv (free: $free GB), and takes minutes"
@@ -194,8 +159,8 @@ if $dev; then requirements="$root/requirements-dev.txt"; fi
 pip_install "$python" --no-build-isolation ${constraints[@]+"${constraints[@]}"} \
     -r "$requirements"
 
-names="${modules[*]%%:*}"
-if ! problem="$("$python" -c "import ${names// /, }" 2>&1)"; then
+modules="torch, torchvision, numpy, PIL, skimage, dominate, tqdm, matplotlib, visdom, tornado"
+if ! problem="$("$python" -c "import $modules" 2>&1)"; then
     die "an installed package does not import ($(tail -n 1 <<<"$problem" | cut -c 1-120));" \
         "delete .venv and run this again"
 fi
@@ -226,7 +191,7 @@ fi
 
 for kind in "${kinds[@]}"; do
     file="$(done_file "$kind")"
-    { stamp "$kind" && installed "$kind"; } >"$file.part"
+    stamp "$kind" >"$file.part"
     mv "$file.part" "$file"
 done
 echo "setup: .venv is ready"
