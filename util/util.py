@@ -35,12 +35,17 @@ def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -
     elif isinstance(input_image, torch.Tensor):
         image = input_image.detach()[0].float().cpu().numpy()
         image = image[:1].repeat(3, axis=0) if image.shape[0] < 3 else image[:3]
-        array = (image.transpose(1, 2, 0) + 1) / 2 * 255.0
+        array = image.transpose(1, 2, 0) + 1
+        # in place from here on: other threads wait while this one gives memory back
+        array /= 2
+        array *= 255
     else:
         return input_image
     if np.issubdtype(imtype, np.integer):
-        array = np.nan_to_num(array).round().clip(0, 255)
-    return array.astype(imtype)
+        array = array.round()
+        np.fmax(array, 0, out=array)  # turns NaN into 0, unlike `clip`
+        np.fmin(array, 255, out=array)
+    return array.astype(imtype, order="C")
 
 
 def save_image(image_numpy: np.ndarray, image_path: str | os.PathLike, aspect_ratio: float = 1.0):

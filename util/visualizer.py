@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -302,8 +303,10 @@ def _copy(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | None) -> None:
-    if torch.is_tensor(image) and image.isnan().any():
-        warn(f"{path.name} is black where the model gave NaN")
+    if torch.is_tensor(image):
+        image = image.float().cpu()
+        if np.isnan(image.numpy().min()):
+            warn(f"{path.name} is black where the model gave NaN")
     pixels = util.tensor2im(image)
     if source is None or not util.copy_if_equal(source, pixels, path):
         util.save_image(pixels, path, aspect_ratio)

@@ -52,21 +52,24 @@ def from_unit(
     """
     dtype = np.dtype(dtype)
     values = tensor.detach().float().cpu().numpy().transpose(1, 2, 0)
-    if np.isnan(values).any():
+    if np.isnan(values.min(initial=0)):
         raise UserError(
             "the network gives NaN: its weights are damaged, or numbers in it are too large for "
             "the precision (--precision fp32 has the most room)"
         )
     if dtype == np.uint8 and value_range is None:
         # exactly as `tensor2im` computes it
-        values = (values + 1) / 2 * 255.0
+        values = values + 1
+        values /= 2
+        values *= 255
     else:
         low, high = range_of(dtype, value_range)
         values = (values.astype(np.float64) + 1) * ((high - low) / 2) + low
     if dtype.kind in "ui":
         limits = np.iinfo(dtype)
-        values = values.round().clip(limits.min, limits.max)
-    return np.ascontiguousarray(values.astype(dtype))
+        values.round(out=values)
+        values.clip(limits.min, limits.max, out=values)
+    return values.astype(dtype, order="C")
 
 
 def fit_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
