@@ -178,6 +178,15 @@ def test_hooks_see_what_they_would_without_kernels():
     assert seen[2].min() < 0 <= seen[3].min()
 
 
+def test_a_layer_may_have_a_forward_of_its_own():
+    """As norms have in quick tiles, which share their statistics."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
+    channels_last.keep_layout(net, compiled=False)
+    net[1].forward = lambda x: x + 1
+    x = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(net(x), F.relu(net[0](x) + 1))
+
+
 @pytest.mark.parametrize(
     "flags",
     [

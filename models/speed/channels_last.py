@@ -56,7 +56,8 @@ class FusingSequential(nn.Sequential):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Call all layers in order."""
         kernels = _kernels_for(input)
-        if not kernels or has_hooks(self):
+        # others may have given a layer a `forward` of its own, as tiles do for norms
+        if not kernels or has_hooks(self) or any("forward" in vars(layer) for layer in self):
             return super().forward(input)
         x, bias, layers = input, None, [*self, None, None]
         while (layer := layers.pop(0)) is not None:
