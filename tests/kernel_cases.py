@@ -5,6 +5,7 @@ Values and gradients are compared with PyTorch's own layers in float64.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import random
@@ -67,6 +68,19 @@ def test_norm(shape, slope):
     compare([y, first], known[:2])
     ours = derivatives(lambda x: kernels.normalize(x, slope, 1e-5), own, weights.float())
     compare(ours, known, 1e-3)  # torch's own in float32: the kernels have no second gradient
+
+
+def test_saved_tensors_may_return_in_another_layout():
+    """As with `torch.autograd.graph.save_on_cpu(pin_memory=True)`."""
+    x, weights = torch.randn(2, 2, 7, 9, 11).unbind()
+    x.requires_grad_()
+    hooks = torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous, lambda saved: saved)
+    gradients = []
+    for context in (contextlib.nullcontext(), hooks):
+        with context:
+            y = kernels.normalize(x, 0.2, 1e-5)
+        gradients += torch.autograd.grad((y * weights).sum(), x)
+    torch.testing.assert_close(*gradients)
 
 
 def test_norm_in_16_bits():

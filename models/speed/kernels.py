@@ -58,6 +58,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:  # type: ignore[override]
         x, moments = ctx.saved_tensors
+        x = _channels_last(x)  # which `torch.autograd.graph.save_on_cpu` may not have kept
         zero = moments.new_zeros(x.shape[1]) if ctx.needs_input_grad[3] else None
         if torch.is_grad_enabled():  # the gradient will be differentiated, as in a gradient penalty
             y = F.instance_norm(x, eps=ctx.eps)
