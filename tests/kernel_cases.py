@@ -70,6 +70,18 @@ def test_norm(shape, slope):
     compare(ours, known, 1e-3)  # torch's own in float32: the kernels have no second gradient
 
 
+def test_norm_of_an_even_image_with_one_dark_corner():
+    """Relative to the corner, the squares of all other pixels would cancel."""
+    x = torch.full((1, 3, 256, 256), 30.0) + torch.rand(3, 1, 1)
+    x[..., 0, 0] = 0
+    compare([kernels.normalize(x, 1.0, 1e-5)], [F.instance_norm(x.double())])
+
+
+def test_norm_of_equal_pixels_is_zero():
+    x = (torch.rand(2, 5, 1, 1) * 100).expand(2, 5, 9, 11)
+    assert not kernels.normalize(x, 1.0, 1e-5).any()
+
+
 def test_saved_tensors_may_return_in_another_layout():
     """As with `torch.autograd.graph.save_on_cpu(pin_memory=True)`."""
     x, weights = torch.randn(2, 2, 7, 9, 11).unbind()

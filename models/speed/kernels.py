@@ -140,6 +140,19 @@ def _run_pad(x: torch.Tensor, shape: tuple[int, ...], size: int, backward: bool)
 
 
 @jit
+def _near_the_mean(image_ptr, pixels, channels, c, exists, ROWS: tl.constexpr):
+    """The mean of a few pixels of an image; relative to zero, squares of large means would cancel.
+
+    Not one pixel: a corner may differ from all others. It is exact where all pixels are equal.
+    """
+    first = tl.load(image_ptr + c, exists, 0.0).to(tl.float32)
+    pixel = tl.arange(0, ROWS).to(tl.int64) * pixels // ROWS
+    offset = pixel[:, None] * channels + c[None, :]
+    some = tl.load(image_ptr + offset, exists[None, :], 0.0).to(tl.float32)
+    return first + tl.sum(some - first[None, :], 0) / ROWS
+
+
+@jit
 def _sum_up(
     x_ptr,
     dy_ptr,
@@ -158,12 +171,12 @@ def _sum_up(
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     exists = c < channels
     image = n.to(tl.int64) * pixels * channels
-    # relative to a value of the image, or squares of large means would cancel
-    shift = tl.load(x_ptr + image + c, exists, 0.0).to(tl.float32)
-    scale = shift
     if BACKWARD:
         shift = tl.load(moments_ptr + n * channels + c, exists, 0.0)
         scale = tl.load(moments_ptr + (tl.num_programs(1) + n) * channels + c, exists, 0.0)
+    else:
+        shift = _near_the_mean(x_ptr + image, pixels, channels, c, exists, ROWS)
+        scale = shift  # has a type, but is not used
     first = tl.zeros((ROWS, CHANNELS), tl.float32)
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
     for step in range(STEPS):
@@ -218,7 +231,7 @@ def _apply(
         mean = tl.load(mean_ptr, exists, 0.0)
         scale = tl.load(scale_ptr, exists, 0.0)
     else:
-        mean = tl.load(x_ptr + image + c, exists, 0.0).to(tl.float32) + first
+        mean = _near_the_mean(x_ptr + image, pixels, channels, c, exists, ROWS) + first
         scale = 1 / tl.sqrt(second - first * first + eps)
         if chunk == 0:
             tl.store(mean_ptr, mean, exists)
