@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from models import networks
 from models.cycle_gan_model import CycleGANModel
 from models.speed import acceleration
+from models.speed.channels_last import keep_layout
 from tests import test_acceleration
 from tests.helpers import run_process
 
@@ -111,3 +113,17 @@ def test_nothing_changes_on_a_cpu(tmp_path):
     assert not model._takes_channels_last(model.netG_A)
     assert all(p.is_contiguous() for p in model.netG_A.parameters())
     assert type(model.netG_A.model) is nn.Sequential
+
+
+def test_gradients_of_a_network_that_has_moved_to_a_cpu():
+    """PyTorch's own instance norm has wrong ones there: see models/speed/layout.py."""
+    net = networks.define_G(3, 3, 4, "resnet_6blocks", "instance")
+    exact, x = copy.deepcopy(net).double(), torch.rand(1, 3, 32, 32)
+    for weight in net.parameters():  # as on a GPU
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    keep_layout(net, compiled=False)
+    exact(x.double()).square().mean().backward()
+    net(x).square().mean().backward()
+    for known, ours in zip(exact.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.double(), known.grad, rtol=1e-3, atol=1e-6)

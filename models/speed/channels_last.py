@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .inspection import has_hooks
+from .layout import contiguous_gradient
 
 
 class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
@@ -31,7 +32,10 @@ class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
             return ((x - mean) * torch.rsqrt(variance + self.eps)).to(input.dtype)
         if kernels := _kernels_for(input):
             return kernels.normalize(input, 1.0, self.eps)
-        return super().forward(input)
+        output = super().forward(input)
+        if not input.is_cuda:  # the network has moved, and its weights have kept their layout
+            contiguous_gradient(self, (input,), output)
+        return output
 
 
 class LayoutKeepingReflectionPad2d(nn.ReflectionPad2d):
