@@ -127,3 +127,13 @@ def test_gradients_of_a_network_that_has_moved_to_a_cpu():
     net(x).square().mean().backward()
     for known, ours in zip(exact.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(ours.grad.double(), known.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_layers_may_pass_on_several_tensors():
+    class Swap(nn.Module):
+        def forward(self, pair):
+            return pair[::-1]
+
+    net = nn.Sequential(Swap(), Swap())
+    keep_layout(net, compiled=False)
+    assert net((1, 2)) == (1, 2)

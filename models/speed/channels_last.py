@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,8 +98,10 @@ def _slope(layer: nn.Module | None) -> float:
     return 0.0 if type(layer) is nn.ReLU else 1.0
 
 
-def _kernels_for(x: torch.Tensor) -> ModuleType | None:
+def _kernels_for(x: Any) -> ModuleType | None:
     """The module `kernels`, if it can compute this: eagerly, on a GPU."""
+    if not torch.is_tensor(x):  # layers of others may pass on several
+        return None
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     # torch.func needs more of a function than they have
     if traced or not x.is_cuda or torch._C._are_functorch_transforms_active():
