@@ -225,6 +225,14 @@ def test_files_are_the_same_in_every_memory_format(tmp_path):
             assert value.is_contiguous()
 
 
+def test_strides_are_those_of_gradients_in_channels_last_layout():
+    """Also for gray images and 1x1 kernels, or the fused Adam of PyTorch 2.4 stops."""
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 4, 1))
+    acceleration.prepare(net, torch.device("cpu"), channels_last=True)
+    assert net[0].weight.stride() == (9, 1, 3, 1)
+    assert net[1].weight.stride() == (8, 1, 8, 8)
+
+
 def test_channels_last_leaves_volumes_alone():
     """--fast takes it on a GPU, where a model of one's own may have them."""
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Conv3d(3, 4, 3))

@@ -88,7 +88,9 @@ def prepare(
     if channels_last:
         for weight in net.parameters():
             if weight.dim() == 4:  # `net.to` would fail for the weights of Conv3d
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+                # not `contiguous`, which keeps the strides of sizes of 1: gradients have others,
+                # and the fused Adam of PyTorch 2.4 refuses that (pytorch/pytorch#106951)
+                weight.data = weight.data.clone(memory_format=torch.channels_last)
         contiguous_gradients([net])
         if not compiled and working_kernels(device):
             keep_layout(net, compiled)
