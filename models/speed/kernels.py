@@ -140,16 +140,10 @@ def _run_pad(x: torch.Tensor, shape: tuple[int, ...], size: int, backward: bool)
 
 
 @jit
-def _near_the_mean(image_ptr, pixels, channels, c, exists, ROWS: tl.constexpr):
-    """The mean of a few pixels of an image; relative to zero, squares of large means would cancel.
-
-    Not one pixel: a corner may differ from all others. It is exact where all pixels are equal.
-    """
-    first = tl.load(image_ptr + c, exists, 0.0).to(tl.float32)
-    pixel = tl.arange(0, ROWS).to(tl.int64) * pixels // ROWS
-    offset = pixel[:, None] * channels + c[None, :]
-    some = tl.load(image_ptr + offset, exists[None, :], 0.0).to(tl.float32)
-    return first + tl.sum(some - first[None, :], 0) / ROWS
+def _mean(means, count, row, total):
+    """The mean of all, from the means of rows of `count`; exact if all are equal."""
+    one = tl.sum(tl.where((row == 0)[:, None], means, 0.0), 0)
+    return one + tl.sum((means - one[None, :]) * count, 0) / total
 
 
 @jit
@@ -166,35 +160,46 @@ def _sum_up(
     ROWS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Sums over a chunk of pixels: of x and x^2, or of dy and dy * y."""
+    """Over a chunk of pixels, the mean of x and its squared deviations; or sums of dy and dy * y.
+
+    Deviations are from a running mean (Welford 1962), or squares of a large mean would cancel.
+    """
     chunk, n = tl.program_id(0), tl.program_id(1)
     c = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     exists = c < channels
     image = n.to(tl.int64) * pixels * channels
-    if BACKWARD:
-        shift = tl.load(moments_ptr + n * channels + c, exists, 0.0)
-        scale = tl.load(moments_ptr + (tl.num_programs(1) + n) * channels + c, exists, 0.0)
-    else:
-        shift = _near_the_mean(x_ptr + image, pixels, channels, c, exists, ROWS)
-        scale = shift  # has a type, but is not used
+    row = tl.arange(0, ROWS)
+    start = tl.cast(chunk, tl.int64) * STEPS * ROWS
     first = tl.zeros((ROWS, CHANNELS), tl.float32)
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
     for step in range(STEPS):
-        pixel = (tl.cast(chunk, tl.int64) * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        pixel = start + step * ROWS + row
         inside = (pixel < pixels)[:, None] & exists[None, :]
         offset = image + pixel[:, None] * channels + c[None, :]
-        x = tl.load(x_ptr + offset, inside, 0.0).to(tl.float32) - shift[None, :]
+        x = tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)
         if BACKWARD:
+            mean = tl.load(moments_ptr + n * channels + c, exists, 0.0)
+            scale = tl.load(moments_ptr + (tl.num_programs(1) + n) * channels + c, exists, 0.0)
+            y = (x - mean[None, :]) * scale[None, :]
             dy = tl.load(dy_ptr + offset, inside, 0.0).to(tl.float32)
-            dy = tl.where(x > 0, dy, dy * slope)
+            dy = tl.where(y > 0, dy, dy * slope)
             first += dy
-            second += dy * x * scale[None, :]
+            second += dy * y
         else:
-            x = tl.where(inside, x, 0.0)
-            first += x
-            second += x * x
+            change = tl.where(inside, x - first, 0.0)
+            first += change * (1.0 / (step + 1))
+            second += change * (x - first)
+    if BACKWARD:
+        first = tl.sum(first, 0)
+    else:
+        count = tl.minimum(tl.maximum(pixels - start - row + ROWS - 1, 0) // ROWS, STEPS)
+        count = count.to(tl.float32)[:, None]
+        mean = _mean(first, count, row, tl.sum(count))
+        change = first - mean[None, :]
+        second += count * change * change
+        first = mean
     sums = (n * tl.num_programs(0) + chunk) * 2 * channels + c
-    tl.store(sums_ptr + sums, tl.sum(first, 0), exists)
+    tl.store(sums_ptr + sums, first, exists)
     tl.store(sums_ptr + sums + channels, tl.sum(second, 0), exists)
 
 
@@ -223,16 +228,21 @@ def _apply(
     each = tl.arange(0, CHUNKS)
     sums = (n * tl.num_programs(0) + each[:, None]) * 2 * channels + c[None, :]
     known = (each < tl.num_programs(0))[:, None] & exists[None, :]
-    first = tl.sum(tl.load(sums_ptr + sums, known, 0.0), 0) / pixels
-    second = tl.sum(tl.load(sums_ptr + sums + channels, known, 0.0), 0) / pixels
+    first = tl.load(sums_ptr + sums, known, 0.0)
+    second = tl.load(sums_ptr + sums + channels, known, 0.0)
     mean_ptr = moments_ptr + n * channels + c
     scale_ptr = moments_ptr + (tl.num_programs(1) + n) * channels + c
     if BACKWARD:
+        mean_dy, mean_dy_y = tl.sum(first, 0) / pixels, tl.sum(second, 0) / pixels
         mean = tl.load(mean_ptr, exists, 0.0)
         scale = tl.load(scale_ptr, exists, 0.0)
     else:
-        mean = _near_the_mean(x_ptr + image, pixels, channels, c, exists, ROWS) + first
-        scale = 1 / tl.sqrt(second - first * first + eps)
+        size = STEPS * ROWS  # of all chunks but the last
+        count = tl.minimum(tl.maximum(pixels - each * size, 0), size).to(tl.float32)[:, None]
+        mean = _mean(first, count, each, pixels)
+        change = first - mean[None, :]
+        variance = tl.sum(second + count * change * change, 0) / pixels
+        scale = 1 / tl.sqrt(variance + eps)
         if chunk == 0:
             tl.store(mean_ptr, mean, exists)
             tl.store(scale_ptr, scale, exists)
@@ -245,7 +255,7 @@ def _apply(
         if BACKWARD:
             dy = tl.load(dy_ptr + offset, inside, 0.0).to(tl.float32)
             dy = tl.where(y > 0, dy, dy * slope)
-            out = (dy - first[None, :] - y * second[None, :]) * scale[None, :]
+            out = (dy - mean_dy[None, :] - y * mean_dy_y[None, :]) * scale[None, :]
         else:
             out = tl.where(y > 0, y, y * slope)
         tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), inside)
