@@ -64,6 +64,7 @@ def test_kernels_compile_for_gpus(type_name, capability):
         ("cuda", "tf32", (7, 5), True, "resnet_6blocks", False),
         ("cuda", "tf32", (9, 0), False, "resnet_6blocks", False),
         ("cuda", "tf32", (9, 0), True, "own", False),
+        ("cuda", "tf32", (9, 0), True, "blurring", False),
         ("cpu", "tf32", (9, 0), True, "resnet_6blocks", False),
     ],
 )
@@ -73,7 +74,12 @@ def test_where_the_layout_is_preferred(
     class Own(nn.Module):
         pass
 
-    net = Own() if net == "own" else networks.define_G(3, 3, 4, net, "instance")
+    if net == "own":
+        net = Own()
+    elif net == "blurring":
+        net = networks.define_D(3, 4, "basic", antialias=True)
+    else:
+        net = networks.define_G(3, 3, 4, net, "instance")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(acceleration, "working_kernels", lambda device: kernels or None)

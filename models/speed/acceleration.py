@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from models.antialias import BlurredConv2d, BlurredConvTranspose2d, Downsample, Upsample
 from util import distributed
 from util.errors import UserError
 from util.temporarily import temporarily
@@ -27,6 +28,7 @@ from .sync_norm import exclude_from_compiling
 
 PRECISIONS = ("tf32", "fp32", "bf16", "fp16")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BLURS = (Downsample, Upsample, BlurredConv2d, BlurredConvTranspose2d)
 VARIANTS = 8  # compiled versions of a network, for different inputs and for what learns
 _computing = threading.RLock()
 
@@ -127,12 +129,13 @@ def prefers_channels_last(net: nn.Module, device: torch.device, precision: str) 
     """Whether a network is faster in channels-last layout, and computes the same.
 
     On NVIDIA GPUs since Ampere, with their matrix units. Layers that are not known here may need
-    the usual layout.
+    the usual layout; and blurs are depthwise convolutions, for which PyTorch's own kernel needs it.
     """
     if device.type != "cuda" or torch.version.cuda is None or precision == "fp32":
         return False
     modern = torch.cuda.get_device_capability(device) >= (8, 0)
-    return modern and has_known_layers(net) and working_kernels(device) is not None
+    fits = has_known_layers(net) and not any(isinstance(m, BLURS) for m in net.modules())
+    return modern and fits and working_kernels(device) is not None
 
 
 def _why_not_compiled(net: nn.Module) -> str | None:
