@@ -35,8 +35,12 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
     """
     low, high = range_of(pixels.dtype, value_range)
     if pixels.dtype == np.uint8 and value_range is None:
-        tensor = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32, order="C"))
-        return tensor.div_(255).sub_(0.5).div_(0.5)
+        # not by torch, which would start helper threads for each thread that reads images
+        unit = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
+        unit /= 255
+        unit -= 0.5
+        unit /= 0.5
+        return torch.from_numpy(unit)
     if pixels.dtype.kind == "f":
         check_floats(pixels, any_range=value_range is not None)
     unit = (pixels.transpose(2, 0, 1).astype(np.float64) - low) / ((high - low) / 2) - 1
