@@ -313,6 +313,7 @@ def folder_to_translate(args: argparse.Namespace, words: list[str], folder: Path
         small.resize((args.size, args.size)).save(pictures / f"{i:05d}.png")
     own = ["--dataroot", str(pictures), "--model", "test", "--num_test", "all"]
     own += ["--results_dir", str(folder / "results"), "--crop_size", str(args.size)]
+    own += ["--no_dropout"]  # with which results would depend on the batch, and not be batched
     words = [*own, *words]
     with contextlib.redirect_stdout(io.StringIO()):
         trained = TestOptions(words).parse(save=False)
