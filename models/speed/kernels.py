@@ -170,6 +170,9 @@ def _sum_up(
     image = n.to(tl.int64) * pixels * channels
     row = tl.arange(0, ROWS)
     start = tl.cast(chunk, tl.int64) * STEPS * ROWS
+    if BACKWARD:
+        mean = tl.load(moments_ptr + n * channels + c, exists, 0.0)
+        scale = tl.load(moments_ptr + (tl.num_programs(1) + n) * channels + c, exists, 0.0)
     first = tl.zeros((ROWS, CHANNELS), tl.float32)
     second = tl.zeros((ROWS, CHANNELS), tl.float32)
     for step in range(STEPS):
@@ -178,8 +181,6 @@ def _sum_up(
         offset = image + pixel[:, None] * channels + c[None, :]
         x = tl.load(x_ptr + offset, inside, 0.0).to(tl.float32)
         if BACKWARD:
-            mean = tl.load(moments_ptr + n * channels + c, exists, 0.0)
-            scale = tl.load(moments_ptr + (tl.num_programs(1) + n) * channels + c, exists, 0.0)
             y = (x - mean[None, :]) * scale[None, :]
             dy = tl.load(dy_ptr + offset, inside, 0.0).to(tl.float32)
             dy = tl.where(y > 0, dy, dy * slope)
