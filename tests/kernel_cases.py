@@ -125,6 +125,21 @@ def test_padding(shape, size):
     compare(ours, known, 1e-6)
 
 
+def test_kernels_that_are_wrong_are_not_used(monkeypatch):
+    """Such as by a fault of a compiler on some GPU."""
+    cpu = torch.device("cpu")
+    assert channels_last._are_right(kernels, cpu)
+    with torch.inference_mode():
+        assert channels_last._are_right(kernels, cpu)
+    ordinary = kernels._run_pad
+
+    def wrong(x, shape, size, backward):
+        return ordinary(x, shape, size, backward) * (1.1 if backward else 1)
+
+    monkeypatch.setattr(kernels, "_run_pad", wrong)
+    assert not channels_last._are_right(kernels, cpu)
+
+
 def test_padding_that_is_too_large_is_an_error():
     layer = nn.ReflectionPad2d(3)
     channels_last.keep_layout(layer, compiled=False)
