@@ -78,7 +78,7 @@ class VisdomLogger(BackgroundLogger):
         self._score_curves: dict[str, Curve] = {}
         self._scores: list[dict[str, Any]] = []
         self._newest: tuple[dict[str, np.ndarray], dict[str, Any]] = ({}, {})
-        self._stale: set[str] = set()  # of "losses", "scores", "images": what the server lacks
+        self._stale: set[str] = set()  # of "losses", "scores", "pictures": what the server lacks
         self._shown: set[str] = set()  # ids of windows that the server has taken
         self._connected = False
         self._failures = 0  # since the server last took something
