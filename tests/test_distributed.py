@@ -569,6 +569,17 @@ def test_a_bug_in_one_shows_its_traceback(pictures, tmp_path):
     assert "error: another process" not in group.text()
 
 
+def test_one_that_is_told_to_stop_does_not_report_that_another_has_failed(pictures, tmp_path):
+    argv = command(pictures, tmp_path, "--num_threads", "1")
+    group = Group(tmp_path / "log", 2, ranks.train, argv, lambda _: loading_takes_long)
+    group.wait_for("(epoch: 1, iters: 8")
+    time.sleep(1)
+    group.kill(0, signal.SIGTERM)  # it waits for the other, inside gloo
+    group.kill(1)
+    assert group.codes(30) == [128 + signal.SIGTERM, -signal.SIGKILL]
+    assert "error: another process" not in group.text()
+
+
 def test_a_folder_that_is_being_trained_ends_all(pictures, tmp_path):
     from util.run.stopping import ExperimentLock
 

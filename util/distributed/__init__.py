@@ -33,6 +33,7 @@ from .ranks import (
     launched,
     local_norms,
     local_world_size,
+    lost_another,
     norms_are_local,
     print_on_all_ranks,
     process_group,

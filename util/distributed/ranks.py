@@ -170,7 +170,7 @@ def _report(error: BaseException) -> int:
     """Print an exception, unless it is a SystemExit; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
-    if isinstance(error, dist.DistError) or "gloo" in first_line(error):
+    if lost_another(error):
         time.sleep(AGENT_SECONDS)  # torchrun ends this one first: only the failed one is reported
         print(
             "error: another process of this run has exited, so this one exits too\n"
@@ -180,6 +180,11 @@ def _report(error: BaseException) -> int:
     else:
         traceback.print_exception(error)
     return 1
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in first_line(error)
 
 
 def signal_on_parent_death(number: int) -> None:

@@ -8,6 +8,7 @@ import difflib
 import functools
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -62,12 +63,14 @@ class TrainingRun:
         self.stop.install()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if "guard" in vars(self):  # otherwise the setup has failed
             self.guard.close()
         self.dataset.close()
         self.lock.release()
         self.stop.uninstall()
+        if error is not None and self.stop.exit_code and distributed.lost_another(error):
+            sys.exit(self.stop.exit_code)  # torchrun ends all since one has failed, and reports it
 
     # ------------------------------------------------------------------------------------- resuming
     def resume(self) -> Position:
