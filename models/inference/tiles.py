@@ -21,7 +21,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -52,6 +52,7 @@ class TileOptions:
         mode: `exact`, `quick`, or None: exact if network and disk space allow it, else quick.
         memory: GiB of feature maps to keep in memory (`exact` only); further ones go to files.
         scratch: folder for those files; None: the system's folder for temporary files.
+        said: warnings given so far, since the same network gives the same one for each image.
     """
 
     size: int = 512
@@ -59,6 +60,7 @@ class TileOptions:
     mode: str | None = None
     memory: float = 1.0
     scratch: str | os.PathLike | None = None
+    said: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @classmethod
     def from_options(cls, opt: argparse.Namespace) -> TileOptions | None:
@@ -153,7 +155,9 @@ def translate_in_tiles(
         except UserError as e:
             if options.mode == "exact":
                 raise
-            warn(f"quick tiles instead of exact ones: {e}")
+            if str(e) not in options.said:
+                warn(f"quick tiles instead of exact ones: {e}")
+            options.said.add(str(e))
     if bands is None:
         bands = quick_tiles(net, source, options, device)
     while True:
