@@ -107,6 +107,7 @@ class BaseOptions:
             formatter_class=HelpFormatter,
         )
         parser = self.parser = self.initialize(parser)
+        self._find_misspelt_dataroot(parser)
         try:
             opt, _ = parser.parse_known_args(self._without_help())
             parser = self._extended(parser, models.get_option_setter(opt.model))
@@ -125,10 +126,43 @@ class BaseOptions:
         if RENAMED.keys() & {_name(word) for word in unknown}:
             self.argv = _renamed(self._words(), unknown)
             opt, unknown = parser.parse_known_args(self.argv)
+        if unknown and not unknown[0].startswith("-"):
+            parser.error(self._superfluous(unknown[0], parser))
         if unknown:
             hint = self._meant(unknown[0].partition("=")[0], parser, opt.model)
             parser.error(f"unknown option '{unknown[0]}'{hint}")
         return opt
+
+    def _find_misspelt_dataroot(self, parser: argparse.ArgumentParser) -> None:
+        """Report a misspelt `--dataroot`: argparse would only say that it is missing."""
+        flags = [w.partition("=")[0] for w in self._words() if w.startswith("--")]
+        if any(len(flag) > 2 and "--dataroot".startswith(flag) for flag in flags):
+            return  # argparse takes abbreviations
+        for flag in difflib.get_close_matches("--dataroot", flags, 1, 0.8):
+            parser.error(f"unknown option '{flag}'; did you mean --dataroot?")
+
+    def _superfluous(self, word: str, parser: argparse.ArgumentParser) -> str:
+        """What is wrong with a word that is neither an option nor the value of one."""
+        words, known = self._words(), parser._option_string_actions
+
+        def takes(flag: str) -> int:
+            action = known.get(flag.partition("=")[0])
+            return action.nargs if action and isinstance(action.nargs, int) else 1
+
+        flags = [i for i, w in enumerate(words) if w.startswith("--")]
+        for here in (i for i, w in enumerate(words) if w == word):  # it may also be a value
+            at = max((i for i in flags if i < here), default=None)
+            if at is None:
+                break
+            count = takes(words[at])
+            if here - at + ("=" in words[at]) > count:
+                number = {0: "no value", 1: "one value"}.get(count, f"{count} values")
+                todo = "put a name with spaces in quotes; for several images give their folder"
+                return (
+                    f"unexpected '{word}' after {' '.join(words[at:here])}, which takes {number}: "
+                    f"{todo if count else 'leave it out'}"
+                )
+        return f"unexpected '{word}': a value follows its option, as in --dataroot {word}"
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: the models that have it, or an option spelled like it."""

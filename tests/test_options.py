@@ -227,6 +227,35 @@ def test_did_you_mean(given, meant, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("given", ["--dataroott", "--data_root", "--dataroot_=x"])
+def test_a_misspelt_dataroot_is_not_called_missing(given, capsys):
+    with pytest.raises(SystemExit) as end:
+        TrainOptions([given, "x", "--name", "y"]).parse()
+    assert end.value.code == 2
+    flag = given.partition("=")[0]
+    assert f"unknown option '{flag}'; did you mean --dataroot?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        # a name with a space, and a pattern that the shell has replaced by file names
+        ("--name my photos", "'photos' after --name my, which takes one value: put a name"),
+        ("--name=a b c", "'b' after --name=a, which takes one value: put a name"),
+        ("--no_flip True --name True", "'True' after --no_flip, which takes no value: leave it"),
+        ("--name b --suffix a b", "'b' after --suffix a, which takes one value"),
+        ("--value_range 0 1 2", "'2' after --value_range 0 1, which takes 2 values"),
+    ],
+)
+def test_a_word_too_many(words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(tmp_path, *words.split())
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert f"unexpected {said}" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("option", "given", "meant"),
     [("--model", "cyclegan", "cycle_gan"), ("--dataset_mode", "algined", "aligned")],
