@@ -189,18 +189,19 @@ options of another model: python test.py --model pix2pix --help"""
         before = read_saved_options(experiment_folder(opt), "test")
         names = ("phase", "epoch", "load_iter")
         again = all(before.get(n) == str(getattr(opt, n)) for n in names)
+        # a run that wrote elsewhere, or no page, says nothing about what is there
+        place = ("results_dir", "only_outputs")
+        there = all(before.get(n) == str(getattr(opt, n)) for n in place)
         if again and opt.only_outputs:
             # --skip_existing compares names only, so these would pass for results of this run
             was = before.get("direction", opt.direction)
-            place = ("results_dir", "only_outputs")
-            there = all(before.get(n) == str(getattr(opt, n)) for n in place)
             if there and was != opt.direction and any(page.parent.glob("[!.]*")):
                 what = "left as they are" if opt.skip_existing else "replaced"
                 found.append(
                     f"{page.parent} has images made with --direction {was}: those of the same "
                     f"names are {what}; another --results_dir keeps both"
                 )
-        elif again and page.exists():
+        elif again and there and page.exists():
             names = ("model", "direction", "dataroot", "weights")
             now = {name: str(getattr(opt, name)) for name in names}
             was = [f"--{k} {before[k]}" for k, v in now.items() if before.get(k, v) != v]

@@ -828,6 +828,17 @@ def test_a_page_of_another_model_is_not_replaced_silently(cycle, tmp_path):
     assert warnings_of(succeed("test.py", *both)) == []
 
 
+def test_a_page_is_not_ascribed_to_a_run_that_wrote_none_or_elsewhere(cycle, tmp_path):
+    root = unaligned(tmp_path / "data", 1)
+    page = [*translate_words(cycle, root, tmp_path), "--model", "cycle_gan"]
+    succeed("test.py", *page)
+    succeed("test.py", *translate_words(cycle, root / "testA", tmp_path), "--only_outputs")
+    assert warnings_of(succeed("test.py", *page)) == []
+    other = ["--results_dir", tmp_path / "other"]
+    succeed("test.py", *translate_words(cycle, root / "testA", tmp_path), *other)
+    assert warnings_of(succeed("test.py", *page)) == []
+
+
 def test_outputs_of_the_other_direction_are_not_mixed_silently(cycle, tmp_path):
     root = unaligned(tmp_path / "data", 1)
     page = translate_words(cycle, root / "testA", tmp_path)
