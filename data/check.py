@@ -76,7 +76,8 @@ def check(opt: argparse.Namespace) -> Findings:
 def listed(dataset: Any) -> list[str]:
     """The files in a dataset's lists (`A_paths`, `image_paths`, ...)."""
     flat = map(str, chain.from_iterable(lists_of_files(dataset)))
-    return list(dict.fromkeys(filter(os.path.exists, flat)))
+    # a link to nothing is there as well, and counts as broken
+    return list(dict.fromkeys(filter(os.path.lexists, flat)))
 
 
 def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> None:

@@ -57,6 +57,17 @@ def test_a_good_data_set(tmp_path, capsys):
     assert out.splitlines()[-1] == "training would go through all of it"
 
 
+def test_a_link_to_nothing_is_counted(tmp_path, capsys):
+    for name in ("a", "b"):
+        noise(tmp_path / "in" / f"{name}.png", 40, 40)
+    (tmp_path / "in" / "c.png").symlink_to("moved_away.png")
+    words = ["--dataroot", tmp_path / "in", "--dataset_mode", "single"]
+    code, out = run(capsys, *words, "--load_size", 40, "--crop_size", 40)
+    assert code == 1
+    assert "what can't be used (1)" in out
+    assert out.splitlines()[2].split()[:3] == [".", "3", "1"]  # images, broken
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_broken_files(threads, tmp_path, capsys):
     helpers.unaligned(tmp_path, count=9)
