@@ -1065,7 +1065,9 @@ def test_a_folder_that_cannot_be_written_to(pictures, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     result = helpers.run("train.py", *words(pictures, tmp_path / "file"))
     assert result.code == 1
-    assert "can't write to" in one_line(result.err)
+    said = one_line(result.err)
+    assert "can't write to" in said
+    assert "choose another --checkpoints_dir" in said
 
 
 # ----------------------------------------------------------------- what is no damage, or no signal

@@ -123,7 +123,8 @@ class ExperimentLock:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self.path, flags, 0o666)
         except OSError as e:
-            raise UserError(f"can't write to {self.path.parent}: {e.strerror}") from e
+            where = f"can't write to {self.path.parent}: {e.strerror}"
+            raise UserError(f"{where}; choose another --checkpoints_dir") from e
         try:
             # not flock: DataLoader workers would inherit that lock, and can outlive this process
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
