@@ -91,7 +91,12 @@ def _trained_with(opt: argparse.Namespace) -> str:
         return ""
     trained = read_saved_options(experiment_folder(opt)).get("dataset_mode")
     differs = trained is not None and trained != opt.dataset_mode
-    return f"; this experiment was trained with --dataset_mode {trained}" if differs else ""
+    if not differs:
+        return ""
+    return (
+        f"; this experiment was trained with --dataset_mode {trained}: say that here too if these "
+        "images are stored in the same way"
+    )
 
 
 class CustomDatasetDataLoader:

@@ -360,7 +360,7 @@ def test_the_dataset_of_the_training_is_named(program, pictures, place):
     words = ["--dataroot", pictures / "testA", "--name", "x", "--model", "pix2pix"]
     where = place.flags("test.py")
     result = run(program, *where, *words)
-    assert_one_line(result, 1, "no folder", "was trained with --dataset_mode csvpairs")
+    assert_one_line(result, 1, "no folder", "was trained with --dataset_mode csvpairs: say that")
 
 
 def test_options_that_can_be_left_out(pictures, place):
