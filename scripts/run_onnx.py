@@ -70,6 +70,8 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
     source = root.parent if root.is_file() else root
     if source.resolve() == translated.resolve():
         stop(f"{translated} is the folder to read: what is written would replace its images")
+    if translated.suffix.lower() in ENDINGS and not translated.is_dir():
+        stop(f"{translated} is named like an image: give the folder to write to")
     if root.is_file():
         return [root]
     if not root.is_dir():

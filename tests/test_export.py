@@ -446,6 +446,14 @@ def test_tiff_that_pillow_misreads_is_refused(negative, tmp_path, kind):
     assert (result.code, "convert it to unsigned 16 bits" in result.err) == (1, True)
 
 
+def test_a_file_name_in_place_of_the_folder_to_write(negative, tmp_path):
+    path = picture(tmp_path / "a.png")
+    result = run("scripts/run_onnx.py", negative, path, tmp_path / "b.png")
+    said = f"error: {tmp_path}/b.png is named like an image: give the folder to write to\n"
+    assert (result.code, result.err) == (1, said)
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_outputs_are_named_and_found_as_by_test_py(negative, tmp_path):
     root = tmp_path / "in"
     for name in ("a.jpg", "a.png", "b.png", "elsewhere/c.png"):
