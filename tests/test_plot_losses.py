@@ -160,6 +160,14 @@ def test_command_without_anything_to_draw(tmp_path, there):
     assert "Traceback" not in done.stderr
 
 
+def test_command_with_a_file_that_can_not_be_written(tmp_path):
+    (tmp_path / "losses.jsonl").write_text(json.dumps(records(1)[0]))
+    out = tmp_path / "losses.jsonl" / "loss.png"
+    done = run(tmp_path, "--out", out)
+    said = f"error: {out} can't be written: File exists; choose another --out\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_command_without_matplotlib(tmp_path, monkeypatch, capsys):
     (tmp_path / "losses.jsonl").write_text(json.dumps(records(1)[0]))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

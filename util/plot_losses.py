@@ -25,6 +25,8 @@ def main() -> None:
         draw(panels, out, folder.resolve().name)
     except ValueError as e:  # a suffix that matplotlib does not know
         raise UserError(f"{out} can't be written: {first_line(e)}") from e
+    except OSError as e:
+        raise UserError(f"{out} can't be written: {e.strerror}; choose another --out") from e
     print(f"{len(records)} records drawn in {out}")
 
 
