@@ -226,3 +226,14 @@ def test_killed_at_every_kind_of_moment_of_a_save(pictures, uninterrupted, tmp_p
     assert killed >= 10
     assert_same(weights(tmp_path), uninterrupted["cycle_gan"])
     assert not list((tmp_path / "x").glob(".*.tmp")), "temporary files were left behind"
+
+
+@pytest.mark.parametrize(("other", "data"), [("cycle_gan", "unaligned"), ("template", "aligned")])
+def test_another_model_is_told_which_one_was_trained(other, data, pictures, tmp_path):
+    """CycleGAN has other networks; template has one of the two, and one optimizer less."""
+    argv = command(pictures, tmp_path, "pix2pix", "--n_epochs", "1", "--n_epochs_decay", "0")
+    succeed("train.py", *argv, "--no_dropout")
+    words = ["--model", other, "--dataset_mode", data, "--no_dropout", "--continue_train"]
+    done = run("train.py", *argv, *words)
+    assert done.code == 1
+    assert "--model pix2pix" in done.err.splitlines()[-1]

@@ -160,7 +160,8 @@ def find_checkpoint(
             path = state_path(folder, candidate)
             state = _check_state(load_file(path), path)
             if absent := ", ".join(n for n in names if n not in state["weights"]):
-                raise UserError(f"it was saved without {absent}: by another --model?")
+                saved_by = state["options"].get("model", "another one")
+                raise UserError(f"it was saved without {absent}, by --model {saved_by}: give that")
         except UserError as e:
             if isinstance(e.__cause__, PermissionError):  # intact, but this user can't read it
                 raise

@@ -223,9 +223,11 @@ class TrainingRun:
             return self._restore_state(state)
         except Exception as e:  # the file is whole, but its content does not fit
             path = checkpoint.state_path(self.folder, name)
+            model = state["options"].get("model", self.opt.model)
+            lacking = f"--model {model}" if model != self.opt.model else "the options"
             raise UserError(
                 f"{path} does not fit this training ({type(e).__name__}: {first_line(e)}): give "
-                "the options that it was saved with, or delete it to go on from weights alone"
+                f"{lacking} that it was saved with, or delete it to go on from weights alone"
             ) from e
 
     def _restore_state(self, state: dict[str, Any]) -> Position:
