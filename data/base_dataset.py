@@ -80,7 +80,9 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
         `columns` is the number of images side by side in a file.
         """
         part = os.path.relpath(folder, self.root)
-        if part in PARTS and not os.path.isdir(folder):
+        phase = getattr(self.opt, "phase", "")
+        named = (*PARTS, phase, f"{phase}A", f"{phase}B")  # --phase may be misspelt
+        if part in named and not os.path.isdir(folder):
             validation = hasattr(self.opt, "val_phase") and not self.opt.isTrain
             raise no_part(self.root, part, validation)
         self.folders.append(folder_of(folder))

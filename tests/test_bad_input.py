@@ -363,6 +363,12 @@ def test_the_dataset_of_the_training_is_named(program, pictures, place):
     assert_one_line(result, 1, "no folder", "was trained with --dataset_mode csvpairs: say that")
 
 
+def test_a_misspelt_phase(pictures, place):
+    words = ["--dataroot", pictures, "--name", "x", "--model", "cycle_gan", "--phase", "tests"]
+    result = run("test.py", *place.flags("test.py"), *words)
+    assert_one_line(result, 1, f"no folder {pictures}/testsA", "say --phase test,")
+
+
 def test_options_that_can_be_left_out(pictures, place):
     path = save(place, "x", "latest_net_G.pth", norm="instance")
     trained_with(path, model="pix2pix", netG="resnet_6blocks", ngf=4, no_dropout=True)
