@@ -266,6 +266,20 @@ def test_starts_a_server_that_survives(tmp_path, monkeypatch, capfd):
             end(logger._server.process)
 
 
+def test_small_pictures_are_enlarged_in_windows_of_their_own_too(monkeypatch):
+    shown = []
+    monkeypatch.setattr(VisdomLogger, "_show", lambda self, *a, **size: shown.append((a, size)))
+    logger = VisdomLogger.__new__(VisdomLogger)
+    logger.ncols, logger.winsize = 0, 256
+    pixels = np.arange(64 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(60, 64, 3)
+    logger._newest = {"real_A": pixels}, {}
+    logger._show_pictures()
+    (((kind, _, _, (image,)), size),) = shown
+    assert kind == "image"
+    assert size == {"width": 128 + 20, "height": 120 + 36}
+    np.testing.assert_array_equal(image, np.kron(pixels.transpose(2, 0, 1), np.ones((1, 2, 2))))
+
+
 def test_two_at_once_make_one_server(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

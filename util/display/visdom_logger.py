@@ -287,14 +287,16 @@ class VisdomLogger(BackgroundLogger):
     def _show_pictures(self) -> None:
         pictures, step = self._newest
         shrunk = {label: self._shrunk(array) for label, array in pictures.items()}
+        least = min(LEAST_SIZE, self.winsize)
         if self.ncols <= 0:
             for i, (label, image) in enumerate(shrunk.items()):
+                sides = enlarged(image.width, image.height, least)
+                image = image.resize(sides, Image.Resampling.NEAREST)
                 size = {"width": image.width + 20, "height": image.height + 36}
                 channels_first = np.moveaxis(np.array(image), 2, 0)
                 self._show("image", f"picture-{i}", label, (channels_first,), **size)
             return
         at = f": epoch {step['epoch']}, image {step['iters']}" if "epoch" in step else ""
-        least = min(LEAST_SIZE, self.winsize)
         cells = []  # width, height and HTML of each
         for label, image in shrunk.items():
             width, height = enlarged(image.width, image.height, least)
