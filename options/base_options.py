@@ -127,7 +127,10 @@ class BaseOptions:
             self.argv = _renamed(self._words(), unknown)
             opt, unknown = parser.parse_known_args(self.argv)
         if unknown and not unknown[0].startswith("-"):
-            parser.error(self._superfluous(unknown[0], parser))
+            parser.error(
+                f"'{unknown[0]}' is no option and belongs to none: put a name with spaces in "
+                "quotes, give a folder in place of several files, and no value to a flag"
+            )
         if unknown:
             hint = self._meant(unknown[0].partition("=")[0], parser, opt.model)
             parser.error(f"unknown option '{unknown[0]}'{hint}")
@@ -140,29 +143,6 @@ class BaseOptions:
             return  # argparse takes abbreviations
         for flag in difflib.get_close_matches("--dataroot", flags, 1, 0.8):
             parser.error(f"unknown option '{flag}'; did you mean --dataroot?")
-
-    def _superfluous(self, word: str, parser: argparse.ArgumentParser) -> str:
-        """What is wrong with a word that is neither an option nor the value of one."""
-        words, known = self._words(), parser._option_string_actions
-
-        def takes(flag: str) -> int:
-            action = known.get(flag.partition("=")[0])
-            return action.nargs if action and isinstance(action.nargs, int) else 1
-
-        flags = [i for i, w in enumerate(words) if w.startswith("--")]
-        for here in (i for i, w in enumerate(words) if w == word):  # it may also be a value
-            at = max((i for i in flags if i < here), default=None)
-            if at is None:
-                break
-            count = takes(words[at])
-            if here - at + ("=" in words[at]) > count:
-                number = {0: "no value", 1: "one value"}.get(count, f"{count} values")
-                todo = "put a name with spaces in quotes; for several images give their folder"
-                return (
-                    f"unexpected '{word}' after {' '.join(words[at:here])}, which takes {number}: "
-                    f"{todo if count else 'leave it out'}"
-                )
-        return f"unexpected '{word}': a value follows its option, as in --dataroot {word}"
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: the models that have it, or an option spelled like it."""
