@@ -46,6 +46,8 @@ def main() -> None:
     validation = Validation(opt, model, create_dataset)
 
     with TrainingRun(opt, model, dataset) as run:
+        if type(model).data_dependent_initialize is not BaseModel.data_dependent_initialize:
+            model.data_dependent_initialize(dataset.first())
         model.setup(opt)
         contiguous_gradients(model.networks().values())
         at = run.resume()  # the position: epoch, images seen in it and in total

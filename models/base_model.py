@@ -105,6 +105,15 @@ class BaseModel(ModelFiles, ABC):
         """One iteration: forward pass, losses, gradients, optimizer steps."""
 
     # ---------------------------------------------------------------------------------- running
+    def data_dependent_initialize(self, data: dict[str, Any]) -> None:
+        """Make what depends on a batch, such as layers and their optimizer; called before `setup`.
+
+        Models in the form of CUT have it.
+        """
+
+    def parallelize(self) -> None:
+        """Do nothing, after `setup`: training loops in the form of CUT call it."""
+
     def setup(self, opt: argparse.Namespace) -> None:
         """Move networks to the device, load weights, and create learning rate schedules."""
         several = self.isTrain and distributed.world_size() > 1

@@ -170,6 +170,56 @@ class SoloModel(BaseModel):
         self.optimizer.step()
 '''
 
+# in the form of CUT: layers of a network, and their optimizer, follow from the first batch
+MODEL_LAZY = """
+import torch
+import torch.nn as nn
+from .base_model import BaseModel
+from . import networks
+
+
+class LateModel(BaseModel):
+    def __init__(self, opt):
+        BaseModel.__init__(self, opt)
+        self.loss_names = ['G']
+        self.visual_names = ['real_A', 'fake_B']
+        self.model_names = ['G', 'F'] if self.isTrain else ['G']
+        self.netG = networks.init_net(nn.Conv2d(3, 3, 3, padding=1))
+        if self.isTrain:
+            self.netF = nn.Sequential()
+            self.optimizer_G = torch.optim.Adam(self.netG.parameters(), lr=opt.lr)
+            self.optimizers.append(self.optimizer_G)
+
+    def data_dependent_initialize(self, data):
+        self.set_input(data)
+        self.forward()
+        if self.opt.isTrain:
+            self.compute_G_loss().backward()
+            self.optimizer_F = torch.optim.Adam(self.netF.parameters(), lr=self.opt.lr)
+            self.optimizers.append(self.optimizer_F)
+
+    def set_input(self, input):
+        self.real_A, self.image_paths = input['A'].to(self.device), input['A_paths']
+
+    def forward(self):
+        self.fake_B = self.netG(self.real_A)
+
+    def compute_G_loss(self):
+        features = self.fake_B.flatten(2).mean(2)
+        if not len(self.netF):
+            self.netF.add_module('mlp', networks.init_net(nn.Linear(features.shape[1], 2)))
+        self.loss_G = (self.netF(features) - 1).square().mean()
+        return self.loss_G
+
+    def optimize_parameters(self):
+        self.forward()
+        self.optimizer_G.zero_grad()
+        self.optimizer_F.zero_grad()
+        self.compute_G_loss().backward()
+        self.optimizer_G.step()
+        self.optimizer_F.step()
+"""
+
 DATASET = """
 import os
 import random
@@ -226,6 +276,7 @@ def code(tmp_path_factory) -> Path:
     folder = copy_of_code(tmp_path_factory.mktemp("foreign") / "code")
     (folder / "models" / "duo_model.py").write_text(MODEL_2024)
     (folder / "models" / "solo_model.py").write_text(MODEL_2025)
+    (folder / "models" / "late_model.py").write_text(MODEL_LAZY)
     (folder / "data" / "halves_dataset.py").write_text(DATASET)
     return folder
 
@@ -294,6 +345,23 @@ def test_a_model_and_a_dataset_of_2025(code, tmp_path):
     scaled = Image.open(data / "testA" / "0.png").resize((36, 36), Image.Resampling.BICUBIC)
     middle = np.asarray(scaled)[2:34, 2:34].astype(int)  # --load_size 36 --crop_size 32
     assert abs(shown - middle).max() <= 1
+
+
+def test_a_model_that_is_made_from_the_first_batch(code, tmp_path):
+    data = unaligned(tmp_path / "data", count=4)
+    words = ["--dataroot", data, "--model", "late", *TRAIN, "--n_epochs_decay", "0"]
+
+    def trained(name: str, *epochs: str) -> dict[str, torch.Tensor]:
+        folder = tmp_path / name
+        flags = ["--checkpoints_dir", folder, "--continue_train", "--dataset_mode", "unaligned"]
+        for count in epochs:
+            program(code, "train.py", *words, *flags, "--n_epochs", count, "--lr_policy", "step")
+        files = [torch.load(folder / "x" / f"latest_net_{n}.pth") for n in ("G", "F")]
+        return {key: value for file in files for key, value in file.items()}
+
+    whole, parts = trained("whole", "2"), trained("parts", "1", "2")
+    assert list(whole) == ["weight", "bias", "mlp.weight", "mlp.bias"]
+    assert not [key for key in whole if not torch.equal(whole[key], parts[key])]
 
 
 def test_help_and_errors_know_of_them(code, tmp_path):

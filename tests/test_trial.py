@@ -25,6 +25,9 @@ class Model:
         self.seconds, self.graphs = self.takes[opt.compile], opt.cuda_graphs and opt.compile
         self.compiled = opt.compile
 
+    def data_dependent_initialize(self, batch):
+        assert batch == {"A": 1}
+
     def setup(self, opt):
         assert not opt.continue_train
 

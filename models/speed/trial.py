@@ -105,6 +105,7 @@ def seconds(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             model = make_model(own)
+            model.data_dependent_initialize(batch)
             model.setup(own)
             for _ in range(WARM_UP + STEPS):
                 start = time.perf_counter()
