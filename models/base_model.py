@@ -242,9 +242,9 @@ class BaseModel(ModelFiles, ABC):
         """Make `set_input` start an iteration, whatever training loop calls it."""
         set_input = self.set_input
 
-        def begin(input: dict[str, Any]) -> None:
+        def begin(*args: Any, **kwargs: Any) -> None:  # a loop of one's own may pass on more
             self.begin_iteration()
-            set_input(input)
+            set_input(*args, **kwargs)
 
         self.set_input = begin
 

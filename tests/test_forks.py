@@ -58,6 +58,24 @@ def test_two_steps_in_an_iteration_are_no_two_batches(tmp_path):
         plain.optimize_parameters()
 
 
+def test_a_loop_of_ones_own_may_pass_on_more(tmp_path):
+    """As a loop over several datasets does, that tells the model which one a batch is from."""
+    model = build("ttur", tmp_path, "--accumulate 2")
+    kind, seen = type(model), []
+
+    class Conditional(kind):
+        def set_input(self, input, task=None):
+            seen.append(task)
+            super().set_input(input)
+
+    model = Conditional(model.opt)
+    model.setup(model.opt)
+    model.parallelize()
+    model.set_input(batch(0), 3)
+    model.set_input(batch(0), task=4)
+    assert seen == [3, 4]
+
+
 def test_gradients_that_no_backward_made_are_refused(tmp_path):
     """As PCGrad and the like set them: combined from those of a part of the batch."""
     model = train(build("ttur", tmp_path, "--accumulate 2"), batch(0), batch(1))
