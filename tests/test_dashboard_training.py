@@ -219,7 +219,8 @@ def test_dashboard_outlives_a_training_of_its_own(training, watched):
         widths = page.evaluate(
             "() => [...document.querySelectorAll('img[src^=data]')].map(i => i.naturalWidth)"
         )
-        return widths == [SIZE] * len(LABELS) and shows_record(page, training.lines())
+        enlarged = 4 * SIZE  # to the 128 pixels of LEAST_SIZE
+        return widths == [enlarged] * len(LABELS) and shows_record(page, training.lines())
 
     assert wait_for(shown, PATIENCE), state(page)
     bars = page.locator(".window .bar").all_inner_texts()
