@@ -86,10 +86,12 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
         seen.add(here.resolve())  # a link may lead back to a folder above it
         below[:] = sorted(name for name in below if not name.startswith("."))
         paths += [here / name for name in names if not name.startswith(".")]
-    paths = sorted(path for path in paths if path.suffix.lower() in ENDINGS)
-    if not paths:
+    pictures = sorted(path for path in paths if path.suffix.lower() in ENDINGS)
+    if not pictures:
         stop(f"no images in {root}: looked for {' '.join(ENDINGS)}")
-    return paths
+    if others := len(paths) - len(pictures):
+        print(f"left out: {others} files whose names do not end in {' '.join(ENDINGS)}")
+    return pictures
 
 
 def refuse_rare_tiff(stored) -> None:

@@ -374,9 +374,11 @@ def test_the_folder_to_read_is_never_written_to(negative, tmp_path):
         result = succeed("scripts/run_onnx.py", negative, folder, folder / "out")
         assert "translated 1 of 1 images" in result.out
     # nor is one of an earlier run
+    (folder / "b.gif").touch()
     result = succeed("scripts/run_onnx.py", negative, folder, tmp_path / "other")
     assert "translated 1 of 1 images" in result.out
-    assert files_below(folder) == ["a.png", "out/a.png"]
+    assert "left out: 1 files" in result.out
+    assert files_below(folder) == ["a.png", "b.gif", "out/a.png"]
 
 
 def test_names_of_any_length(negative, tmp_path):

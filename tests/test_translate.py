@@ -473,6 +473,7 @@ def test_what_can_not_be_translated(cycle):
         (np.full((8, 8, 3), 300.0), "need their range: --value_range"),
         (np.full((8, 8, 3), np.nan), "NaN or infinite"),
         ("no/such.png", "can't read the image no/such.png"),
+        (ROOT, "is a folder: give a list of its images"),
     ]:
         with pytest.raises(UserError, match=said):
             G(wrong)

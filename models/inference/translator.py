@@ -222,6 +222,8 @@ class Translator:
             except Exception as e:  # decoders raise nearly anything on damaged images
                 raise UserError(f"can't read this image: {first_line(e)}") from e
         if isinstance(given, (str, os.PathLike)):
+            if os.path.isdir(given):
+                raise UserError(f"{os.fspath(given)} is a folder: give a list of its images")
             picture = read_picture(given, upright=True)
             with prefix_errors(given):
                 return self._without_alpha(fit_samples(picture, {self.input_nc}))
