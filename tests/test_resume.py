@@ -157,6 +157,9 @@ def test_nothing_is_lost_to_a_killed_loading_process(
 ):
     """It is killed in the middle of an iteration, which comes to its end."""
     step = Pix2PixModel.optimize_parameters
+    # as at the start of a program: a DataLoader of an earlier test leaves torch's handler behind
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def killed(self: Any) -> None:
         for worker in multiprocessing.active_children():
