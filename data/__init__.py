@@ -90,8 +90,7 @@ def _trained_with(opt: argparse.Namespace) -> str:
     if opt.isTrain or opt.model == "test":  # `test` reads a folder of inputs, whatever was trained
         return ""
     trained = read_saved_options(experiment_folder(opt)).get("dataset_mode")
-    differs = trained is not None and trained != opt.dataset_mode
-    if not differs:
+    if trained in (None, opt.dataset_mode):
         return ""
     return (
         f"; this experiment was trained with --dataset_mode {trained}: say that here too if these "
