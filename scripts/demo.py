@@ -135,7 +135,7 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
 
     def translate(given: str | None, direction: str, epoch: str) -> tuple[Any, Any, str]:
         if given is None:
-            return None, None, "drop an image on the left first"
+            return None, None, "drop an image first"
         try:
             G = generator(direction, epoch)
             read = read_picture(given, upright=True)
@@ -145,11 +145,11 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
             result = G(pixels)
             seconds = time.perf_counter() - start
             before, after = (to_8_bits(x, alpha, G.value_range) for x in (pixels, result))
+        except UserError as e:
+            # not gradio.Error, which vanishes and leaves what was said of an earlier image
+            return None, None, error_message(e, given)
         except Exception as e:
-            known = isinstance(e, UserError)
-            said = error_message(e, given) if known else "this can't be done"
-            # the traceback of a bug belongs in the terminal
-            raise gradio.Error(said, print_exception=not known) from e
+            raise gradio.Error("this can't be done, see the terminal") from e
         size = f"{before.width}x{before.height}"
         said = f"{size} in {seconds:.2f} s, {G.weights.name} on {G.device}"
         return after, (before, after), said

@@ -268,7 +268,8 @@ def test_pictures_of_all_kinds_on_a_phone(trained, browser, url, tmp_path):
         result(56)
     truncated(tmp_path / "torn.png")
     give("torn.png")
-    page.wait_for_selector("text=can't read the image torn.png")
+    page.wait_for_selector('#said:has-text("can\'t read the image torn.png")')
+    assert page.locator("#output img").count() == 0  # of the image before
     assert "/tmp" not in page.locator("body").inner_text()
     assert "Traceback" not in (tmp_path / "log").read_text()  # of the server
     page.close()
