@@ -61,7 +61,7 @@ def main() -> None:
             "images: choose another --results_dir"
         )
     if distributed.is_main():
-        for note in options.notes(opt, web_dir / "index.html"):
+        for note in options.notes(opt, web_dir):
             warn(note)
     options.save(opt)
     if dataset is None:

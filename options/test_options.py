@@ -172,10 +172,10 @@ options of another model: python test.py --model pix2pix --help"""
         if opt.aspect_ratio == 0:
             self.parser.error("--aspect_ratio 0 must be above 0")
 
-    def notes(self, opt: argparse.Namespace, page: Path) -> list[str]:
+    def notes(self, opt: argparse.Namespace, folder: Path) -> list[str]:
         """Warnings about options that look like a mistake, one line each; call before `save`.
 
-        `page` is the page of results that will be written.
+        `folder` is where results will be written.
         """
         found = []
         parts = parts_of_dataset(opt.dataroot) if opt.dataset_mode == "single" else []
@@ -187,29 +187,18 @@ options of another model: python test.py --model pix2pix --help"""
                 f"--dataroot {Path(opt.dataroot) / one}"
             )
         before = read_saved_options(experiment_folder(opt), "test")
-        names = ("phase", "epoch", "load_iter")
-        again = all(before.get(n) == str(getattr(opt, n)) for n in names)
-        # a run that wrote elsewhere, or no page, says nothing about what is there
-        place = ("results_dir", "only_outputs")
-        there = all(before.get(n) == str(getattr(opt, n)) for n in place)
-        if again and opt.only_outputs:
+        place = ("results_dir", "only_outputs", "phase", "epoch", "load_iter")
+        what = ("model", "direction", "weights", *([] if opt.only_outputs else ["dataroot"]))
+        now = {name: str(getattr(opt, name)) for name in (*place, *what)}
+        was = " ".join(f"--{n} {before[n]}" for n in what if before.get(n, now[n]) != now[n])
+        there = all(before.get(n) == now[n] for n in place) and any(folder.glob("[!.]*"))
+        if was and there:
             # --skip_existing compares names only, so these would pass for results of this run
-            was = before.get("direction", opt.direction)
-            if there and was != opt.direction and any(page.parent.glob("[!.]*")):
-                what = "left as they are" if opt.skip_existing else "replaced"
-                found.append(
-                    f"{page.parent} has images made with --direction {was}: those of the same "
-                    f"names are {what}; another --results_dir keeps both"
-                )
-        elif again and there and page.exists():
-            names = ("model", "direction", "dataroot", "weights")
-            now = {name: str(getattr(opt, name)) for name in names}
-            was = [f"--{k} {before[k]}" for k, v in now.items() if before.get(k, v) != v]
-            if was:
-                found.append(
-                    f"{page} was made with {' '.join(was)} and is replaced; another --results_dir "
-                    "keeps both"
-                )
+            then = "left as they are" if opt.skip_existing else "replaced"
+            found.append(
+                f"{folder} has results of {was}: those of the same names are {then}; another "
+                "--results_dir keeps both"
+            )
         if opt.use_wandb:
             found.append("--use_wandb is of no use here: only train.py logs to W&B")
         return found

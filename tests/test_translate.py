@@ -822,9 +822,9 @@ def test_a_page_of_another_model_is_not_replaced_silently(cycle, tmp_path):
     both = [*translate_words(cycle, root, tmp_path), "--model", "cycle_gan"]
     assert warnings_of(succeed("test.py", *one)) == []
     assert warnings_of(succeed("test.py", *one)) == []
-    page = tmp_path / "results" / "cycle" / "test_latest" / "index.html"
+    folder = tmp_path / "results" / "cycle" / "test_latest"
     (said,) = warnings_of(succeed("test.py", *both))
-    assert said.startswith(f"warning: {page} was made with --model test --dataroot {root}/testA")
+    assert said.startswith(f"warning: {folder} has results of --model test --dataroot {root}/testA")
     assert "--results_dir" in said
     assert warnings_of(succeed("test.py", *both)) == []
 
@@ -849,9 +849,9 @@ def test_outputs_of_the_other_direction_are_not_mixed_silently(cycle, tmp_path):
     assert warnings_of(succeed("test.py", *words, "--direction", "BtoA")) == []
     assert warnings_of(succeed("test.py", *words, "--direction", "BtoA")) == []
     (said,) = warnings_of(succeed("test.py", *words, "--skip_existing"))
-    assert "made with --direction BtoA: those of the same names are left as they are" in said
+    assert "results of --direction BtoA: those of the same names are left as they are" in said
     (said,) = warnings_of(succeed("test.py", *words, "--direction", "BtoA"))
-    assert "made with --direction AtoB: those of the same names are replaced" in said
+    assert "results of --direction AtoB: those of the same names are replaced" in said
     other = ["--results_dir", tmp_path / "other"]
     assert warnings_of(succeed("test.py", *words, *other)) == []
 
