@@ -63,12 +63,7 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     )
     add("--netF", default="mlp_sample", choices=FEATURE_NETWORKS, help="projection of features (F)")
     add("--netF_nc", type=count, default=256, help="channels of --netF mlp_sample")
-    add(
-        "--nce_T",
-        type=number(positive=True),
-        default=0.07,
-        help="temperature of the contrastive loss",
-    )
+    add("--nce_T", type=number(positive=True), default=0.07, help="contrastive temperature")
     add("--num_patches", type=count, default=256, help="patches per layer")
     add_switch("--flip_equivariance", "flip the input at random, and expect a flipped output")
     add_switch(

@@ -38,12 +38,7 @@ def add_all(parser: argparse.ArgumentParser, saves: str) -> None:
 def add_basic(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("basic").add_argument
     add("--dataroot", required=True, help="data set: a folder with trainA, trainB, ...")
-    add(
-        "--name",
-        type=experiment_name,
-        default=DEFAULT_NAME,
-        help="name of the experiment, and of its folder",
-    )
+    add("--name", type=experiment_name, default=DEFAULT_NAME, help="name of experiment and folder")
     add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
     add("--seed", type=whole, help="random seed; if not given, a new one is drawn and printed")
@@ -59,22 +54,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--output_nc", type=width, default=3, help="channels of output images")
     add("--ngf", type=width, default=64, help="filters in the generator's first convolution")
     add("--ndf", type=width, default=64, help="filters in the discriminator's first convolution")
-    add(
-        "--netD",
-        default="basic",
-        choices=DISCRIMINATORS,
-        help="discriminator; basic: 70x70 PatchGAN",
-    )
-    add(
-        "--netG", default="resnet_9blocks", choices=GENERATORS, help="architecture of the generator"
-    )
+    add("--netD", default="basic", choices=DISCRIMINATORS, help="D; basic: the 70x70 PatchGAN")
+    add("--netG", default="resnet_9blocks", choices=GENERATORS, help="the generator's architecture")
     add("--n_layers_D", type=whole_number(1, 100), default=3, help="layers of --netD n_layers")
-    add(
-        "--norm",
-        default="instance",
-        choices=NORMS,
-        help="normalization in generator and discriminator",
-    )
+    add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
     add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
     add("--init_gain", type=number(), default=0.02, help="scale of normal, xavier, orthogonal")
     add("--no_dropout", action="store_true", help="no dropout in the generator")
@@ -138,35 +121,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--num_threads", type=whole, default=4, help="workers that load images")
     add("--batch_size", type=count, default=1, help="images in a batch")
     add("--load_size", type=width, default=286, help="scale images to this size before the crop")
-    add(
-        "--crop_size",
-        type=width,
-        default=256,
-        help="crop a square of this size from the scaled image",
-    )
-    add(
-        "--max_dataset_size",
-        type=count,
-        default=float("inf"),
-        help="use at most this many images",
-    )
-    add(
-        "--preprocess",
-        default="resize_and_crop",
-        choices=PREPROCESS,
-        help="how images are scaled and cropped",
-    )
+    add("--crop_size", type=width, default=256, help="crop a square of this size after scaling")
+    add("--max_dataset_size", type=count, default=float("inf"), help="use at most this many images")
+    add("--preprocess", default="resize_and_crop", choices=PREPROCESS, help="scaling and cropping")
     add("--no_flip", action="store_true", help="no random horizontal flip in training")
     add(
         "--ignore_orientation",
         action="store_true",
         help="ignore the EXIF orientation, by which viewers turn photographs upright",
     )
-    add(
-        "--skip_broken",
-        action="store_true",
-        help="skip images that can't be read, and list them at the end",
-    )
+    add("--skip_broken", action="store_true", help="skip unreadable images; list them at the end")
     add(
         "--value_range",
         type=float,
@@ -186,8 +150,4 @@ def add_saves(parser: argparse.ArgumentParser, title: str) -> None:
 def add_display(parser: argparse.ArgumentParser) -> None:
     add = group(parser, "display").add_argument
     add("--use_wandb", action="store_true", help="log training to W&B (needs wandb)")
-    add(
-        "--wandb_project_name",
-        default="CycleGAN-and-pix2pix",
-        help="project on W&B, with --use_wandb",
-    )
+    add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="W&B project of --use_wandb")

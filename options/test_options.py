@@ -69,12 +69,7 @@ options of another model: python test.py --model pix2pix --help"""
         add("--aspect_ratio", type=number(), default=1.0, help="scale the width of result images")
         add("--phase", default="test", help="folder of the data set to read: train, val, test")
         add("--eval", action="store_true", help="networks in eval mode (batch norm, dropout)")
-        add(
-            "--num_test",
-            type=picture_count,
-            default=50,
-            help="how many images to translate, or all",
-        )
+        add("--num_test", type=picture_count, default=50, help="images to translate, or all")
         group(parser, self.SAVES).add_argument(
             "--weights",
             default="auto",
@@ -85,11 +80,7 @@ options of another model: python test.py --model pix2pix --help"""
         add("--keep_size", action="store_true", help="no scaling: pad inputs, crop outputs")
         add("--tile", type=whole_number(16), help="compute large images in tiles of this size")
         add("--tile_overlap", type=whole, help="overlap of quick tiles in pixels [64]")
-        add(
-            "--tile_mode",
-            choices=MODES,
-            help="how tiles are computed [exact if there is enough disk space]",
-        )
+        add("--tile_mode", choices=MODES, help="how tiles are computed [exact if the disk allows]")
         add(
             "--tile_memory",
             type=number(),

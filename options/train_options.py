@@ -54,72 +54,27 @@ options of another model: python train.py --model pix2pix --help"""
 
     def _add_views(self, parser: argparse.ArgumentParser) -> None:
         add = group(parser, "display").add_argument
-        add(
-            "--display_freq",
-            type=count,
-            default=400,
-            help="images between two updates of the displayed images",
-        )
-        add(
-            "--display_ncols",
-            type=whole,
-            default=4,
-            help="images per row in visdom; 0: one window for each",
-        )
+        add("--display_freq", type=count, default=400, help="images between two displays of images")
+        add("--display_ncols", type=whole, default=4, help="images per row; 0: a window for each")
         add("--display_id", type=int, default=1, help="window of the visdom page; 0: no visdom")
         add("--display_server", default="http://localhost", help="address of the visdom server")
         add("--display_env", default="main", help="environment on the visdom page")
         port = whole_number(1, 65535)
         add("--display_port", type=port, default=8097, help="port of the visdom server")
-        add(
-            "--update_html_freq",
-            type=count,
-            default=1000,
-            help="images between two sets of images saved to the training page",
-        )
-        add(
-            "--print_freq",
-            type=count,
-            default=100,
-            help="images between two printed lines of losses",
-        )
+        add("--update_html_freq", type=count, default=1000, help="images between two page updates")
+        add("--print_freq", type=count, default=100, help="images between two lines of losses")
         add("--no_html", action="store_true", help="no training page in <name>/web")
-
         add("--use_tensorboard", action="store_true", help="log to <name>/tb (needs tensorboard)")
 
     def _add_saving(self, parser: argparse.ArgumentParser) -> None:
         add = group(parser, self.SAVES).add_argument
-        add(
-            "--save_latest_freq",
-            type=count,
-            default=5000,
-            help="images between two checkpoints of the latest weights",
-        )
-        add(
-            "--save_epoch_freq",
-            type=count,
-            default=5,
-            help="epochs between two checkpoints that are kept",
-        )
-        add(
-            "--save_by_iter",
-            action="store_true",
-            help="call checkpoints of --save_latest_freq iter_N, and keep all of them",
-        )
+        add("--save_latest_freq", type=count, default=5000, help="images between two checkpoints")
+        add("--save_epoch_freq", type=count, default=5, help="epochs between two kept checkpoints")
+        add("--save_by_iter", action="store_true", help="save iter_N, not latest, and keep all")
         add("--continue_train", action="store_true", help="resume the training of this --name")
-        add(
-            "--keep_states",
-            type=whole,
-            default=1,
-            help="number of saved epochs that keep what resuming needs",
-        )
+        add("--keep_states", type=whole, default=1, help="saved epochs that can be resumed from")
         add("--max_hours", type=number(), default=None, help="save and stop after this time")
-        add(
-            "--on_nan",
-            default="stop",
-            choices=("stop", "skip"),
-            help="what to do when a loss is NaN or infinite",
-        )
+        add("--on_nan", default="stop", choices=("stop", "skip"), help="when a loss is not finite")
         add("--epoch_count", type=count, default=1, help="number of the first epoch")
         add("--phase", default="train", help="folder of the data set to read: train, val, test")
 
@@ -133,38 +88,19 @@ options of another model: python train.py --model pix2pix --help"""
             choices=[name for name in SCORES if name != "grid"],
             help="score that selects best_net_*.pth [L1, unpaired: cycle]",
         )
-        add(
-            "--num_val",
-            type=picture_count,
-            default=float("inf"),
-            help="how many images to score, or all",
-        )
+        add("--num_val", type=picture_count, default=float("inf"), help="images to score, or all")
         add_weights(validation)
 
     def _add_training(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument_group("training").add_argument
         add("--n_epochs", type=whole, default=100, help="epochs at the full learning rate")
-        add(
-            "--n_epochs_decay",
-            type=whole,
-            default=100,
-            help="epochs in which the learning rate decays to zero",
-        )
+        add("--n_epochs_decay", type=whole, default=100, help="epochs of learning rate decay to 0")
         add("--lr", type=number(), default=0.0002, help="learning rate of Adam")
         add("--beta1", type=number(below=1), default=0.5, help="beta1 of Adam")
         add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
         add("--lambda_gp", type=number(), default=10.0, help="weight of the gradient penalty")
-        add(
-            "--pool_size",
-            type=whole,
-            default=50,
-            help="size of the pool of earlier results that discriminators see; 0: none",
-        )
-        add(
-            "--spectral_norm",
-            action="store_true",
-            help="spectral normalization of the discriminators' convolutions",
-        )
+        add("--pool_size", type=whole, default=50, help="pool of earlier results for D; 0: none")
+        add("--spectral_norm", action="store_true", help="spectral normalization in D")
         add(
             "--diffaug",
             type=diffaug.kinds,
@@ -177,12 +113,7 @@ options of another model: python train.py --model pix2pix --help"""
             choices=MEMORY_FRACTION,
             help="cache decoded images; auto: in up to half of the free memory, ram: up to 90%%",
         )
-        add(
-            "--accumulate",
-            type=count,
-            default=1,
-            help="gradient accumulation: batches per optimizer step",
-        )
+        add("--accumulate", type=count, default=1, help="batches per step (gradient accumulation)")
         add(
             "--ema",
             type=number(below=1),
@@ -190,18 +121,9 @@ options of another model: python train.py --model pix2pix --help"""
             metavar="DECAY",
             help="also save a moving average of the generators' weights, e.g. 0.999; 0: off",
         )
-        add(
-            "--grad_checkpoint",
-            action="store_true",
-            help="gradient checkpointing: less memory, a third more time",
-        )
+        add("--grad_checkpoint", action="store_true", help="less memory, a third more time")
         add("--lr_policy", default="linear", choices=LR_POLICIES, help="learning rate schedule")
-        add(
-            "--lr_decay_iters",
-            type=count,
-            default=50,
-            help="epochs between two decays of --lr_policy step",
-        )
+        add("--lr_decay_iters", type=count, default=50, help="epochs between decays of policy step")
 
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:
         if not opt.continue_train:
