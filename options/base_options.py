@@ -107,7 +107,6 @@ class BaseOptions:
             formatter_class=HelpFormatter,
         )
         parser = self.parser = self.initialize(parser)
-        self._find_misspelt_dataroot(parser)
         try:
             opt, _ = parser.parse_known_args(self._without_help())
             parser = self._extended(parser, models.get_option_setter(opt.model))
@@ -134,15 +133,9 @@ class BaseOptions:
         if unknown:
             hint = self._meant(unknown[0].partition("=")[0], parser, opt.model)
             parser.error(f"unknown option '{unknown[0]}'{hint}")
+        if opt.dataroot is None:  # argparse would say so before what may be a misspelt one
+            parser.error("the following arguments are required: --dataroot")
         return opt
-
-    def _find_misspelt_dataroot(self, parser: argparse.ArgumentParser) -> None:
-        """Report a misspelt `--dataroot`: argparse would only say that it is missing."""
-        flags = [w.partition("=")[0] for w in self._words() if w.startswith("--")]
-        if any(len(flag) > 2 and "--dataroot".startswith(flag) for flag in flags):
-            return  # argparse takes abbreviations
-        for flag in difflib.get_close_matches("--dataroot", flags, 1, 0.8):
-            parser.error(f"unknown option '{flag}'; did you mean --dataroot?")
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: the models that have it, or an option spelled like it."""
@@ -181,11 +174,7 @@ class BaseOptions:
         return list(sys.argv[1:] if self.argv is None else self.argv)
 
     def _without_help(self) -> list[str]:
-        words = self._words()
-        # --help needs no --dataroot
-        if "-h" in words or "--help" in words:
-            words += ["--dataroot", "."]
-        return [w for w in words if w not in ("-h", "--help")]
+        return [w for w in self._words() if w not in ("-h", "--help")]
 
     def explicit_options(self) -> set[str]:
         """Names of the options that are given on the command line."""

@@ -37,7 +37,7 @@ def add_all(parser: argparse.ArgumentParser, saves: str) -> None:
 
 def add_basic(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("basic").add_argument
-    add("--dataroot", required=True, help="data set: a folder with trainA, trainB, ...")
+    add("--dataroot", help="data set: a folder with trainA, trainB, ...")
     add("--name", type=experiment_name, default=DEFAULT_NAME, help="name of experiment and folder")
     add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
