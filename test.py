@@ -14,6 +14,7 @@ from util.errors import end_quietly_on_interrupt
 end_quietly_on_interrupt()  # before the imports, which take seconds
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -26,11 +27,14 @@ from tqdm import tqdm
 from data import create_dataset, equal_batches
 from data.base_dataset import reader
 from data.image_folder import folder_of, list_pictures
+from models.base_model import BaseModel
 from models.inference.folder import FolderTranslation
+from models.inference.image_threads import batch_limits
 from models.inference.testing import model_for_testing
 from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
 from models.speed.inspection import independent_of_batch
+from models.speed.iterations import says_recordable
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork
@@ -91,6 +95,11 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     batchable = model.shows_batches and all(map(independent_of_batch, model.networks().values()))
     if opt.batch_size > 1 and not batchable:
         print("batch size 1: the results of this model depend on the batch")
+    size, largest = opt.batch_size if batchable else 1, math.inf
+    # a model of somebody's own may show one image of a batch
+    as_computed = type(model).compute_visuals is BaseModel.compute_visuals
+    if batchable and as_computed and says_recordable(type(model)):
+        size, largest = batch_limits(opt, model.networks().values())
     own = distributed.shard(range(count))
     if len(own) < count:
         dataset.take(own)
@@ -99,7 +108,7 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     done = 0
     bar = tqdm(total=len(own), unit="img", disable=None)
     with bar, BackgroundWork(opt.num_threads) as bg:
-        for data in equal_batches(dataset, opt.batch_size if batchable else 1, len(own)):
+        for data in equal_batches(dataset, size, len(own), largest):
             model.set_input(data)
             model.test()
             visuals = model.get_current_visuals()
@@ -172,7 +181,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
     work = FolderTranslation(
         Translator(model.netG, model.device, options, weights, value_range, opt.precision),
         opt.output_format,
-        opt.batch_size,
+        *batch_limits(opt, [model.netG]),
         opt.num_threads,
         TileOptions.from_options(opt),
         None if opt.preprocess == "none" else reader(opt, opt.input_nc),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,15 +59,20 @@ def create_dataset(
 
 
 def equal_batches(
-    items: Iterable[dict[str, Any]], size: int, count: int | None = None
+    items: Iterable[dict[str, Any]],
+    size: int,
+    count: int | None = None,
+    largest: float = math.inf,
 ) -> Iterator[dict[str, Any]]:
     """Combine consecutive batches (1, C, H, W) of equally large images into (`size`, C, H, W).
 
-    Takes the first `count` items, or all; keeps their order.
+    Takes the first `count` items, or all; keeps their order. An image of more than `largest` values
+    is a batch by itself.
     """
 
-    def sizes(item: dict[str, Any]) -> list[torch.Size]:
-        return [value.shape for value in item.values() if isinstance(value, torch.Tensor)]
+    def sizes(item: dict[str, Any]) -> list[torch.Size] | None:
+        tensors = [value for value in item.values() if isinstance(value, torch.Tensor)]
+        return None if any(t.numel() > largest for t in tensors) else [t.shape for t in tensors]
 
     for batch in batched_by(itertools.islice(items, count), size, sizes):
         if len(batch) == 1:

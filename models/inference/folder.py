@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -56,6 +57,7 @@ class FolderTranslation:
             format and depth).
         batch_size: largest number of consecutive images of equal size in a batch; 1 is used where
             results would depend on the batch.
+        largest: an image of more values than this is a batch by itself.
         threads: number of threads that read, and of those that write; 0: no threads.
         tiles: how to cut up large images; None computes each in one piece.
         load_resized: reads a file as (C, H, W) in [-1, 1], resized; None keeps the size.
@@ -64,6 +66,7 @@ class FolderTranslation:
     translator: Translator
     format: str = "png"
     batch_size: int = 1
+    largest: float = math.inf
     threads: int = 4
     tiles: TileOptions | None = None
     load_resized: Callable[[str], torch.Tensor] | None = None
@@ -100,7 +103,7 @@ class FolderTranslation:
         bar = tqdm(total=len(jobs), unit="images", disable=None)
         reading = contextlib.closing(self._read_all(jobs, fail))
         with bar, BackgroundWork(self.threads) as encoders, reading as pictures:
-            for batch in batched_by(pictures, self.batch_size, _size):
+            for batch in batched_by(pictures, self.batch_size, self._size):
                 several += [ready.job.source for ready in batch if ready.picture.frames > 1]
                 try:
                     if batch[0].x is None:
@@ -160,6 +163,11 @@ class FolderTranslation:
             return picture.info
         return {key: value for key, value in picture.info.items() if key == "icc_profile"}
 
+    def _size(self, ready: Ready) -> torch.Size | None:
+        """The key that the images of a batch share; None makes one a batch by itself."""
+        x = ready.x
+        return None if x is None or x.numel() > self.largest else x.shape
+
     # ------------------------------------------------------------------------------------- reading
     def _read(self, job: Job) -> Ready:
         with prefix_errors(job.source):
@@ -199,11 +207,6 @@ class FolderTranslation:
                     fail(job, ready)
                 else:
                     yield ready
-
-
-def _size(ready: Ready) -> torch.Size | None:
-    """The key that the images of a batch share; None makes a tiled image a batch of its own."""
-    return None if ready.x is None else ready.x.shape
 
 
 def _reason(error: Exception) -> str:

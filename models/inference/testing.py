@@ -7,6 +7,7 @@ import argparse
 from models import create_model
 from models.base_model import BaseModel
 
+from .image_threads import compute_in_threads
 from .recorded import record_passes
 from .sizes import keep_sizes
 from .tiles import TileOptions, tile_generators
@@ -24,6 +25,7 @@ def model_for_testing(opt: argparse.Namespace) -> BaseModel:
     tiles = TileOptions.from_options(opt)
     if not (opt.compile or tiles):
         record_passes(model.networks().values())
+        compute_in_threads(model.networks().values(), opt)
     if opt.keep_size and not opt.only_outputs:
         keep_sizes(model)
     if tiles and not opt.only_outputs:

@@ -1,0 +1,117 @@
+"""Batches of images on a CPU: each thread computes images of its own.
+
+That is faster than all threads sharing each operator: they need not wait for each other a hundred
+times per image, and a single thread can use NNPACK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+import threading
+from collections.abc import Iterable
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.networks import ResnetGenerator
+from models.speed.inspection import has_hooks, has_known_layers, independent_of_batch
+from models.speed.nnpack import convolve_with_nnpack
+from util.background import BackgroundWork
+
+SMALL = 3 * 2**18  # values in an image: 512x512 pixels; beyond, memory might run out
+BATCH = 4  # images for each thread; with fewer, threads that are done first wait more often
+
+
+class ImageThreads:
+    """A generator's forward pass without gradients, of a batch whose images do not mix.
+
+    Takes and returns images (N, C, H, W) as `forward` does.
+    """
+
+    def __init__(self, net: nn.Module):
+        self.net, self.forward = net, net.forward
+
+    def __call__(self, input: torch.Tensor, *features: Any, **more: Any) -> Any:
+        threads, count = torch.get_num_threads(), len(input)
+        # with half of the threads idle, sharing each operator is as fast
+        few = count == 1 or 2 * count <= threads
+        special = features or more or torch.is_grad_enabled() or has_hooks(self.net)
+        if few or special or not independent_of_batch(self.net):
+            return self.forward(input, *features, **more)
+        images = input.split(1)
+        if threads == 1:
+            return torch.cat([self.forward(image) for image in images])
+        results: list[SimpleQueue] = [SimpleQueue() for _ in images]
+        modes = (
+            torch.is_inference_mode_enabled(),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_enabled("cpu"),
+        )
+        for image, result in zip(images, results, strict=True):
+            _pool(threads, os.getpid()).submit(
+                self._compute, image, result, *modes, failed=result.put
+            )
+        outputs = [result.get() for result in results]
+        for output in outputs:
+            if isinstance(output, Exception):
+                raise output
+        return torch.cat(outputs)
+
+    def _compute(
+        self,
+        image: torch.Tensor,
+        result: SimpleQueue,
+        inference: bool,
+        dtype: torch.dtype,
+        half: bool,
+    ) -> None:
+        # each thread has modes of its own; the first turns gradients on if it is false
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", dtype, half):
+            result.put(self.forward(image))
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> BackgroundWork:
+    """Threads that compute by themselves, for this process: a fork does not inherit them."""
+    pool, ready = BackgroundWork(threads), threading.Barrier(threads + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # else the first operator would set the number again
+        torch.set_num_threads(1)
+        ready.wait()
+
+    for _ in range(threads):
+        pool.submit(start)
+    ready.wait()
+    torch.set_num_threads(threads)  # of threads to come
+    return pool
+
+
+def batch_limits(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> tuple[int, float]:
+    """The most images in a batch, and the most values in an image for it to share a batch.
+
+    That is `--batch_size` where it is given; by default, with `ImageThreads`, some for each thread.
+    """
+    threaded = all(isinstance(n.forward, ImageThreads) and independent_of_batch(n) for n in nets)
+    if opt.batch_size > 1 or not threaded:
+        return opt.batch_size, math.inf
+    return BATCH * torch.get_num_threads(), SMALL
+
+
+def compute_in_threads(nets: Iterable[nn.Module], opt: argparse.Namespace) -> None:
+    """Have ResNets on a CPU compute the images of a batch in threads, and with NNPACK.
+
+    Not U-Nets, which spend their time on reading weights, and each thread would read them. And only
+    if all layers are known here: others may not be made for several threads.
+    """
+    for net in nets:
+        known = isinstance(net, ResnetGenerator) and has_known_layers(net)
+        if known and next(net.parameters()).device.type == "cpu":
+            net.forward = ImageThreads(net)
+            if opt.precision == "tf32":
+                convolve_with_nnpack(net)

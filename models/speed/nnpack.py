@@ -1,0 +1,67 @@
+"""Faster convolutions without gradients on CPUs, by Winograd's method and Fourier transforms.
+
+PyTorch's usual convolution (oneDNN) computes each product. NNPACK, which is a part of PyTorch too,
+transforms tiles of the image: for kernels of 3x3 it needs a fifth of the multiplications (Lavin &
+Gray 2016, Fast Algorithms for Convolutional Neural Networks, F(6x6, 3x3)); for the first and the
+last layer of a ResNet, whose three channels leave most of a vector register empty, it uses Fourier
+transforms. Relative to float64, the root mean square error of 3x3 is 5e-6, where oneDNN has 2e-7;
+that of 7x7 is no larger than oneDNN's.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+LEAST = 32  # channels; with fewer, transforms for 3x3 take longer than they save
+
+
+class NnpackConv2d(nn.Conv2d):
+    """A convolution of one image that NNPACK computes where PyTorch has a single thread.
+
+    With several, NNPACK's threads and PyTorch's would spin on the same cores.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(1, C, H, W) to (1, C', H', W'), as `nn.Conv2d`; so are all other inputs."""
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        contiguous = input.is_contiguous() and self.weight.is_contiguous()
+        one = input.dim() == 4 and len(input) == 1 and torch.get_num_threads() == 1
+        fits = input.device.type == "cpu" and input.dtype == torch.float32
+        if not (contiguous and one and fits):
+            return super().forward(input)
+        return torch._nnpack_spatial_convolution(input, self.weight, self.bias, self.padding)
+
+
+def convolve_with_nnpack(net: nn.Module) -> None:
+    """Make the convolutions of a network that gain from it `NnpackConv2d`, in place."""
+    if _starts():
+        for module in net.modules():
+            if type(module) is nn.Conv2d and _gains(module):
+                module.__class__ = NnpackConv2d
+
+
+def _gains(layer: nn.Conv2d) -> bool:
+    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
+    if not plain or layer.padding_mode != "zeros" or layer.padding not in ((0, 0), (1, 1)):
+        return False
+    if layer.kernel_size == (3, 3):
+        return min(layer.in_channels, layer.out_channels) >= LEAST
+    return layer.kernel_size == (7, 7)
+
+
+@functools.cache
+def _starts() -> bool:
+    """Initialize NNPACK; False if this PyTorch or this CPU does not have it."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT" or not torch._nnpack_available():
+        return False
+    # in its first call it starts as many threads as PyTorch has now: none
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch._nnpack_spatial_convolution(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3), None, 0)
+    torch.set_num_threads(threads)
+    return True
