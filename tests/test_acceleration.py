@@ -463,7 +463,7 @@ def test_an_iteration_does_not_load_the_compiler(tmp_path):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_convolutions_by_rows_are_those_of_torch(bias, channels_last, monkeypatch):
     """Values, and first and second gradients, in float64."""
-    monkeypatch.setattr(row_convolution, "SMALL", 0)
+    monkeypatch.setitem(row_convolution.SMALL, "cpu", 0)
     torch.manual_seed(0)
     ours = nn.Conv2d(8, 3, (7, 5), bias=bias).double()
     torchs = copy.deepcopy(ours)
@@ -504,9 +504,19 @@ def test_which_convolutions_go_by_rows(layer, by_rows):
         assert torch.equal(net(x), nn.functional.conv2d(x, layer.weight, layer.bias))
 
 
-def test_networks_on_a_cpu_keep_their_convolutions(tmp_path):
-    model = build(tmp_path, "--model cycle_gan")
-    assert not any(type(m) is row_convolution.RowConv2d for m in model.netG_A.modules())
+def test_the_last_layer_of_a_resnet_goes_by_rows(tmp_path):
+    """From 2^18 values on, with the values of float64; smaller ones are torch's to the bit."""
+    model = build(tmp_path, "--model cycle_gan --netG resnet_6blocks --ngf 16")
+    rows = [m for m in model.netG_A.modules() if type(m) is row_convolution.RowConv2d]
+    (last,) = rows
+    for side, close in ((64, False), (150, True)):
+        x = torch.randn(1, 16, side, side)
+        found, torchs = last(x), nn.functional.conv2d(x, last.weight, last.bias)
+        assert torch.equal(found, torchs) != close
+        known = nn.functional.conv2d(x.double(), last.weight.double(), last.bias.double())
+        torch.testing.assert_close(found.double(), known, rtol=0, atol=5e-6)
+    x = torch.randn(16, 150, 150)  # without a batch, as torch takes it too
+    assert torch.equal(last(x), nn.functional.conv2d(x, last.weight, last.bias))
 
 
 @pytest.mark.parametrize("frozen", ["all", "first"])

@@ -85,8 +85,7 @@ def prepare(
             f"--precision {precision} does not reach a {type(net._orig_mod).__name__} that the "
             "model has compiled: say --compile in place of its torch.compile, or leave it out"
         )
-    if device.type == "cuda":
-        convolve_by_rows(net)
+    convolve_by_rows(net)
     if channels_last:
         for weight in net.parameters():
             if weight.dim() == 4:  # `net.to` would fail for the weights of Conv3d

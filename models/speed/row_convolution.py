@@ -1,12 +1,13 @@
 """Convolutions with large kernels and few output channels, such as the last one of a ResNet.
 
-cuDNN computes them slowly, above all the gradients of their weights, since it pads 3 channels to 32
-or more.
+cuDNN and oneDNN compute them slowly, above all their gradients, since they pad 3 channels to 16 or
+more.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from torch.nn import functional as F
 
 FEW = 4  # output channels
 LARGE = 5  # rows of a kernel
-SMALL = 2**24  # input values; up to this, launching more kernels takes longer than it saves
+# input values, by kind of device; up to this, more operators take longer than they save
+SMALL = {"cuda": 2**24, "cpu": 2**18}
 
 
 class RowConv2d(nn.Conv2d):
@@ -22,12 +24,17 @@ class RowConv2d(nn.Conv2d):
 
     Each row of the kernel gives output channels of its own, and the result is their sum, shifted by
     rows: equal to `nn.Conv2d` up to the rounding of sums. Has no padding, stride, dilation or
-    groups. Small inputs are left to cuDNN.
+    groups. Small inputs are left to PyTorch.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, C', H - k + 1, W - k + 1)."""
-        if input.numel() <= SMALL:
+        device = input.device.type
+        # an exported network takes any size
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if (device == "cpu" and traced) or input.dim() != 4:
+            return super().forward(input)
+        if input.numel() <= SMALL.get(device, sys.maxsize):
             return super().forward(input)
         rows = self.kernel_size[0]
         height = input.shape[2] - rows + 1
