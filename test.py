@@ -55,7 +55,7 @@ def main() -> None:
     dataset = None if opt.only_outputs else create_dataset(opt, batch_size=1)
     count = len(paths) if dataset is None else len(dataset)
     options.decide_compile(opt, int(min(opt.num_test, count)))
-    model = model_for_testing(opt)
+    model = model_for_testing(opt, in_threads=True)
 
     web_dir = results_folder(opt)
     make_writable(web_dir, "--results_dir")

@@ -18,6 +18,7 @@ from models.inference.image_threads import batch_limits, compute_in_threads
 from models.networks import define_G
 from models.speed import nnpack
 from models.speed.nnpack import NnpackConv2d, convolve_with_nnpack
+from models.speed.row_convolution import convolve_by_rows
 from tests.helpers import picture, succeed
 
 available = pytest.mark.skipif(
@@ -123,6 +124,24 @@ def test_oneDNN_computes_what_nnpack_does_not(mode, threads, calls):
     with torch.set_grad_enabled(mode == "gradients"), half:
         assert torch.equal(ours(x), plain(x))
     assert not calls
+
+
+@available
+def test_a_last_layer_that_nnpack_does_not_compute_goes_by_rows(threads, calls):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 3, 7)
+    x = torch.randn(1, 16, 150, 150)
+    net = nn.Sequential(layer)
+    convolve_by_rows(net)
+    known = layer(x)
+    convolve_with_nnpack(net)
+    calls.clear()
+    assert torch.equal(layer(x), known)  # with gradients
+    assert not calls
+    threads(1)
+    with torch.no_grad():
+        assert not torch.equal(layer(x), known)
+    assert calls
 
 
 def test_without_nnpack_nothing_changes(monkeypatch):
@@ -244,10 +263,10 @@ def test_other_networks_stay():
 
 # ----------------------------------------------------------------------------------------- batches
 def test_batches_have_some_images_for_each_thread(threads):
-    threads(3)
+    threads(2)
     one = argparse.Namespace(batch_size=1)
     net, dropout = resnet(), resnet(use_dropout=True)
-    assert batch_limits(one, [net]) == (12, 3 * 512 * 512)
+    assert batch_limits(one, [net]) == (8, 3 * 1024 * 1024)
     assert batch_limits(argparse.Namespace(batch_size=2), [net]) == (2, math.inf)
     assert batch_limits(one, [net, dropout]) == (1, math.inf)
     assert batch_limits(one, [net, define_G(3, 3, 8, "unet_128")]) == (1, math.inf)

@@ -23,7 +23,7 @@ from models.speed.inspection import has_hooks, has_known_layers, independent_of_
 from models.speed.nnpack import convolve_with_nnpack
 from util.background import BackgroundWork
 
-SMALL = 3 * 2**18  # values in an image: 512x512 pixels; beyond, memory might run out
+AT_ONCE = 3 * 2**21  # values of images computed at once: memory as for one of 1448x1448 pixels
 BATCH = 4  # images for each thread; with fewer, threads that are done first wait more often
 
 
@@ -46,33 +46,23 @@ class ImageThreads:
         images = input.split(1)
         if threads == 1:
             return torch.cat([self.forward(image) for image in images])
+        dtype, half = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+        inference = torch.is_inference_mode_enabled()
+
+        def compute(image: torch.Tensor, result: SimpleQueue) -> None:
+            # each thread has modes of its own; the first turns gradients on if it is false
+            mode = torch.inference_mode(inference)
+            with mode, torch.no_grad(), torch.autocast("cpu", dtype, half):
+                result.put(self.forward(image))
+
         results: list[SimpleQueue] = [SimpleQueue() for _ in images]
-        modes = (
-            torch.is_inference_mode_enabled(),
-            torch.get_autocast_dtype("cpu"),
-            torch.is_autocast_enabled("cpu"),
-        )
         for image, result in zip(images, results, strict=True):
-            _pool(threads, os.getpid()).submit(
-                self._compute, image, result, *modes, failed=result.put
-            )
+            _pool(threads, os.getpid()).submit(compute, image, result, failed=result.put)
         outputs = [result.get() for result in results]
         for output in outputs:
             if isinstance(output, Exception):
                 raise output
         return torch.cat(outputs)
-
-    def _compute(
-        self,
-        image: torch.Tensor,
-        result: SimpleQueue,
-        inference: bool,
-        dtype: torch.dtype,
-        half: bool,
-    ) -> None:
-        # each thread has modes of its own; the first turns gradients on if it is false
-        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", dtype, half):
-            result.put(self.forward(image))
 
 
 @functools.cache
@@ -100,7 +90,8 @@ def batch_limits(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> tuple[in
     threaded = all(isinstance(n.forward, ImageThreads) and independent_of_batch(n) for n in nets)
     if opt.batch_size > 1 or not threaded:
         return opt.batch_size, math.inf
-    return BATCH * torch.get_num_threads(), SMALL
+    threads = torch.get_num_threads()
+    return BATCH * threads, AT_ONCE / threads
 
 
 def compute_in_threads(nets: Iterable[nn.Module], opt: argparse.Namespace) -> None:

@@ -13,10 +13,11 @@ from .sizes import keep_sizes
 from .tiles import TileOptions, tile_generators
 
 
-def model_for_testing(opt: argparse.Namespace) -> BaseModel:
+def model_for_testing(opt: argparse.Namespace, in_threads: bool = False) -> BaseModel:
     """Load the model that the options describe, and apply --eval, --keep_size and --tile to it.
 
-    With `--only_outputs` the last two are left to a `Translator`.
+    With `--only_outputs` the last two are left to a `Translator`. `in_threads` computes batches on
+    a CPU as `ImageThreads` does, which rounds differently.
     """
     model = create_model(opt)
     model.setup(opt)
@@ -25,7 +26,8 @@ def model_for_testing(opt: argparse.Namespace) -> BaseModel:
     tiles = TileOptions.from_options(opt)
     if not (opt.compile or tiles):
         record_passes(model.networks().values())
-        compute_in_threads(model.networks().values(), opt)
+        if in_threads:
+            compute_in_threads(model.networks().values(), opt)
     if opt.keep_size and not opt.only_outputs:
         keep_sizes(model)
     if tiles and not opt.only_outputs:

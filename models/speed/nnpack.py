@@ -15,6 +15,8 @@ import functools
 import torch
 from torch import nn
 
+from .row_convolution import RowConv2d
+
 LEAST = 32  # channels; with fewer, transforms for 3x3 take longer than they save
 
 
@@ -37,12 +39,19 @@ class NnpackConv2d(nn.Conv2d):
         return torch._nnpack_spatial_convolution(input, self.weight, self.bias, self.padding)
 
 
+class NnpackRowConv2d(NnpackConv2d, RowConv2d):
+    """The same with `RowConv2d` in place of PyTorch's usual convolution."""
+
+
+KINDS = {nn.Conv2d: NnpackConv2d, RowConv2d: NnpackRowConv2d}
+
+
 def convolve_with_nnpack(net: nn.Module) -> None:
     """Make the convolutions of a network that gain from it `NnpackConv2d`, in place."""
     if _starts():
         for module in net.modules():
-            if type(module) is nn.Conv2d and _gains(module):
-                module.__class__ = NnpackConv2d
+            if type(module) in KINDS and _gains(module):
+                module.__class__ = KINDS[type(module)]
 
 
 def _gains(layer: nn.Conv2d) -> bool:
