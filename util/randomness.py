@@ -79,14 +79,19 @@ def fingerprint() -> tuple:
     return random.getstate(), np.asarray(keys).tobytes(), position, gauss, torchs
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Context manager: seeds the CPU generators, and restores their states at its end."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def seed_cpu(seed: int) -> None:
+    """Seed the CPU generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     # not torch.manual_seed: that would seed the GPUs as well
     torch.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Context manager: seeds the CPU generators, and restores their states at its end."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed_cpu(seed)
     try:
         yield
     finally:

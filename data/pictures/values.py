@@ -39,7 +39,7 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
         unit = pixels.transpose(2, 0, 1).astype(np.float32, order="C")
         unit /= 255
         unit -= 0.5
-        unit /= 0.5
+        unit *= 2
         return torch.from_numpy(unit)
     if pixels.dtype.kind == "f":
         check_floats(pixels, any_range=value_range is not None)
