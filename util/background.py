@@ -27,6 +27,8 @@ class BackgroundWork:
         for _ in range(3 * threads):
             self.places.put(None)
         self.error: BaseException | None = None
+        self.ended: list[None] = []  # one for each thread
+        self.wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         for thread in self.threads:
             thread.start()
@@ -39,6 +41,8 @@ class BackgroundWork:
                 self.error = self.error or e
             finally:
                 self.places.put(None)
+        self.ended.append(None)
+        self.wake.put(None)
 
     def submit(
         self,
@@ -76,8 +80,11 @@ class BackgroundWork:
     def _join(self) -> None:
         for _ in self.threads:
             self.work.put(None)
-        for thread in self.threads:
-            thread.join()
+        # not by `Thread.join`: where a signal interrupts it, as Ctrl-C does, it takes the thread
+        # for one that has ended (Python 3.11)
+        while len(self.ended) < len(self.threads):
+            with contextlib.suppress(queue.Empty):
+                self.wake.get(timeout=1)
         self.threads = []
 
     def __enter__(self) -> BackgroundWork:
