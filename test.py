@@ -29,7 +29,7 @@ from data.base_dataset import reader
 from data.image_folder import folder_of, list_pictures
 from models.base_model import BaseModel
 from models.inference.folder import FolderTranslation
-from models.inference.image_threads import batch_limits
+from models.inference.image_threads import batch_limits, encoding_threads
 from models.inference.testing import model_for_testing
 from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
@@ -107,7 +107,7 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     rows: list[tuple[int, str, list[str], list[str]]] = []  # number, name, files, labels
     done = 0
     bar = tqdm(total=len(own), unit="img", disable=None)
-    with bar, BackgroundWork(opt.num_threads) as bg:
+    with bar, BackgroundWork(encoding_threads(opt, model.networks().values())) as bg:
         for data in equal_batches(dataset, size, len(own), largest):
             model.set_input(data)
             model.test()
@@ -182,7 +182,7 @@ def translate_files(opt, model, paths: list[str], out: Path) -> None:
         Translator(model.netG, model.device, options, weights, value_range, opt.precision),
         opt.output_format,
         *batch_limits(opt, [model.netG]),
-        opt.num_threads,
+        encoding_threads(opt, [model.netG]),
         TileOptions.from_options(opt),
         None if opt.preprocess == "none" else reader(opt, opt.input_nc),
         not opt.ignore_orientation,

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from data import equal_batches
-from models.inference.image_threads import batch_limits, compute_in_threads
+from models.inference.image_threads import batch_limits, compute_in_threads, encoding_threads
 from models.networks import define_G
 from models.speed import nnpack
+from models.speed.group_norm import GroupedInstanceNorm2d, normalize_by_groups
 from models.speed.nnpack import NnpackConv2d, convolve_with_nnpack
 from models.speed.row_convolution import convolve_by_rows
 from tests.helpers import picture, succeed
@@ -55,7 +56,7 @@ def resnet(precision: str = "tf32", **options) -> nn.Module:
     return net
 
 
-# ------------------------------------------------------------------------------------ convolutions
+# ------------------------------------------------------------------------------ convolutions, norms
 @available
 @pytest.mark.parametrize(
     ("inputs", "outputs", "kernel", "padding", "error"),
@@ -152,6 +153,34 @@ def test_without_nnpack_nothing_changes(monkeypatch):
         assert not any(isinstance(m, NnpackConv2d) for m in net.modules())
     finally:
         nnpack._starts.cache_clear()
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_norms_equal_those_in_float64(affine):
+    torch.manual_seed(4)
+    layer = nn.InstanceNorm2d(24, affine=affine)
+    if affine:
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    x = 3 * torch.randn(2, 24, 45, 38) + 5
+    net = nn.Sequential(layer)
+    normalize_by_groups(net)
+    assert type(net[0]) is GroupedInstanceNorm2d
+    with torch.no_grad():
+        found = net(x)
+        assert (found - net.double()(x.double())).abs().max() < 4e-6
+        net.float()
+        with pytest.raises(ValueError, match="more than 1"):
+            net(x[:, :, :1, :1])
+    plain = nn.InstanceNorm2d(24, affine=affine)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(net(x), plain(x))  # with gradients
+
+
+def test_norms_with_stored_statistics_stay():
+    layer = nn.InstanceNorm2d(24, track_running_stats=True)
+    normalize_by_groups(nn.Sequential(layer))
+    assert type(layer) is nn.InstanceNorm2d
 
 
 # ----------------------------------------------------------------------------------------- threads
@@ -266,10 +295,20 @@ def test_batches_have_some_images_for_each_thread(threads):
     threads(2)
     one = argparse.Namespace(batch_size=1)
     net, dropout = resnet(), resnet(use_dropout=True)
-    assert batch_limits(one, [net]) == (8, 3 * 1024 * 1024)
+    assert batch_limits(one, [net]) == (16, 3 * 1024 * 1024)
     assert batch_limits(argparse.Namespace(batch_size=2), [net]) == (2, math.inf)
     assert batch_limits(one, [net, dropout]) == (1, math.inf)
     assert batch_limits(one, [net, define_G(3, 3, 8, "unet_128")]) == (1, math.inf)
+
+
+def test_files_are_written_in_threads_where_images_are_computed_in_threads(threads):
+    threads(2)
+    found = [
+        encoding_threads(argparse.Namespace(num_threads=number), nets)
+        for number in (0, 5)
+        for nets in ([resnet()], [resnet(), define_G(3, 3, 8, "unet_128")])
+    ]
+    assert found == [2, 0, 5, 5]
 
 
 def test_large_images_are_batches_by_themselves():

@@ -938,8 +938,9 @@ def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
                 image.load()
 
 
-def test_sigterm_leaves_no_part_of_a_picture(cycle, tmp_path):
-    """As when a cluster takes the machine back."""
+@pytest.mark.parametrize("threads", [False, True])
+def test_sigterm_leaves_no_part_of_a_picture(threads, cycle, tmp_path):
+    """As when a cluster takes the machine back; a thread finishes what it writes."""
     code = """
     import runpy, sys, time
     import data.pictures.writing
@@ -947,15 +948,17 @@ def test_sigterm_leaves_no_part_of_a_picture(cycle, tmp_path):
     def write(path, *_):
         path.write_bytes(b"a part")
         print("there", file=sys.stderr, flush=True)
-        time.sleep(60)
+        time.sleep(SECONDS)
 
     data.pictures.writing._write_pillow = write
     runpy.run_path("test.py", run_name="__main__")
     """
     picture(tmp_path / "in" / "0.png")
     words = [*translate_words(cycle, tmp_path / "in", tmp_path), "--only_outputs"]
+    words += [] if threads else ["--tile", "64"]
+    code = textwrap.dedent(code).replace("SECONDS", "3" if threads else "60")
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, words)],
+        [sys.executable, "-c", code, *map(str, words)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -966,7 +969,7 @@ def test_sigterm_leaves_no_part_of_a_picture(cycle, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (143, "")
-    assert files_below(tmp_path / "results") == []
+    assert files_below(tmp_path / "results") == (["cycle/test_latest/0.png"] if threads else [])
 
 
 def test_a_file_that_a_dataset_lacks_is_not_the_fault_of_the_results(cycle, monkeypatch):

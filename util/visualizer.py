@@ -299,6 +299,9 @@ def _copy(pictures: torch.Tensor) -> torch.Tensor:
     many may queue up.
     """
     first = pictures.detach()[:1]
+    if first.device.type == "cpu":
+        # by NumPy: torch would share the work between threads that are busy with other images
+        return torch.from_numpy(first.float().numpy().copy())
     return first.clone() if first.numel() <= util.MAX_ON_GPU else first.to("cpu", copy=True)
 
 

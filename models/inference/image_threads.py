@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from models.networks import ResnetGenerator
+from models.speed.group_norm import normalize_by_groups
 from models.speed.inspection import has_hooks, has_known_layers, independent_of_batch
 from models.speed.nnpack import convolve_with_nnpack
 from util.background import BackgroundWork
 
 AT_ONCE = 3 * 2**21  # values of images computed at once: memory as for one of 1448x1448 pixels
-BATCH = 4  # images for each thread; with fewer, threads that are done first wait more often
+BATCH = 8  # images for each thread; with fewer, threads that are done first wait more often
 
 
 class ImageThreads:
@@ -87,15 +88,26 @@ def batch_limits(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> tuple[in
 
     That is `--batch_size` where it is given; by default, with `ImageThreads`, some for each thread.
     """
-    threaded = all(isinstance(n.forward, ImageThreads) and independent_of_batch(n) for n in nets)
-    if opt.batch_size > 1 or not threaded:
+    if opt.batch_size > 1 or not _in_threads(nets):
         return opt.batch_size, math.inf
     threads = torch.get_num_threads()
     return BATCH * threads, AT_ONCE / threads
 
 
+def encoding_threads(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> int:
+    """Threads that read and write files: `--num_threads`, or with `ImageThreads` one for each core.
+
+    Unlike threads that share an operator, those that compute images are not slowed down by others.
+    """
+    return opt.num_threads or (torch.get_num_threads() if _in_threads(nets) else 0)
+
+
+def _in_threads(nets: Iterable[nn.Module]) -> bool:
+    return all(isinstance(net.forward, ImageThreads) and independent_of_batch(net) for net in nets)
+
+
 def compute_in_threads(nets: Iterable[nn.Module], opt: argparse.Namespace) -> None:
-    """Have ResNets on a CPU compute the images of a batch in threads, and with NNPACK.
+    """Have ResNets on a CPU compute the images of a batch in threads, with faster layers.
 
     Not U-Nets, which spend their time on reading weights, and each thread would read them. And only
     if all layers are known here: others may not be made for several threads.
@@ -106,3 +118,4 @@ def compute_in_threads(nets: Iterable[nn.Module], opt: argparse.Namespace) -> No
             net.forward = ImageThreads(net)
             if opt.precision == "tf32":
                 convolve_with_nnpack(net)
+                normalize_by_groups(net)
