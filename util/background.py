@@ -67,6 +67,22 @@ class BackgroundWork:
         else:
             work()
 
+    def call(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+        """Queue `function(*args)`; returns a function that waits for its result or its error."""
+        answer: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+        def work() -> None:
+            answer.put((function(*args), None))
+
+        def result() -> Any:
+            value, error = answer.get()
+            if error is not None:
+                raise error
+            return value
+
+        self.submit(work, failed=lambda e: answer.put((None, e)))
+        return result
+
     def _raise(self) -> None:
         error, self.error = self.error, None
         if error is not None:

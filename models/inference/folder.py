@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,24 +186,19 @@ class FolderTranslation:
     ) -> Generator[Ready, None, None]:
         """Images in order; with `threads` they are read ahead."""
         ahead = 2 * self.threads + self.batch_size if self.threads else 1
-        coming: deque[tuple[Job, SimpleQueue]] = deque()
+        coming: deque[tuple[Job, Callable[[], Ready]]] = deque()
         left = iter(jobs)
-
-        def read(job: Job, answer: SimpleQueue) -> None:
-            answer.put(self._read(job))
-
         with BackgroundWork(self.threads) as decoders:
             while True:
                 while len(coming) < ahead and (job := next(left, None)) is not None:
-                    answer: SimpleQueue[Ready | Exception] = SimpleQueue()
-                    decoders.submit(read, job, answer, failed=answer.put)
-                    coming.append((job, answer))
+                    coming.append((job, decoders.call(self._read, job)))
                 if not coming:
                     return
-                job, answer = coming.popleft()
-                ready = answer.get()
-                if isinstance(ready, Exception):
-                    fail(job, ready)
+                job, read = coming.popleft()
+                try:
+                    ready = read()
+                except Exception as e:
+                    fail(job, e)
                 else:
                     yield ready
 

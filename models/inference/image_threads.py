@@ -12,7 +12,6 @@ import math
 import os
 import threading
 from collections.abc import Iterable
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -50,20 +49,15 @@ class ImageThreads:
         dtype, half = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
         inference = torch.is_inference_mode_enabled()
 
-        def compute(image: torch.Tensor, result: SimpleQueue) -> None:
+        def compute(image: torch.Tensor) -> torch.Tensor:
             # each thread has modes of its own; the first turns gradients on if it is false
             mode = torch.inference_mode(inference)
             with mode, torch.no_grad(), torch.autocast("cpu", dtype, half):
-                result.put(self.forward(image))
+                return self.forward(image)
 
-        results: list[SimpleQueue] = [SimpleQueue() for _ in images]
-        for image, result in zip(images, results, strict=True):
-            _pool(threads, os.getpid()).submit(compute, image, result, failed=result.put)
-        outputs = [result.get() for result in results]
-        for output in outputs:
-            if isinstance(output, Exception):
-                raise output
-        return torch.cat(outputs)
+        pool = _pool(threads, os.getpid())
+        results = [pool.call(compute, image) for image in images]
+        return torch.cat([result() for result in results])
 
 
 @functools.cache
