@@ -31,6 +31,7 @@ settings=(--netG unet_128 --ngf 16 --ndf 32 --antialias --no_antialias --ema 0.9
     --save_epoch_freq 1000 --continue_train)
 
 begun=$SECONDS
+trap 'echo "quickstart: stopped; scripts/quickstart.sh goes on from here" >&2; exit 130' INT
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     device=(--gpu_ids 0)
     echo "quickstart: training on the GPU"
