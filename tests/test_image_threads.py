@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import textwrap
 import threading
 
 import numpy as np
@@ -20,7 +21,7 @@ from models.speed import nnpack
 from models.speed.group_norm import GroupedInstanceNorm2d, normalize_by_groups
 from models.speed.nnpack import NnpackConv2d, convolve_with_nnpack
 from models.speed.row_convolution import convolve_by_rows
-from tests.helpers import picture, succeed
+from tests.helpers import picture, run_process, succeed
 
 available = pytest.mark.skipif(
     not (torch.backends.cpu.get_cpu_capability() != "DEFAULT" and torch._nnpack_available()),
@@ -244,6 +245,35 @@ def test_each_thread_computes_alone_and_later_ones_do_not(threads, monkeypatch):
     other.start()
     other.join()
     assert numbers == [3]
+
+
+def test_a_program_ends_while_threads_compute():
+    """As after Ctrl-C. The interpreter would abort: a thread can't get back from an operator."""
+    code = """
+    import argparse, os, time, torch
+    from models.inference.image_threads import _pool, compute_in_threads
+    from models.networks import define_G
+
+    def compute():
+        with torch.inference_mode():
+            for _ in range(100):
+                net.forward.forward(torch.zeros(1, 3, 64, 64))
+        print("computed", flush=True)
+
+    net = define_G(3, 3, 8, "resnet_6blocks", "instance")
+    compute_in_threads([net], argparse.Namespace(precision="tf32"))
+    torch.set_num_threads(2)
+    pool = _pool(2, os.getpid())
+    for _ in range(5):
+        pool.call(compute)
+    time.sleep(0.5)
+    if os.fork() == 0:
+        raise SystemExit  # has no such threads, and does not wait for them
+    raise SystemExit(3)
+    """
+    result = run_process("-c", textwrap.dedent(code))
+    assert (result.code, result.err) == (3, "")
+    assert result.out.count("computed") < 5  # what had not begun is left out
 
 
 def test_an_error_in_a_thread_is_raised(threads, monkeypatch):

@@ -106,15 +106,19 @@ class BackgroundWork:
     def __enter__(self) -> BackgroundWork:
         return self
 
+    def abandon(self) -> None:
+        """Wait for the running functions only, and raise none of their errors."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.work.get_nowait()
+        self._join()
+
     def __exit__(self, kind: type | None, *rest: object) -> None:
         try:
             if kind is None:
                 self.close()
-        finally:  # not `close`: an error of the block, or Ctrl-C, is the one to raise
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self.work.get_nowait()
-            self._join()
+        finally:  # an error of the block, or Ctrl-C, is the one to raise
+            self.abandon()
 
 
 def map_in_threads(

@@ -7,6 +7,7 @@ times per image, and a single thread can use NNPACK.
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
 import math
 import os
@@ -74,7 +75,14 @@ def _pool(threads: int, process: int) -> BackgroundWork:
         pool.submit(start)
     ready.wait()
     torch.set_num_threads(threads)  # of threads to come
+    atexit.register(_end, pool, process)
     return pool
+
+
+def _end(pool: BackgroundWork, process: int) -> None:
+    """End the threads before the interpreter: it aborts if one of them is inside an operator."""
+    if process == os.getpid():  # a fork has none of them
+        pool.abandon()
 
 
 def batch_limits(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> tuple[int, float]:
