@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from models.inference.folder import FolderTranslation
 from models.inference.tiles import TileOptions
 from models.inference.translator import Translator
 from tests.helpers import picture
+from util.background import BackgroundWork
 from util.errors import UserError
 from util.files import mark_as_results
 from util.html import HTML
@@ -285,6 +287,28 @@ def test_batches_and_tiles_are_no_larger_than_asked(tmp_path):
     shapes = shapes_of(TileOptions(32, 0, "quick"), tmp_path)
     assert (1, 3, 20, 32) in shapes
     assert 100 not in [shape[3] for shape in shapes]
+
+
+@pytest.mark.parametrize(("largest", "ahead"), [(1000, 1), (math.inf, 5)])
+def test_large_images_do_not_wait_in_memory(largest, ahead, tmp_path, monkeypatch):
+    """Neither those that are read ahead, nor results."""
+    paths = [str(picture(tmp_path / f"{i}.png", 32, 32)) for i in range(9)]
+    G, asked, found = identity(), [], []
+    call = BackgroundWork.call
+
+    def count(self, *args):
+        asked.append(args)
+        return call(self, *args)
+
+    monkeypatch.setattr(BackgroundWork, "call", count)
+    work = FolderTranslation(G, threads=2, largest=largest)
+    written = tmp_path / "out"
+    look = lambda *_: found.append((len(asked), len(list(written.glob("[!.]*")))))  # noqa: E731
+    G.net.register_forward_hook(look)
+    assert work.run(work.jobs(paths, tmp_path, written)) == []
+    assert [number for number, _ in found] == [min(9, i + (ahead if i else 1)) for i in range(9)]
+    if ahead == 1:
+        assert [files for _, files in found] == list(range(9))
 
 
 @pytest.mark.parametrize("kind", ["same", "png"])

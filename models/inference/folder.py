@@ -56,7 +56,8 @@ class FolderTranslation:
             format and depth).
         batch_size: largest number of consecutive images of equal size in a batch; 1 is used where
             results would depend on the batch.
-        largest: an image of more values than this is a batch by itself.
+        largest: an image of more values than this is a batch by itself, and neither are others read
+            ahead then, nor written while it is computed: that would take much memory.
         threads: number of threads that read, and of those that write; 0: no threads.
         tiles: how to cut up large images; None computes each in one piece.
         load_resized: reads a file as (C, H, W) in [-1, 1], resized; None keeps the size.
@@ -120,6 +121,8 @@ class FolderTranslation:
     def _translate(
         self, batch: list[Ready], encoders: BackgroundWork, fail: Callable[[Job, Exception], None]
     ) -> None:
+        if self._size(batch[0]) is None:
+            encoders = BackgroundWork(0)
         xs = [ready.x for ready in batch if ready.x is not None]
         outputs = self.translator.run(torch.stack(xs))
         if outputs[0].numel() > util.MAX_ON_GPU:
@@ -185,7 +188,7 @@ class FolderTranslation:
         self, jobs: Sequence[Job], fail: Callable[[Job, Exception], None]
     ) -> Generator[Ready, None, None]:
         """Images in order; with `threads` they are read ahead."""
-        ahead = 2 * self.threads + self.batch_size if self.threads else 1
+        ahead = 1
         coming: deque[tuple[Job, Callable[[], Ready]]] = deque()
         left = iter(jobs)
         with BackgroundWork(self.threads) as decoders:
@@ -201,6 +204,8 @@ class FolderTranslation:
                     fail(job, e)
                 else:
                     yield ready
+                    large = self.threads == 0 or self._size(ready) is None
+                    ahead = 1 if large else 2 * self.threads + self.batch_size
 
 
 def _reason(error: Exception) -> str:
