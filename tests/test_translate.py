@@ -991,6 +991,7 @@ def test_a_page_on_a_full_disk_is_one_line(cycle, tmp_path):
     (line,) = [text for text in result.stderr.splitlines() if not text.startswith("warning: ")]
     assert line == f"error: can't write to {tmp_path}/results/cycle/test_latest: File too large"
     assert result.returncode == 1
+    assert not [name for name in files_below(tmp_path / "results") if name.endswith(".png")]
 
 
 @pytest.mark.parametrize("more", [[], ["--tile", "64"]])

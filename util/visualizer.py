@@ -21,6 +21,7 @@ from .background import BackgroundWork
 from .display.base import Logger
 from .display.loggers import open_loggers
 from .errors import say, warn
+from .files import replacing
 from .html import HTML
 from .run.position import Position
 
@@ -311,5 +312,6 @@ def _write_result(image: Any, path: Path, aspect_ratio: float, source: str | Non
         if np.isnan(image.numpy().min()):
             warn(f"{path.name} is black where the model gave NaN")
     pixels = util.tensor2im(image)
-    if source is None or not util.copy_if_equal(source, pixels, path):
-        util.save_image(pixels, path, aspect_ratio)
+    with replacing(path, flush=False) as file:
+        if source is None or not util.copy_if_equal(source, pixels, file):
+            util.save_image(pixels, file, aspect_ratio)
