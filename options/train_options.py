@@ -121,7 +121,7 @@ options of another model: python train.py --model pix2pix --help"""
             metavar="DECAY",
             help="also save a moving average of the generators' weights, e.g. 0.999; 0: off",
         )
-        add("--grad_checkpoint", action="store_true", help="less memory, a third more time")
+        add("--grad_checkpoint", action="store_true", help="less memory, slower (checkpointing)")
         add("--lr_policy", default="linear", choices=LR_POLICIES, help="learning rate schedule")
         add("--lr_decay_iters", type=count, default=50, help="epochs between decays of policy step")
 
