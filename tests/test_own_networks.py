@@ -371,6 +371,19 @@ def test_a_guess_is_told(tmp_path, monkeypatch, capsys):
     told(tmp_path / "x", "unknown model 'residual'", capsys)
 
 
+@pytest.mark.usefixtures("own_models")
+def test_a_guess_goes_by_the_weights_where_a_model_left_the_options(tmp_path, monkeypatch, capsys):
+    make = lambda opt: networks.define_G(3, 3, 4, "resnet_6blocks", "batch")  # noqa: E731
+    monkeypatch.setitem(MAKERS, "residual", make)
+    model = trained_model(tmp_path, "residual", "--norm", "instance")
+    monkeypatch.delitem(MAKERS, "residual")
+    told(tmp_path / "x", "unknown model 'residual'", capsys)
+    G = load_generator(tmp_path / "x", device="cpu", precision="fp32")
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(G(x), model.netG(x), rtol=0, atol=1e-6)
+
+
 def told(folder: Path, reason: str, capsys: pytest.CaptureFixture) -> None:
     capsys.readouterr()
     G = load_generator(folder, device="cpu")

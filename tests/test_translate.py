@@ -424,6 +424,19 @@ def test_a_range_of_values(cycle):
 
 
 @pytest.mark.parametrize("tile", [None, 16])
+def test_8_bits_of_a_larger_range_get_results_on_their_own_scale(cycle, tile):
+    """They can't hold the network's values, and would be white."""
+    G = load_generator(cycle, device="cpu", value_range=(0, 4095))
+    pixels = np.arange(32 * 24 * 3).reshape(32, 24, 3).astype(np.uint8)
+    x = torch.from_numpy(pixels / 2047.5 - 1).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        wanted = tensor2im(G.net(x))
+    assert len(np.unique(wanted)) > 50
+    for given in (pixels, Image.fromarray(pixels)):
+        assert np.abs(np.asarray(G(given, tile=tile)).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("tile", [None, 16])
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.int32])
 def test_grey_of_a_range_becomes_colour_of_8_bits(cycle, dtype, tile):
     G = load_generator(cycle, device="cpu", value_range=(-500, 4095))

@@ -175,9 +175,13 @@ class Translator:
         return change_depth(alpha, dtype, opaque_value(alpha, self.value_range))
 
     def range_for(self, picture: Picture, dtype: np.dtype | type) -> Range | None:
-        """The range of results: the inputs' if these are known and of the same dtype."""
-        known = picture.pixels.size and np.dtype(dtype) == picture.pixels.dtype
-        return self.value_range if known else None
+        """The range of results: the inputs' if these are known, of the same dtype, and fit it."""
+        dtype = np.dtype(dtype)
+        if not picture.pixels.size or dtype != picture.pixels.dtype or self.value_range is None:
+            return None
+        # as for 8 bits from a network that was trained with 12
+        fits = dtype.kind == "f" or self.value_range[1] <= np.iinfo(dtype).max
+        return self.value_range if fits else None
 
     def tiled(
         self, picture: Picture, tiles: TileOptions, dtype: np.dtype | type | None = None
