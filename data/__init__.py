@@ -120,6 +120,10 @@ class CustomDatasetDataLoader:
             self.dataset = find_dataset_using_name(opt.dataset_mode)(opt)
         except UserError as e:
             raise UserError(f"{e}{_trained_with(opt)}") from e
+        if len(self.dataset) == 0:
+            raise UserError(
+                f"the {type(self.dataset).__name__} has no items: nothing to go through"
+            )
         print(f"dataset [{type(self.dataset).__name__}] was created")
         self.dataset.cache = open_cache(
             opt, self.dataset.listed or 2 * len(self.dataset), int(opt.num_threads)

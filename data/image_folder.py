@@ -132,7 +132,7 @@ def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> Use
     if not root.is_dir():
         todo = f"give the folder that has {wanted}"
     elif both and is_image_folder(root / phase):
-        todo = "for pairs side by side in one file say --model pix2pix"
+        todo = "for pairs side by side in one file say --model pix2pix, or --dataset_mode aligned"
     elif nested := next((p for p in inside if (p / part).is_dir()), None):
         todo = f"say --dataroot {nested}"
     elif other and phase not in other:

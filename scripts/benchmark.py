@@ -51,6 +51,7 @@ from PIL import Image
 
 from models import create_model
 from options.test_options import TestOptions
+from options.train_options import TrainOptions
 from scripts.measurements import PARTS, Loading, Training, Translating, train_as_rank
 from scripts.setting_process import SettingProcess
 from util.argument_types import numbers, whole_number
@@ -351,6 +352,9 @@ def main() -> None:
             if not args.dataroot:
                 size = str(args.size)
                 words = ["--load_size", size, "--crop_size", size, *words]
+            with contextlib.redirect_stdout(io.StringIO()):
+                # a mistake ends it here
+                TrainOptions(["--dataroot", ".", *words]).parse(save=False)
         if args.distributed:
             tables = [scale(args, words, n, folder) for n in args.batch_sizes]
         else:

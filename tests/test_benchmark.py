@@ -129,7 +129,9 @@ def test_several_processes(tmp_path):
 
 
 def test_when_nothing_works():
-    result = benchmark("--gpu_ids", -1, "--settings", "plain", "--no_such_option", 3, "--rounds", 1)
+    result = benchmark(
+        "--gpu_ids", -1, "--settings", "", "--set", "a=--no_such_option", "--rounds", 1
+    )
     assert result.code == 1
     assert "unknown option '--no_such_option'" in result.out
     assert "Traceback" not in result.err
@@ -140,6 +142,8 @@ def test_when_nothing_works():
     ("words", "said"),
     [
         (["--settings", "plain,quick"], "there is no 'quick'"),
+        (["--ngff", "3"], "unknown option '--ngff'"),
+        (["--ngff", "3", "--translate", "2"], "unknown option '--ngff'"),
         (["--set", "x"], "say NAME=FLAGS"),
         (["--batch_sizes", "1,a"], "give numbers"),
         (["--loader"], "--loader needs --dataroot"),

@@ -483,13 +483,14 @@ def test_files_of_2017_are_refused_in_one_line(kind, base, tmp_path, monkeypatch
         find_class(f"own{kind}s", kind, "old", base)
 
 
-def test_a_dataset_need_not_call_the_constructor(tmp_path):
+@pytest.mark.parametrize("size", [4, 0])
+def test_a_dataset_need_not_call_the_constructor(size, tmp_path):
     class Bare(BaseDataset):
         def __init__(self, opt):
             self.opt = opt
 
         def __len__(self):
-            return 4
+            return size
 
         def __getitem__(self, index):
             return {"A": torch.zeros(3, 4, 4), "A_paths": str(index)}
@@ -497,6 +498,10 @@ def test_a_dataset_need_not_call_the_constructor(tmp_path):
     opt = TrainOptions(f"--dataroot {tmp_path} --gpu_ids -1 --num_threads 0").parse(save=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.find_dataset_using_name", lambda name: Bare)
+        if not size:  # training would end at once, and save weights that have learned nothing
+            with pytest.raises(UserError, match="the Bare has no items"):
+                create_dataset(opt)
+            return
         loader = create_dataset(opt)
     assert sorted(path for batch in loader for path in batch["A_paths"]) == ["0", "1", "2", "3"]
 
