@@ -97,7 +97,7 @@ class BackgroundWork:
         for _ in self.threads:
             self.work.put(None)
         # not by `Thread.join`: where a signal interrupts it, as Ctrl-C does, it takes the thread
-        # for one that has ended (Python 3.11)
+        # for one that has ended (until Python 3.12)
         while len(self.ended) < len(self.threads):
             with contextlib.suppress(queue.Empty):
                 self.wake.get(timeout=1)

@@ -97,7 +97,7 @@ def batch_limits(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> tuple[in
 
 
 def encoding_threads(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> int:
-    """Threads that read and write files: `--num_threads`, or with `ImageThreads` one for each core.
+    """How many threads read and write files: `--num_threads`; if 0, those of `ImageThreads`.
 
     Unlike threads that share an operator, those that compute images are not slowed down by others.
     """

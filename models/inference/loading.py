@@ -172,14 +172,12 @@ def _rebuild(
     # The keys of a ResNet show whether it has dropout. Without saved options a U-Net is taken to
     # have it, as in pix2pix, unless it is one of two, as in CycleGAN and DCLGAN.
     no_dropout = saved.get("no_dropout", str(name != "G")) == "True"
+    options = _as_saved(state, saved)
     # a model of somebody's own need not build what the options say
-    guesses = [{**looks, **_as_saved(state, saved)}, *([looks] if failed else [])]
-    for guess in guesses:
-        built = {"no_dropout": no_dropout, **guess}
-        down, up = (*built.pop("antialias", ()), False, False)[:2]  # known from the weights alone
-        complete = built.keys() >= {"ngf", "norm", "input_nc", "output_nc"}
-        if not complete or built.get("netG") not in GENERATORS:
-            continue
+    found = {**options, **looks} if failed else {**looks, **options}
+    built = {"no_dropout": no_dropout, **found}
+    down, up = (*built.pop("antialias", ()), False, False)[:2]  # known from the weights alone
+    if built.keys() >= {"ngf", "norm", "input_nc", "output_nc"} and built.get("netG") in GENERATORS:
         net = GENERATORS[built["netG"]](
             built["input_nc"],
             built["output_nc"],
@@ -193,7 +191,7 @@ def _rebuild(
             if failed:
                 warn(f"{path}: its network is a guess from options and weights, as {failed}")
             return net, built
-        if looks and guess is guesses[-1]:
+        if looks:
             raise UserError(f"the weights in {path} do not fit: {problem}{reason}")
     what = looks.get("netG") or looks.get("netD") or "no network of this code"
     raise UserError(f"{path} holds {what}, not one of {', '.join(GENERATORS)}{reason}")
