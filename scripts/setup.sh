@@ -35,7 +35,10 @@ for arg in "$@"; do
             sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
             exit 0
             ;;
-        *) die "unknown argument '$arg'; allowed: --demo, --dev, --newest" ;;
+        *)
+            echo "setup: unknown argument '$arg'; allowed: --demo, --dev, --newest" >&2
+            exit 2
+            ;;
     esac
 done
 

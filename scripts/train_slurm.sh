@@ -18,6 +18,11 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
+if [ -z "${SLURM_JOB_NODELIST:-}" ]; then
+    echo "train_slurm.sh: not in a job of Slurm; start it with sbatch scripts/train_slurm.sh ..." >&2
+    exit 2
+fi
+
 # Slurm runs a copy of this file from a folder of its own
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}" || exit 1
 if [ -f .venv/bin/activate ]; then

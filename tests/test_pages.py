@@ -236,6 +236,19 @@ def test_background_work_outlives_what_fails_in_it():
     assert done == [9]
 
 
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+@pytest.mark.parametrize("threads", [0, 1])
+def test_who_asks_for_a_result_gets_its_error(error, threads):
+    def fail() -> None:
+        raise error
+
+    with BackgroundWork(threads) as work:
+        results = [work.call(int, "7"), work.call(fail), work.call(int, "8")]
+        with pytest.raises(error):
+            results[1]()
+        assert [results[0](), results[2]()] == [7, 8]
+
+
 def test_the_error_of_a_block_comes_before_those_of_its_work():
     begun, go = threading.Event(), threading.Event()
 

@@ -138,8 +138,8 @@ def copy(tmp_path: Path) -> Copy:
     return Copy(tmp_path)
 
 
-def assert_one_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert run.returncode == 1
+def assert_one_line(run: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    assert run.returncode == code
     assert len(run.stderr.splitlines()) == 1, run.stderr
     for word in words:
         assert word in run.stderr
@@ -284,7 +284,6 @@ def test_setup_hands_its_python_to_setup_visdom(copy: Copy):
 
 
 def test_setup_error_lines(copy: Copy):
-    assert_one_line(copy.setup("--devel"), "--devel", "allowed: --demo, --dev")
     assert_one_line(copy.setup(PYTHON="/nowhere/python3"), "/nowhere/python3", "3.10")
     old = write_script(copy.root.parent / "old", "#!/bin/sh\nexit 1\n")
     assert_one_line(copy.setup(PYTHON=str(old)), str(old), "3.10")
@@ -305,6 +304,13 @@ def test_setup_help(copy: Copy):
     assert run.returncode == 0
     assert run.stdout.startswith("Make .venv")
     assert not (copy.root / ".venv").exists()
+
+
+def test_a_wrong_command_line(copy: Copy):
+    assert_one_line(copy.setup("--devel"), "'--devel'; allowed: --demo, --dev, --newest", code=2)
+    assert not (copy.root / ".venv").exists()
+    outside = bash(ROOT / "scripts/train_slurm.sh", "--name", "x")
+    assert_one_line(outside, "not in a job of Slurm; start it with sbatch", code=2)
 
 
 # -------------------------------------------------------------------------- run_tests.sh, .ci/run

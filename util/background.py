@@ -69,10 +69,13 @@ class BackgroundWork:
 
     def call(self, function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
         """Queue `function(*args)`; returns a function that waits for its result or its error."""
-        answer: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
         def work() -> None:
-            answer.put((function(*args), None))
+            try:
+                answer.put((function(*args), None))
+            except BaseException as e:
+                answer.put((None, e))
 
         def result() -> Any:
             value, error = answer.get()
@@ -80,7 +83,7 @@ class BackgroundWork:
                 raise error
             return value
 
-        self.submit(work, failed=lambda e: answer.put((None, e)))
+        self.submit(work)
         return result
 
     def _raise(self) -> None:
