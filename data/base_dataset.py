@@ -27,14 +27,14 @@ from .image_folder import (
     skip_broken_hint,
 )
 from .pictures.reading import fit_samples, prefix_errors, read_picture
-from .pictures.values import to_unit
+from .pictures.values import normalize
 from .transforms import (
     CropAt,
     FitChannels,
     MakeMultiple,
     RandomCrop,
     ScaleWidth,
-    ToUnit,
+    ToNormalized,
     check_crop,
     size_of,
     split_deterministic,
@@ -164,7 +164,7 @@ def open_picture(opt: argparse.Namespace, path: str) -> Any:
     with prefix_errors(path):
         channels = {opt.input_nc, getattr(opt, "output_nc", opt.input_nc)}
         picture = fit_samples(read_picture(path, upright), channels)
-        return to_unit(picture.pixels, tuple(value_range))
+        return normalize(picture.pixels, tuple(value_range))
 
 
 def reader(opt: argparse.Namespace, channels: int) -> Callable[[str], Any]:
@@ -232,5 +232,5 @@ def get_transform(
         elif params["flip"]:
             steps.append(transforms.functional.hflip)
     if convert and not deep:
-        steps.append(ToUnit())
+        steps.append(ToNormalized())
     return transforms.Compose(steps)

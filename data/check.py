@@ -1,4 +1,4 @@
-"""Load a whole data set as training does, and report errors and unusual files.
+"""Load a whole dataset as training does, and report errors and unusual files.
 
 The command line is `scripts/check_dataset.py`.
 """
@@ -63,7 +63,7 @@ def check(opt: argparse.Namespace) -> Findings:
         try:
             dataset = find_dataset_using_name(opt.dataset_mode)(own)
         except UserError as e:
-            found.problems["the data set as a whole"][str(e)] = None
+            found.problems["the dataset as a whole"][str(e)] = None
             found.skippable = False
             continue
         files = listed(dataset)

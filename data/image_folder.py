@@ -29,12 +29,12 @@ from .pictures.reading import prefix_errors
 _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 
-# folders of a data set
+# folders of a dataset
 PARTS = {phase + side for phase in ("train", "val", "test") for side in ("", "A", "B")}
 
 
 def parts_of_dataset(root: str | os.PathLike) -> list[str]:
-    """Folders such as trainA and testB in `root`, if it is a data set; else an empty list."""
+    """Folders such as trainA and testB in `root`, if it is a dataset; else an empty list."""
     try:
         parts = sorted(p.name for p in Path(root).iterdir() if p.name in PARTS and p.is_dir())
     except OSError:
@@ -118,7 +118,7 @@ def _no_folder(root: Path) -> UserError:
 
 
 def no_part(root: str | os.PathLike, part: str, validation: bool = False) -> UserError:
-    """The error where a data set lacks the folder `part`: what is there, and what to do."""
+    """The error where a dataset lacks the folder `part`: what is there, and what to do."""
     root = Path(root)
     phase = part.rstrip("AB")
     both = part != phase

@@ -1,4 +1,4 @@
-"""Put images of two folders side by side, as pix2pix's aligned data sets need them.
+"""Put images of two folders side by side, as pix2pix's aligned datasets need them.
 
     python datasets/combine_A_and_B.py --fold_A data/A --fold_B data/B --fold_AB data/AB
 

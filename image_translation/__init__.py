@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Translator", "UserError", "evaluate", "export", "load_generator"]
 
-ROOMS = ("data", "models", "options", "util")
+PACKAGES = ("data", "models", "options", "util")
 # installed, the packages are in this folder; in a clone of the repository, beside it
 _HERE = Path(__file__).resolve().parent
 _ROOT = _HERE if (_HERE / "models").is_dir() else _HERE.parent
@@ -37,7 +37,7 @@ class _UnderThisName(ast.NodeTransformer):
     """Makes `from util.errors import x` mean `from image_translation.util.errors import x`."""
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        if node.level == 0 and (node.module or "").split(".")[0] in ROOMS:
+        if node.level == 0 and (node.module or "").split(".")[0] in PACKAGES:
             node.module = f"{__name__}.{node.module}"
         return node
 
@@ -45,7 +45,7 @@ class _UnderThisName(ast.NodeTransformer):
         more: list[ast.AST] = []
         for name in node.names:
             room = name.name.split(".")[0]
-            if room not in ROOMS:
+            if room not in PACKAGES:
                 continue
             dotted = name.asname is None and room != name.name
             if dotted:  # `import util.errors` binds `util`
@@ -72,7 +72,7 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         package, _, inner = fullname.partition(".")
         parts = inner.split(".")
-        if package != __name__ or parts[0] not in ROOMS:
+        if package != __name__ or parts[0] not in PACKAGES:
             return None
         folder = _ROOT.joinpath(*parts)
         for file, inside in (

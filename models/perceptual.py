@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from util.errors import UserError
-from util.scores.extractors import Unavailable, Weights
+from util.scores.extractors import Weights, WeightsUnavailable
 
 # torchvision's indices of the convolutions between poolings, up to relu5_1, and their channels
 BLOCKS = ((0, 2), (5, 7), (10, 12, 14, 16), (19, 21, 23, 25), (28,))
@@ -32,7 +32,7 @@ class VGGLoss(nn.Module):
 
         try:
             file = Weights(weights, VGG19_Weights.IMAGENET1K_V1.url, "--vgg_weights")
-        except Unavailable as e:
+        except WeightsUnavailable as e:
             raise UserError(f"--lambda_vgg needs VGG19: {e}") from None
         print(f"perceptual loss: VGG19 of {file.path.name}, SHA-256 {file.sha256}")
         constants = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

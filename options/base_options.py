@@ -1,4 +1,4 @@
-"""Options that training and testing share, and how a command line becomes an `opt`."""
+"""How a command line becomes an `opt`: parsing, checking, printing and saving."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def add_all(parser: argparse.ArgumentParser, saves: str) -> None:
 
 def add_basic(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("basic").add_argument
-    add("--dataroot", help="data set: a folder with trainA, trainB, ...")
+    add("--dataroot", help="dataset: a folder with trainA, trainB, ...")
     add("--name", type=experiment_name, default=DEFAULT_NAME, help="name of experiment and folder")
     add("--gpu_ids", default="0", help="GPUs to use: 0 or 0,1,2; -1 for the CPU")
     add("--checkpoints_dir", default="./checkpoints", help="where experiments are kept")
@@ -118,7 +118,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--dataset_mode", default="unaligned", help="unaligned | aligned | single | ...")
     add("--direction", default="AtoB", choices=("AtoB", "BtoA"), help="translate A to B, or B to A")
     add("--serial_batches", action="store_true", help="take images in order, not shuffled")
-    add("--num_threads", type=whole, default=4, help="workers that load images")
+    add("--num_threads", type=whole, default=4, help="processes that load images")
     add("--batch_size", type=count, default=1, help="images in a batch")
     add("--load_size", type=width, default=286, help="scale images to this size before the crop")
     add("--crop_size", type=width, default=256, help="crop a square of this size after scaling")

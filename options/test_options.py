@@ -67,7 +67,7 @@ options of another model: python test.py --model pix2pix --help"""
         add = parser.add_argument_group("testing").add_argument
         add("--results_dir", default="./results/", help="where results are written")
         add("--aspect_ratio", type=number(), default=1.0, help="scale the width of result images")
-        add("--phase", default="test", help="folder of the data set to read: train, val, test")
+        add("--phase", default="test", help="folder of the dataset to read: train, val, test")
         add("--eval", action="store_true", help="networks in eval mode (batch norm, dropout)")
         add("--num_test", type=picture_count, default=50, help="images to translate, or all")
         group(parser, self.SAVES).add_argument(

@@ -56,7 +56,7 @@ options of another model: python train.py --model pix2pix --help"""
         add = group(parser, "display").add_argument
         add("--display_freq", type=count, default=400, help="images between two displays of images")
         add("--display_ncols", type=whole, default=4, help="images per row; 0: a window for each")
-        add("--display_id", type=int, default=1, help="window of the visdom page; 0: no visdom")
+        add("--display_id", type=int, default=1, help="tells runs of one name apart; 0: no visdom")
         add("--display_server", default="http://localhost", help="address of the visdom server")
         add("--display_env", default="main", help="environment on the visdom page")
         port = whole_number(1, 65535)
@@ -76,7 +76,7 @@ options of another model: python train.py --model pix2pix --help"""
         add("--max_hours", type=number(), default=None, help="save and stop after this time")
         add("--on_nan", default="stop", choices=("stop", "skip"), help="when a loss is not finite")
         add("--epoch_count", type=count, default=1, help="number of the first epoch")
-        add("--phase", default="train", help="folder of the data set to read: train, val, test")
+        add("--phase", default="train", help="folder of the dataset to read: train, val, test")
 
     def _add_validation(self, parser: argparse.ArgumentParser) -> None:
         validation = parser.add_argument_group("validation")
@@ -131,7 +131,7 @@ options of another model: python train.py --model pix2pix --help"""
         return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed", "ema")
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
-        self.go_on_after_restart(opt)
+        self.resume_after_restart(opt)
         super().restore_saved(opt, explicit)
         if not opt.continue_train:
             return
@@ -141,7 +141,7 @@ options of another model: python train.py --model pix2pix --help"""
         names |= {"val_freq", "on_nan", "precision", "deterministic"}
         warn_of_dropped(opt, names - explicit - {"phase", "epoch_count"}, self.saved)
 
-    def go_on_after_restart(self, opt: argparse.Namespace) -> None:
+    def resume_after_restart(self, opt: argparse.Namespace) -> None:
         """Set --continue_train if torchrun has restarted the processes after a failure."""
         restarted = distributed.any_rank(distributed.restart_count() > 0)
         if not restarted and (not opt.continue_train or distributed.world_size() == 1):

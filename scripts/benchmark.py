@@ -108,7 +108,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     sizes = {"type": numbers(""), "default": "1"}
     add("--batch_sizes", **sizes, help="one after the other, such as 1,16 [%(default)s]")
     add("--size", type=count, default=256, help="width and height of images [%(default)s]")
-    add("--dataroot", default="", help="a data set; random images in memory if not given")
+    add("--dataroot", default="", help="a dataset; random images in memory if not given")
     add("--rounds", type=count, default=5, help="turns of each setting [%(default)s]")
     add("--seconds", type=float, default=5.0, help="length of a turn [%(default)s]")
     add("--warm_up", type=count, default=8, help="iterations before the first turn [%(default)s]")
@@ -126,7 +126,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     if not args.settings:
         parser.error("--settings names none")
     if args.loader and not args.dataroot:
-        parser.error("--loader needs --dataroot, a data set to load")
+        parser.error("--loader needs --dataroot, a dataset to load")
     if len(modes) > 1:
         parser.error(f"{' and '.join(modes)} are two things to measure: choose one")
     if args.json and not Path(args.json).resolve().parent.is_dir():

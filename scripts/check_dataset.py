@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Load a whole data set as training does, and say what is wrong with it.
+"""Load a whole dataset as training does, and say what is wrong with it.
 
     python scripts/check_dataset.py --dataroot ./datasets/maps
     python scripts/check_dataset.py --dataroot ./datasets/facades --model pix2pix --phase train

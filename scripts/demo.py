@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from data.pictures.reading import read_picture
-from data.pictures.values import Range, change_depth, from_unit, opaque_value, to_unit
+from data.pictures.values import Range, change_depth, denormalize, normalize, opaque_value
 from models import load_generator
 from models.ema import WEIGHTS
 from models.inference.translator import to_pil
@@ -104,7 +104,7 @@ def to_8_bits(pixels: np.ndarray, alpha: np.ndarray | None, known: Range | None)
 
     `known` are the values that become black and white; None: the limits of the dtype.
     """
-    parts = [from_unit(to_unit(pixels, known), np.uint8)]
+    parts = [denormalize(normalize(pixels, known), np.uint8)]
     if alpha is not None:
         parts.append(change_depth(alpha, np.uint8, opaque_value(alpha, known)))
     return to_pil(np.concatenate(parts, axis=2))

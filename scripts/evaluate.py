@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Score a trained model on the images of a data set.
+"""Score a trained model on the images of a dataset.
 
     python scripts/evaluate.py --dataroot ./datasets/facades --name facades_pix2pix
     python scripts/evaluate.py --dataroot ./datasets/maps --name maps_cyclegan --phase val

@@ -255,7 +255,7 @@ class Training:
 
 
 class Loading:
-    """Batches of a data set, without a model."""
+    """Batches of a dataset, without a model."""
 
     unit = "samples/s"
 

@@ -53,7 +53,7 @@ def picture(path: Path, width: int = 40, height: int = 40, k: int = 0, mode: str
 
 
 def unaligned(root: Path, count: int = 3, size: int = 40) -> Path:
-    """A data set with trainA, trainB, testA and testB."""
+    """A dataset with trainA, trainB, testA and testB."""
     for j, side in enumerate(("trainA", "trainB", "testA", "testB")):
         for i in range(count):
             picture(root / side / f"{i}.png", size, size, 10 * j + i)
@@ -61,7 +61,7 @@ def unaligned(root: Path, count: int = 3, size: int = 40) -> Path:
 
 
 def aligned(root: Path, count: int = 3, size: int = 40) -> Path:
-    """A data set with A|B in train and test."""
+    """A dataset with A|B in train and test."""
     for j, phase in enumerate(("train", "test")):
         for i in range(count):
             picture(root / phase / f"{i}.png", 2 * size, size, 10 * j + i)

@@ -20,7 +20,7 @@ from torchvision import transforms
 from data import create_dataset, find_dataset_using_name
 from data.base_dataset import get_params, get_transform
 from data.image_folder import ImageFolder, list_pictures, make_dataset, open_image
-from data.transforms import ToUnit
+from data.transforms import ToNormalized
 from models.colorization_model import ColorizationModel
 from options.test_options import TestOptions
 from options.train_options import TrainOptions
@@ -500,7 +500,7 @@ def test_colorization_gives_lab(tmp_path):
 
 
 def test_colorization_shows_the_colours_that_were_read(tmp_path):
-    """The model's way back from L and ab is the inverse of the data set's way there."""
+    """The model's way back from L and ab is the inverse of the dataset's way there."""
     picture(tmp_path / "train" / "x.png")
     item = dataset(tmp_path, "colorization", *NOTHING)[0]
     model: Any = ColorizationModel.__new__(ColorizationModel)
@@ -517,7 +517,7 @@ def test_colorization_refuses_other_channels(tmp_path, capsys):
         dataset(tmp_path, "colorization", "--output_nc", "3", "--input_nc", "3")
     assert end.value.code == 2
     assert "--input_nc 1 --output_nc 2" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--input_nc 1 --output_nc 2"):  # the data set
+    with pytest.raises(UserError, match="--input_nc 1 --output_nc 2"):  # the dataset
         dataset(tmp_path, "colorization", "--direction", "BtoA")
 
 
@@ -666,5 +666,5 @@ def test_the_numbers_are_those_of_torchvision(mode):
     assert picture.mode == mode
     half = [0.5] * channels
     steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize(half, half)])
-    assert torch.equal(ToUnit()(picture), steps(picture))
-    assert ToUnit()(picture).is_contiguous()
+    assert torch.equal(ToNormalized()(picture), steps(picture))
+    assert ToNormalized()(picture).is_contiguous()

@@ -172,7 +172,7 @@ def test_pairs_of_two_folders(tmp_path, capsys):
     helpers.picture(tmp_path / "trainA" / "lonely.png")
     code, out = run(capsys, *argv)
     assert code == 1
-    (line,) = sections(out)["the data set as a whole"]
+    (line,) = sections(out)["the dataset as a whole"]
     assert "1 have no partner, such as lonely; for images that are no pairs say" in line
     assert out.splitlines()[-1] == "training would stop"
     # no pairs are asked for here
@@ -216,11 +216,11 @@ def test_missing_and_empty_folders(tmp_path, capsys):
     helpers.picture(tmp_path / "trainA" / "0.png")
     code, out = run(capsys, "--dataroot", tmp_path)
     assert code == 1
-    assert f"no folder {tmp_path / 'trainB'}" in sections(out)["the data set as a whole"][0]
+    assert f"no folder {tmp_path / 'trainB'}" in sections(out)["the dataset as a whole"][0]
     (tmp_path / "trainB").mkdir()
     code, out = run(capsys, "--dataroot", tmp_path)
     assert code == 1
-    assert sections(out)["the data set as a whole"][0].startswith("no images in ")
+    assert sections(out)["the dataset as a whole"][0].startswith("no images in ")
 
 
 @pytest.mark.slow

@@ -277,7 +277,7 @@ def test_get_data_from_python(server: Server, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("builtins.input", lambda _: "5")
     assert getter.get(str(tmp_path)) == str(tmp_path / "maps")
     assert len(server.requests) == 1
-    with pytest.raises(UserError, match="unknown data set 'x': choose one of cityscapes, night"):
+    with pytest.raises(UserError, match="unknown dataset 'x': choose one of cityscapes, night"):
         getter.get(tmp_path, "x")
     with pytest.raises(UserError, match="it is cyclegan or pix2pix"):
         GetData("stargan")
@@ -619,7 +619,7 @@ def worldmaps(tmp_path: Path, *args: str | Path, code: int = 0) -> subprocess.Co
 def test_worldmaps_names_splits_and_pixels(tmp_path: Path):
     worldmaps(tmp_path, "--source", globe(tmp_path))
     out = tmp_path / "out"
-    # the names of these places in the data set that is published with the repository's small one
+    # the names of these places in the dataset that is published with the repository's small one
     assert everything(out / "aligned/test") == ["N005.5_E0029.1.jpg"]
     assert everything(out / "unaligned/testA") == everything(out / "unaligned/testB")
     assert everything(out / "aligned/val") == ["N031.1_E0080.3.jpg"]

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.pictures.values import to_unit
+from data.pictures.values import normalize
 from models import load_generator
 from models.networks import define_G
 from scripts.demo import error_message, shrink, to_8_bits
@@ -78,7 +78,7 @@ def trained(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("values", [np.float32([[0, 7]]), np.int16([[0, 7]])])
 def test_a_picture_without_a_known_range_is_told_what_the_page_can_do(values):
     with pytest.raises(UserError) as e:
-        to_unit(values[..., None])
+        normalize(values[..., None])
     said = error_message(e.value, "/tmp/gradio/abc/a.tif")
     assert "range: save 8 or 16 bits, or floats in [0, 1], or give --value_range to test.py" in said
     assert "LOW" not in said

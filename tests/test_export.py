@@ -419,7 +419,7 @@ def test_values_of_the_training_are_in_the_file(tmp_path):
     succeed("scripts/run_onnx.py", written, tmp_path / "in", tmp_path / "out")
     G = load_generator(folder, device="cpu")
     assert G.value_range == (0.0, 4095.0)
-    wanted = G.run(G.unit(Picture(levels[..., None]))[None])[0, 0].numpy()
+    wanted = G.run(G.normalize(Picture(levels[..., None]))[None])[0, 0].numpy()
     with Image.open(tmp_path / "out" / "a.png") as image:
         np.testing.assert_allclose(np.asarray(image), (wanted + 1) * 127.5, atol=0.6)
 

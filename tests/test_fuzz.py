@@ -165,7 +165,7 @@ LEFT_OUT = {
     "--use_tensorboard",
     "--lambda_vgg",
 }
-# at the end of a command line that is followed up with a data set and a model
+# at the end of a command line that is followed up with a dataset and a model
 SMALL = "--gpu_ids -1 --ngf 4 --ndf 4 --num_threads 0".split()
 SIZES = [1, 2, 4, 7, 8, 16, 23, 24, 32, 33, 40]  # to crop; some are too small for some networks
 
@@ -220,7 +220,7 @@ def random_words(
 
 
 def outcome(program: type[BaseOptions], words: list[str], follow_up: bool) -> tuple[int, str, Any]:
-    """Exit code, stderr and options of a command line, with a data set and a model if asked for."""
+    """Exit code, stderr and options of a command line, with a dataset and a model if asked for."""
     err, opt = io.StringIO(), None
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
         try:

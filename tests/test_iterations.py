@@ -286,7 +286,7 @@ def test_what_changes_between_iterations_is_seen(what, tmp_path):
 
 
 def give_the_same(model, i):
-    """As a data set of one image that stays on the GPU."""
+    """As a dataset of one image that stays on the GPU."""
     if i > 5:
         model.set_input = lambda input: None
 

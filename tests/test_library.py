@@ -104,7 +104,7 @@ def test_installed_by_pip(trained, tmp_path):
 
 def test_every_folder_is_packaged():
     project = tomllib.loads(PROJECT)
-    rooms = [f for name in image_translation.ROOMS for f in (ROOT / name).rglob("__init__.py")]
+    rooms = [f for name in image_translation.PACKAGES for f in (ROOT / name).rglob("__init__.py")]
     folders = {".".join(file.relative_to(ROOT).parent.parts) for file in rooms}
     packages = set(project["tool"]["setuptools"]["packages"])
     assert packages == {"image_translation"} | {f"image_translation.{f}" for f in folders}

@@ -17,7 +17,7 @@ from torchvision import transforms
 from data.base_dataset import open_picture
 from data.image_folder import list_pictures
 from data.pictures.reading import Picture, read_picture
-from data.pictures.values import fit_channels, from_unit, to_unit
+from data.pictures.values import denormalize, fit_channels, normalize
 from data.pictures.writing import write_bands, write_picture
 from models.inference.folder import FolderTranslation, Job
 from models.inference.tiles import TileOptions
@@ -343,7 +343,9 @@ def test_round_trip_of_a_range(tmp_path, dtype):
     np.save(tmp_path / "a.npy", pixels)
     G = identity(5, (0.0, 4095.0))
     assert (
-        np.abs(G.unit(Picture(pixels)).numpy() - (pixels.transpose(2, 0, 1) / 2047.5 - 1)).max()
+        np.abs(
+            G.normalize(Picture(pixels)).numpy() - (pixels.transpose(2, 0, 1) / 2047.5 - 1)
+        ).max()
         < 1e-6
     )
     out = G(tmp_path / "a.npy")
@@ -445,9 +447,9 @@ def test_8_bits_are_the_bits_of_the_transforms():
     half = (0.5, 0.5, 0.5)
     steps = [transforms.ToTensor(), transforms.Normalize(half, half)]
     wanted = transforms.Compose(steps)(Image.fromarray(pixels))
-    unit = to_unit(pixels)
+    unit = normalize(pixels)
     assert torch.equal(unit, wanted)
-    np.testing.assert_array_equal(from_unit(unit * 0.9, np.uint8), tensor2im(unit[None] * 0.9))
+    np.testing.assert_array_equal(denormalize(unit * 0.9, np.uint8), tensor2im(unit[None] * 0.9))
 
 
 def test_scaled_pictures_have_8_bits_whatever_the_range(tmp_path):
@@ -513,7 +515,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"png can't hold 5 channels"):
         write_picture(tmp_path / "a.png", values(np.uint8, 5))
     with pytest.raises(UserError, match=r"floats from 0 to 7 need their range: --value_range"):
-        to_unit(np.array([[[0.0, 7.0]]]))
+        normalize(np.array([[[0.0, 7.0]]]))
     with pytest.raises(UserError, match="no images in"):
         list_pictures(tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")
 

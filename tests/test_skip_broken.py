@@ -23,7 +23,7 @@ BROKEN_A, BROKEN_B = "1.png", "2.png"
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Data sets of 4 images, of which one of A, one of B, and one of the pairs is broken."""
+    """Datasets of 4 images, of which one of A, one of B, and one of the pairs is broken."""
     root = helpers.aligned(helpers.unaligned(tmp_path / "pictures", count=4), count=4)
     for phase in ("train", "test"):
         helpers.damaged_inside(root / f"{phase}A" / BROKEN_A)

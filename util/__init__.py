@@ -1,1 +1,1 @@
-"""Helpers that know nothing about models: images, pages, image pool, checkpoints, loggers."""
+"""What imports no other package: images, pages, image pool, and the subpackages of a run."""

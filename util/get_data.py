@@ -1,4 +1,4 @@
-"""Download data sets and released weights; they are checked, and appear whole or not at all.
+"""Download datasets and released weights; they are checked, and appear whole or not at all.
 
 Needs only the standard library, so that it works before anything is installed. From a shell:
 
@@ -52,8 +52,8 @@ MODELS = {
 }
 # where the files of each kind and technique lie below the base address
 PATHS = {
-    ("data set", "cyclegan"): "cyclegan/datasets/{}.zip",
-    ("data set", "pix2pix"): "pix2pix/datasets/{}.tar.gz",
+    ("dataset", "cyclegan"): "cyclegan/datasets/{}.zip",
+    ("dataset", "pix2pix"): "pix2pix/datasets/{}.tar.gz",
     ("model", "cyclegan"): "cyclegan/pretrained_models/{}.pth",
     ("model", "pix2pix"): "pix2pix/models-pytorch/{}.pth",
 }
@@ -72,7 +72,7 @@ DAMAGED = (
 
 
 class GetData:
-    """Fetch the data sets and weights of CycleGAN or pix2pix (`technique`, in any case).
+    """Fetch the datasets and weights of CycleGAN or pix2pix (`technique`, in any case).
 
     The base address is `mirror`, else the environment's IMAGE_TRANSLATION_MIRROR, else Berkeley's.
     All methods raise UserError if a name is unknown or a file does not arrive whole.
@@ -89,12 +89,12 @@ class GetData:
         self.base = (mirror or os.environ.get(MIRROR_VARIABLE) or BASE_URL).rstrip("/")
 
     def get(self, save_path: str | os.PathLike[str], dataset: str | None = None) -> str:
-        """Download a data set to `<save_path>/<dataset>` and return that folder's absolute path.
+        """Download a dataset to `<save_path>/<dataset>` and return that folder's absolute path.
 
         An existing one is left unchanged. With None, asks for a name at the terminal.
         """
         name = _ask(self.datasets) if dataset is None else dataset
-        url = self._address("data set", name, self.datasets)
+        url = self._address("dataset", name, self.datasets)
         if name == "cityscapes":
             raise UserError(CITYSCAPES)
         target = Path(save_path).absolute() / name
@@ -104,7 +104,7 @@ class GetData:
                 archive, unpacked = Path(other, Path(url).name), Path(other, "unpacked")
                 download(url, archive, self.verbose)
                 count = unpack(archive, unpacked)
-                # the archives hold a folder named like the data set; a mirror's may lack it
+                # the archives hold a folder named like the dataset; a mirror's may lack it
                 inner = unpacked / name
                 os.replace(inner if inner.is_dir() else unpacked, folder / name)
             self._say(f"{count} files in {target}")
@@ -144,7 +144,7 @@ class GetData:
 def _ask(names: tuple[str, ...]) -> str:
     for i, name in enumerate(names):
         print(f"{i:3}: {name}")
-    answer = input("number or name of the data set: ").strip()
+    answer = input("number or name of the dataset: ").strip()
     return names[int(answer)] if answer.isdigit() and int(answer) < len(names) else answer
 
 
@@ -208,11 +208,11 @@ def unpack(archive: Path, folder: Path) -> int:
 
 
 def main() -> None:
-    """Read the command line and fetch one data set or model."""
-    parser = OneLineParser(description="Download a data set or released weights.")
+    """Read the command line and fetch one dataset or model."""
+    parser = OneLineParser(description="Download a dataset or released weights.")
     parser.add_argument("kind", choices=("dataset", "model"))
     parser.add_argument("technique", choices=tuple(DATASETS))
-    parser.add_argument("name", nargs="?", help="of the data set or model; leave out for a list")
+    parser.add_argument("name", nargs="?", help="of the dataset or model; leave out for a list")
     parser.add_argument("--save_path", help="default: ./datasets or ./checkpoints")
     parser.add_argument("--mirror", help=f"another base address than {BASE_URL}")
     args = parser.parse_args()

@@ -39,7 +39,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 ROUNDING = 1e-5  # by how much floats may exceed [0, 1]: less than one step of 16 bits
 SIGNED = "signed integers"  # one of the kinds of `misread_tiff`
-UNREADABLE = "can't read the image"  # how errors of `wrap_read_errors` begin
+UNREADABLE = "can't read the image"  # how errors of `wrap_image_errors` begin
 HOW_RANGE = "--value_range LOW HIGH (in Python value_range=(LOW, HIGH))"
 
 _opening = threading.Lock()
@@ -61,7 +61,7 @@ def is_image_file(filename: str | os.PathLike, extensions: Sequence[str] = IMG_E
 
 
 @contextlib.contextmanager
-def wrap_read_errors(path: str | os.PathLike) -> Iterator[None]:
+def wrap_image_errors(path: str | os.PathLike) -> Iterator[None]:
     """Turn whatever a decoder raises in the block into a UserError that names the file."""
     try:
         yield
@@ -88,7 +88,7 @@ def opened(path: str | os.PathLike, any_size: bool = False) -> Iterator[Image.Im
     Raises UserError, which names the file, for any error in the block; and, unless `any_size`, for
     more pixels than Pillow's limit, which damaged files exceed more often than real images.
     """
-    with wrap_read_errors(path):
+    with wrap_image_errors(path):
         limit = {"MAX_IMAGE_PIXELS": None} if any_size else {}
         with _opening, temporarily(Image, **limit):  # a global that all threads share
             image = Image.open(path)

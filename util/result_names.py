@@ -20,7 +20,7 @@ def result_name(relative_path: str, taken: set[str]) -> str:
     """The name of an image's results: its path without extension, unless that is taken.
 
     `a.png` and `a.jpg` in one folder become `a` and `a.jpg`. An image that is used several times,
-    since the other side of the data set has more, becomes `a`, `a.png`, `a-2`, `a-3`. Adds the name
+    since the other side of the dataset has more, becomes `a`, `a.png`, `a-2`, `a-3`. Adds the name
     to `taken`.
     """
     stem = os.path.splitext(relative_path)[0]

@@ -27,7 +27,7 @@ from util.picture_files import (
     misread_tiff,
     opened,
     orientation,
-    wrap_read_errors,
+    wrap_image_errors,
 )
 
 TIFF = (".tif", ".tiff")
@@ -64,7 +64,7 @@ def read_picture(path: str | os.PathLike, upright: bool = False) -> Picture:
     Palettes become RGB. Raises UserError, which names the file, if it can't be read.
     """
     ending = Path(path).suffix.lower()
-    with wrap_read_errors(path):
+    with wrap_image_errors(path):
         if ending == ".npy":
             return _from_array(np.load(path, allow_pickle=False))
         try:

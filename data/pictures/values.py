@@ -27,7 +27,7 @@ def range_of(dtype: np.dtype, value_range: Range | None = None) -> Range:
     return (0.0, 1.0) if dtype.kind == "f" else (0.0, float(np.iinfo(dtype).max))
 
 
-def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tensor:
+def normalize(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tensor:
     """Pixels (H, W, C) as a float32 tensor (C, H, W), with the range mapped to [-1, 1].
 
     8-bit pixels without a range give exactly what the training transforms give. Raises UserError
@@ -47,10 +47,10 @@ def to_unit(pixels: np.ndarray, value_range: Range | None = None) -> torch.Tenso
     return torch.from_numpy(unit.astype(np.float32))
 
 
-def from_unit(
+def denormalize(
     tensor: torch.Tensor, dtype: np.dtype | type, value_range: Range | None = None
 ) -> np.ndarray:
-    """The inverse of `to_unit`: (C, H, W) in [-1, 1] to pixels (H, W, C) of `dtype`.
+    """The inverse of `normalize`: (C, H, W) in [-1, 1] to pixels (H, W, C) of `dtype`.
 
     Integers are rounded and clipped to their type. Raises UserError for NaN.
     """

@@ -182,7 +182,7 @@ class FolderTranslation:
             picture = fit_samples(picture, {self.translator.input_nc})
             if self.tiles is not None and max(picture.size) > self.tiles.size:
                 return Ready(job, picture, None)
-            return Ready(job, picture, self.translator.unit(picture))
+            return Ready(job, picture, self.translator.normalize(picture))
 
     def _read_all(
         self, jobs: Sequence[Job], fail: Callable[[Job, Exception], None]

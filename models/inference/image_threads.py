@@ -88,7 +88,7 @@ def _end(pool: BackgroundWork, process: int) -> None:
 def batch_limits(opt: argparse.Namespace, nets: Iterable[nn.Module]) -> tuple[int, float]:
     """The most images in a batch, and the most values in an image for it to share a batch.
 
-    That is `--batch_size` where it is given; by default, with `ImageThreads`, some for each thread.
+    That is `--batch_size` where it is above 1; else, with `ImageThreads`, some for each thread.
     """
     if opt.batch_size > 1 or not _in_threads(nets):
         return opt.batch_size, math.inf

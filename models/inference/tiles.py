@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data.pictures.values import Range, fit_channels, to_unit
+from data.pictures.values import Range, fit_channels, normalize
 from models.speed.acceleration import precision_context
 from util.errors import UserError, warn
 
@@ -132,7 +132,7 @@ class ArrayRows:
         self.height, self.width = pixels.shape[:2]
 
     def rows(self, top: int, bottom: int) -> torch.Tensor:
-        return to_unit(fit_channels(self.pixels[top:bottom], self.channels), self.value_range)
+        return normalize(fit_channels(self.pixels[top:bottom], self.channels), self.value_range)
 
 
 def translate_in_tiles(

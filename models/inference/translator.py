@@ -26,10 +26,10 @@ from data.pictures.values import (
     MAX_MAGNITUDE,
     Range,
     change_depth,
+    denormalize,
     fit_channels,
-    from_unit,
+    normalize,
     opaque_value,
-    to_unit,
 )
 from data.pictures.writing import fits_profile
 from models.speed.acceleration import precision_context
@@ -129,7 +129,7 @@ class Translator:
                     continue
                 read = self._read(given)
                 if tiles is None:
-                    yield i, read, self.unit(read)
+                    yield i, read, self.normalize(read)
                 else:
                     dtype = self._dtype(given, read)
                     whole = np.concatenate(list(self.tiled(read, tiles, dtype)))
@@ -144,9 +144,9 @@ class Translator:
         return results
 
     # ---------------------------------------------------------------------------------- the steps
-    def unit(self, picture: Picture) -> torch.Tensor:
+    def normalize(self, picture: Picture) -> torch.Tensor:
         """An image as the network takes it: (input_nc, H, W) in [-1, 1], on the CPU."""
-        return to_unit(fit_channels(picture.pixels, self.input_nc), self.value_range)
+        return normalize(fit_channels(picture.pixels, self.input_nc), self.value_range)
 
     def run(self, batch: torch.Tensor, tiles: TileOptions | None = None) -> torch.Tensor:
         """Run the network without gradients: (N, C, H, W) to (N, C', H, W) on `device`."""
@@ -167,7 +167,7 @@ class Translator:
         alpha = self._alpha(picture, dtype)
         if alpha is not None and alpha.shape != output.shape[1:]:
             alpha = None
-        return Picture(from_unit(output, dtype, self.range_for(picture, dtype)), alpha)
+        return Picture(denormalize(output, dtype, self.range_for(picture, dtype)), alpha)
 
     def _alpha(self, picture: Picture, dtype: np.dtype) -> np.ndarray | None:
         if (alpha := picture.alpha) is None:
@@ -190,7 +190,7 @@ class Translator:
         dtype = np.dtype(dtype or picture.pixels.dtype)
         source = ArrayRows(picture.pixels, self.input_nc, self.value_range)
         for band in translate_in_tiles(self.net, source, tiles, self.device, self._precision):
-            yield from_unit(band, dtype, self.range_for(picture, dtype))
+            yield denormalize(band, dtype, self.range_for(picture, dtype))
 
     # ------------------------------------------------------------------------------ kinds of input
     def _tensor(self, x: torch.Tensor, size: int, tiles: TileOptions | None) -> torch.Tensor:

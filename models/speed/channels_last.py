@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .inspection import has_hooks
+from .inspection import has_hooks, is_traced
 from .layout import contiguous_gradient
 
 
@@ -45,7 +45,7 @@ class LayoutKeepingReflectionPad2d(nn.ReflectionPad2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H + 2 size, W + 2 size)."""
         size = self.padding[0]
-        # PyTorch has the words for what is too small
+        # for images that are too small, PyTorch raises its error
         if size < min(input.shape[2:]) and (kernels := _kernels_for(input)):
             return kernels.reflect(input, size)
         return super().forward(input)
@@ -54,7 +54,7 @@ class LayoutKeepingReflectionPad2d(nn.ReflectionPad2d):
 class FusingSequential(nn.Sequential):
     """Layers of which a bias, the instance norm after it and its ReLU are computed as one.
 
-    Only where nobody looks in between: not with hooks, and not where the layers are called one by
+    Not with hooks, which see the outputs of single layers, nor where the layers are called one by
     one.
     """
 
@@ -102,9 +102,8 @@ def _kernels_for(x: Any) -> ModuleType | None:
     """The module `kernels`, if it can compute this: eagerly, on a GPU."""
     if not torch.is_tensor(x):  # layers of others may pass on several
         return None
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     # torch.func needs more of a function than they have
-    if traced or not x.is_cuda or torch._C._are_functorch_transforms_active():
+    if is_traced() or not x.is_cuda or torch._C._are_functorch_transforms_active():
         return None
     fits = x.dim() == 4 and x.numel() > 0 and x.dtype != torch.float64
     return working_kernels(x.device) if fits else None

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .inspection import is_traced
+
 
 class GroupedInstanceNorm2d(nn.InstanceNorm2d):
     """An instance norm that is computed as a group norm of as many groups as channels.
@@ -16,9 +18,8 @@ class GroupedInstanceNorm2d(nn.InstanceNorm2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the same shape."""
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         fits = input.device.type == "cpu" and input.dtype == torch.float32 and input.dim() == 4
-        if traced or torch.is_grad_enabled() or not fits or input[:1, :1].numel() < 2:
+        if is_traced() or torch.is_grad_enabled() or not fits or input[:1, :1].numel() < 2:
             return super().forward(input)
         return F.group_norm(input, input.shape[1], self.weight, self.bias, self.eps)
 

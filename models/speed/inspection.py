@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -36,6 +37,16 @@ def independent_of_batch(net: nn.Module) -> bool:
         and (module.training or getattr(module, "running_mean", module) is None)
         for module in net.modules()
     )
+
+
+def is_traced() -> bool:
+    """Whether a compiler or an export is recording this code, for inputs other than this one."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def is_dense(layer: nn.Conv2d) -> bool:
+    """Whether a convolution has no stride, dilation or groups."""
+    return (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
 
 
 def has_known_layers(net: nn.Module) -> bool:

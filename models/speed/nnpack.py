@@ -15,6 +15,7 @@ import functools
 import torch
 from torch import nn
 
+from .inspection import is_dense, is_traced
 from .row_convolution import RowConv2d
 
 LEAST = 32  # channels; with fewer, transforms for 3x3 take longer than they save
@@ -28,8 +29,7 @@ class NnpackConv2d(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(1, C, H, W) to (1, C', H', W'), as `nn.Conv2d`; so are all other inputs."""
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if traced or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        if is_traced() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         contiguous = input.is_contiguous() and self.weight.is_contiguous()
         one = input.dim() == 4 and len(input) == 1 and torch.get_num_threads() == 1
@@ -55,8 +55,8 @@ def convolve_with_nnpack(net: nn.Module) -> None:
 
 
 def _gains(layer: nn.Conv2d) -> bool:
-    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
-    if not plain or layer.padding_mode != "zeros" or layer.padding not in ((0, 0), (1, 1)):
+    padded = layer.padding_mode == "zeros" and layer.padding in ((0, 0), (1, 1))
+    if not (padded and is_dense(layer)):
         return False
     if layer.kernel_size == (3, 3):
         return min(layer.in_channels, layer.out_channels) >= LEAST

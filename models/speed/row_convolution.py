@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .inspection import is_dense, is_traced
+
 FEW = 4  # output channels
 LARGE = 5  # rows of a kernel
 # input values, by kind of device; up to this, more operators take longer than they save
@@ -31,8 +33,7 @@ class RowConv2d(nn.Conv2d):
         """(N, C, H, W) to (N, C', H - k + 1, W - k + 1)."""
         device = input.device.type
         # an exported network takes any size
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if (device == "cpu" and traced) or input.dim() != 4:
+        if (device == "cpu" and is_traced()) or input.dim() != 4:
             return super().forward(input)
         if input.numel() <= SMALL.get(device, sys.maxsize):
             return super().forward(input)
@@ -57,6 +58,5 @@ def convolve_by_rows(net: nn.Module) -> None:
 
 
 def _gains(layer: nn.Conv2d) -> bool:
-    plain = (layer.stride, layer.dilation, layer.groups) == ((1, 1), (1, 1), 1)
-    few = layer.out_channels <= FEW
-    return plain and few and layer.padding == (0, 0) and layer.kernel_size[0] >= LARGE
+    few = layer.out_channels <= FEW and layer.kernel_size[0] >= LARGE
+    return few and layer.padding == (0, 0) and is_dense(layer)

@@ -35,6 +35,7 @@ NAMES = (
     *("gan_mode", "batch_passes", "accumulate", "grad_checkpoint", "lambda_identity"),
     *("no_antialias", "no_antialias_up", "num_D", "normD", "spectral_norm", "diffaug", "ema"),
     *("gp", "gp_every", "lambda_feat", "lambda_vgg", "nce_layers", "nce_idt", "cuda_graphs"),
+    *("no_dropout", "netF", "netF_nc", "num_patches", "flip_equivariance", "normG"),
 )
 
 

@@ -185,7 +185,7 @@ def options(program: str, folder: Path, *words: str) -> TrainOptions | TestOptio
 
 
 def data_pictures(folder: Path) -> None:
-    """The data sets that `dataset` reads."""
+    """The datasets that `dataset` reads."""
     specs = [("a.png", 300, 200), ("b.PNG", 256, 256), ("c.png", 190, 310), ("d.png", 97, 131)]
     for k, side in enumerate(("trainA", "trainB", "testA", "testB"), start=1):
         pictures(folder / "un" / side, specs if side.endswith("A") else specs[:3], k)
@@ -201,7 +201,7 @@ DATA_MODELS = {"unaligned": "cycle_gan", "aligned": "pix2pix", "single": "test"}
 
 
 def dataset(name: str, folder: Path) -> Record:
-    """The items of a data set; `08 aligned train al --load_size 160` is the ninth set-up."""
+    """The items of a dataset; `08 aligned train al --load_size 160` is the ninth set-up."""
     number, mode, program, root, *flags = name.split()
     model = DATA_MODELS.get(mode, mode)
     words = ["--dataroot", str(folder / root), "--model", model, "--dataset_mode", mode, *flags]

@@ -25,7 +25,7 @@ from PIL import Image
 from .base import BackgroundLogger
 from .loss_plot import COLOURS, range_without_spikes
 from .loss_record import thin
-from .visdom_server import Disabled, Unavailable, VisdomServer
+from .visdom_server import Disabled, ServerUnavailable, VisdomServer
 
 CHECK_SECONDS = 2.0  # how often the server is asked whether the windows are still there
 UPDATE_SECONDS = 0.5  # minimum time between two updates of the page
@@ -121,7 +121,7 @@ class VisdomLogger(BackgroundLogger):
                     # a tenth of the time.
                     cost = time.monotonic() - began
                     rest = min(max(UPDATE_SECONDS, 10 * cost), LONGEST_PAUSE)
-            except Unavailable as e:
+            except ServerUnavailable as e:
                 rest, lost = self._lost(str(e)), True
             except Disabled as e:
                 self._turn_off(str(e))
@@ -196,7 +196,7 @@ class VisdomLogger(BackgroundLogger):
             *content, win=window, opts={"title": title, **opts}
         )
         if taken != window:
-            raise Unavailable("no sensible answer")
+            raise ServerUnavailable("no sensible answer")
         self._shown.add(window)
 
     def _show_lines(

@@ -22,7 +22,7 @@ TIMEOUT = (1.0, 3.0)  # seconds for connecting, and for an answer
 START_SECONDS = 60.0  # after these, a started server that does not answer is given up
 
 
-class Unavailable(Exception):
+class ServerUnavailable(Exception):
     """The server does not answer, or not as visdom does: try again later."""
 
 
@@ -74,30 +74,32 @@ class VisdomServer:
     def connect(self) -> bool:
         """Make sure that visdom answers; returns whether this is its first answer.
 
-        Raises Unavailable, or Disabled if a server that was started here does not come up.
+        Raises ServerUnavailable, or Disabled if a server that was started here does not come up.
         """
         try:
             well = isinstance(self.client.get_env_list(), list)
         except ValueError:  # not JSON
             well = False
-        except Unavailable:
+        except ServerUnavailable:
             self._check_start()
             raise
         if not well:
-            raise Unavailable("no sensible answer")
+            raise ServerUnavailable("no sensible answer")
         first, self._answered = not self._answered, True
         return first
 
     def _post(self, url: str, data: str | None = None) -> str:
-        """Send a request of the client; raises Unavailable unless the status is 200."""
+        """Send a request of the client; raises ServerUnavailable unless the status is 200."""
         try:
             answer = self._session.post(url, data=data, timeout=TIMEOUT)
         except requests.Timeout:
-            raise Unavailable("no answer in time") from None
+            raise ServerUnavailable("no answer in time") from None
         except requests.RequestException as e:
-            raise Unavailable("no server" if "refused" in str(e) else type(e).__name__) from None
+            raise ServerUnavailable(
+                "no server" if "refused" in str(e) else type(e).__name__
+            ) from None
         if answer.status_code != 200:
-            raise Unavailable(f"status {answer.status_code}")
+            raise ServerUnavailable(f"status {answer.status_code}")
         return answer.text
 
     def _start_server(self, port: int, base: str) -> None:

@@ -25,11 +25,12 @@ from .position import Position
 from .saved_options import experiment_folder, write_saved_options
 from .stopping import ExperimentLock, StopRequest
 
-# options that decide what the ranks exchange, and when
+# options that decide what the ranks compute and exchange, and when
 SAME_ON_ALL_RANKS = (
     "batch_size accumulate model netG netD ngf ndf n_layers_D num_D norm normD "
     "spectral_norm gan_mode gp gp_every lambda_gp lambda_feat lambda_identity print_freq "
-    "display_freq save_latest_freq save_epoch_freq val_freq max_hours on_nan lr_policy ema"
+    "display_freq save_latest_freq save_epoch_freq val_freq max_hours on_nan lr_policy ema "
+    "lr beta1 direction dataset_mode preprocess load_size crop_size no_flip"
 ).split()
 
 
@@ -107,7 +108,7 @@ class TrainingRun:
         return position
 
     def _check_same_options(self) -> None:
-        """Raise UserError if this rank has other options or another data set than rank 0."""
+        """Raise UserError if this rank has another dataset or other such options than rank 0."""
         opt = self.opt
         own = {"images": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
         own |= {f"--{name}": getattr(opt, name, None) for name in SAME_ON_ALL_RANKS}

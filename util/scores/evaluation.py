@@ -1,4 +1,4 @@
-"""Scores of a model on a data set: what scripts/evaluate.py and --val_freq compute.
+"""Scores of a model on a dataset: what scripts/evaluate.py and --val_freq compute.
 
 A model's images are matched by name: `fake_X` is compared with `real_X`, as sets and, for paired
 data, also one by one; the cycle reconstruction `rec_X` is compared with `real_X`. All are 8-bit
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from util.errors import UserError
 
 from . import metrics
-from .extractors import Inception, Lpips, Unavailable
+from .extractors import Inception, Lpips, WeightsUnavailable
 from .report import report
 
 PAIRED = ("L1", "PSNR", "SSIM", "MS-SSIM", "LPIPS")
@@ -70,11 +70,11 @@ class Evaluation:
 
 
 class Evaluator:
-    """Translates a data set and scores it.
+    """Translates a dataset and scores it.
 
     Args:
         opt: options as test.py has them, with `inception_weights` and `lpips_weights`.
-        paired: whether A and B of an item of the data set show the same thing.
+        paired: whether A and B of an item of the dataset show the same thing.
         wanted: names from `SCORES`; `left_out` says which of them can't be computed, and why.
         cityscapes: whether to score images of labels as well.
     """
@@ -99,12 +99,12 @@ class Evaluator:
         try:
             if self.wanted & set(SETS):
                 self.inception = Inception(opt.inception_weights, opt.device)
-        except Unavailable as e:
+        except WeightsUnavailable as e:
             self._leave_out(SETS, str(e))
         try:
             if "LPIPS" in self.wanted:
                 self.lpips = Lpips(opt.lpips_weights, opt.device)
-        except Unavailable as e:
+        except WeightsUnavailable as e:
             self._leave_out(["LPIPS"], str(e))
 
     def _leave_out(self, names: Iterable[str], why: str) -> None:
@@ -112,7 +112,7 @@ class Evaluator:
         self.wanted -= set(names)
 
     def run(self, model: Any, dataset: Iterable[dict[str, Any]], count: int) -> Evaluation:
-        """Translate the first `count` items of a data set of batches of one, and score them."""
+        """Translate the first `count` items of a dataset of batches of one, and score them."""
         opt, collected = self.opt, _Collected(self)
         bar = tqdm(range(count), desc="scoring", unit="img", leave=False, disable=None)
         for number, data in zip(bar, dataset, strict=False):
@@ -155,7 +155,7 @@ class _Collected:
         self.pictures += 1
         for name, picture in visuals.items():
             kind, _, rest = name.partition("_")
-            side = rest[:1]  # of the data set
+            side = rest[:1]  # of the dataset
             if kind == "fake":  # a translation of an image of the other side
                 side = {"A": "B", "B": "A"}.get(side, "A")
             source = self._source(side, visuals, paths)
@@ -293,7 +293,7 @@ def as_rgb(picture: torch.Tensor) -> torch.Tensor | None:
 
 
 def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any]:
-    """Score a model that is set up on a data set; returns the report of scripts/evaluate.py.
+    """Score a model that is set up on a dataset; returns the report of scripts/evaluate.py.
 
     Raises UserError if nothing can be scored.
     """

@@ -25,7 +25,7 @@ from util.run.weight_files import load_weights
 DOWNLOAD_SECONDS = 30  # without an answer
 
 
-class Unavailable(Exception):
+class WeightsUnavailable(Exception):
     """A network can't be had; the text is one line that says why, and what to do."""
 
 
@@ -64,7 +64,7 @@ class Weights:
             torch.hub.download_url_to_file(url, str(self.path), prefix or None, progress=False)
         except Exception as e:
             why = in_one_line(e, 120)
-            raise Unavailable(
+            raise WeightsUnavailable(
                 f"its weights can't be downloaded ({why}); {flag} FILE takes them from a file"
             ) from None
         finally:
@@ -78,7 +78,7 @@ class Weights:
 def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         name = package.replace("_", "-")
-        raise Unavailable(f"it needs the package {name}: pip install {name}")
+        raise WeightsUnavailable(f"it needs the package {name}: pip install {name}")
 
 
 @contextlib.contextmanager
@@ -94,8 +94,9 @@ def _are_weights_of(what: str, flag: str, path: Path) -> Iterator[None]:
 class Inception:
     """The features of FID and KID: Inception v3 as in Heusel et al. 2017, 2048 for each image.
 
-    The network of torch-fidelity, which resizes to 299x299 as TensorFlow 1 did. Raises Unavailable
-    if the package or the weights can't be had, UserError for a file that holds something else.
+    The network of torch-fidelity, which resizes to 299x299 as TensorFlow 1 did. Raises
+    WeightsUnavailable if the package or the weights can't be had, UserError for a file that holds
+    something else.
     """
 
     flag = "--inception_weights"
@@ -125,8 +126,8 @@ class Lpips:
     """LPIPS 0.1 with AlexNet (Zhang et al. 2018): the distance between two images.
 
     The one of torchmetrics, which includes the linear layers; AlexNet itself is torchvision's.
-    Raises Unavailable if the package or the weights can't be had, UserError for a file that holds
-    something else.
+    Raises WeightsUnavailable if the package or the weights can't be had, UserError for a file that
+    holds something else.
     """
 
     flag = "--lpips_weights"

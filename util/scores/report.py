@@ -46,7 +46,7 @@ def better(name: str, value: float, than: float) -> bool:
     return value > than if name in HIGHER_IS_BETTER else value < than
 
 
-def weight_files(model: Any, suffix: str) -> list[dict[str, str]]:
+def hashed_weights(model: Any, suffix: str) -> list[dict[str, str]]:
     """File and SHA-256 of each generator of a model, in the save of that suffix."""
     paths = [model.weights_file(suffix, n) for n in model.model_names if n.startswith("G")]
     return [{"file": path.name, "sha256": sha256(path)} for path in paths if path.exists()]
@@ -84,7 +84,7 @@ def report(
         },
         "value_range": opt.value_range,
         "seed": opt.seed,
-        "weights": weight_files(model, saved),
+        "weights": hashed_weights(model, saved),
         "extractors": result.extractors,
         "scores": {
             visual: {
