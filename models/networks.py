@@ -27,7 +27,7 @@ from .losses import (  # noqa: F401
     cal_gradient_penalty,
     feature_matching,
 )
-from .norms import NORMS, NormLayer, get_norm_layer, inplace_after, needs_bias  # noqa: F401
+from .norms import NORMS, NormLayer, get_norm_layer, needs_bias  # noqa: F401
 from .padding import apply_padded, pad_to_fit
 from .schedulers import LR_POLICIES, get_scheduler  # noqa: F401
 from .speed.recompute import recomputed
@@ -68,23 +68,23 @@ class ResnetGenerator(nn.Module):
             stride = 1 if antialias else 2
             conv = nn.Conv2d(cin, cout, kernel_size=3, stride=stride, padding=1, bias=bias)
             subsample = [Downsample(cout)] if antialias else []
-            return [conv, norm_layer(cout), nn.ReLU(), *subsample]
+            return [conv, norm_layer(cout), nn.ReLU(True), *subsample]
 
         def up(cin: int, cout: int) -> list[nn.Module]:
             if antialias_up:
                 conv = nn.Conv2d(cin, cout, kernel_size=3, padding=1, bias=bias)
-                return [Upsample(cin), conv, norm_layer(cout), nn.ReLU()]
+                return [Upsample(cin), conv, norm_layer(cout), nn.ReLU(True)]
             conv = nn.ConvTranspose2d(
                 cin, cout, kernel_size=3, stride=2, padding=1, output_padding=1, bias=bias
             )
-            return [conv, norm_layer(cout), nn.ReLU()]
+            return [conv, norm_layer(cout), nn.ReLU(True)]
 
         self.input_nc = input_nc
         self.model = nn.Sequential(
             nn.ReflectionPad2d(3),
             nn.Conv2d(input_nc, ngf, kernel_size=7, bias=bias),
             norm_layer(ngf),
-            nn.ReLU(),
+            nn.ReLU(True),
             *down(ngf, ngf * 2),
             *down(ngf * 2, ngf * 4),
             *(
@@ -104,20 +104,19 @@ class ResnetGenerator(nn.Module):
         """The output (N, output_nc, H, W) for an input (N, input_nc, H, W).
 
         With `layers`, indices into `model` in ascending order, returns (output, features), with one
-        feature map (N, C, h, w) per layer. The feature map of a norm is taken after its ReLU. With
-        `encode_only`, returns only the features, and runs no layer after the last of them.
+        feature map (N, C, h, w) per layer. With `encode_only`, returns only the features, and runs
+        no layer after the last of them. The ReLU after a norm works in place, so it changes the
+        feature map of the norm too, as in the published code, if it runs.
         """
         if not layers:
             return apply_padded(self.model, input, *self.fits)
         x = pad_to_fit(input, *self.fits)
-        # in the published code a ReLU works in place, and so changes the feature map of the norm
-        is_relu = [isinstance(layer, nn.ReLU) for layer in (*self.model, None)]
-        rectified = [number + is_relu[number + 1] for number in layers]
         features = []
         for number, layer in enumerate(self.model):
             x = layer(x)
-            features += [x] * rectified.count(number)
-            if encode_only and number == rectified[-1]:
+            if number in layers:
+                features.append(x)
+            if encode_only and number == layers[-1]:
                 return features
         return x[..., : input.shape[-2], : input.shape[-1]], features
 
@@ -162,7 +161,7 @@ class ResnetBlock(nn.Module):
             return [*([pad(1)] if pad else []), layer, norm_layer(dim)]
 
         dropout = [nn.Dropout(0.5)] if use_dropout else []
-        return nn.Sequential(*conv(), nn.ReLU(), *dropout, *conv())
+        return nn.Sequential(*conv(), nn.ReLU(True), *dropout, *conv())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.recompute and torch.is_grad_enabled():
@@ -245,7 +244,7 @@ class UnetSkipConnectionBlock(nn.Module):
         if outermost:
             up = [nn.ReLU(True), deconv(channels, outer_nc), nn.Tanh()]
         else:
-            down = [nn.LeakyReLU(0.2, inplace_after(norm_layer)), *down]
+            down = [nn.LeakyReLU(0.2, True), *down]
             up = [nn.ReLU(True), deconv(channels, outer_nc, bias=bias), norm_layer(outer_nc)]
             if not innermost:
                 down.append(norm_layer(inner_nc))
@@ -286,7 +285,7 @@ class NLayerDiscriminator(nn.Module):
     ):
         super().__init__()
         self.n_layers = n_layers
-        bias, in_place = needs_bias(norm_layer), inplace_after(norm_layer)
+        bias = needs_bias(norm_layer)
         widths = [ndf * min(2**n, 8) for n in range(n_layers + 1)]
         stride = 1 if antialias else 2
 
@@ -295,7 +294,7 @@ class NLayerDiscriminator(nn.Module):
 
         def block(cin: int, cout: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(cin, cout, kernel_size=4, stride=stride, padding=1, bias=bias)
-            return [conv, norm_layer(cout), nn.LeakyReLU(0.2, in_place)]
+            return [conv, norm_layer(cout), nn.LeakyReLU(0.2, True)]
 
         layers = [
             nn.Conv2d(input_nc, ndf, kernel_size=4, stride=stride, padding=1),
@@ -385,7 +384,7 @@ class PixelDiscriminator(nn.Module):
             nn.LeakyReLU(0.2, True),
             nn.Conv2d(ndf, ndf * 2, kernel_size=1, bias=bias),
             norm_layer(ndf * 2),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, True),
             nn.Conv2d(ndf * 2, 1, kernel_size=1, bias=bias),
         )
 

@@ -67,11 +67,3 @@ def needs_bias(norm_layer: NormLayer) -> bool:
     """
     layer = norm_layer.func if isinstance(norm_layer, functools.partial) else norm_layer
     return layer is nn.InstanceNorm2d
-
-
-def inplace_after(norm_layer: NormLayer) -> bool:
-    """Whether a ReLU after this norm is faster in place.
-
-    Not after instance norm, which returns a view: changing a view makes autograd copy it twice.
-    """
-    return not needs_bias(norm_layer)

@@ -187,13 +187,14 @@ def translate(
 
     Images of the same size are run as one batch. The features come from the same pass. They are
     None without `layers`, and if a separate pass would give different ones: with batch norm, which
-    depends on the batch, or with dropout.
+    depends on the batch, with dropout, or where a ReLU changes the last of `layers` in place.
     """
     if any(x.shape[1:] != pictures[0].shape[1:] for x in pictures):
         each = [translate(net, [x], layers) for x in pictures]
         return [output for (output,), _ in each], [features for _, (features,) in each]
     sizes, batch = [len(x) for x in pictures], torch.cat(list(pictures))
-    if not layers or not independent_of_batch(net):
+    changed = layers and isinstance((*net.model, None)[layers[-1] + 1], nn.ReLU)  # type: ignore
+    if not layers or changed or not independent_of_batch(net):
         return list(net(batch).split(sizes)), [None] * len(pictures)
     output, features = net(batch, layers)
     parts = zip(*(feature.detach().split(sizes) for feature in features), strict=True)

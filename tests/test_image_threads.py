@@ -18,7 +18,7 @@ from data import equal_batches
 from models.inference.image_threads import batch_limits, compute_in_threads, encoding_threads
 from models.networks import define_G
 from models.speed import nnpack
-from models.speed.group_norm import GroupedInstanceNorm2d, normalize_by_groups
+from models.speed.instance_norm import GroupedInstanceNorm2d, normalize_by_groups
 from models.speed.nnpack import NnpackConv2d, convolve_with_nnpack
 from models.speed.row_convolution import convolve_by_rows
 from tests.helpers import picture, run_process, succeed

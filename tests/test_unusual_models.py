@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from models import networks
@@ -32,6 +33,25 @@ from util.run.finite import FiniteGuard
 from util.run.training_run import TrainingRun
 
 X = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("model", ["cycle_gan", "pix2pix", "pix2pix --norm batch"])
+def test_what_a_loop_over_layers_keeps_of_a_norm_is_rectified(model, tmp_path):
+    """As in the original, whose ReLUs work in place, and without the copies that it makes there."""
+    m = build(model.split()[0], tmp_path, f"--netD basic {model.partition(' ')[2]}")
+    net = m.netD_A if model == "cycle_gan" else m.netD
+    x, kept = torch.rand(2, 3 if model == "cycle_gan" else 6, 32, 32), []
+    for layer in net.model:
+        x = layer(x)
+        kept.append(x)
+    norm = functools.partial(F.batch_norm, running_mean=None, running_var=None, training=True)
+    norm = norm if "batch" in model else F.instance_norm
+    for i, relu in enumerate(net.model):
+        if isinstance(relu, nn.LeakyReLU) and i > 1:
+            weights = {k: getattr(net.model[i - 1], k) for k in ("weight", "bias")}
+            expected = F.leaky_relu(norm(kept[i - 2], **weights), 0.2)
+            torch.testing.assert_close(kept[i - 1], expected)
+            assert type(kept[i - 1].grad_fn).__name__.startswith("LeakyRelu")  # not CopySlices
 
 
 # ------------------------------------------------------------------------------------------- fp16

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from models.padding import pad_to_fit
+from models.speed.instance_norm import PLAIN as INSTANCE_NORMS
 from models.speed.sync_norm import SyncBatchNorm2d
 from util.errors import UserError, first_line, is_out_of_memory
 from util.files import make_writable, replacing, sha256, wrap_write_errors
@@ -32,7 +33,7 @@ INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt", "pt2": ".pt2"}
 TOLERANCE = 1e-3  # for values in [-1, 1]
-PLAIN_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, nn.InstanceNorm2d)
+PLAIN_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm2d, *INSTANCE_NORMS)
 
 # (batch, height, width) of the comparison: a usual size, one that every network pads, and one with
 # a side below the minimum of a U-Net

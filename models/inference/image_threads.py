@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from models.networks import ResnetGenerator
-from models.speed.group_norm import normalize_by_groups
 from models.speed.inspection import has_hooks, has_known_layers, independent_of_batch
+from models.speed.instance_norm import normalize_by_groups
 from models.speed.nnpack import convolve_with_nnpack
 from util.background import BackgroundWork
 

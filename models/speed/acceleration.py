@@ -21,6 +21,7 @@ from util.temporarily import temporarily
 from .channels_last import keep_layout, working_kernels
 from .gradient_scale import GradientScale
 from .inspection import has_known_layers
+from .instance_norm import normalize_without_views
 from .layout import contiguous_gradients
 from .prepared import prepared
 from .row_convolution import convolve_by_rows
@@ -86,6 +87,7 @@ def prepare(
             "model has compiled: say --compile in place of its torch.compile, or leave it out"
         )
     convolve_by_rows(net)
+    normalize_without_views(net)
     if channels_last:
         for weight in net.parameters():
             if weight.dim() == 4:  # `net.to` would fail for the weights of Conv3d

@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from .inspection import has_hooks, is_traced
+from .instance_norm import PLAIN, InstanceNorm2d
 from .layout import contiguous_gradient
 
 
-class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
+class LayoutKeepingInstanceNorm(InstanceNorm2d):
     """An instance norm in channels-last layout, for compiled networks and for `kernels`.
 
     PyTorch's own is a batch norm over a view (1, N*C, H, W): it copies its input to NCHW, and its
@@ -145,7 +146,7 @@ def keep_layout(net: nn.Module, compiled: bool) -> None:
     """
     for module in net.modules():
         kind = type(module)
-        if kind is nn.InstanceNorm2d and not (module.affine or module.track_running_stats):
+        if kind in PLAIN and not (module.affine or module.track_running_stats):
             module.__class__ = LayoutKeepingInstanceNorm
         elif not compiled and kind is nn.ReflectionPad2d and len(set(module.padding)) == 1:
             module.__class__ = LayoutKeepingReflectionPad2d

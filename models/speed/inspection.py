@@ -19,7 +19,7 @@ _KNOWN = {
     f"{_PACKAGE}.patch_nce": "PatchSampleMLP",
     f"{_PACKAGE}.speed.channels_last": "LayoutKeepingInstanceNorm LayoutKeepingReflectionPad2d "
     "FusingSequential",
-    f"{_PACKAGE}.speed.group_norm": "GroupedInstanceNorm2d",
+    f"{_PACKAGE}.speed.instance_norm": "InstanceNorm2d GroupedInstanceNorm2d",
     f"{_PACKAGE}.speed.nnpack": "NnpackConv2d NnpackRowConv2d",
     f"{_PACKAGE}.speed.row_convolution": "RowConv2d",
     f"{_PACKAGE}.speed.sync_norm": "SyncBatchNorm2d",
