@@ -40,12 +40,14 @@ def apply_options(model: BaseModel) -> None:
     if wanted and not found:
         flag = f"--{wanted[0]}"
         raise UserError(f"{flag}: --model {opt.model} has no discriminator: leave it out")
+    done: set[nn.Module] = set()
     for net in dict.fromkeys(found.values()):  # one may have two names
         if opt.diffaug:
             augment = DiffAugment(opt.diffaug, opt.input_nc, opt.output_nc)
             prepared(net).prepared_augment = augment  # type: ignore[assignment]
         if opt.spectral_norm:
-            add_spectral_norm(net)
+            add_spectral_norm(net, done)  # two may share layers
+            done |= {*net.modules()}
 
 
 def warn_of_unused_augmentation(model: BaseModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -35,11 +35,12 @@ def get_norm_layer(norm_type: str = "instance") -> NormLayer:
     return NORMS[norm_type]
 
 
-def add_spectral_norm(net: nn.Module) -> None:
+def add_spectral_norm(net: nn.Module, done: Container[nn.Module] = ()) -> None:
     """Divide the weights of all convolutions by their largest singular value, in place.
 
     The value is estimated by one power iteration in each pass in training mode (Miyato et al. 2018,
     algorithm 1). The parameters stay the same objects, so an optimizer may hold them already.
+    Layers in `done`, which another network shares, are left as they are.
 
     Raises UserError for a network without convolutions, and for a convolution with a hook-based
     weight or spectral norm.
@@ -57,7 +58,8 @@ def add_spectral_norm(net: nn.Module) -> None:
                 "which has a norm of its weights already: leave --spectral_norm out, or take "
                 "that norm from torch.nn.utils.parametrizations"
             )
-        spectral_norm(module)
+        if module not in done:
+            spectral_norm(module)
 
 
 def needs_bias(norm_layer: NormLayer) -> bool:

@@ -101,6 +101,15 @@ def test_spectral_norm_makes_the_largest_singular_value_one(netD):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_layers_that_two_discriminators_share_have_one_spectral_norm(tmp_path):
+    model = create_model(opt := options(tmp_path, "--model cycle_gan --spectral_norm"))
+    trunk = model.netD_A.model[0]
+    model.netD_B.model[0] = trunk
+    model.setup(opt)
+    heads = model.netD_A.model[-1], model.netD_B.model[-1]
+    assert [len(m.parametrizations.weight) for m in (trunk, *heads)] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm])
 def test_a_norm_of_weights_that_hooks_make(norm):
     """There `weight` is no parameter, which torch cannot make another one of."""

@@ -201,7 +201,9 @@ def test_diffaug_that_reaches_nothing_is_told_once(tmp_path, capsys):
 
 def test_spectral_norm_draws_in_the_order_of_the_networks(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("models.discriminators.add_spectral_norm", drawn.append)
+    monkeypatch.setattr(
+        "models.discriminators.add_spectral_norm", lambda net, done: drawn.append(net)
+    )
     model: Any = build(tmp_path, "--model cycle_gan --spectral_norm")
     assert drawn == [model.netD_A, model.netD_B]
     model.netD_again, model.model_names = model.netD_A, [*model.model_names, "D_again"]
