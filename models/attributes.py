@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,7 +36,8 @@ _OPAQUE = (
 )
 
 
-_NUMBERS = (bool, int, float, type(None))
+_SIMPLE = (bool, int, float, str, type(None))
+_OF_BATCH = "image_paths"  # which `set_input` sets
 
 
 def find_all(values: Any, kind: type[T], name: str = "", depth: int = 3) -> Iterator[tuple[str, T]]:
@@ -56,7 +58,7 @@ def _parts(values: Any, name: str) -> Iterator[tuple[str, Any]]:
         values = dict(vars(values))
     if isinstance(values, (dict, list, tuple, deque)):
         for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            if type(value) not in (*_NUMBERS, str):  # a history may have a million
+            if type(value) not in _SIMPLE:  # a history may have a million
                 yield f"{name}.{key}" if name else str(key), value
 
 
@@ -88,13 +90,14 @@ def orphan_tensors(model: Any) -> dict[str, torch.Tensor]:
 def plain_places(model: Any) -> dict[str, tuple[Any, str]]:
     """Where a model holds plain values: (object, attribute) by name.
 
-    These are numbers, None, and lists and dictionaries of numbers and tensors in attributes of the
-    model, of its layers and of its plain objects, such as an iteration counter, `training` or the
-    images of a replay buffer, and `requires_grad` of each weight.
+    These are numbers, text, None, NumPy's numbers and arrays, and lists, tuples and dictionaries of
+    these and of tensors in attributes of the model, of its options, of its layers and of its plain
+    objects, such as an iteration counter, `training` or the images of a replay buffer, and
+    `requires_grad` of each weight.
     """
     # not objects of other libraries: they would not survive numbers of another process
     packages = type(model).__module__.partition(".")[0], "util"
-    owners, found = [("", model), *_plain_objects(vars(model), packages)], {}
+    owners, found = [("", model), ("opt", model.opt), *_plain_objects(vars(model), packages)], {}
     for name, net in model.all_modules().items():
         owners += net.named_modules(prefix=name)
         for key, p in net.named_parameters(prefix=name):
@@ -103,7 +106,7 @@ def plain_places(model: Any) -> dict[str, tuple[Any, str]]:
         own = vars(owner).items()
         if isinstance(owner, nn.Module):  # which has buffers and weights in dictionaries
             own = [(key, x) for key, x in own if not isinstance(x, dict)]
-        plain = [key for key, x in own if _is_plain(x)]
+        plain = [key for key, x in own if key != _OF_BATCH and _is_plain(x)]
         found |= {f"{name}.{key}".removeprefix("."): (owner, key) for key in plain}
     return found
 
@@ -120,17 +123,21 @@ def _plain_objects(
             yield from _plain_objects(value, packages, key, depth - 1)
 
 
-def _is_plain(x: Any) -> bool:
-    """Whether a value is a number, None, or a list or dictionary of numbers and tensors.
+def _is_plain(x: Any, depth: int = 0) -> bool:
+    """Whether a value is one that `plain_places` lists; containers may be nested, without arrays.
 
-    Not of tensors that require gradients: these are results of an iteration. A checkpoint with
+    Not a tensor that requires gradients, which is the result of an iteration. A checkpoint with
     other classes, such as the keys of an Enum, could not be read.
     """
-    if not isinstance(x, (dict, list, deque)):
-        return type(x) in _NUMBERS
+    if isinstance(x, np.generic) or (type(x) is np.ndarray and not depth):
+        return x.dtype.kind in "biuf"
+    filled_again = isinstance(x, (dict, list, deque)) and not depth  # a Counter, for example
+    if not filled_again and type(x) not in (dict, list, tuple):
+        return type(x) in _SIMPLE
     keys, items = (x.keys(), x.values()) if isinstance(x, dict) else ((), x)
-    return all(type(key) in (*_NUMBERS, str) for key in keys) and all(
-        not i.requires_grad if type(i) is torch.Tensor else type(i) in _NUMBERS for i in items
+    return all(type(key) in _SIMPLE for key in keys) and all(
+        not i.requires_grad if type(i) is torch.Tensor else depth < 3 and _is_plain(i, depth + 1)
+        for i in items
     )
 
 

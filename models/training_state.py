@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -82,7 +83,7 @@ def restore(
 
 
 def plain_values(model: ModelFiles) -> dict[str, Any]:
-    """Numbers, tensors, and lists and dictionaries of them in plain attributes, by name."""
+    """Copies of tensors and of what `plain_places` lists, by name."""
     values = {name: getattr(*place) for name, place in plain_places(model).items()}
     values |= plain_tensors(model)
     return {name: _copied(value) for name, value in values.items()}
@@ -91,6 +92,8 @@ def plain_values(model: ModelFiles) -> dict[str, Any]:
 def _copied(value: Any) -> Any:
     if isinstance(value, (dict, list, deque)):  # of subclasses too, such as Counter
         value = dict(value) if isinstance(value, dict) else list(value)
+    if isinstance(value, np.ndarray):
+        return value.copy()
     return tree_map_only(torch.Tensor, lambda x: x.detach().clone(), value)
 
 
@@ -105,7 +108,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
             return False
         if torch.is_tensor(x):
             return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
-        if isinstance(x, (dict, list)):
+        if isinstance(x, np.ndarray):
+            return x.dtype == y.dtype and np.array_equal(x, y)
+        if isinstance(x, (dict, list, tuple)):
             # while as many, the tensors have names of their own
             x, y = (tree_map_only(torch.Tensor, lambda _: torch.Tensor, v) for v in (x, y))
         return bool(x == y)

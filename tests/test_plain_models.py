@@ -16,6 +16,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -277,6 +278,28 @@ def test_a_pool_keeps_no_batches():
     for _ in range(9):  # as it fills, and as it exchanges
         pool.query(torch.rand(2, 3, 4, 4))
         assert [x.untyped_storage().nbytes() for x in pool.images] == [4 * 3 * 4 * 4] * 2
+
+
+class CountingPool(ImagePool):
+    """Keeps each second image, in the way of the original's `query`."""
+
+    def query(self, images: torch.Tensor) -> torch.Tensor:
+        for image in images[::2]:
+            if self.num_imgs < self.pool_size:
+                self.num_imgs = self.num_imgs + 1
+                self.images.append(image)
+            else:
+                self.images[0] = image
+        return images
+
+
+def test_a_pool_of_ones_own_counts_as_in_the_original():
+    pool, resumed = CountingPool(3), CountingPool(3)
+    pool.query(torch.rand(4, 3, 2, 2))
+    assert (pool.num_imgs, len(pool.images)) == (2, 2)
+    resumed.load_state_dict(pool.state_dict())
+    resumed.query(torch.rand(4, 3, 2, 2))
+    assert (resumed.num_imgs, len(resumed.images)) == (3, 3)
 
 
 def test_schedules_of_a_model_go_on_as_they_are(tmp_path):
@@ -670,6 +693,45 @@ def test_values_that_a_checkpoint_could_not_read_are_left_out(tmp_path):
     plain = torch.load(file, weights_only=True)["plain"]
     assert plain["seen"] == {"A": 4, 7: None}
     assert not {"counts", "own", "several"} & plain.keys()
+
+
+@pytest.mark.parametrize(
+    ("at_first", "changed"),
+    [
+        (10.0, np.float64(6.5)),
+        (1, np.float32(0.1)),
+        (np.int64(0), np.int64(3)),
+        (False, np.bool_(True)),
+        ("warm-up", "training"),
+        ((0.9, 0), (0.99, 7)),
+        ({"D": [], "G": {}}, {"D": [0.5, (1, "x")], "G": {2: np.float32(0.1)}}),
+        (np.zeros(3), np.array([1.0, np.nan, 2.0])),
+    ],
+)
+def test_plain_values_of_all_kinds_come_back_as_they_were(at_first, changed, tmp_path):
+    first, second = (build("ttur", tmp_path) for _ in range(2))
+    for model in (first, second):
+        model.own, model.opt.own, model.unchanged = *copy.deepcopy((at_first, at_first)), "as now"
+        model.watch_attributes()
+    first.own, first.opt.own, second.unchanged = changed, changed, "as the options say"
+    resume(first, second)
+    for found in (second.own, second.opt.own):
+        assert type(found) is type(changed)
+        np.testing.assert_equal(found, changed)
+        assert getattr(found, "dtype", None) == getattr(changed, "dtype", None)
+    assert second.unchanged == "as the options say"
+
+
+def test_values_that_can_not_be_compared_do_not_stop_a_save(tmp_path):
+    model = build("ttur", tmp_path)
+    endless: list[Any] = []
+    endless.append(endless)
+    model.own = [np.zeros(2), np.array([{}]), np.ma.zeros(2), endless]
+    model.array, model.paths = np.array([None, "a"]), np.array(["a"])
+    model.watch_attributes()
+    model.own[0] += 1
+    model.array, model.paths = np.array([1, {}]), np.array(["b"])
+    assert not {"own", "array", "paths"} & model.training_state()["plain"].keys()
 
 
 @dataclasses.dataclass(frozen=True)

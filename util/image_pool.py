@@ -16,6 +16,9 @@ class ImagePool:
         self.pool_size = pool_size
         self.images: list[torch.Tensor] = []
 
+    # the original's counter, for a `query` in a subclass; it always fits the images
+    num_imgs = property(lambda self: len(self.images), lambda self, _: None)
+
     def query(self, images: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W), in any range, for D to see in place of the newest ones.
 
