@@ -50,6 +50,10 @@ class Findings:
     remarks: Files = field(default_factory=lambda: defaultdict(dict))
     skippable: bool = True
 
+    def stops(self, skip_broken: bool) -> bool:
+        """Whether training would stop, without or with `--skip_broken`."""
+        return bool(self.problems) and not (skip_broken and self.skippable)
+
 
 def check(opt: argparse.Namespace) -> Findings:
     """Load every item of `--dataroot`: of `--phase`, or else of all phases that exist."""
@@ -200,14 +204,14 @@ def _counts(values: Iterable[str], most: int = 3) -> str:
     return ", ".join(parts + ([f"and {len(counted) - most} others"] if len(counted) > most else []))
 
 
-def report(found: Findings, everything: bool = False) -> str:
+def report(found: Findings, everything: bool = False, skip_broken: bool = False) -> str:
     """The findings as text; `everything` lists all files, not only the first of each kind."""
     rows = [["folder", "images", "broken", "size", "mode", "format"], *found.rows]
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines.insert(1, "-" * len(lines[0]))
     for title, group in [
-        ("training would stop at", found.problems),
+        (f"training would {'stop at' if found.stops(skip_broken) else 'skip'}", found.problems),
         ("worth a look", found.remarks),
     ]:
         for what, files in group.items():
@@ -217,6 +221,8 @@ def report(found: Findings, everything: bool = False) -> str:
                 lines.append(f"  ... and {len(files) - len(shown)} more (--all lists them)")
     if not found.problems:
         end = "training would go through all of it"
+    elif not found.stops(skip_broken):
+        end = "training would go through all others (--skip_broken)"
     elif found.skippable:
         end = "training would stop; with --skip_broken it would pass over these files"
     else:

@@ -182,7 +182,9 @@ def list_pictures(
     """
     extensions = [*IMG_EXTENSIONS, *([".npy"] if arrays else [])]
     paths, others = _walk(dir, max_dataset_size, extensions)
-    counts = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
+    shown = others.most_common(4)
+    rest = others.total() - sum(n for _, n in shown)
+    counts = ", ".join(f"{n} {kind}" for kind, n in shown) + (f" and {rest} more" if rest else "")
     # for others that only need another package, or conversion
     hint = "".join(map(install_hint, others))
     if not paths:

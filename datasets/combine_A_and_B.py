@@ -140,6 +140,12 @@ def main() -> None:
         )
     if one_sided := sorted(sides[0] ^ sides[1]):
         print(f"left out, since only one side has them: {', '.join(one_sided)}")
+    for folder in (args.fold_A, args.fold_B):
+        if loose := pictures(folder):
+            print(
+                f"left out: {len(loose)} images right in {folder}, such as {loose[0].name}: give "
+                "the folder above train, val and test"
+            )
     for split in splits:
         must_be_free(args.fold_AB / split)
     with staged(args.fold_AB) as folder:

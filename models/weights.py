@@ -133,7 +133,13 @@ def explain_mismatch(name: str, state: State, net: nn.Module) -> str | None:
     # batch norm had no counter before PyTorch 0.4.1
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in own]
-    wrong = [k for k in state if k in own and state[k].shape != own[k].shape]
+    pairs = {k: (state[k], own[k]) for k in state if k in own}
+    wrong = [k for k, (x, y) in pairs.items() if x.shape != y.shape]
+    if rounded := [
+        k for k, (x, y) in pairs.items() if x.is_floating_point() < y.is_floating_point()
+    ]:
+        what = f"{rounded[0]} of {state[rounded[0]].dtype}"
+        return f"net{name} was saved with {what}, and it needs floats: save it unquantized"
     if not (missing or surplus or wrong):
         return None
     saved, wanted = (_described_as(name, keys) for keys in (state, own))

@@ -135,6 +135,7 @@ class BaseOptions:
             parser.error(f"unknown option '{unknown[0]}'{hint}")
         if opt.dataroot is None:  # argparse would say so before what may be a misspelt one
             parser.error("the following arguments are required: --dataroot")
+        opt.isTrain = self.isTrain
         return opt
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
@@ -229,7 +230,6 @@ class BaseOptions:
         """
         distributed.init_process_group()  # for programs that do not use `process_group`
         opt = self.gather_options()
-        opt.isTrain = self.isTrain
         explicit = self.explicit_options()
         opt.name = self.name_with_suffix(opt)
         self.saved = read_saved_options(experiment_folder(opt))

@@ -40,11 +40,13 @@ class CheckOptions(TrainOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, print, and return the exit code."""
-    opt = CheckOptions(argv).gather_options()
+    options = CheckOptions(argv)
+    opt = options.gather_options()
+    options.validate(opt, options.explicit_options())
     opt.min_size = min_size(opt)  # of images that are not resized: --preprocess none
     found = check(opt)
-    print(report(found, opt.all))
-    return 1 if found.problems else 0
+    print(report(found, opt.all, opt.skip_broken))
+    return 1 if found.stops(opt.skip_broken) else 0
 
 
 if __name__ == "__main__":

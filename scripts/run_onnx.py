@@ -57,7 +57,8 @@ def open_model(path: Path, device: str):
     try:
         session = onnxruntime.InferenceSession(str(path), providers=[PROVIDERS[device]])
     except Exception as e:
-        stop(f"can't read the model {path}: {' '.join(str(e).split())[:200]}")
+        reason = " ".join(str(e).split())[:200]
+        stop(f"can't read the model {path}: {reason}; write one with scripts/export.py")
     return session, session.get_modelmeta().custom_metadata_map
 
 
@@ -75,7 +76,7 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
     if root.is_file():
         return [root]
     if not root.is_dir():
-        stop(f"no folder or image {root}")
+        stop(f"no folder or image {root}: give an image, or a folder of images")
     paths: list[Path] = []
     seen = {translated.resolve()}
     for folder, below, names in os.walk(root, onerror=refuse, followlinks=True):

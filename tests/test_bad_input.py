@@ -414,6 +414,12 @@ def test_weights_packed_by_other_programs(pictures, place):
     torch.save({"model": state, "epoch": 3}, path)
     result = translate(place, pictures / "testA", *words)
     assert_one_line(result, 1, f"{path} holds a dictionary of model, epoch", "state_dict")
+    for change, said in {
+        "to_sparse": "model.1.weight is sparse or has no values",
+        "char": "netG was saved with model.1.weight of torch.int8",
+    }.items():
+        torch.save({k: getattr(v, change)() for k, v in state.items()}, path)
+        assert_one_line(translate(place, pictures / "testA", *words), 1, path.name, said)
 
 
 @pytest.mark.parametrize("content", ["nothing", "text", "half", "code"])

@@ -245,6 +245,13 @@ def state_is_whole(folder: Path, original: Path, suffix: str) -> bool:
     return path.exists() and path.read_bytes() == wanted.read_bytes()
 
 
+def test_another_model_is_no_reason_to_delete_checkpoints(pictures, copied):
+    argv = words(pictures, copied.parent, "--continue_train", "--model", "cut")
+    said = helpers.run("train.py", *argv).err.splitlines()[-1]  # after a warning of options
+    assert "_train_state.pth was saved without G, F, D, by --model cycle_gan: give that" in said
+    assert "delete" not in said
+
+
 def test_the_programs_say_it_in_one_line(pictures, copied):
     for path in copied.glob("*_train_state.pth"):
         os.truncate(path, 1000)
@@ -1068,6 +1075,8 @@ def test_a_folder_that_cannot_be_written_to(pictures, tmp_path):
     said = one_line(result.err)
     assert "can't write to" in said
     assert "choose another --checkpoints_dir" in said
+    result = helpers.run("train.py", *words(pictures, tmp_path, "--name", "file"))
+    assert "choose another --name" in one_line(result.err)
 
 
 # ----------------------------------------------------------------- what is no damage, or no signal

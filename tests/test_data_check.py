@@ -85,6 +85,10 @@ def test_broken_files(threads, tmp_path, capsys):
     rows = [line.split()[:3] for line in out.splitlines() if line.startswith("train")]
     assert rows[:2] == [["trainA", "9", "1"], ["trainB", "12", "3"]]
     assert out.splitlines()[-1].startswith("training would stop; with --skip_broken it would pass")
+    code, out = run(capsys, "--dataroot", tmp_path, "--phase", "train", "--skip_broken")
+    assert code == 0
+    assert "training would skip: what can't be used (4)" in out
+    assert out.splitlines()[-1].startswith("training would go through all others")
 
 
 def test_peculiar_pictures(tmp_path, capsys):
@@ -359,7 +363,7 @@ def test_each_side_has_the_channels_of_its_network(model, tmp_path, capsys):
     assert "A/0.npy: the image has 3 channels, the networks take 5 " in text
 
 
-@pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--num_threads", "-1"], ["--what"]])
+@pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--what"], ["--load_size", "50"]])
 def test_wrong_command_lines(wrong, capsys):
     with pytest.raises(SystemExit) as ended:
         check_dataset.main(["--dataroot", ".", *wrong])
@@ -379,3 +383,5 @@ def test_agrees_with_training(tmp_path, capsys):
     helpers.damaged_inside(tmp_path / "data" / "trainB" / "x.png")
     assert run(capsys, "--dataroot", tmp_path / "data")[0] == 1
     assert helpers.run("train.py", *words).code == 1
+    assert run(capsys, "--dataroot", tmp_path / "data", "--skip_broken")[0] == 0
+    assert helpers.run("train.py", *words, "--skip_broken").code == 0

@@ -394,6 +394,7 @@ def test_combine(tmp_path: Path, extra: list[str]):
     picture(tmp_path / "B/train/other.png", RED)
     picture(tmp_path / "A/train/city/0.png", RED)
     picture(tmp_path / "A/val/0.png", RED)
+    picture(tmp_path / "A/loose.png", RED)
     picture(tmp_path / "A/test/0.Png", RED)
     picture(tmp_path / "B/test/0.Png", GREEN)
     result = tool("combine_A_and_B", *fold(tmp_path), *extra)
@@ -401,6 +402,10 @@ def test_combine(tmp_path: Path, extra: list[str]):
     assert f"train: 2 have no partner, such as {alone}\n" in result.stdout
     assert "train: 1 images of A in folders below are not read\n" in result.stdout
     assert "left out, since only one side has them: val\n" in result.stdout
+    loose = (
+        f"left out: 1 images right in {tmp_path / 'A'}, such as loose.png: give the folder above"
+    )
+    assert loose in result.stdout
     assert sorted(p.name for p in (tmp_path / "AB/train").iterdir()) == ["0.png", "1.png", "2.png"]
     for i in range(3):
         both = np.asarray(Image.open(tmp_path / f"AB/train/{i}.png"))

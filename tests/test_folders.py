@@ -80,6 +80,10 @@ def test_what_is_passed_over_is_counted(arrays, tmp_path, capsys, monkeypatch):
     assert (" .npy" in line) == (not arrays)
     assert " (convert .gif, for example to .png)" in line
     assert line.endswith("(.heic needs the package pillow-heif: pip install pillow-heif)")
+    for ending in ("txt", "md", "csv", "json"):
+        (tmp_path / f"a.{ending}").touch()
+    list_pictures(tmp_path, arrays=True)
+    assert " and 2 more (" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):

@@ -158,6 +158,7 @@ def test_command_without_anything_to_draw(tmp_path, there):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+    assert ("no folder" in done.stderr) == (there in ("no folder", "a file"))
 
 
 def test_command_with_a_file_that_can_not_be_written(tmp_path):

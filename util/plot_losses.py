@@ -17,6 +17,8 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(args.experiment)
     out = Path(args.out) if args.out else folder / "loss.png"
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: give that of a training, such as checkpoints/NAME")
     records = read_records(folder / "losses.jsonl")
     panels = panels_of_losses(records)
     if not panels:

@@ -147,7 +147,8 @@ def find_checkpoint(
 ) -> FoundCheckpoint | None:
     """The newest intact checkpoint, or the one of `suffix`; weights alone if there is no state.
 
-    None if nothing was saved. Raises UserError if there are files, but none of them is intact.
+    None if nothing was saved. Raises UserError if there are files, but none of them is intact, and
+    if another model has saved it.
     """
     names = list(names)
     ages, errors = _ranking(folder, suffix)
@@ -159,14 +160,16 @@ def find_checkpoint(
         try:
             path = state_path(folder, candidate)
             state = _check_state(load_file(path), path)
-            if absent := ", ".join(n for n in names if n not in state["weights"]):
-                saved_by = state["options"].get("model", "another one")
-                raise UserError(f"it was saved without {absent}, by --model {saved_by}: give that")
         except UserError as e:
             if isinstance(e.__cause__, PermissionError):  # intact, but this user can't read it
                 raise
             skipped.append(f"{candidate}: {e}")
         else:
+            if absent := ", ".join(n for n in names if n not in state["weights"]):
+                raise UserError(
+                    f"{path} was saved without {absent}, by --model "
+                    f"{state['options'].get('model', 'another one')}: give that, or another --name"
+                )
             unfinished = suffix is None and (folder / UNFINISHED).exists()
             return FoundCheckpoint(candidate, state, skipped, unfinished)
     if skipped:

@@ -63,7 +63,10 @@ class StopRequest:
         self.exit_code = 128 + number
         self.reason = f"got {signal.Signals(number).name}"
         # os.write: print is not safe in a handler that interrupts a print
-        message = f"\n{self.reason}: finishing this iteration and saving; once more quits at once\n"
+        # torchrun sends SIGTERM too if another process has failed, and then none can save
+        able = ", if all processes can" if distributed.world_size() > 1 else ""
+        then = f"finishing this iteration and saving{able}; once more quits at once"
+        message = f"\n{self.reason}: {then}\n"
         if distributed.is_main():
             with contextlib.suppress(OSError):  # the terminal may be gone
                 os.write(2, message.encode())
@@ -123,8 +126,9 @@ class ExperimentLock:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(self.path, flags, 0o666)
         except OSError as e:
-            where = f"can't write to {self.path.parent}: {e.strerror}"
-            raise UserError(f"{where}; choose another --checkpoints_dir") from e
+            folder = self.path.parent
+            other = "--name" if folder.is_file() else "--checkpoints_dir"
+            raise UserError(f"can't write to {folder}: {e.strerror}; choose another {other}") from e
         try:
             # not flock: DataLoader workers would inherit that lock, and can outlive this process
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

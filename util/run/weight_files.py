@@ -125,6 +125,8 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> dict[s
         raise UserError(
             f"{path} holds {kind} in place of a state_dict of one network (tensors by name)"
         )
+    if odd := [k for k, v in state.items() if v.layout is not torch.strided or v.is_meta]:
+        raise UserError(f"{path}: {odd[0]} is sparse or has no values: save it as a dense tensor")
     return dict(state)
 
 

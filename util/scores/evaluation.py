@@ -308,8 +308,10 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
         result = evaluator.run(model, dataset, int(min(opt.num_test, len(dataset))))
     if not result.scores:
         reasons = [f"{name}: {why}" for name, why in result.left_out.items()]
-        reasons.append("pairs need --dataset_mode aligned, or a dataset with paired = True")
-        reasons.append("sets need --model cycle_gan")
+        if result.left_out.keys() & set(PAIRED):
+            reasons.append("pairs need --dataset_mode aligned, or a dataset with paired = True")
+        if opt.dataset_mode == "single":
+            reasons.append("sets need images of both sides: --dataset_mode unaligned")
         raise UserError(f"nothing could be scored: {'; '.join(reasons)}")
     return report(opt, model, result)
 
