@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 import types
 from collections import OrderedDict
 from collections.abc import Callable
@@ -213,6 +214,19 @@ def test_a_penalty_on_a_part_of_the_input_is_one_line(quick_compiler, capsys):
         "error: the model takes gradients of gradients (a gradient penalty), which compiled "
         "networks do not have: leave out --compile or --fast\n"
     )
+
+
+def test_a_view_of_gradients_in_channels_last_layout_is_one_line(tmp_path, capsys):
+    """As most code for WGAN-GP has it."""
+    model = build("ttur", tmp_path, "--channels_last on")
+    x = torch.rand(2, 6, 32, 32, requires_grad=True)
+    (slope,) = torch.autograd.grad(model.netD(x).sum(), x, create_graph=True)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        slope.view(len(slope), -1)
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"error: {re.escape(__file__)}:\d+: view\(\) needs .* reshape.*\n", said)
 
 
 # ---------------------------------------------------------------------------------- shared passes

@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -119,6 +120,12 @@ def one_line_errors() -> Iterator[None]:
             reason = (
                 "the model takes gradients of gradients (a gradient penalty), which compiled "
                 "networks do not have: leave out --compile or --fast"
+            )
+        elif "view size is not compatible" in str(e):
+            at = traceback.extract_tb(e.__traceback__)[-1]
+            reason = (
+                f"{at.filename}:{at.lineno}: view() needs the usual memory layout, and "
+                "--channels_last and --fast use another one: put reshape() in its place"
             )
         else:
             raise
