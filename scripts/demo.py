@@ -35,7 +35,7 @@ from data.pictures.reading import read_picture
 from data.pictures.values import Range, change_depth, denormalize, normalize, opaque_value
 from models import load_generator
 from models.ema import WEIGHTS
-from models.inference.translator import to_pil
+from models.inference.translator import Translator, to_pil
 from util.argument_types import experiment_name, whole_number
 from util.errors import OneLineParser, UserError, one_line_errors
 from util.picture_files import HOW_RANGE
@@ -117,6 +117,19 @@ def error_message(error: Exception, given: str) -> str:
     return str(error).replace(given, Path(given).name).replace(HOW_RANGE, here)
 
 
+def translated(G: Translator, given: str, largest: int) -> tuple[Any, Any, str]:
+    """An uploaded image and its translation, in 8 bits for the page, and what to say of them."""
+    read = read_picture(given, upright=True)
+    pixels = shrink(read.pixels, largest)
+    alpha = None if read.alpha is None else shrink(read.alpha[..., None], largest)
+    start = time.perf_counter()
+    result = G(pixels)
+    seconds = time.perf_counter() - start
+    before, after = (to_8_bits(x, alpha, G.value_range) for x in (pixels, result))
+    size = f"{before.width}x{before.height}"
+    return before, after, f"{size} in {seconds:.2f} s, {G.weights.name} on {G.device}"
+
+
 def build(args: argparse.Namespace, gradio: Any) -> Any:
     """The gradio page for an experiment."""
     folder = experiment_folder(args)
@@ -137,21 +150,12 @@ def build(args: argparse.Namespace, gradio: Any) -> Any:
         if given is None:
             return None, None, "drop an image first"
         try:
-            G = generator(direction, epoch)
-            read = read_picture(given, upright=True)
-            pixels = shrink(read.pixels, args.largest)
-            alpha = None if read.alpha is None else shrink(read.alpha[..., None], args.largest)
-            start = time.perf_counter()
-            result = G(pixels)
-            seconds = time.perf_counter() - start
-            before, after = (to_8_bits(x, alpha, G.value_range) for x in (pixels, result))
+            before, after, said = translated(generator(direction, epoch), given, args.largest)
         except UserError as e:
             # not gradio.Error, which vanishes and leaves what was said of an earlier image
             return None, None, error_message(e, given)
         except Exception as e:
             raise gradio.Error("this can't be done, see the terminal") from e
-        size = f"{before.width}x{before.height}"
-        said = f"{size} in {seconds:.2f} s, {G.weights.name} on {G.device}"
         return after, (before, after), said
 
     theme = gradio.themes.Default(

@@ -399,7 +399,10 @@ def test_one_picture(negative, tmp_path):
     result = run("scripts/run_onnx.py", negative, path, tmp_path)
     assert (result.code, "is the folder to read" in result.err) == (1, True)
     result = run("scripts/run_onnx.py", negative, tmp_path / "no.png", tmp_path / "out")
-    assert (result.code, result.err) == (1, f"error: no folder or image {tmp_path / 'no.png'}\n")
+    told = (
+        f"error: no folder or image {tmp_path / 'no.png'}: give an image, or a folder of images\n"
+    )
+    assert (result.code, result.err) == (1, told)
 
 
 @needs_free_sizes

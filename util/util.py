@@ -23,6 +23,15 @@ MAX_ON_GPU = 2**20
 T = TypeVar("T")
 
 
+def to_levels(values: np.ndarray) -> np.ndarray:
+    """Float32 values in [-1, 1] as levels in [0, 255], neither rounded nor clipped."""
+    levels = values + 1
+    # in place from here on: other threads wait while this one gives memory back
+    levels /= 2
+    levels *= 255
+    return levels
+
+
 def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -> np.ndarray:
     """The first image of a batch as an array that can be shown and saved.
 
@@ -35,10 +44,7 @@ def tensor2im(input_image: torch.Tensor | np.ndarray, imtype: type = np.uint8) -
     elif isinstance(input_image, torch.Tensor):
         image = input_image.detach()[0].float().cpu().numpy()
         image = image[:1].repeat(3, axis=0) if image.shape[0] < 3 else image[:3]
-        array = image.transpose(1, 2, 0) + 1
-        # in place from here on: other threads wait while this one gives memory back
-        array /= 2
-        array *= 255
+        array = to_levels(image.transpose(1, 2, 0))
     else:
         return input_image
     if np.issubdtype(imtype, np.integer):

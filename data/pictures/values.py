@@ -10,6 +10,7 @@ import torch
 
 from util.errors import UserError
 from util.picture_files import HOW_RANGE, check_floats
+from util.util import to_levels
 
 Range = tuple[float, float]
 MAX_MAGNITUDE = 2.0  # a tensor with values of larger magnitude can't be meant as [-1, 1]
@@ -62,10 +63,7 @@ def denormalize(
             "the precision (--precision fp32 has the most room)"
         )
     if dtype == np.uint8 and value_range is None:
-        # exactly as `tensor2im` computes it
-        values = values + 1
-        values /= 2
-        values *= 255
+        values = to_levels(values)
     else:
         low, high = range_of(dtype, value_range)
         values = (values.astype(np.float64) + 1) * ((high - low) / 2) + low

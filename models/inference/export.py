@@ -28,6 +28,7 @@ from util.files import make_writable, replacing, sha256, wrap_write_errors
 
 from .loading import load_generator
 from .sizes import SELF_PADDING, KeepsSize, size_rule
+from .translator import Translator
 
 INPUT, OUTPUT = "picture", "translated"
 METADATA = "metadata.json"
@@ -79,8 +80,7 @@ def export_generator(
         need_packages("--format onnx", ("onnx", "onnxscript", "onnxruntime"))
     G = load_generator(folder, direction, epoch, device="cpu", weights=weights)
     net = frozen(G.net, eval)
-    direction = str(G.options["direction"])
-    path = Path(path or Path(folder) / f"{epoch}_{direction}{ENDINGS[form]}")
+    path = Path(path or Path(folder) / f"{epoch}_{G.options['direction']}{ENDINGS[form]}")
     if path.suffix != ENDINGS[form]:
         raise UserError(f"--output {path} must end in {ENDINGS[form]} for {form}")
     if not path.parent.is_dir():  # a typo must not create a tree of folders
@@ -88,25 +88,7 @@ def export_generator(
             f"can't write to {path.parent}: no such folder; make it, or choose another --output"
         )
     make_writable(path.parent, "--output")
-    options = {k: G.options[k] for k in ("netG", "norm", "ngf", "no_dropout") if k in G.options}
-    metadata = {
-        "name": Path(folder).name,
-        "direction": direction,
-        "epoch": str(epoch),
-        "weights": G.weights.name,
-        "weights_sha256": sha256(G.weights),
-        **{key: str(value) for key, value in options.items()},
-        "input_nc": str(G.input_nc),
-        "output_nc": str(G.output_nc),
-        "layout": f"NCHW float32, {channels(G.options)}",
-        "value_range": "-1 1",
-        # the pixel values that become -1 and 1; if absent, the full range of their type
-        **({"pictures": "{} {}".format(*G.value_range)} if G.value_range else {}),
-        "sizes": "any batch, height and width; the output has those of the input",
-        "batch_norm": "stored statistics" if eval else "statistics of each image",
-        "dropout": "off",
-        "torch": torch.__version__,
-    }
+    metadata = describe(G, Path(folder).name, eval)
     with wrap_write_errors(path), replacing(path) as unchecked:
         try:
             export(net, G.input_nc, form, unchecked, metadata)
@@ -136,6 +118,29 @@ def export_generator(
 def has_free_sizes() -> bool:
     """Whether `torch.export` can leave image sizes dynamic; in PyTorch 2.4 it can't."""
     return hasattr(torch.export.Dim, "DYNAMIC")
+
+
+def describe(G: Translator, name: str, eval: bool) -> dict[str, str]:
+    """The metadata of the generator of an experiment."""
+    options = {k: G.options[k] for k in ("netG", "norm", "ngf", "no_dropout") if k in G.options}
+    return {
+        "name": name,
+        "direction": str(G.options["direction"]),
+        "epoch": str(G.options["epoch"]),
+        "weights": G.weights.name,
+        "weights_sha256": sha256(G.weights),
+        **{key: str(value) for key, value in options.items()},
+        "input_nc": str(G.input_nc),
+        "output_nc": str(G.output_nc),
+        "layout": f"NCHW float32, {channels(G.options)}",
+        "value_range": "-1 1",
+        # the pixel values that become -1 and 1; if absent, the full range of their type
+        **({"pictures": "{} {}".format(*G.value_range)} if G.value_range else {}),
+        "sizes": "any batch, height and width; the output has those of the input",
+        "batch_norm": "stored statistics" if eval else "statistics of each image",
+        "dropout": "off",
+        "torch": torch.__version__,
+    }
 
 
 def channels(options: dict[str, Any]) -> str:

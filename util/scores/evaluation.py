@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from util.errors import UserError
+from util.util import to_levels
 
 from . import metrics
 from .extractors import Inception, Lpips, WeightsUnavailable
@@ -280,8 +281,7 @@ def levels(picture: torch.Tensor | np.ndarray) -> torch.Tensor:
     if isinstance(picture, np.ndarray):
         values = torch.from_numpy(picture.astype(np.float64)).permute(2, 0, 1)[None]
     else:
-        # bit for bit as in tensor2im: in float32, and divided before it is multiplied
-        values = (picture.detach()[:1].float().cpu() + 1) / 2 * 255.0
+        values = torch.from_numpy(to_levels(picture.detach()[:1].float().cpu().numpy()))
     return torch.nan_to_num(values).round().clamp(0, 255).to(torch.uint8)
 
 
