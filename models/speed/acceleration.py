@@ -112,18 +112,21 @@ def prepare(
     if compiled and (reason := _why_not_compiled(net)):
         print(f"--compile: a {type(net).__name__} is not compiled: {reason}")
     elif compiled:
-        exclude_from_compiling()
-        on_gpu = device.type == "cuda"
-        if on_gpu:
-            keep_layout(net, compiled)
-        # Inductor by itself stays with (N, C, H, W) if a convolution has few output channels, like
-        # the last one of each generator; cuDNN then spends a quarter of the time on converting.
-        options = {"triton.cudagraphs": graphs, "force_layout_optimization": on_gpu}
-        # all networks share the code of `Prepared.forward`, and the limit is per code object
-        config = torch._dynamo.config
-        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-        setattr(config, limit, getattr(config, limit) + VARIANTS)  # the second in PyTorch 2.4
-        prepared(net).compile(dynamic=False, options=options)
+        _compile(net, device.type == "cuda", graphs)
+
+
+def _compile(net: nn.Module, on_gpu: bool, graphs: bool) -> None:
+    exclude_from_compiling()
+    if on_gpu:
+        keep_layout(net, compiled=True)
+    # Inductor by itself stays with (N, C, H, W) if a convolution has few output channels, like
+    # the last one of each generator; cuDNN then spends a quarter of the time on converting.
+    options = {"triton.cudagraphs": graphs, "force_layout_optimization": on_gpu}
+    # all networks share the code of `Prepared.forward`, and the limit is per code object
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, getattr(config, limit) + VARIANTS)  # the second in PyTorch 2.4
+    prepared(net).compile(dynamic=False, options=options)
 
 
 def prefers_channels_last(net: nn.Module, device: torch.device, precision: str) -> bool:
