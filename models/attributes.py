@@ -124,21 +124,23 @@ def _plain_objects(
 
 
 def _is_plain(x: Any, depth: int = 0) -> bool:
-    """Whether a value is one that `plain_places` lists; containers may be nested, without arrays.
+    """Whether a value is one that `plain_places` lists; containers may be nested, three deep.
 
     Not a tensor that requires gradients, which is the result of an iteration. A checkpoint with
-    other classes, such as the keys of an Enum, could not be read.
+    other classes, such as the keys of an Enum, could not be read; nor could one with empty arrays.
     """
-    if isinstance(x, np.generic) or (type(x) is np.ndarray and not depth):
-        return x.dtype.kind in "biuf"
+    if type(x) in _SIMPLE:
+        return True
+    if type(x) is torch.Tensor:
+        return depth > 0 and not x.requires_grad
+    if isinstance(x, np.generic) or type(x) is np.ndarray:
+        return x.dtype.kind in "biuf" and x.size > 0
     filled_again = isinstance(x, (dict, list, deque)) and not depth  # a Counter, for example
-    if not filled_again and type(x) not in (dict, list, tuple):
-        return type(x) in _SIMPLE
+    if depth > 3 or not (filled_again or type(x) in (dict, list, tuple)):
+        return False
     keys, items = (x.keys(), x.values()) if isinstance(x, dict) else ((), x)
-    return all(type(key) in _SIMPLE for key in keys) and all(
-        not i.requires_grad if type(i) is torch.Tensor else depth < 3 and _is_plain(i, depth + 1)
-        for i in items
-    )
+    known = all(type(key) in _SIMPLE for key in keys)
+    return known and all(_is_plain(item, depth + 1) for item in items)
 
 
 def plain_tensors(model: Any) -> dict[str, torch.Tensor]:

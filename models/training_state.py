@@ -90,11 +90,16 @@ def plain_values(model: ModelFiles) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    if isinstance(value, (dict, list, deque)):  # of subclasses too, such as Counter
-        value = dict(value) if isinstance(value, dict) else list(value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
     if isinstance(value, np.ndarray):
         return value.copy()
-    return tree_map_only(torch.Tensor, lambda x: x.detach().clone(), value)
+    if isinstance(value, dict):  # of subclasses too, such as Counter
+        return {key: _copied(x) for key, x in value.items()}
+    if isinstance(value, (list, deque, tuple)):
+        copied = [_copied(x) for x in value]
+        return tuple(copied) if isinstance(value, tuple) else copied
+    return value
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
@@ -103,16 +108,21 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     The others are not saved: they follow the options, which may have changed when a run resumes.
     """
 
-    def is_same(x: Any, y: Any) -> bool:
+    def is_same(name: str, x: Any, y: Any, inside: bool = False) -> bool:
         if type(x) is not type(y):
             return False
         if torch.is_tensor(x):
+            if inside and name in now:  # saved under this name if it has changed
+                return True
             return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
         if isinstance(x, np.ndarray):
             return x.dtype == y.dtype and np.array_equal(x, y)
-        if isinstance(x, (dict, list, tuple)):
-            # while as many, the tensors have names of their own
-            x, y = (tree_map_only(torch.Tensor, lambda _: torch.Tensor, v) for v in (x, y))
+        if isinstance(x, dict):
+            keys = list(x)
+            return keys == list(y) and all(is_same(f"{name}.{k}", x[k], y[k], True) for k in keys)
+        if isinstance(x, (list, tuple)):
+            pairs = enumerate(zip(x, y, strict=False))
+            return len(x) == len(y) and all(is_same(f"{name}.{i}", *p, True) for i, p in pairs)
         return bool(x == y)
 
     def is_of_batch(x: Any, y: Any) -> bool:
@@ -120,7 +130,7 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         return torch.is_tensor(x) and not torch.is_tensor(y) and _holds_images(x)
 
     pairs = {k: (v, before[k]) for k, v in now.items() if k in before}
-    return {k: x for k, (x, y) in pairs.items() if not (is_same(x, y) or is_of_batch(x, y))}
+    return {k: x for k, (x, y) in pairs.items() if not (is_same(k, x, y) or is_of_batch(x, y))}
 
 
 def _holds_images(value: Any) -> bool:
@@ -132,7 +142,9 @@ def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, 
     """Set plain attributes to the values that `changes` returned in a run with these options."""
     places, tensors = plain_places(model), plain_tensors(model)
     sizes = ("crop_size", "load_size", "preprocess")
-    same_sizes = all(options[k] == getattr(model.opt, k) for k in sizes)
+    # a model may have changed its options
+    now = {k: values.get(f"opt.{k}", getattr(model.opt, k)) for k in sizes}
+    same_sizes = all(options[k] == now[k] for k in sizes)
     for name, saved in values.items():
         if isinstance(saved, (list, dict)) and _holds_images(saved) and not same_sizes:
             continue  # images that a model could not put into one batch with those to come
@@ -145,6 +157,8 @@ def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, 
         elif isinstance(value, dict) and isinstance(own, dict):
             own.clear()
             own.update(value)
+        elif isinstance(own, np.ndarray) and _fits(value, own):
+            own[...] = value
         elif isinstance(value, (list, dict)):
             pass  # of what this model has not made yet, perhaps a deque or a Counter
         elif name in places:
@@ -157,6 +171,12 @@ def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, 
             setattr(model, name, value)
         elif name in tensors and tensors[name].shape == getattr(value, "shape", None):
             tensors[name].copy_(value)
+
+
+def _fits(value: Any, own: np.ndarray) -> bool:
+    """Whether a value can be put into an array as it is."""
+    same = isinstance(value, np.ndarray) and (value.shape, value.dtype) == (own.shape, own.dtype)
+    return same and own.flags.writeable
 
 
 def load_optimizer(

@@ -706,6 +706,9 @@ def test_values_that_a_checkpoint_could_not_read_are_left_out(tmp_path):
         ((0.9, 0), (0.99, 7)),
         ({"D": [], "G": {}}, {"D": [0.5, (1, "x")], "G": {2: np.float32(0.1)}}),
         (np.zeros(3), np.array([1.0, np.nan, 2.0])),
+        ([np.zeros(2)], [np.ones(2)]),
+        ([0, 1], [False, True]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
     ],
 )
 def test_plain_values_of_all_kinds_come_back_as_they_were(at_first, changed, tmp_path):
@@ -718,18 +721,84 @@ def test_plain_values_of_all_kinds_come_back_as_they_were(at_first, changed, tmp
     for found in (second.own, second.opt.own):
         assert type(found) is type(changed)
         np.testing.assert_equal(found, changed)
+        assert repr(found) == repr(changed)
         assert getattr(found, "dtype", None) == getattr(changed, "dtype", None)
     assert second.unchanged == "as the options say"
+
+
+def test_nested_tensors_come_back_wherever_they_are(tmp_path):
+    """Also where too deep, or in a module or the options, for a name of their own."""
+
+    def with_bank() -> Any:
+        model = build("ttur", tmp_path)
+        model.helper = FoldedBank()
+        model.deep = {"a": {"b": {"c": torch.zeros(2)}}}
+        model.netG.history, model.opt.kept = [torch.zeros(2)], (1, [torch.zeros(2)])
+        model.watch_attributes()
+        return model
+
+    def tensors(model: Any) -> list[torch.Tensor]:
+        deep = model.deep["a"]["b"]["c"]
+        return [model.helper.bank["x"][0], deep, model.netG.history[0], model.opt.kept[1][0]]
+
+    first, second = with_bank(), with_bank()
+    for i, x in enumerate(tensors(first)):
+        x += i + 1
+    resume(first, second)
+    assert [x.tolist() for x in tensors(second)] == [[i, i] for i in (1, 2, 3, 4)]
+    resume(with_bank(), third := with_bank())
+    assert not {"deep", "helper.bank"} & third._changes().keys()
+
+
+class FoldedBank:
+    def __init__(self) -> None:
+        self.bank = {"x": [torch.zeros(2)]}
+
+
+FoldedBank.__module__ = "models.own_model"
+
+
+def test_an_array_is_filled_again_where_it_is(tmp_path):
+    first, second = (build("ttur", tmp_path) for _ in range(2))
+    for model in (first, second):
+        model.table = np.zeros(3)
+        model.watch_attributes()
+    first.table += 2
+    held = second.table
+    assert resume(first, second).table is held
+    assert held.tolist() == [2, 2, 2]
+
+
+def test_an_empty_array_does_not_stop_a_save(tmp_path):
+    """A checkpoint with one could not be read again."""
+    first, second = (build("ttur", tmp_path) for _ in range(2))
+    for model in (first, second):
+        model.found, model.count = np.zeros(2), 0
+        model.watch_attributes()
+    first.found, first.count = np.array([]), 3
+    assert resume(first, second).count == 3
+
+
+def test_a_model_that_changes_the_size_of_images_keeps_its_buffer(tmp_path):
+    first, second = (build("ttur", tmp_path) for _ in range(2))
+    for model in (first, second):
+        model.recent = []
+        model.watch_attributes()
+    first.recent.append(torch.ones(1, 3, 40, 40))
+    first.opt.crop_size = 40
+    resume(first, second)
+    assert second.opt.crop_size == 40
+    assert len(second.recent) == 1
 
 
 def test_values_that_can_not_be_compared_do_not_stop_a_save(tmp_path):
     model = build("ttur", tmp_path)
     endless: list[Any] = []
     endless.append(endless)
-    model.own = [np.zeros(2), np.array([{}]), np.ma.zeros(2), endless]
+    model.own = [np.array([{}]), np.ma.zeros(2), endless]
     model.array, model.paths = np.array([None, "a"]), np.array(["a"])
     model.watch_attributes()
-    model.own[0] += 1
+    model.own.append(1)
     model.array, model.paths = np.array([1, {}]), np.array(["b"])
     assert not {"own", "array", "paths"} & model.training_state()["plain"].keys()
 
