@@ -92,13 +92,18 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
     loaded: dict[str, None] = {}  # files
     count = len(loader.order)
     for batch in tqdm(loader, total=count, unit="img", desc="reading", disable=None):
+        if not isinstance(batch, dict):
+            found.problems[f"items are of {type(batch).__name__}, not dictionaries"]["item 0"] = (
+                None
+            )
+            found.skippable = False
         for key, x in batch.items() if isinstance(batch, dict) else ():
             paths = batch.get(f"{key}_paths", [])
             loaded.update(dict.fromkeys(map(str, paths)))
+            if torch.is_tensor(x) and key in ("A", "B"):
+                _check_values(key, x[0], paths, found)
             if torch.is_tensor(x) and x.dim() == 4:
                 sizes[key].add(tuple(x.shape[2:]))
-                if key in ("A", "B"):
-                    _check_values(key, x[0], paths, found)
                 if float(x[0].float().std((1, 2)).max()) < NEARLY_ONE_COLOUR:
                     found.remarks["nearly one colour"][str([*paths, f"an image {key}"][0])] = None
     loader.close()
@@ -138,12 +143,19 @@ def _names(path: str, reason: str) -> bool:
 
 
 def _check_values(key: str, x: torch.Tensor, paths: Sequence[Any], found: Findings) -> None:
-    """Look for integers, and for values far outside [-1, 1], in an image (C, H, W)."""
+    """Look for what is no image (C, H, W) of float32, NaN, and values far outside [-1, 1]."""
     file = str([*paths, f"an image {key}"][0])
-    if not x.is_floating_point():
-        found.problems[f"{key} is a tensor of {x.dtype}, not of floats in [-1, 1]"][file] = None
+    wrong = ""
+    if x.dim() != 3:
+        wrong = f"has the shape {tuple(x.shape)}, not (C, H, W)"
+    elif x.dtype != torch.float32:
+        wrong = f"is a tensor of {x.dtype}, not of float32 in [-1, 1]"
+    elif not x.isfinite().all():
+        wrong = "has values that are NaN or infinite"
+    if wrong:
+        found.problems[f"{key} {wrong}"][file] = None
         found.skippable = False
-    elif not (largest := float(x.abs().max())) <= MAX_MAGNITUDE:
+    elif (largest := float(x.abs().max())) > MAX_MAGNITUDE:
         title = f"{key} has values far out of [-1, 1], which models expect"
         found.remarks[title][f"{file}: up to {largest:g} in magnitude"] = None
 

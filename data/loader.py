@@ -131,11 +131,18 @@ class SeededItems(Dataset):
     def _load(self, index: int, seed: int) -> Any:
         if get_worker_info() is None:
             with seeded(seed):
-                return self.dataset[index]
-        # restoring NumPy's state would take a twentieth of the time, and a worker draws for items
-        # only
-        seed_cpu(seed)
-        return self.dataset[index]
+                item = self.dataset[index]
+        else:
+            # restoring NumPy's state would take a twentieth of the time, and a worker draws for
+            # items only
+            seed_cpu(seed)
+            item = self.dataset[index]
+        if item is None:
+            raise UserError(
+                f"item {index} of {type(self.dataset).__name__} is None: return a dictionary from "
+                "__getitem__ (--skip_broken takes the next one)"
+            )
+        return item
 
     def _reason(self, error: Exception, index: int) -> str:
         text = in_one_line(error)

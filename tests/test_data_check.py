@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 import data
+from options.train_options import TrainOptions
 from scripts import check_dataset
 from tests import helpers
+from util.errors import UserError
 
 
 def run(capsys, *argv: object) -> tuple[int, str]:
@@ -329,13 +331,46 @@ def test_values_that_are_not_in_the_range(values, tmp_path, capsys, monkeypatch)
     assert code == 1  # of x.png, which this dataset refuses
     found = sections(out)
     if values == "byte":
-        title = "A is a tensor of torch.uint8, not of floats in [-1, 1]"
+        title = "A is a tensor of torch.uint8, not of float32 in [-1, 1]"
         assert found[title] == [f"{tmp_path}/0.png"]
         assert out.endswith("training would stop\n")
     else:
         (line,) = found["A has values far out of [-1, 1], which models expect"]
         assert line.startswith(f"{tmp_path}/0.png: up to ")
         assert line.endswith(" in magnitude")
+
+
+WRONG_ITEMS = {
+    "{'A': A.double()}": "A is a tensor of torch.float64, not of float32 in [-1, 1]",
+    "{'A': A[0]}": "A has the shape (40, 40), not (C, H, W)",
+    "{'A': A / 0}": "A has values that are NaN or infinite",
+    "(A, A)": "items are of list, not dictionaries",
+    "None": "what can't be used",
+}
+
+
+@pytest.mark.parametrize("item", WRONG_ITEMS)
+@pytest.mark.parametrize("threads", [0, 2])
+def test_items_that_no_model_takes(item, threads, tmp_path, capsys, monkeypatch):
+    number = list(WRONG_ITEMS).index(item)
+    (tmp_path / f"wrong{number}_dataset.py").write_text(
+        "import torch\nfrom data.base_dataset import BaseDataset\n"
+        f"class Wrong{number}Dataset(BaseDataset):\n    def __len__(self):\n        return 3\n"
+        "    def __getitem__(self, index):\n        A = torch.rand(3, 40, 40) - 0.5\n"
+        f"        return {item}\n"
+    )
+    monkeypatch.setattr(data, "__path__", [*data.__path__, str(tmp_path)])
+    words = ["--dataroot", tmp_path, "--dataset_mode", f"wrong{number}", "--num_threads", threads]
+    code, out = run(capsys, *words, "--load_size", 40, "--crop_size", 40)
+    assert code == 1
+    assert WRONG_ITEMS[item] in sections(out)
+    if item == "None":
+        told = sections(out)["what can't be used"]
+        assert told[0].startswith(f"item 0 of Wrong{number}Dataset is None: return a dictionary")
+        opt = TrainOptions(f"--dataroot {tmp_path} --dataset_mode wrong{number}").gather_options()
+        opt.num_threads, opt.seed, opt.gpu_ids = threads, 0, []
+        with pytest.raises(UserError, match=r"item . of Wrong.Dataset is None"):
+            next(iter(data.create_dataset(opt)))
 
 
 def test_both_files_of_an_item_may_be_broken(tmp_path, capsys):
