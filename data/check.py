@@ -93,9 +93,8 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
     count = len(loader.order)
     for batch in tqdm(loader, total=count, unit="img", desc="reading", disable=None):
         if not isinstance(batch, dict):
-            found.problems[f"items are of {type(batch).__name__}, not dictionaries"]["item 0"] = (
-                None
-            )
+            title = f"items are of {type(batch).__name__}, not dictionaries"
+            found.problems[title]["item 0"] = None
             found.skippable = False
         for key, x in batch.items() if isinstance(batch, dict) else ():
             paths = batch.get(f"{key}_paths", [])
