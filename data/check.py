@@ -96,7 +96,8 @@ def _check_dataset(dataset: Any, opt: argparse.Namespace, found: Findings) -> No
             title = f"items are of {type(batch).__name__}, not dictionaries"
             found.problems[title]["item 0"] = None
             found.skippable = False
-        for key, x in batch.items() if isinstance(batch, dict) else ():
+            continue
+        for key, x in batch.items():
             paths = batch.get(f"{key}_paths", [])
             loaded.update(dict.fromkeys(map(str, paths)))
             if torch.is_tensor(x) and key in ("A", "B"):

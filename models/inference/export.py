@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from models.padding import pad_to_fit
-from models.speed.instance_norm import PLAIN as INSTANCE_NORMS
+from models.speed.instance_norm import INSTANCE_NORMS
 from models.speed.sync_norm import SyncBatchNorm2d
 from util.errors import UserError, first_line, is_out_of_memory
 from util.files import make_writable, replacing, sha256, wrap_write_errors
@@ -88,7 +88,7 @@ def export_generator(
             f"can't write to {path.parent}: no such folder; make it, or choose another --output"
         )
     make_writable(path.parent, "--output")
-    metadata = describe(G, Path(folder).name, eval)
+    metadata = metadata_of(G, Path(folder).name, eval)
     with wrap_write_errors(path), replacing(path) as unchecked:
         try:
             export(net, G.input_nc, form, unchecked, metadata)
@@ -120,7 +120,7 @@ def has_free_sizes() -> bool:
     return hasattr(torch.export.Dim, "DYNAMIC")
 
 
-def describe(G: Translator, name: str, eval: bool) -> dict[str, str]:
+def metadata_of(G: Translator, name: str, eval: bool) -> dict[str, str]:
     """The metadata of the generator of an experiment."""
     options = {k: G.options[k] for k in ("netG", "norm", "ngf", "no_dropout") if k in G.options}
     return {

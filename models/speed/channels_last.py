@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .inspection import has_hooks, is_traced
-from .instance_norm import PLAIN, InstanceNorm2d
+from .instance_norm import INSTANCE_NORMS, InstanceNorm2d
 from .layout import contiguous_gradient
 
 
@@ -146,7 +146,7 @@ def keep_layout(net: nn.Module, compiled: bool) -> None:
     """
     for module in net.modules():
         kind = type(module)
-        if kind in PLAIN and not (module.affine or module.track_running_stats):
+        if kind in INSTANCE_NORMS and not (module.affine or module.track_running_stats):
             module.__class__ = LayoutKeepingInstanceNorm
         elif not compiled and kind is nn.ReflectionPad2d and len(set(module.padding)) == 1:
             module.__class__ = LayoutKeepingReflectionPad2d

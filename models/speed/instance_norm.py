@@ -38,7 +38,7 @@ class GroupedInstanceNorm2d(InstanceNorm2d):
         return F.group_norm(input, input.shape[1], self.weight, self.bias, self.eps)
 
 
-PLAIN = nn.InstanceNorm2d, InstanceNorm2d
+INSTANCE_NORMS = nn.InstanceNorm2d, InstanceNorm2d
 
 
 def normalize_without_views(net: nn.Module) -> None:
@@ -51,5 +51,5 @@ def normalize_without_views(net: nn.Module) -> None:
 def normalize_by_groups(net: nn.Module) -> None:
     """Make the instance norms of a network `GroupedInstanceNorm2d`, in place."""
     for module in net.modules():
-        if type(module) in PLAIN and not module.track_running_stats:
+        if type(module) in INSTANCE_NORMS and not module.track_running_stats:
             module.__class__ = GroupedInstanceNorm2d
