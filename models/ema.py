@@ -123,25 +123,19 @@ def start_averages(model: BaseModel, decay: float) -> dict[str, WeightAverage]:
         what = f"has a network {taken[0]} of its own" if taken else "has no network in testing"
         raise UserError(f"--ema {decay:g}: --model {model.opt.model} {what}: leave --ema out")
     averages = {name: WeightAverage(unwrap(networks[name]), decay) for name in names}
-    # a hook on all optimizers, since a model may replace some, or its networks
-    alive = weakref.ref(model, lambda _: handle.remove())
-    handle: Any = register_optimizer_step_post_hook(
-        functools.partial(_after_any_step, alive, averages)
-    )
+    # A hook on all optimizers, since a model may replace some, or its networks. It is not removed
+    # when the model is gone: garbage is also collected while torch goes through its hooks.
+    register_optimizer_step_post_hook(functools.partial(_after_any_step, weakref.ref(model)))
     print(f"averaged weights (--ema {decay:g}) of {', '.join(names)}")
     return averages
 
 
-def _after_any_step(
-    alive: weakref.ref[BaseModel],
-    averages: dict[str, WeightAverage],
-    optimizer: Optimizer,
-    *_: Any,
-) -> None:
-    model, stepped = alive(), set(parameters_of(optimizer))
+def _after_any_step(alive: weakref.ref[BaseModel], optimizer: Optimizer, *_: Any) -> None:
+    model = alive()
     if model is None or is_inside_step(optimizer) or model._steps.was_skipped(optimizer):
         return
-    for name, average in averages.items():
+    stepped = set(parameters_of(optimizer))
+    for name, average in model._averages.items():
         net = unwrap(model.networks()[name])
         # --on_nan skip and fp16 skip steps by setting gradients to None
         if any(p in stepped and p.grad is not None for p in net.parameters()):

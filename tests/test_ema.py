@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from models import load_generator
 from models.ema import WeightAverage
@@ -434,3 +436,16 @@ def test_models_that_can_not_be_averaged(tmp_path, monkeypatch):
         monkeypatch.setattr(TemplateModel, "__init__", init)
         with pytest.raises(UserError, match=reason):
             build("template", tmp_path, "--ema 0.9")
+
+
+def test_a_model_may_be_collected_in_the_step_of_another(tmp_path):
+    """Garbage is also collected while torch goes through the hooks of a step."""
+    hook = register_optimizer_step_post_hook(lambda *_: gc.collect() and None)
+    gone, model = (build("template", tmp_path, "--ema 0.9") for _ in range(2))
+    gc.disable()  # until the hook
+    try:
+        del gone
+        train(model, batch(0))
+    finally:
+        hook.remove()
+        gc.enable()
