@@ -51,6 +51,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 # option names in the original code of 2017 and 2018, and what they are called now
 RENAMED = {
+    "align_data": "dataset_mode aligned",
     "batchSize": "batch_size",
     "display_single_pane_ncols": "display_ncols",
     "fineSize": "crop_size",
@@ -63,6 +64,7 @@ RENAMED = {
     "no_lsgan": "gan_mode vanilla",
     "ntest": "num_test",
     "resize_or_crop": "preprocess",
+    "use_dropout": "dropout",
     "which_direction": "direction",
     "which_epoch": "epoch",
     "which_model_netD": "netD",

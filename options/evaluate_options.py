@@ -15,6 +15,12 @@ from .test_options import TestOptions
 class EvaluateOptions(TestOptions):
     """`TestOptions` that default to all images, and to the `--model` of the training."""
 
+    GROUPS = tuple(dict.fromkeys(("basic", "scores", *TestOptions.GROUPS)))
+    DESCRIPTION = "Score a trained model. Scores go to <results_dir>/<name>/<phase>_<epoch>."
+    EXAMPLES = """examples:
+  python scripts/evaluate.py --dataroot ./datasets/facades --name facades_pix2pix
+  python scripts/evaluate.py --dataroot ./datasets/maps --name maps_cyclegan --phase val"""
+
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
         group = parser.add_argument_group("scores")

@@ -8,7 +8,15 @@ from models.init import INIT_TYPES
 from models.networks import DISCRIMINATORS, GENERATORS
 from models.norms import NORMS
 from models.speed.acceleration import PRECISIONS
-from util.argument_types import count, experiment_name, number, whole, whole_number, width
+from util.argument_types import (
+    count,
+    experiment_name,
+    number,
+    renamed,
+    whole,
+    whole_number,
+    width,
+)
 from util.run.saved_options import DEFAULT_NAME
 
 PREPROCESS = ("resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none")
@@ -57,7 +65,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add("--netD", default="basic", choices=DISCRIMINATORS, help="D; basic: the 70x70 PatchGAN")
     add("--netG", default="resnet_9blocks", choices=GENERATORS, help="the generator's architecture")
     add("--n_layers_D", type=whole_number(1, 100), default=3, help="layers of --netD n_layers")
-    add("--norm", default="instance", choices=NORMS, help="normalization in G and D")
+    # the names in the original's instructions for several GPUs, which its code refuses
+    norm = renamed({"sync_batch": "syncbatch", "sync_instance": "instance"})
+    add("--norm", type=norm, default="instance", choices=NORMS, help="normalization in G and D")
     add("--init_type", default="normal", choices=INIT_TYPES, help="how weights are drawn")
     add("--init_gain", type=number(), default=0.02, help="scale of normal, xavier, orthogonal")
     add("--no_dropout", action="store_true", help="no dropout in the generator")

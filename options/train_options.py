@@ -10,7 +10,7 @@ from models import diffaug
 from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
 from util import distributed
-from util.argument_types import count, number, whole, whole_number
+from util.argument_types import count, number, renamed, whole, whole_number
 from util.run import checkpoint
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS, experiment_folder
 from util.scores.evaluation import SCORES
@@ -122,7 +122,14 @@ options of another model: python train.py --model pix2pix --help"""
             help="also save a moving average of the generators' weights, e.g. 0.999; 0: off",
         )
         add("--grad_checkpoint", action="store_true", help="less memory, slower (checkpointing)")
-        add("--lr_policy", default="linear", choices=LR_POLICIES, help="learning rate schedule")
+        policy = renamed({"lambda": "linear"})  # its name in 2017
+        add(
+            "--lr_policy",
+            type=policy,
+            default="linear",
+            choices=LR_POLICIES,
+            help="learning rate schedule",
+        )
         add("--lr_decay_iters", type=count, default=50, help="epochs between decays of policy step")
 
     def restored_names(self, opt: argparse.Namespace) -> tuple[str, ...]:

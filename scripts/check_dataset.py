@@ -24,6 +24,7 @@ end_quietly_on_interrupt()  # before the imports, which take seconds
 
 from data.check import check, report
 from models.adversarial import min_size
+from options.shared_options import group
 from options.train_options import TrainOptions
 from util.errors import one_line_errors
 
@@ -31,9 +32,15 @@ from util.errors import one_line_errors
 class CheckOptions(TrainOptions):
     """The options of training; only those that load images matter."""
 
+    DESCRIPTION = "Load a whole dataset as training does, and say what is wrong with it."
+    EXAMPLES = """examples:
+  python scripts/check_dataset.py --dataroot ./datasets/maps
+  python scripts/check_dataset.py --dataroot ./datasets/facades --model pix2pix --phase train"""
+
     def initialize(self, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser = super().initialize(parser)
-        parser.add_argument("--all", action="store_true", help="list all files of each kind")
+        basic = group(parser, "basic")
+        basic.add_argument("--all", action="store_true", help="list all files of each kind")
         parser.set_defaults(phase="", num_threads=os.cpu_count() or 1)
         return parser
 

@@ -753,10 +753,12 @@ def test_command_lines_of_2017_and_2018(tmp_path, capsys):
     """As on the page of the original then, and with all that has another name now."""
     old = "--niter 3 --niter_decay=4 --batchSize 2 --loadSize=70 --fineSize 64 --nThreads 1 "
     old += "--which_direction BtoA --which_model_netG unet_128 --which_model_netD pixel "
-    old += "--no_lsgan --identity 0.1 --display_single_pane_ncols 2 --resize_or_crop crop"
+    old += "--no_lsgan --identity 0.1 --display_single_pane_ncols 2 --resize_or_crop crop "
+    old += "--align_data --use_dropout --lr_policy lambda"
     new = "--n_epochs 3 --n_epochs_decay 4 --batch_size 2 --load_size 70 --crop_size 64 "
     new += "--num_threads 1 --direction BtoA --netG unet_128 --netD pixel "
-    new += "--gan_mode vanilla --lambda_identity 0.1 --display_ncols 2 --preprocess crop"
+    new += "--gan_mode vanilla --lambda_identity 0.1 --display_ncols 2 --preprocess crop "
+    new += "--dataset_mode aligned --dropout --lr_policy linear"
     found, wanted = (vars(parse(tmp_path, *words.split(), "--seed", "1")) for words in (old, new))
     assert found == wanted
     assert "--niter is an older name of --n_epochs\n" in capsys.readouterr().out
@@ -764,6 +766,13 @@ def test_command_lines_of_2017_and_2018(tmp_path, capsys):
     for words, num_test, epoch in test:
         opt = parse(tmp_path, *words.split(), train=False)
         assert (opt.num_test, opt.epoch) == (num_test, epoch)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("sync_batch", "syncbatch"), ("sync_instance", "instance")]
+)
+def test_norms_by_the_names_in_the_instructions_of_the_original(tmp_path, old, new):
+    assert parse(tmp_path, "--norm", old).norm == new
 
 
 def test_an_older_name_with_a_wrong_value(tmp_path, capsys):

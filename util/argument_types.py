@@ -68,6 +68,11 @@ def experiment_name(text: str) -> str:
     return text
 
 
+def renamed(older: dict[str, str]) -> Callable[[str], str]:
+    """A word that may be given by an older name."""
+    return lambda text: older.get(text, text)
+
+
 whole = whole_number(0)
 count = whole_number(1)
 width = whole_number(1, 10**6)  # of an image or a layer
