@@ -73,7 +73,7 @@ def wrap_image_errors(path: str | os.PathLike) -> Iterator[None]:
     except Exception as e:
         reason = in_one_line(e)
         if isinstance(e, Image.DecompressionBombError):
-            most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+            most = round(2 * (Image.MAX_IMAGE_PIXELS or 0) / 10**6)
             reason = f"it has more than {most} megapixels: scale it down (--only_outputs reads it)"
         ending = os.path.splitext(path)[1].lower()
         if ending not in IMG_EXTENSIONS:

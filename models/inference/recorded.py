@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.networks import ResnetGenerator, UnetGenerator
-from models.speed.capture import uncollected
+from models.speed.capture import no_garbage_collection
 from models.speed.inspection import has_hooks, has_known_layers
 
 SMALL = 2**21  # values in a batch; up to this, launching kernels takes longer than running them
@@ -55,7 +55,7 @@ class RecordedPasses:
         pool = next((other.pool() for other, *_ in self.recordings.values()), None)
         # what other threads do meanwhile, such as loading and encoding, must not end the capture
         mode = "thread_local"
-        with uncollected(), torch.cuda.graph(graph, pool, capture_error_mode=mode):
+        with no_garbage_collection(), torch.cuda.graph(graph, pool, capture_error_mode=mode):
             result = self.forward(fixed)
         return graph, fixed, result
 

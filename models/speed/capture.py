@@ -15,7 +15,7 @@ _recording: Recording | None = None  # the one in progress
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Context manager: no garbage collection, which may free a CUDA graph.
 
     That would end a capture in the same thread with an error.
@@ -48,7 +48,7 @@ class Recording:
         torch.cuda.empty_cache()
         _recording = self
         try:
-            with uncollected(), torch.cuda.stream(self.stream):
+            with no_garbage_collection(), torch.cuda.stream(self.stream):
                 self._begin()
                 try:
                     yield
