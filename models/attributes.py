@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -124,7 +124,8 @@ def _plain_objects(
 
 
 def _is_plain(x: Any, depth: int = 0) -> bool:
-    """Whether a value is one that `plain_places` lists; containers may be nested, three deep.
+    """Whether a value is one that `plain_places` lists; containers may be nested, as in a list of
+    optimizers' state dictionaries.
 
     Not a tensor that requires gradients, which is the result of an iteration. A checkpoint with
     other classes, such as the keys of an Enum, could not be read; nor could one with empty arrays.
@@ -136,10 +137,12 @@ def _is_plain(x: Any, depth: int = 0) -> bool:
     if isinstance(x, np.generic) or type(x) is np.ndarray:
         return x.dtype.kind in "biuf" and x.size > 0
     filled_again = isinstance(x, (dict, list, deque)) and not depth  # a Counter, for example
-    if depth > 3 or not (filled_again or type(x) in (dict, list, tuple)):
+    # a list that holds itself is endless
+    if depth > 8 or not (filled_again or type(x) in (dict, OrderedDict, list, tuple)):
         return False
     keys, items = (x.keys(), x.values()) if isinstance(x, dict) else ((), x)
-    known = all(type(key) in _SIMPLE for key in keys)
+    parts = (part for key in keys for part in (key if type(key) is tuple else (key,)))
+    known = all(type(part) in _SIMPLE for part in parts)
     return known and all(_is_plain(item, depth + 1) for item in items)
 
 

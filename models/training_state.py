@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +94,9 @@ def _copied(value: Any) -> Any:
         return value.detach().clone()
     if isinstance(value, np.ndarray):
         return value.copy()
-    if isinstance(value, dict):  # of subclasses too, such as Counter
-        return {key: _copied(x) for key, x in value.items()}
+    if isinstance(value, dict):
+        kind = OrderedDict if type(value) is OrderedDict else dict  # a Counter becomes a dict
+        return kind((key, _copied(x)) for key, x in value.items())
     if isinstance(value, (list, deque, tuple)):
         copied = [_copied(x) for x in value]
         return tuple(copied) if isinstance(value, tuple) else copied
@@ -125,12 +126,8 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
             return len(x) == len(y) and all(is_same(f"{name}.{i}", *p, True) for i, p in pairs)
         return bool(x == y)
 
-    def is_of_batch(x: Any, y: Any) -> bool:
-        # images, or labels of their size, in an attribute that was None: made again when needed
-        return torch.is_tensor(x) and not torch.is_tensor(y) and _holds_images(x)
-
     pairs = {k: (v, before[k]) for k, v in now.items() if k in before}
-    return {k: x for k, (x, y) in pairs.items() if not (is_same(k, x, y) or is_of_batch(x, y))}
+    return {k: x for k, (x, y) in pairs.items() if not is_same(k, x, y)}
 
 
 def _holds_images(value: Any) -> bool:
@@ -141,13 +138,15 @@ def _holds_images(value: Any) -> bool:
 def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, Any]) -> None:
     """Set plain attributes to the values that `changes` returned in a run with these options."""
     places, tensors = plain_places(model), plain_tensors(model)
-    sizes = ("crop_size", "load_size", "preprocess")
+    sizes = ("crop_size", "load_size", "preprocess", "batch_size")
     # a model may have changed its options
     now = {k: values.get(f"opt.{k}", getattr(model.opt, k)) for k in sizes}
-    same_sizes = all(options[k] == now[k] for k in sizes)
+    changed = {k for k in sizes if options[k] != now[k]}
     for name, saved in values.items():
-        if isinstance(saved, (list, dict)) and _holds_images(saved) and not same_sizes:
-            continue  # images that a model could not put into one batch with those to come
+        # images that do not fit those to come; a tensor is a whole batch, a list holds images
+        outdated = changed if torch.is_tensor(saved) else changed - {"batch_size"}
+        if outdated and name not in tensors and _holds_images(saved):
+            continue
         value = tree_map_only(torch.Tensor, lambda x: x.to(model.device), saved)
         own = getattr(*places[name]) if name in places else None
         # in place, since others may refer to it, and a deque may have a maxlen
