@@ -120,6 +120,9 @@ class BaseModel(ModelFiles, ABC):
         self.is_set_up = True
         if self.isTrain:
             discriminators.apply_options(self)
+            if any(scaler.is_enabled() for scaler in self.find_all(torch.amp.GradScaler)):
+                self._steps.refuse_scaler()
+        weights = self._weights_of_modules()
         for name, net in self.networks().items():
             if others := [k for k, v in net.state_dict().items() if not torch.is_tensor(v)]:
                 raise UserError(
@@ -138,6 +141,11 @@ class BaseModel(ModelFiles, ABC):
             self.load_saved(opt)  # other ranks, which may not have the files, get a broadcast
         if self.isTrain:
             self._set_up_optimizers()
+            if not (weights - self._weights_of_modules()).isdisjoint(self.stepped_tensors()):
+                raise UserError(
+                    f"load_networks of {type(self).__name__} replaces a network, and an optimizer "
+                    "goes on with the weights of the old one: load weights into the network instead"
+                )
             self._steps.activate()
             self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
             if self._records_iterations():
@@ -150,6 +158,9 @@ class BaseModel(ModelFiles, ABC):
             self._averages = ema.start_averages(self, opt.ema)
             self._save_averages_too()
         self.print_networks(opt.verbose)
+
+    def _weights_of_modules(self) -> set[torch.Tensor]:
+        return {p for net in self.all_modules().values() for p in net.parameters()}
 
     def _synchronize_norms(self) -> None:
         """Synchronize batch norm statistics over all ranks."""

@@ -26,6 +26,7 @@ from models.speed.passes import forget_passes, share_pass
 from models.speed.prepared import prepared
 from models.speed.steps import Steps
 from models.speed.sync_norm import synchronize_norms
+from models.template_model import TemplateModel
 from tests.plain_models import batch, build, train, weights
 from tests.ranks import Group
 from util import distributed
@@ -326,6 +327,39 @@ def test_a_scaler_of_its_own_is_refused(fused, tmp_path):
     scaler.scale(model.netG(batch(0)["A"]).mean()).backward()
     with pytest.raises(UserError, match=r"GradScaler|changes gradients"):
         scaler.step(model.optimizer_G)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("mode", ["--precision fp16", "--accumulate 2"])
+def test_a_scaler_in_an_attribute_is_refused_at_the_start(mode, enabled, tmp_path, monkeypatch):
+    """With fp16 two scales would fight: no step for tens of iterations, without a word."""
+    make = TemplateModel.__init__
+
+    def with_scaler(self, opt):
+        make(self, opt)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=enabled)
+
+    monkeypatch.setattr(TemplateModel, "__init__", with_scaler)
+    build("template", tmp_path, "--precision bf16")
+    if not enabled:
+        build("template", tmp_path, mode)
+        return
+    with pytest.raises(UserError, match=f"does not go together with {mode}: make it with enabled="):
+        build("template", tmp_path, mode)
+
+
+def test_a_network_that_loading_replaces_is_refused(tmp_path, monkeypatch):
+    """Its weights would stay as they are loaded, since the optimizer has those of the old one."""
+    build("template", tmp_path).save_networks("latest")
+    load = TemplateModel.load_networks
+
+    def load_networks(self, epoch):
+        self.netG = copy.deepcopy(self.netG)
+        load(self, epoch)
+
+    monkeypatch.setattr(TemplateModel, "load_networks", load_networks)
+    with pytest.raises(UserError, match="load_networks of TemplateModel replaces a network"):
+        build("template", tmp_path, "--continue_train")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

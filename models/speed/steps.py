@@ -144,6 +144,14 @@ class Steps:
         if self.inspect is not None:
             self.inspect(optimizer)
 
+    def refuse_scaler(self) -> None:
+        """Raise UserError in modes that change what a `torch.amp.GradScaler` has scaled."""
+        if modes := self._modes():
+            raise UserError(
+                f"a torch.amp.GradScaler of the model's own does not go together with {modes}: "
+                "make it with enabled=False; --precision fp16 scales losses by itself"
+            )
+
     def _modes(self) -> str:
         modes = {
             "several processes": distributed.world_size() > 1,
@@ -189,10 +197,7 @@ class Steps:
     def _check_supported(self, optimizer: Optimizer, parameters: Sequence[torch.Tensor]) -> None:
         """Raise UserError if a step would silently differ from one in a plain loop."""
         if hasattr(optimizer, "found_inf"):
-            raise UserError(
-                f"a torch.amp.GradScaler of the model's own does not go together with "
-                f"{self._modes()}: use --precision fp16 instead"
-            )
+            self.refuse_scaler()
         if any(p._backward_hooks or self._has_foreign_hooks(p) for p in parameters):
             self._refuse("the model has hooks (register_hook) on weights, which change gradients")
         if self.accumulate > 1:
