@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 
 from data.cache import MEMORY_FRACTION
@@ -11,7 +12,8 @@ from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
 from util import distributed
 from util.argument_types import count, number, renamed, whole, whole_number
-from util.run import checkpoint
+from util.errors import warn
+from util.run import checkpoint, weight_files
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS, experiment_folder
 from util.scores.evaluation import SCORES
 
@@ -139,6 +141,7 @@ options of another model: python train.py --model pix2pix --help"""
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         self.resume_after_restart(opt)
+        self.begin_if_nothing_is_saved(opt)
         super().restore_saved(opt, explicit)
         if not opt.continue_train:
             return
@@ -147,6 +150,23 @@ options of another model: python train.py --model pix2pix --help"""
         names = {action.dest for g in groups for action in g._group_actions}
         names |= {"val_freq", "on_nan", "precision", "deterministic"}
         warn_of_dropped(opt, names - explicit - {"phase", "epoch_count"}, self.saved)
+
+    def begin_if_nothing_is_saved(self, opt: argparse.Namespace) -> None:
+        """Unset --continue_train if there is nothing to resume, for models that read it."""
+        newest = opt.epoch == "latest" and opt.load_iter == 0
+        folder = experiment_folder(opt)
+        if not (opt.continue_train and newest and checkpoint.nothing_saved(folder)):
+            return
+        opt.continue_train = False
+        if not distributed.is_source():  # whose value counts
+            return
+        print(
+            f"--continue_train: nothing is saved in {folder}, so this starts from scratch"
+            f"{weight_files.earlier_hint(folder)}"
+        )
+        others = weight_files.experiments(folder.parent)
+        if close := difflib.get_close_matches(folder.name, others, 1, 0.8):
+            warn(f"there is no training --name {folder.name}; did you mean {close[0]}?")
 
     def resume_after_restart(self, opt: argparse.Namespace) -> None:
         """Set --continue_train if torchrun has restarted the processes after a failure."""

@@ -787,3 +787,23 @@ def test_a_save_to_go_on_from_needs_continue_train(tmp_path, capsys, words):
         parse(tmp_path, *words)
     assert f"{' '.join(words)} has no effect" in capsys.readouterr().err
     assert parse(tmp_path, "--epoch", "latest").epoch == "latest"
+
+
+@pytest.mark.parametrize(
+    ("file", "words", "resumes"),
+    [
+        ("", "", False),
+        ("best_net_G.pth", "", False),  # a validation before the first save
+        ("latest_net_G.pth", "", True),
+        ("3_train_state.pth", "", True),
+        ("", "--epoch 3", True),  # an error later, which names what there is
+    ],
+)
+def test_continue_train_is_off_if_there_is_nothing_to_resume(file, words, resumes, tmp_path):
+    """As some models read it themselves, to initialize what would come from the files."""
+    folder = tmp_path / "c" / "first"
+    folder.mkdir(parents=True)
+    if file:
+        (folder / file).touch()
+    opt = parse(tmp_path, "--name", "first", "--continue_train", *words.split())
+    assert opt.continue_train == resumes

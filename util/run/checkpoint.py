@@ -106,6 +106,15 @@ def saved_suffixes(folder: Path) -> list[str]:
     return sorted(p.name.removesuffix(f"_{STATE}.pth") for p in folder.glob(f"*_{STATE}.pth"))
 
 
+def nothing_saved(folder: Path) -> bool:
+    """Whether a folder has nothing to resume from.
+
+    A validation may write best_net_* before the first save.
+    """
+    weights = [name for name in exported_files(folder) if not name.startswith("best_net_")]
+    return not (weights or saved_suffixes(folder))
+
+
 def _check_state(state: Any, path: Path) -> dict[str, Any]:
     """Return a training state whose entries have the right types; raises UserError otherwise."""
     state = state if isinstance(state, dict) else {}
@@ -177,16 +186,15 @@ def find_checkpoint(
             f"no intact checkpoint in {folder} ({'; '.join(skipped)}); restore the files, or "
             f"delete the *_{STATE}.pth to go on from weights alone"
         )
-    # a validation may write best_net_* before the first save: nothing to resume from
-    saved = [name for name in exported_files(folder) if not name.startswith("best_net_")]
     wanted = suffix or "latest"
     missing = [n for n in names if not weights_path(folder, wanted, n).exists()]
     if names and not missing:
         return FoundCheckpoint(wanted)
-    if suffix is None and saved:
+    if suffix is None and not nothing_saved(folder):
         lacking = weights_path(folder, wanted, missing[0]).name if missing else "no network"
+        there = abbreviated(exported_files(folder))
         raise UserError(
-            f"--continue_train: {folder} lacks {lacking}; it has {abbreviated(saved)}: choose a "
+            f"--continue_train: {folder} lacks {lacking}; it has {there}: choose a "
             "save with --epoch, or another --name, or leave --continue_train out to start from "
             "scratch"
         )

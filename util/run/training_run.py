@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import functools
 import os
 import shutil
@@ -146,17 +145,7 @@ class TrainingRun:
                 with contextlib.suppress(OSError):
                     (self.folder / checkpoint.EARLIER).touch()
             return None
-        found: FoundCheckpoint | None = self.model.resumed
-        if found is None:
-            print(
-                f"--continue_train: nothing is saved in {self.folder}, so this starts from scratch"
-                f"{weight_files.earlier_hint(self.folder)}"
-            )
-            others = weight_files.experiments(self.folder.parent)
-            if close := difflib.get_close_matches(self.folder.name, others, 1, 0.8):
-                warn(f"there is no training --name {self.folder.name}; did you mean {close[0]}?")
-            self.outdated = "best"  # the best weights of an earlier validation
-            return None
+        found: FoundCheckpoint = self.model.resumed
         for reason in found.skipped:
             warn(f"skipping a damaged checkpoint: {reason}")
         if found.state is None:
@@ -387,5 +376,6 @@ def _set_aside(folder: Path, which: str | None) -> None:
             f"the weights of an earlier training can't be moved to {earlier}: {e.strerror or e}"
         ) from e
     what = "best weights so far" if which == "best" else "weights of an earlier training"
-    hint = "" if which == "best" else " (--continue_train goes on with a training instead)"
+    resumable = any(path.name.endswith(f"{weight_files.STATE}.pth") for path in files)
+    hint = " (--continue_train goes on with a training instead)" if resumable else ""
     say(f"the {what} under this name were moved to {earlier}{hint}")
