@@ -27,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="weight of feature matching, with --netD multiscale; 10 in pix2pixHD",
     )
     add("--gp", choices=GRADIENT_PENALTIES, help="gradient penalty [wgangp with --gan_mode wgangp]")
+    add("--lambda_gp", type=number(), default=10.0, help="weight of the gradient penalty")
     add(
         "--gp_every",
         type=count,

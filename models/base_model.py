@@ -220,7 +220,7 @@ class BaseModel(ModelFiles, ABC):
     def needs_second_gradients(self, net: nn.Module) -> bool:
         """Whether a network needs double backward (gradient penalty), which some kernels lack."""
         asked = getattr(self.opt, "gan_mode", "") == "wgangp" or getattr(self.opt, "gp", None)
-        penalized = asked and self.opt.lambda_gp > 0
+        penalized = asked and getattr(self.opt, "lambda_gp", 1) > 0  # a model may have none
         return bool(penalized) and any(net is n for n in discriminators.find(self).values())
 
     def _set_up_optimizers(self) -> None:

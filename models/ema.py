@@ -118,7 +118,8 @@ def start_averages(model: BaseModel, decay: float) -> dict[str, WeightAverage]:
     """
     networks = model.networks()
     names = [name for name in _networks_in_testing(model) if name in networks]
-    taken = [f"{name}_ema" for name in names if f"{name}_ema" in networks]
+    lower = {name.lower() for name in networks}  # some disks ignore case
+    taken = [f"{name}_ema" for name in names if f"{name}_ema".lower() in lower]
     if taken or not names:
         what = f"has a network {taken[0]} of its own" if taken else "has no network in testing"
         raise UserError(f"--ema {decay:g}: --model {model.opt.model} {what}: leave --ema out")

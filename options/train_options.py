@@ -100,7 +100,6 @@ options of another model: python train.py --model pix2pix --help"""
         add("--lr", type=number(), default=0.0002, help="learning rate of Adam")
         add("--beta1", type=number(below=1), default=0.5, help="beta1 of Adam")
         add("--gan_mode", default="lsgan", choices=GAN_MODES, help="adversarial loss")
-        add("--lambda_gp", type=number(), default=10.0, help="weight of the gradient penalty")
         add("--pool_size", type=whole, default=50, help="pool of earlier results for D; 0: none")
         add("--spectral_norm", action="store_true", help="spectral normalization in D")
         add(

@@ -46,7 +46,6 @@ ADDED = {
         "--keep_states": [1, "value"],
         "--max_hours": [None, "value"],
         "--on_nan": ["stop", "value"],
-        "--lambda_gp": [10.0, "value"],
         "--spectral_norm": [False, "flag"],
         "--diffaug": [None, "value"],
         "--cache_images": ["auto", "value"],
@@ -77,6 +76,7 @@ ADDED = {
 # of the models that have a discriminator
 ADVERSARIAL = {
     "--gp": [None, "value"],
+    "--lambda_gp": [10.0, "value"],
     "--gp_every": [1, "value"],
     "--num_D": [2, "value"],
     "--lambda_feat": [0.0, "value"],
