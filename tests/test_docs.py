@@ -347,7 +347,7 @@ def test_a_wrong_page_is_noticed(check, text, tmp_path):
 
 def test_the_example_of_a_loss_of_ones_own(tmp_path):
     """Run as a file of `models/`: the new loss is shown, and part of what the generators learn."""
-    blocks = [block for _, block in FENCE.findall(read(ROOT / "docs" / "overview.md"))]
+    blocks = [block for _, block in FENCE.findall(read(ROOT / "docs" / "own_models.md"))]
     (example,) = [block for block in blocks if "compute_G_loss" in block]
     scope: dict = {"__name__": "models.tv_cycle_gan_model", "__package__": "models"}
     exec(example, scope)

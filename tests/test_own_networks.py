@@ -66,7 +66,7 @@ class Twice(nn.Module):
 
 @pytest.fixture(scope="module")
 def octo(tmp_path_factory) -> Iterator[Path]:
-    """A folder of experiments with x, whose generator was added as docs/overview.md says."""
+    """A folder of experiments with x, whose generator was added as docs/own_models.md says."""
     folder = tmp_path_factory.mktemp("octo")
     where = ["--dataroot", aligned(folder / "data"), "--checkpoints_dir", folder / "c"]
     words = ["--name", "x", "--model", "pix2pix", *TINY, *SHORT, "--netG", "octo"]

@@ -44,9 +44,8 @@ WARM_UP = 3  # equal iterations before one is recorded: cuDNN searches and compi
 PATIENCE = 100  # how far eager iterations may outnumber replays before recording is given up
 RECORDINGS = 4  # for different kinds of batches, such as a smaller last one
 ADAMS = (torch.optim.Adam, torch.optim.AdamW)
-# other attributes that an iteration must not read
-_IGNORED = {"image_paths", "metric", "schedulers"}
-_IGNORED |= {"_mean_loss", "_warned_about"}
+# attributes that may change between replays, and that an iteration must not read
+_IGNORED = {"image_paths", "metric", "schedulers", "_mean_loss", "_warned_about"}
 
 
 def says_recordable(kind: type[BaseModel]) -> bool:
