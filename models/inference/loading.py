@@ -73,6 +73,25 @@ def load_generator(
     fit.
     """
     folder = _checked_folder(folder)
+    _check_arguments(direction, precision, weights, value_range)
+    chosen = _device(device)
+    saved = read_saved_options(folder)
+    name, path = _find_weights(folder, str(epoch), direction, weights, saved.get("direction"))
+    state = weight_files.load_weights(path, "cpu")
+    with unchanged_process(io.StringIO()):
+        net, built = _rebuild(state, saved, path, name)
+    options = {**saved, **built}
+    options.update(
+        direction=direction or saved.get("direction", "AtoB"), epoch=str(epoch), eval=eval
+    )
+    net.to(chosen).train(not eval)
+    prepare(net, chosen, precision)
+    value_range = value_range or parse_range(saved.get("value_range"))
+    return Translator(net, chosen, options, path, value_range, precision)
+
+
+def _check_arguments(direction: Any, precision: Any, weights: Any, value_range: Any) -> None:
+    """Raise UserError for a value that `load_generator` does not take."""
     if direction not in ("AtoB", "BtoA", None):
         raise UserError(f"direction '{direction}': choose AtoB, BtoA or None")
     if precision not in PRECISIONS:
@@ -88,20 +107,6 @@ def load_generator(
             raise UserError(
                 f"value_range {value_range}: the first must be the lower one, and both finite"
             )
-    chosen = _device(device)
-    saved = read_saved_options(folder)
-    name, path = _find_weights(folder, str(epoch), direction, weights, saved.get("direction"))
-    state = weight_files.load_weights(path, "cpu")
-    with unchanged_process(io.StringIO()):
-        net, built = _rebuild(state, saved, path, name)
-    options = {**saved, **built}
-    options.update(
-        direction=direction or saved.get("direction", "AtoB"), epoch=str(epoch), eval=eval
-    )
-    net.to(chosen).train(not eval)
-    prepare(net, chosen, precision)
-    value_range = value_range or parse_range(saved.get("value_range"))
-    return Translator(net, chosen, options, path, value_range, precision)
 
 
 def _checked_folder(folder: Any) -> Path:
