@@ -120,9 +120,10 @@ class BaseModel(ModelFiles, ABC):
         self.is_set_up = True
         if self.isTrain:
             discriminators.apply_options(self)
-            if any(scaler.is_enabled() for scaler in self.find_all(torch.amp.GradScaler)):
+            scalers = self.find_all(torch.amp.GradScaler) if self._gradient_scale else ()
+            if any(scaler.is_enabled() for scaler in scalers):
                 self._steps.refuse_scaler()
-        weights = self._weights_of_modules()
+        weights = self._weights_by_module()
         for name, net in self.networks().items():
             if others := [k for k, v in net.state_dict().items() if not torch.is_tensor(v)]:
                 raise UserError(
@@ -141,7 +142,10 @@ class BaseModel(ModelFiles, ABC):
             self.load_saved(opt)  # other ranks, which may not have the files, get a broadcast
         if self.isTrain:
             self._set_up_optimizers()
-            if not (weights - self._weights_of_modules()).isdisjoint(self.stepped_tensors()):
+            now = self._weights_by_module()
+            replaced = {p for name in weights.keys() & now for p in weights[name]}
+            replaced -= {p for own in now.values() for p in own}
+            if not replaced.isdisjoint(self.stepped_tensors()):
                 raise UserError(
                     f"load_networks of {type(self).__name__} replaces a network, and an optimizer "
                     "goes on with the weights of the old one: load weights into the network instead"
@@ -159,8 +163,8 @@ class BaseModel(ModelFiles, ABC):
             self._save_averages_too()
         self.print_networks(opt.verbose)
 
-    def _weights_of_modules(self) -> set[torch.Tensor]:
-        return {p for net in self.all_modules().values() for p in net.parameters()}
+    def _weights_by_module(self) -> dict[str, list[nn.Parameter]]:
+        return {name: list(net.parameters()) for name, net in self.all_modules().items()}
 
     def _synchronize_norms(self) -> None:
         """Synchronize batch norm statistics over all ranks."""

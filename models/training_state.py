@@ -90,6 +90,8 @@ def plain_values(model: ModelFiles) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, (float, int, str)):  # most of a long history
+        return value
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
@@ -109,25 +111,28 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     The others are not saved: they follow the options, which may have changed when a run resumes.
     """
 
-    def is_same(name: str, x: Any, y: Any, inside: bool = False) -> bool:
+    def is_same(x: Any, y: Any, name: str, *path: Any) -> bool:
         if type(x) is not type(y):
             return False
+        if isinstance(x, (float, int, str)):
+            return x == y
         if torch.is_tensor(x):
-            if inside and name in now:  # saved under this name if it has changed
+            # saved under a name of its own if it has changed
+            if path and ".".join([name, *map(str, path)]) in now:
                 return True
             return (x.dtype, x.device) == (y.dtype, y.device) and torch.equal(x, y)
         if isinstance(x, np.ndarray):
             return x.dtype == y.dtype and np.array_equal(x, y)
         if isinstance(x, dict):
             keys = list(x)
-            return keys == list(y) and all(is_same(f"{name}.{k}", x[k], y[k], True) for k in keys)
+            return keys == list(y) and all(is_same(x[k], y[k], name, *path, k) for k in keys)
         if isinstance(x, (list, tuple)):
             pairs = enumerate(zip(x, y, strict=False))
-            return len(x) == len(y) and all(is_same(f"{name}.{i}", *p, True) for i, p in pairs)
+            return len(x) == len(y) and all(is_same(*p, name, *path, i) for i, p in pairs)
         return bool(x == y)
 
     pairs = {k: (v, before[k]) for k, v in now.items() if k in before}
-    return {k: x for k, (x, y) in pairs.items() if not is_same(k, x, y)}
+    return {k: x for k, (x, y) in pairs.items() if not is_same(x, y, k)}
 
 
 def _holds_images(value: Any) -> bool:
@@ -142,6 +147,7 @@ def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, 
     # a model may have changed its options
     now = {k: values.get(f"opt.{k}", getattr(model.opt, k)) for k in sizes}
     changed = {k for k in sizes if options[k] != now[k]}
+    lost: list[str] = []
     for name, saved in values.items():
         # images that do not fit those to come; a tensor is a whole batch, a list holds images
         outdated = changed if torch.is_tensor(saved) else changed - {"batch_size"}
@@ -158,8 +164,8 @@ def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, 
             own.update(value)
         elif isinstance(own, np.ndarray) and _fits(value, own):
             own[...] = value
-        elif isinstance(value, (list, dict)):
-            pass  # of what this model has not made yet, perhaps a deque or a Counter
+        elif isinstance(value, (list, dict)):  # perhaps it was a deque or a Counter
+            lost.append(name)
         elif name in places:
             owner, key = places[name]
             if isinstance(owner, torch.Tensor):
@@ -170,6 +176,12 @@ def restore_plain(model: ModelFiles, values: dict[str, Any], options: dict[str, 
             setattr(model, name, value)
         elif name in tensors and tensors[name].shape == getattr(value, "shape", None):
             tensors[name].copy_(value)
+    if lost:
+        warn(
+            f"{', '.join(lost)}: a list or a dictionary in the checkpoint that this model does not "
+            "have after setup, so it is not restored; if a later iteration needs it, create it, "
+            "empty, in __init__"
+        )
 
 
 def _fits(value: Any, own: np.ndarray) -> bool:

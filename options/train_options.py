@@ -140,7 +140,6 @@ options of another model: python train.py --model pix2pix --help"""
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         self.resume_after_restart(opt)
-        self.begin_if_nothing_is_saved(opt)
         super().restore_saved(opt, explicit)
         if not opt.continue_train:
             return
@@ -149,6 +148,7 @@ options of another model: python train.py --model pix2pix --help"""
         names = {action.dest for g in groups for action in g._group_actions}
         names |= {"val_freq", "on_nan", "precision", "deterministic"}
         warn_of_dropped(opt, names - explicit - {"phase", "epoch_count"}, self.saved)
+        self.begin_if_nothing_is_saved(opt)
 
     def begin_if_nothing_is_saved(self, opt: argparse.Namespace) -> None:
         """Unset --continue_train if there is nothing to resume, for models that read it."""
@@ -163,7 +163,7 @@ options of another model: python train.py --model pix2pix --help"""
             f"--continue_train: nothing is saved in {folder}, so this starts from scratch"
             f"{weight_files.earlier_hint(folder)}"
         )
-        others = weight_files.experiments(folder.parent)
+        others = {*weight_files.experiments(folder.parent)} - {folder.name}
         if close := difflib.get_close_matches(folder.name, others, 1, 0.8):
             warn(f"there is no training --name {folder.name}; did you mean {close[0]}?")
 

@@ -1169,3 +1169,15 @@ def test_the_best_of_the_save_itself_counts_after_a_resume(images, kept, tmp_pat
     (tmp_path / "best_scores.json").write_text(written)
     validation.resume(Position(epoch=2, total_iters=8))
     assert validation.best == (best if kept else None)
+
+
+def test_a_save_that_is_not_there_and_a_model_that_passes_over_missing_files(
+    pictures, tmp_path, monkeypatch
+):
+    from models.pix2pix_model import Pix2PixModel
+
+    monkeypatch.setattr(Pix2PixModel, "load_networks", lambda self, epoch: None)
+    argv = words(pictures, tmp_path, "--continue_train", "--epoch", "5", model="pix2pix")
+    result = helpers.run("train.py", *argv)
+    assert result.code == 1
+    assert "has no save '5': choose another --epoch or --load_iter" in result.err

@@ -807,3 +807,13 @@ def test_continue_train_is_off_if_there_is_nothing_to_resume(file, words, resume
         (folder / file).touch()
     opt = parse(tmp_path, "--name", "first", "--continue_train", *words.split())
     assert opt.continue_train == resumes
+
+
+def test_best_weights_alone_keep_the_architecture(tmp_path):
+    """A run that was killed between its first validation and its first save."""
+    folder = tmp_path / "c" / "first"
+    folder.mkdir(parents=True)
+    (folder / "best_net_G.pth").touch()
+    (folder / "train_opt.txt").write_text("ngf: 7\n")
+    opt = parse(tmp_path, "--name", "first", "--continue_train")
+    assert (opt.continue_train, opt.ngf) == (False, 7)

@@ -852,7 +852,7 @@ def test_values_of_frozen_objects_come_back(tmp_path, monkeypatch):
     assert resume(first, second).seen == Seen(3)
 
 
-def test_a_deque_or_counter_made_later_is_made_again(tmp_path):
+def test_a_deque_or_counter_made_later_is_made_again(tmp_path, capsys):
     """As a list it would grow without end, and a Counter as a dictionary has no zeros."""
     first, second = (build("ttur", tmp_path) for _ in range(2))
     for model in (first, second):
@@ -864,6 +864,7 @@ def test_a_deque_or_counter_made_later_is_made_again(tmp_path):
     assert second.recent is None
     assert second.counts is None
     assert second.window == deque([2, 3])
+    assert "recent, counts: a list or a dictionary in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", ["", "--batch_size 2", "--crop_size 64"])

@@ -145,7 +145,12 @@ class TrainingRun:
                 with contextlib.suppress(OSError):
                     (self.folder / checkpoint.EARLIER).touch()
             return None
-        found: FoundCheckpoint = self.model.resumed
+        found: FoundCheckpoint | None = self.model.resumed
+        if found is None:  # a model's own load_networks may pass over missing files
+            raise UserError(
+                f"--continue_train: {self.folder} has no save '{self.model.load_suffix()}': choose "
+                "another --epoch or --load_iter"
+            )
         for reason in found.skipped:
             warn(f"skipping a damaged checkpoint: {reason}")
         if found.state is None:
