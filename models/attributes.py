@@ -141,9 +141,7 @@ def _is_plain(x: Any, depth: int = 0) -> bool:
     if depth > 8 or not (filled_again or type(x) in (dict, OrderedDict, list, tuple)):
         return False
     keys, items = (x.keys(), x.values()) if isinstance(x, dict) else ((), x)
-    parts = (part for key in keys for part in (key if type(key) is tuple else (key,)))
-    known = all(type(part) in _SIMPLE for part in parts)
-    return known and all(_is_plain(item, depth + 1) for item in items)
+    return all(map(_is_plain, keys)) and all(_is_plain(item, depth + 1) for item in items)
 
 
 def plain_tensors(model: Any) -> dict[str, torch.Tensor]:

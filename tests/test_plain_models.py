@@ -709,6 +709,7 @@ def test_values_that_a_checkpoint_could_not_read_are_left_out(tmp_path):
         ([np.zeros(2)], [np.ones(2)]),
         ([0, 1], [False, True]),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        ({}, {np.int64(3): 1, (np.float32(0.5), "x"): 2}),
     ],
 )
 def test_plain_values_of_all_kinds_come_back_as_they_were(at_first, changed, tmp_path):
