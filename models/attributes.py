@@ -124,11 +124,12 @@ def _plain_objects(
 
 
 def _is_plain(x: Any, depth: int = 0) -> bool:
-    """Whether a value is one that `plain_places` lists; containers may be nested, as in a list of
-    optimizers' state dictionaries.
+    """Whether a value is one that `plain_places` lists; containers may be nested.
 
-    Not a tensor that requires gradients, which is the result of an iteration. A checkpoint with
-    other classes, such as the keys of an Enum, could not be read; nor could one with empty arrays.
+    The depth is bounded, since a list may hold itself, and suffices for a list of optimizers' state
+    dictionaries. A tensor that requires gradients is the result of an iteration, so it does not
+    count. A checkpoint with other classes, such as the keys of an Enum, could not be read; nor
+    could one with empty arrays.
     """
     if type(x) in _SIMPLE:
         return True
@@ -137,7 +138,6 @@ def _is_plain(x: Any, depth: int = 0) -> bool:
     if isinstance(x, np.generic) or type(x) is np.ndarray:
         return x.dtype.kind in "biuf" and x.size > 0
     filled_again = isinstance(x, (dict, list, deque)) and not depth  # a Counter, for example
-    # a list that holds itself is endless
     if depth > 8 or not (filled_again or type(x) in (dict, OrderedDict, list, tuple)):
         return False
     keys, items = (x.keys(), x.values()) if isinstance(x, dict) else ((), x)

@@ -123,7 +123,6 @@ class BaseModel(ModelFiles, ABC):
             scalers = self.find_all(torch.amp.GradScaler) if self._gradient_scale else ()
             if any(scaler.is_enabled() for scaler in scalers):
                 self._steps.refuse_scaler()
-        weights = self._weights_by_module()
         for name, net in self.networks().items():
             if others := [k for k, v in net.state_dict().items() if not torch.is_tensor(v)]:
                 raise UserError(
@@ -142,14 +141,6 @@ class BaseModel(ModelFiles, ABC):
             self.load_saved(opt)  # other ranks, which may not have the files, get a broadcast
         if self.isTrain:
             self._set_up_optimizers()
-            now = self._weights_by_module()
-            replaced = {p for name in weights.keys() & now for p in weights[name]}
-            replaced -= {p for own in now.values() for p in own}
-            if not replaced.isdisjoint(self.stepped_tensors()):
-                raise UserError(
-                    f"load_networks of {type(self).__name__} replaces a network, and an optimizer "
-                    "goes on with the weights of the old one: load weights into the network instead"
-                )
             self._steps.activate()
             self.schedulers = [get_scheduler(o, opt) for o in self.optimizers]
             if self._records_iterations():
@@ -162,9 +153,6 @@ class BaseModel(ModelFiles, ABC):
             self._averages = ema.start_averages(self, opt.ema)
             self._save_averages_too()
         self.print_networks(opt.verbose)
-
-    def _weights_by_module(self) -> dict[str, list[nn.Parameter]]:
-        return {name: list(net.parameters()) for name, net in self.all_modules().items()}
 
     def _synchronize_norms(self) -> None:
         """Synchronize batch norm statistics over all ranks."""

@@ -169,7 +169,11 @@ class ModelFiles:
 
     # ---------------------------------------------------------------------- the state of training
     def load_saved(self, opt: argparse.Namespace) -> None:
-        """Find the checkpoint to resume from, and load its weights."""
+        """Find the checkpoint to resume from, and load its weights.
+
+        Raises UserError if that replaces a network that an optimizer trains.
+        """
+        before = self._weights_by_module()
         newest = opt.epoch == "latest" and opt.load_iter == 0
         suffix = None if newest else self.load_suffix()
         self.resumed = checkpoint.find_checkpoint(self.save_dir, self.networks(), suffix)
@@ -179,6 +183,17 @@ class ModelFiles:
             self.load_networks(self.resumed.suffix)
         elif suffix is not None:
             self.load_networks(suffix)  # raises an error that lists the saved ones
+        now = self._weights_by_module()
+        replaced = {p for name in before.keys() & now for p in before[name]}
+        replaced -= {p for own in now.values() for p in own}
+        if replaced and not replaced.isdisjoint(self.stepped_tensors()):
+            raise UserError(
+                f"load_networks of {type(self).__name__} replaces a network, and an optimizer goes "
+                "on with the weights of the old one: load the weights into the network instead"
+            )
+
+    def _weights_by_module(self) -> dict[str, list[nn.Parameter]]:
+        return {name: list(net.parameters()) for name, net in self.all_modules().items()}
 
     def _loads_more(self) -> bool:
         """Whether a model has a `load_networks` of its own, which may read more than weights."""
