@@ -38,11 +38,13 @@ from models.speed.iterations import says_recordable
 from options.test_options import TestOptions
 from util import distributed
 from util.background import BackgroundWork
+from util.display import wandb_logger
 from util.errors import UserError, one_line_errors, unwind_on_sigterm, warn
 from util.files import make_writable, mark_as_results
 from util.html import HTML
 from util.picture_files import UNREADABLE
 from util.result_names import ResultNames, results_folder
+from util.run.saved_options import experiment_folder
 from util.visualizer import write_visuals
 
 
@@ -88,6 +90,9 @@ def main() -> None:
 
 def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     """Translate a dataset, and write a page with inputs and outputs."""
+    use_wandb = opt.use_wandb and distributed.is_main()
+    if use_wandb:
+        wandb_logger.start_run(opt, experiment_folder(opt))
     webpage = HTML(web_dir, f"Experiment = {opt.name}, {what}")
     count = int(min(opt.num_test, len(dataset)))
     hint = " (--num_test all takes them all)" if count < len(dataset) else ""
@@ -138,6 +143,9 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     for _, name, files, labels in sorted(shown):
         webpage.add_header(name)
         webpage.add_images(files, labels, files, width=opt.display_winsize)
+        if use_wandb:
+            paths = [webpage.get_image_dir() / file for file in files]
+            wandb_logger.log_result(name, dict(zip(labels, paths, strict=True)))
     if distributed.is_main():
         webpage.save()
     print(f"results: {web_dir / 'index.html'}")

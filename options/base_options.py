@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import math
 import shlex
 import sys
@@ -203,6 +204,12 @@ class BaseOptions:
             self.parser.error(
                 f"--value_range {low:g} {high:g}: give two numbers, the lower one first"
             )
+        for flag, package in (("use_wandb", "wandb"), ("use_tensorboard", "tensorboard")):
+            if getattr(opt, flag, False) and importlib.util.find_spec(package) is None:
+                self.parser.error(
+                    f"--{flag} needs the package {package}, which is not installed: pip install "
+                    f"{package}, or leave the flag out"
+                )
         if opt.cuda_graphs == "on" and getattr(opt, "accumulate", 1) > 1:
             self.parser.error(
                 f"--cuda_graphs and --accumulate {opt.accumulate} exclude each other: gradients "

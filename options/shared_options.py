@@ -159,5 +159,5 @@ def add_saves(parser: argparse.ArgumentParser, title: str) -> None:
 
 def add_display(parser: argparse.ArgumentParser) -> None:
     add = group(parser, "display").add_argument
-    add("--use_wandb", action="store_true", help="log training to W&B (needs wandb)")
+    add("--use_wandb", action="store_true", help="log to W&B (needs wandb)")
     add("--wandb_project_name", default="CycleGAN-and-pix2pix", help="W&B project of --use_wandb")

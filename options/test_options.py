@@ -190,6 +190,6 @@ options of another model: python test.py --model pix2pix --help"""
                 f"{folder} has results of {was}: those of the same names are {then}; another "
                 "--results_dir keeps both"
             )
-        if opt.use_wandb:
-            found.append("--use_wandb is of no use here: only train.py logs to W&B")
+        if opt.use_wandb and opt.only_outputs:
+            found.append("--use_wandb has no effect with --only_outputs: it logs results of a page")
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 
 from data.cache import MEMORY_FRACTION
 from models import diffaug
@@ -212,9 +211,3 @@ options of another model: python train.py --model pix2pix --help"""
             self.parser.error(
                 f"--gp_every {opt.gp_every} needs a gradient penalty: say --gp r1, or leave it out"
             )
-        for flag, package in (("use_wandb", "wandb"), ("use_tensorboard", "tensorboard")):
-            if getattr(opt, flag) and importlib.util.find_spec(package) is None:
-                self.parser.error(
-                    f"--{flag} needs the package {package}, which is not installed: pip install "
-                    f"{package}, or leave the flag out"
-                )

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from models.networks import define_G
+from tests.helpers import TINY, succeed, unaligned
 from tests.visdom_helpers import MadeUpTraining
 from util.display.base import BackgroundLogger
 from util.display.tensorboard_logger import TensorBoardLogger
 from util.display.wandb_logger import ID_FILE, WandbLogger
 from util.errors import UserError
+from util.html import HTML
+from util.visualizer import save_images
 
+OPT = Namespace(wandb_project_name="project", name="run", lr=2e-4)
 PICTURES = {"real_A": np.zeros((32, 48, 3), np.uint8), "fake_B": np.ones((32, 48, 3), np.uint8)}
 
 
@@ -57,16 +66,50 @@ def test_tensorboard_and_resume(tmp_path):
     assert [s.step for s in events.Scalars("loss/G")] == [1, 2, 3]
 
 
-def test_wandb_offline_and_resume(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """The package, offline."""
+    package = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
+    yield package
+    package.finish()
+
+
+def images_in(folder: Path) -> list[bytes]:
+    """The pixels of all PNG files of a folder."""
+    return sorted(np.asarray(Image.open(path)).tobytes() for path in folder.glob("**/*.png"))
+
+
+def test_results_of_test_py_on_wandb(wandb, tmp_path):
+    net = define_G(3, 3, 4, "resnet_6blocks", norm="instance")
+    (tmp_path / "x").mkdir()
+    torch.save(net.state_dict(), tmp_path / "x" / "latest_net_G.pth")
+    data = unaligned(tmp_path / "data", 2) / "testA"
+    words = ["--dataroot", data, "--name", "x", "--checkpoints_dir", tmp_path, "--no_dropout"]
+    words += ["--results_dir", tmp_path / "results", "--model", "test", "--use_wandb"]
+    succeed("test.py", *TINY, *words)
+    wandb.finish()
+    results = images_in(tmp_path / "results")
+    assert len(results) == 4
+    assert images_in(tmp_path / "x" / "wandb") == results
+
+
+def test_save_images_logs_to_the_run_of_a_loop_of_ones_own(wandb, tmp_path):
+    wandb.init(project="project", dir=str(tmp_path))
+    page = HTML(tmp_path / "page", "title")
+    save_images(page, PICTURES, ["a.png"], use_wandb=True)
+    wandb.finish()
+    assert images_in(tmp_path / "wandb") == sorted(x.tobytes() for x in PICTURES.values())
+
+
+def test_wandb_offline_and_resume(wandb, tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    first = WandbLogger("project", "run", {"lr": 2e-4}, folder)
+    first = WandbLogger(OPT, folder)
     drive(first, 1, 5)
-    second = WandbLogger("project", "run", {"lr": 2e-4}, folder, resumed=True)
+    second = WandbLogger(OPT, folder, resumed=True)
     drive(second, 4, 8)
     assert first.run_id == second.run_id == (folder / ID_FILE).read_text().strip()
     kept = list(folder.glob(f"wandb/offline-run-*/run-{first.run_id}.wandb"))
@@ -74,7 +117,7 @@ def test_wandb_offline_and_resume(tmp_path, monkeypatch):
     assert all(path.stat().st_size for path in kept)
     assert list(folder.glob("wandb/offline-run-*/files/media/images/pictures/*.png"))
 
-    third = WandbLogger("project", "run", {}, folder)  # a new run in the same folder
+    third = WandbLogger(OPT, folder)  # a new run in the same folder
     third.close()
     assert third.run_id != first.run_id
 
@@ -83,7 +126,7 @@ def test_wandb_offline_and_resume(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", no_run)
     with pytest.raises(UserError, match=r"--use_wandb.*no net.*WANDB_MODE=offline"):
-        WandbLogger("project", "run", {}, folder)
+        WandbLogger(OPT, folder)
 
 
 def test_wandb_has_pictures_at_the_images_seen_in_all(tmp_path, monkeypatch):
@@ -91,7 +134,7 @@ def test_wandb_has_pictures_at_the_images_seen_in_all(tmp_path, monkeypatch):
     run = SimpleNamespace(log=logged.append, define_metric=lambda *a, **k: None, finish=int)
     fake = SimpleNamespace(init=lambda **k: run, Settings=dict, Image=lambda array, caption: array)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    drive(WandbLogger("project", "run", {}, tmp_path), 7, 7)
+    drive(WandbLogger(OPT, tmp_path), 7, 7)
     assert [("pictures/real_A" in x, x["images"]) for x in logged] == [(False, 7), (True, 7)]
 
 

@@ -20,6 +20,7 @@ from . import distributed, util
 from .background import BackgroundWork
 from .display.base import Logger
 from .display.loggers import open_loggers
+from .display.wandb_logger import log_result
 from .errors import say, warn
 from .files import replacing
 from .html import HTML
@@ -257,7 +258,8 @@ def save_images(
     """Save the images of one input below the page's `images/`, and add them to it as a row.
 
     `visuals` are (N, C, H, W) in [-1, 1], the first of which is saved, or uint8 (H, W, C); `width`
-    is the width of an image on the page.
+    is the width of an image on the page. `use_wandb` also logs them to the W&B run that this
+    process has started.
     """
     name = Path(image_path[0]).stem
     files = write_visuals(
@@ -265,6 +267,9 @@ def save_images(
     )
     webpage.add_header(name)
     webpage.add_images(files, list(visuals), files, width=width)
+    if use_wandb:
+        paths = [webpage.get_image_dir() / file for file in files]
+        log_result(name, dict(zip(visuals, paths, strict=True)))
 
 
 def write_visuals(

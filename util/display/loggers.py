@@ -97,8 +97,7 @@ def open_loggers(
 
     # opened before anything is set aside, since a failure of theirs ends training
     if opt.use_wandb:
-        config = {k: v for k, v in vars(opt).items() if k != "device"}
-        add(WandbLogger, opt.wandb_project_name, opt.name, config, folder, resumed)
+        add(WandbLogger, opt, folder, resumed)
     if opt.use_tensorboard:
         add(TensorBoardLogger, folder / "tb", position.total_iters)
     set_aside()

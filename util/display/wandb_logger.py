@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,7 @@ class WandbLogger(BackgroundLogger):
     Raises UserError if W&B can't start the run.
 
     Args:
-        project: W&B's project.
-        name: name of the run, which is the name of the experiment.
-        config: options to show with the run.
+        opt: the options, which are shown with the run.
         dir: the experiment's folder.
         resumed: whether to continue the run whose id is in the folder.
     """
@@ -36,14 +36,7 @@ class WandbLogger(BackgroundLogger):
     name = "W&B"
     picture_backlog = 4
 
-    def __init__(
-        self,
-        project: str,
-        name: str,
-        config: dict[str, Any],
-        dir: Path,
-        resumed: bool = False,
-    ):
+    def __init__(self, opt: argparse.Namespace, dir: Path, resumed: bool = False):
         super().__init__()
         import wandb
 
@@ -51,21 +44,8 @@ class WandbLogger(BackgroundLogger):
         self.run_id = _run_id(dir / ID_FILE, resumed)
         # Here and not on the thread: W&B may ask for a key, and whoever asked for W&B should learn
         # at once if it does not work. Training has hardly begun.
-        try:
-            self._run_handle = wandb.init(
-                project=project,
-                name=name,
-                config=config,
-                dir=str(dir),
-                id=self.run_id,
-                resume="allow" if resumed else None,
-                settings=wandb.Settings(init_timeout=START_SECONDS),
-            )
-        except Exception as e:
-            raise UserError(
-                f"--use_wandb: W&B can't start a run ({in_one_line(e, 200)}); "
-                "WANDB_MODE=offline keeps the run on this machine"
-            ) from None
+        resume = "allow" if resumed else None
+        self._run_handle = start_run(opt, dir, id=self.run_id, resume=resume)
         # Not W&B's own step, which can only grow: a run may go on from an older checkpoint.
         self._run_handle.define_metric("images")
         self._run_handle.define_metric("*", step_metric="images")
@@ -86,6 +66,33 @@ class WandbLogger(BackgroundLogger):
     def _finish(self) -> None:
         # What this can't send within the time of `close`, W&B sends when Python exits.
         self._run_handle.finish()
+
+
+def start_run(opt: argparse.Namespace, dir: Path, **more: Any) -> Any:
+    """Start a W&B run whose files go to `dir`; raises UserError if W&B can't."""
+    import wandb
+
+    try:
+        return wandb.init(
+            project=opt.wandb_project_name,
+            name=opt.name,
+            config={k: v for k, v in vars(opt).items() if k != "device"},
+            dir=str(dir),
+            settings=wandb.Settings(init_timeout=START_SECONDS),
+            **more,
+        )
+    except Exception as e:
+        raise UserError(
+            f"--use_wandb: W&B can't start a run ({in_one_line(e, 200)}); "
+            "WANDB_MODE=offline keeps the run on this machine"
+        ) from None
+
+
+def log_result(name: str, files: Mapping[str, Path]) -> None:
+    """Log the images of one input, by label, to the W&B run that this process has started."""
+    import wandb
+
+    wandb.log({label: wandb.Image(str(file), caption=name) for label, file in files.items()})
 
 
 def _run_id(path: Path, resumed: bool) -> str:
