@@ -154,13 +154,21 @@ def test_report_says_what_it_holds_for(paired):
     assert (facts["name"], facts["model"], facts["epoch"]) == ("p", "pix2pix", "1")
     assert facts["pictures"] == 2
     assert (facts["dataroot"], facts["dataset_mode"]) == (str(paired / "data"), "aligned")
-    assert facts["resize"] == {"preprocess": "resize_and_crop", "load_size": 32, "crop_size": 32}
+    size = {"preprocess": "resize_and_crop", "load_size": 32, "crop_size": 32, "more": ""}
+    assert facts["resize"] == size
+    assert facts["variant"]["precision"] == "tf32"
     weights = (paired / "p" / "1_net_G.pth").read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
     assert facts["weights"] == [{"file": "1_net_G.pth", "sha256": digest}]
-    assert "161x161" in facts["left_out"]["MS-SSIM"]
+    assert "176x176" in facts["left_out"]["MS-SSIM"]
     assert facts["variant"]["mode"].startswith("train")
     assert set(facts["variant"]["scores"]) == {"L1", "PSNR", "SSIM"}
+    other = ["--keep_size", "--tile", 16, "--tile_mode", "quick", "--precision", "bf16", "--eval"]
+    facts = evaluate(paired, "p", "--num_test", 2, "--epoch", 1, *other)
+    assert facts["resize"]["more"] == "--keep_size --tile 16 --tile_mode quick"
+    assert facts["variant"]["precision"] == "bf16"
+    assert "--tile 16" in table(facts)
+    assert "eval mode, bf16" in table(facts)
 
 
 def test_columns_of_the_table_do_not_touch(paired):
@@ -236,12 +244,21 @@ def test_one_generator_on_pairs(paired, tmp_path, direction):
     assert facts["scores"]["fake_B"]["L1"]["value"] == pytest.approx(np.mean(values), abs=1e-5)
 
 
-def test_cityscapes_labels_are_scored(paired):
+def test_cityscapes_labels_are_scored(paired, tmp_path):
     facts = evaluate(paired, "p", "--cityscapes", "--eval")
+    assert "no label images" in facts["left_out"]["cityscapes"]
+    assert "class IoU" not in facts["scores"]["fake_B"]
+
+    colours = np.array(list(metrics.CITYSCAPES.values()), np.uint8)
+    labels = colours[np.random.default_rng(0).integers(0, 19, (32, 32))]
+    (tmp_path / "test").mkdir()
+    Image.fromarray(np.hstack([pixels(32, 32), labels])).save(tmp_path / "test" / "0.png")
+    facts = evaluate(paired, "p", "--cityscapes", "--eval", "--dataroot", tmp_path)
     found = facts["scores"]["fake_B"]
     for name in ("pixel accuracy", "class accuracy", "class IoU"):
         assert 0 <= found[name]["value"] <= 1
     assert "nearest colour" in facts["variant"]["scores"]["pixel accuracy"]
+    assert found["L1"]["spread"] is None  # of one image
 
 
 @pytest.mark.parametrize("labelled", ["A", "B"])
@@ -394,6 +411,7 @@ def test_fid_and_kid_with_weights_from_a_file(unpaired, tmp_path):
         "scripts/evaluate.py", *where, *words, "--gpu_ids", -1, "--results_dir", tmp_path
     )
     assert "not the released" in result.err
+    assert "FID and KID of 3 images depend on that number" in result.err
     facts = json.loads((tmp_path / "u" / "test_latest" / "scores.json").read_text())
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     expected = {"file": "inception.pth", "sha256": digest, "released": False}
@@ -418,6 +436,13 @@ def test_fid_and_kid_with_weights_from_a_file(unpaired, tmp_path):
     fake = [np.asarray(G(p)) for p in sides["A"]]
     wanted = metrics.fid(look([np.asarray(p) for p in sides["B"]]), look(fake))
     assert facts["scores"]["fake_B"]["FID"]["value"] == pytest.approx(wanted, rel=1e-3)
+
+    more = ["--model", "test", "--dataset_mode", "unaligned", "--direction", "BtoA"]
+    more += ["--results_dir", tmp_path / "single", "--gpu_ids", -1]
+    succeed("scripts/evaluate.py", *where, *words, *more)
+    single = json.loads((tmp_path / "single" / "u" / "test_latest" / "scores.json").read_text())
+    fid = facts["scores"]["fake_A"]["FID"]["value"]
+    assert single["scores"]["fake_B"]["FID"]["value"] == pytest.approx(fid, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -605,9 +630,13 @@ def test_the_best_of_other_pictures_does_not_count(paired, tmp_path):
     # of another size, too
     words += ["--n_epochs", 3, "--continue_train", "--num_val", 1, "--crop_size", 40]
     assert "it is reset" in succeed("train.py", *where, *words, "--load_size", 40).err
+    for path in (tmp_path / "x").glob("best_net_*"):
+        path.unlink()
+    words += ["--load_size", 40, "--n_epochs", 4]
+    assert "are gone: the best score is reset" in succeed("train.py", *where, *words).err
 
 
-def test_what_can_not_be_scored_does_not_end_a_training(paired, tmp_path):
+def test_what_can_not_be_scored_does_not_end_a_training(paired, tmp_path, monkeypatch):
     data = tmp_path / "data"
     shutil.copytree(paired / "data", data)
     damaged_inside(data / "val" / "0.png")
@@ -618,6 +647,9 @@ def test_what_can_not_be_scored_does_not_end_a_training(paired, tmp_path):
     assert (tmp_path / "x" / "latest_net_G.pth").exists()
     again = succeed("train.py", *where, *words, "--skip_broken")
     assert "--skip_broken skipped 1:" in again.out
+    monkeypatch.setattr(metrics, "l1", mock.Mock(side_effect=KeyError("a bug")))
+    again = succeed("train.py", *where, *words, "--skip_broken")
+    assert "warning: no scores of epoch 1: KeyError: 'a bug'" in again.err
 
 
 def test_the_mean_of_psnr_is_finite():

@@ -103,8 +103,9 @@ def test_ms_ssim_near_that_of_torchmetrics():
 
 def test_pictures_that_are_too_small_are_refused():
     x = tensor(pixels(160, 200))
-    with pytest.raises(ValueError, match="161x161, got 160x200"):
-        metrics.ms_ssim(x, x)
+    for width in (160, 161, 168, 175):  # the smallest scale has 10 or 10.9 pixels
+        with pytest.raises(ValueError, match=f"176x176, got {width}x200"):
+            metrics.ms_ssim(*2 * [tensor(pixels(width, 200))])
     with pytest.raises(ValueError, match="11x11"):
         metrics.ssim(x[..., :10], x[..., :10])
     with pytest.raises(ValueError, match="one shape"):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from util.errors import UserError
+from util.errors import UserError, warn
 from util.util import to_levels
 
 from . import metrics
@@ -29,6 +29,8 @@ from .report import report
 PAIRED = ("L1", "PSNR", "SSIM", "MS-SSIM", "LPIPS")
 SETS = ("FID", "KID")
 SCORES = (*PAIRED, *SETS, "cycle", "grid")
+NOT_LABELS = 10  # levels from the colours of classes; those of JPEG files of labels are 2 at most
+FEW = 2048  # features of Inception; with fewer images, FID says less about the images
 
 
 @dataclass
@@ -120,8 +122,9 @@ class Evaluator:
             start, goal = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
             if opt.model == "test" and goal in data:
                 # --model test takes A, whatever the direction
+                of_goal = data.get(goal + "_paths", data[start + "_paths"])
                 data = {"A": data[start], "A_paths": data[start + "_paths"], "B": data[goal]}
-                data["B_paths"] = data["A_paths"]
+                data["B_paths"] = of_goal
                 start, goal = "A", "B"
             model.set_input(data)
             model.test()
@@ -216,6 +219,7 @@ class _Collected:
     def _lpips(self, fake: torch.Tensor | None, real: torch.Tensor | None) -> float:
         if fake is None or real is None or min(fake.shape[-2:]) < 32:
             raise ValueError("it needs images in colour or grey of at least 32x32")
+        metrics.same_shape(fake, real)
         assert self.evaluator.lpips is not None
         return self.evaluator.lpips(fake, real)
 
@@ -236,12 +240,17 @@ class _Collected:
         for visual, by_name in self.values.items():
             for name, values in by_name.items():
                 if name.split()[0] not in self.left_out:
-                    mean, spread = float(np.mean(values)), float(np.std(values))
-                    scores[visual][name] = Score(mean, spread, len(values))
+                    spread = float(np.std(values)) if len(values) > 1 else None
+                    scores[visual][name] = Score(float(np.mean(values)), spread, len(values))
         labels = {} if "cityscapes" in self.left_out else self.labels
         if labels:
             # a model that translates both ways also makes photographs: take the labels
             visual = min(labels, key=lambda name: labels[name].distance())
+            if (distance := labels[visual].distance()) > NOT_LABELS:
+                why = f"real images are {distance:.0f} levels off the colours of classes"
+                self._leave_out("cityscapes", f"{why}, so they are no label images")
+                labels = {}
+        if labels:
             for name, value in labels[visual].scores().items():
                 scores[visual][name] = Score(value, None, self.pictures)
         for visual in list(self.features):
@@ -313,6 +322,12 @@ def evaluate(opt: argparse.Namespace, model: Any, dataset: Any) -> dict[str, Any
         if opt.dataset_mode == "single":
             reasons.append("sets need images of both sides: --dataset_mode unaligned")
         raise UserError(f"nothing could be scored: {'; '.join(reasons)}")
+    sets = {n: s[n].pictures for s in result.scores.values() for n in SETS if n in s}
+    if sets and min(sets.values()) < FEW:
+        warn(
+            f"{' and '.join(sets)} of {min(sets.values())} images depend on that number: compare "
+            f"only with those of as many, and do not rely on fewer than {FEW}"
+        )
     return report(opt, model, result)
 
 

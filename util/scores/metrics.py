@@ -16,10 +16,8 @@ PEAK = 255.0
 WINDOW, SIGMA = 11, 1.5  # of Wang et al. 2004
 K1, K2 = 0.01, 0.03
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of Wang et al. 2003
-# the window has to fit into the smallest of the five scales
-MS_SSIM_LEAST = (WINDOW - 1) * 2 ** (len(MS_SSIM_WEIGHTS) - 1) + 1
-
-
+# the window has to fit into the smallest of the five scales, and halving rounds down
+MS_SSIM_LEAST = WINDOW * 2 ** (len(MS_SSIM_WEIGHTS) - 1)
 GRID_PERIODS = (2, 4, 8)  # pixels
 GRID_LEAST = 64  # pixels of a side, so that every frequency has neighbours
 
@@ -27,13 +25,13 @@ GRID_LEAST = 64  # pixels of a side, so that every frequency has neighbours
 # ------------------------------------------------------------------------------------------- pairs
 def l1(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of each image (N,), as a fraction of the range: 0 to 1."""
-    _same_shape(a, b)
+    same_shape(a, b)
     return (a.double() - b.double()).abs().flatten(1).mean(1) / PEAK
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Peak signal to noise ratio of each image (N,), in dB; infinite for equal ones."""
-    _same_shape(a, b)
+    same_shape(a, b)
     error = (a.double() - b.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(PEAK**2 / error)
 
@@ -69,7 +67,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     Raises ValueError for images smaller than the window of 11x11.
     """
-    _same_shape(a, b)
+    same_shape(a, b)
     _at_least(a, WINDOW, "SSIM")
     return _ssim_maps(a.double(), b.double())[0].flatten(1).mean(1)
 
@@ -78,9 +76,9 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Structural similarity over five scales of each image (N,) (Wang et al. 2003, eq. 7).
 
     At each scale the mean over places and channels is taken, or 0 if it is negative; between scales
-    images are halved by averaging 2x2 pixels. Raises ValueError below 161x161.
+    images are halved by averaging 2x2 pixels. Raises ValueError below 176x176.
     """
-    _same_shape(a, b)
+    same_shape(a, b)
     _at_least(a, MS_SSIM_LEAST, "MS-SSIM")
     a, b = a.double(), b.double()
     result = torch.ones(len(a), dtype=torch.float64, device=a.device)
@@ -94,7 +92,8 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
+def same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Raise ValueError unless two batches (N, C, H, W) have one shape."""
     if a.shape != b.shape or a.dim() != 4:
         raise ValueError(f"two batches (N, C, H, W) of one shape, got {a.shape} and {b.shape}")
 
@@ -112,7 +111,8 @@ def grid(x: torch.Tensor, period: int) -> torch.Tensor:
     The energy at frequency k = n / period, divided by the mean energy at its neighbours k - 3,
     k - 2, k + 2 and k + 3 as far as they exist. The energy is |FFT|^2 of the mean over channels
     along lines of n pixels (the side cut to a multiple of 8) in a Hann window, which spreads a peak
-    over k - 1 to k + 1. It is averaged over the lines of an axis, and added up over both axes.
+    over k - 1 to k + 1. It is averaged over the lines of an axis, divided by the energy of the
+    window, and added up over both axes.
     1/12, the noise of rounding to levels, is added to each pixel's variance, so that a plain
     image has 1.
 

@@ -74,6 +74,7 @@ def report(
         "variant": {
             "network": {k: getattr(opt, k) for k in ("netG", "norm", "ngf", "no_dropout")},
             "mode": "eval" if opt.eval else "train (batch statistics, dropout if there is any)",
+            "precision": opt.precision,
             "pictures": "8-bit levels, as saved by test.py",
             "scores": {name: VARIANTS[name] for name in VARIANTS if name in names},
         },
@@ -81,6 +82,7 @@ def report(
             "preprocess": opt.preprocess,
             "load_size": opt.load_size,
             "crop_size": opt.crop_size,
+            "more": _size_options(opt),
         },
         "value_range": opt.value_range,
         "seed": opt.seed,
@@ -100,6 +102,14 @@ def report(
         "left_out": result.left_out,
         "torch": torch.__version__,
     }
+
+
+def _size_options(opt: argparse.Namespace) -> str:
+    """The options for large images and for keeping sizes, which training does not have."""
+    names = ("keep_size", "tile", "tile_mode", "tile_overlap")
+    given = {name: getattr(opt, name, None) for name in names}
+    flags = (f"--{k}" if v is True else f"--{k} {v}" for k, v in given.items() if v)
+    return " ".join(flags)
 
 
 def warn_of_replaced(path: Path, facts: dict[str, Any]) -> None:
@@ -124,8 +134,9 @@ def table(facts: dict[str, Any]) -> str:
     sizes = f"{resize['preprocess']}, {resize['load_size']} to {resize['crop_size']}"
     heading = [
         f"{facts['name']}: {facts['model']} {facts['direction']}, epoch {facts['epoch']}, "
-        f"{facts['pictures']} images of {facts['phase']} of {facts['dataroot']}, {sizes}",
-        f"network in {facts['variant']['mode']} mode",
+        f"{facts['pictures']} images of {facts['phase']} of {facts['dataroot']}, {sizes}"
+        f" {resize['more']}".rstrip(),
+        f"network in {facts['variant']['mode']} mode, {facts['variant']['precision']}",
         *(f"{w['file']}  sha256 {w['sha256']}" for w in facts["weights"]),
         *(
             f"{w['file']}  sha256 {w['sha256']} ({'' if w['released'] else 'not '}as released)"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from util import distributed, randomness
-from util.errors import UserError, in_one_line, is_out_of_memory, say, warn
+from util.errors import UserError, in_one_line, say, warn
 from util.files import write_whole
 from util.run.position import Position
 from util.run.saved_options import experiment_folder
@@ -86,6 +86,9 @@ class Validation:
         data = f"{self.count} images of {opt.val_phase} of {Path(opt.dataroot).resolve().name}"
         size = self.opt.load_size if opt.preprocess == "scale_width" else opt.crop_size
         self.validated_on = f"{data} ({opt.preprocess}, {size}, {opt.direction})"
+        net = self.evaluator.lpips if self.by == "LPIPS" else self.evaluator.inception
+        if needs_network and net is not None:  # other weights give other scores
+            self.validated_on += f" with {net.weights.report()['sha256'][:8]}"
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -121,6 +124,9 @@ class Validation:
         if of != self.validated_on:
             warn(f"the best so far is of {of}: with {self.validated_on}, it is reset")
             return None
+        if not any(self.folder.glob("best_*.pth")):  # a model may name its files in its own way
+            warn(f"the weights of {self.folder / BEST} are gone: the best score is reset")
+            return None
         return kept
 
     def end_epoch(
@@ -129,8 +135,8 @@ class Validation:
         """Score the model if `--val_freq` divides this epoch; log scores, keep the best weights.
 
         Rank 0 does this, and the others wait. Returns whether it was left unfinished because of
-        `stopping`, which is asked before each image. If something can't be scored, such as a
-        broken image, it only warns, since the epoch is not saved yet.
+        `stopping`, which is asked before each image. Whatever fails, such as a broken image or
+        the code of a user's dataset, it only warns, since the epoch is not saved yet.
         """
         if not self.every or position.epoch % self.every:
             return False
@@ -142,9 +148,8 @@ class Validation:
             except _Stopped:
                 unfinished = True
             except Exception as e:
-                if not (isinstance(e, UserError) or is_out_of_memory(e)):
-                    raise
-                warn(f"no scores of epoch {position.epoch}: {in_one_line(e, 300)}")
+                kind = "" if isinstance(e, UserError) else f"{type(e).__name__}: "
+                warn(f"no scores of epoch {position.epoch}: {kind}{in_one_line(e, 300)}")
             self.dataset.close()  # lists what --skip_broken has skipped
         return distributed.broadcast_object(unfinished)
 
