@@ -18,6 +18,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ from util.picture_files import UNREADABLE
 from util.result_names import ResultNames, results_folder
 from util.run.saved_options import experiment_folder
 from util.visualizer import write_visuals
+
+Row = tuple[int, str, list[str], list[str]]  # of a page: number, name, files and their labels
 
 
 def main() -> None:
@@ -89,7 +92,10 @@ def main() -> None:
 
 
 def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
-    """Translate a dataset, and write a page with inputs and outputs."""
+    """Translate a dataset, and write a page with inputs and outputs.
+
+    After Ctrl-C the page has those that are done.
+    """
     use_wandb = opt.use_wandb and distributed.is_main()
     if use_wandb:
         wandb_logger.start_run(opt, experiment_folder(opt))
@@ -109,35 +115,19 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     if len(own) < count:
         dataset.take(own)
     names = ResultNames(dataset.dataset, own, count)
-    rows: list[tuple[int, str, list[str], list[str]]] = []  # number, name, files, labels
-    done = 0
+    rows: list[Row] = []
     bar = tqdm(total=len(own), unit="img", disable=None)
-    with bar, BackgroundWork(encoding_threads(opt, model.networks().values())) as bg:
-        for data in equal_batches(dataset, size, len(own), largest):
-            model.set_input(data)
-            model.test()
-            visuals = model.get_current_visuals()
-            paths = model.get_image_paths()
-            if not paths:
-                raise UserError(
-                    f"--model {opt.model} does not say which images it translates: set "
-                    "self.image_paths in set_input, such as input['A_paths']"
-                )
-            for i, path in enumerate(paths):
-                if done % 5 == 0:
-                    tqdm.write(f"processing ({done:04d})-th image... {[path]}")
-                done += 1
-                number, name = names.next(path)
-                files = [os.fsencode(f"{Path(name).name}_{label}.png") for label in visuals]
-                if max(map(len, files), default=0) > 255:  # the limit of file systems, in bytes
-                    warn(f"{path} is left out: the names of its results would be too long")
-                    continue
-                own_visuals = {k: picture_of(v, i, len(paths)) for k, v in visuals.items()}
-                files = write_visuals(
-                    webpage.get_image_dir(), own_visuals, path, name, opt.aspect_ratio, bg
-                )
-                rows.append((number, name, files, list(visuals)))
-            bar.update(len(paths))
+    interrupted = False
+    with bar, BackgroundWork(encoding_threads(opt, model.networks().values())) as encoders:
+        batches = equal_batches(dataset, size, len(own), largest)
+        try:
+            for row in translated(opt, model, batches, names, webpage.get_image_dir(), encoders):
+                rows.append(row)
+                bar.update()
+        except KeyboardInterrupt:
+            if not rows or distributed.world_size() > 1:
+                raise
+            interrupted = True
     shown = [row for part in distributed.gather_object(rows) for row in part]
     webpage.add_text(describe(opt, model, len(shown), len(dataset), count - len(shown)))
     for _, name, files, labels in sorted(shown):
@@ -149,6 +139,37 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     if distributed.is_main():
         webpage.save()
     print(f"results: {web_dir / 'index.html'}")
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def translated(
+    opt, model, batches, names: ResultNames, folder: Path, encoders: BackgroundWork
+) -> Iterator[Row]:
+    """Translate batches, and write their images to `folder` in the background."""
+    done = 0
+    for data in batches:
+        model.set_input(data)
+        model.test()
+        visuals = model.get_current_visuals()
+        paths = model.get_image_paths()
+        if not paths:
+            raise UserError(
+                f"--model {opt.model} does not say which images it translates: set "
+                "self.image_paths in set_input, such as input['A_paths']"
+            )
+        for i, path in enumerate(paths):
+            if done % 5 == 0:
+                tqdm.write(f"processing ({done:04d})-th image... {[path]}")
+            done += 1
+            number, name = names.next(path)
+            files = [os.fsencode(f"{Path(name).name}_{label}.png") for label in visuals]
+            if max(map(len, files), default=0) > 255:  # the limit of file systems, in bytes
+                warn(f"{path} is left out: the names of its results would be too long")
+                continue
+            own = {k: picture_of(v, i, len(paths)) for k, v in visuals.items()}
+            files = write_visuals(folder, own, path, name, opt.aspect_ratio, encoders)
+            yield number, name, files, list(visuals)
 
 
 def describe(opt, model, shown: int, total: int, unread: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch.utils.data
 from PIL import Image
 
+from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .cache import CachedImage, PictureCache
@@ -92,6 +93,16 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             quick_check(paths, _size_check(self.opt), columns)
         self.listed += len(paths) * columns
         return paths
+
+    def check_channels(self, *names: str) -> None:
+        """Raise UserError if these options ask for more channels than images are read with."""
+        deep = getattr(self.opt, "value_range", None)
+        for name in names:
+            if not deep and (count := getattr(self.opt, name)) not in (1, 3):
+                raise UserError(
+                    f"--{name} {count}: images are read with 1 or 3 channels; --value_range LOW "
+                    "HIGH (0 255 for 8 bits) reads those with others"
+                )
 
     def open(self, path: str) -> Any:
         """A Pillow image in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""

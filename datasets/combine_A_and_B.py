@@ -14,10 +14,16 @@ import itertools
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from util.errors import end_quietly_on_interrupt
+
+if __name__ == "__main__":
+    end_quietly_on_interrupt()  # before the imports, which take a second
+
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.pictures.reading import TIFF, read_picture
 from data.pictures.values import fit_channels
 from data.pictures.writing import write_picture

@@ -186,8 +186,9 @@ options of another model: python test.py --model pix2pix --help"""
         if was and there:
             # --skip_existing compares names only, so these would pass for results of this run
             then = "left as they are" if opt.skip_existing else "replaced"
+            page = "" if opt.only_outputs else "the page and "
             found.append(
-                f"{folder} has results of {was}: those of the same names are {then}; another "
+                f"{folder} has results of {was}: {page}those of the same names are {then}; another "
                 "--results_dir keeps both"
             )
         if opt.use_wandb and opt.only_outputs:

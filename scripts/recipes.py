@@ -178,7 +178,10 @@ def measure(
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    except ValueError as e:
+        raise UserError(f"--results {path} holds other lines than results: {e}") from e
 
 
 def table(rows: list[dict[str, Any]], layout: str) -> str:
@@ -260,6 +263,7 @@ def main() -> None:
             done = read(args.results)
             if any(row.items() >= key.items() for row in done):
                 continue
+            print(f"{name}, seed {seed}: training", end=" ... ", flush=True)
             alike = [r for r in done if r.items() >= {**key, "seed": r["seed"]}.items()]
             epochs = alike[0]["epochs"] if alike else 0
             facts = measure(
@@ -268,7 +272,7 @@ def main() -> None:
             with open(args.results, "a") as file:
                 file.write(json.dumps({**key, **facts}) + "\n")
             psnr = facts["last"]["fake_B PSNR"]
-            print(f"{name}, seed {seed}: {facts['seconds']} s, PSNR {psnr:.2f}", flush=True)
+            print(f"{facts['seconds']} s, PSNR {psnr:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import signal
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import NoReturn
@@ -95,6 +97,24 @@ def find_pictures(root: Path, translated: Path) -> list[Path]:
     return pictures
 
 
+def name_results(root: Path, paths: list[Path], translated: Path) -> list[tuple[Path, Path]]:
+    """Each image with the file to write; ends the program if one would replace an image."""
+    source = root.parent if root.is_file() else root
+    relative = [path.relative_to(source) for path in paths]
+    times = Counter([*relative, *(name.with_suffix("") for name in relative)])
+    jobs = []
+    for path, name in zip(paths, relative, strict=True):
+        # a.png and a.jpg become a.png.png and a.jpg.png
+        several = times[name.with_suffix("")] > 1
+        name = name.with_name((name.name if several else name.stem) + ".png")
+        jobs.append((path, translated / name))
+    images = {path.resolve() for path in paths}
+    for path, target in jobs:
+        if target.resolve() in images:
+            stop(f"the result of {path} would replace the image {target}: give another folder")
+    return jobs
+
+
 def refuse_rare_tiff(stored) -> None:
     """Raise ValueError for kinds of TIFF, told by their tags, that Pillow reads wrongly."""
     bits, kinds, ends_white, planes = (stored.tag_v2.get(n, (1,)) for n in (258, 339, 262, 284))
@@ -170,23 +190,18 @@ def main(argv: list[str] | None = None) -> None:
     print(", ".join(f"{key}: {value}" for key, value in sorted(metadata.items())))
 
     paths = find_pictures(args.images, args.translated)
+    jobs = name_results(args.images, paths, args.translated)
     try:
         args.translated.mkdir(parents=True, exist_ok=True)
         (args.translated / NO_INPUT).touch()
     except OSError as e:
         stop(f"can't write to {args.translated}: {e.strerror}")
-    source = args.images.parent if args.images.is_file() else args.images
     failed: list[str] = []
-    relative = [path.relative_to(source) for path in paths]
-    times = Counter([*relative, *(name.with_suffix("") for name in relative)])
-    for path, name in zip(paths, relative, strict=True):
-        # a.png and a.jpg become a.png.png and a.jpg.png
-        several = times[name.with_suffix("")] > 1
-        name = name.with_name((name.name if several else name.stem) + ".png")
+    for path, target in jobs:
         try:
             picture, alpha = read_picture(path, inputs, low, high, known)
             values = session.run(None, {given.name: picture})[0]
-            write_picture(values, alpha, args.translated / name, low, high)
+            write_picture(values, alpha, target, low, high)
         except Exception as e:
             failed.append(f"{path}: {' '.join(str(e).split())[:200] or type(e).__name__}")
     print(f"translated {len(paths) - len(failed)} of {len(paths)} images to {args.translated}")
@@ -197,6 +212,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities of an image
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes what is half-written
     try:
         main()
     except KeyboardInterrupt:

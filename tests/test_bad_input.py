@@ -272,6 +272,21 @@ def test_model_and_dataset_that_do_not_go_together(pictures, place):
     assert_one_line(result, 1, "'B'", "--model and --dataset_mode")
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("pix2pix", ["--input_nc", "4"]),
+        ("pix2pix", ["--output_nc", "2"]),
+        ("cut", ["--input_nc", "4", "--output_nc", "4"]),
+    ],
+)
+def test_channels_that_images_do_not_have(model, words, place, tmp_path):
+    make = aligned if model == "pix2pix" else unaligned
+    result = train(place, make(tmp_path / "data"), model, *words)
+    assert_one_line(result, 1, " ".join(words[:2]), "1 or 3 channels", "--value_range")
+    assert_nothing_written(place)
+
+
 def test_pictures_too_small_for_the_discriminator(pictures, place):
     result = train(place, pictures, "cycle_gan", "--crop_size", "16")
     assert_one_line(result, 1, "16x16", "--crop_size", "--n_layers_D 3")

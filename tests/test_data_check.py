@@ -398,6 +398,12 @@ def test_each_side_has_the_channels_of_its_network(model, tmp_path, capsys):
     assert "A/0.npy: the image has 3 channels, the networks take 5 " in text
 
 
+def test_channels_that_images_do_not_have(tmp_path, capsys):
+    helpers.unaligned(tmp_path)
+    code, out = run(capsys, "--dataroot", tmp_path, "--input_nc", "4", "--output_nc", "4")
+    assert (code, "--input_nc 4: images are read with 1 or 3" in out) == (1, True)
+
+
 @pytest.mark.parametrize("wrong", [["--dataset_mode", "x"], ["--what"], ["--load_size", "50"]])
 def test_wrong_command_lines(wrong, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -504,6 +504,9 @@ def test_combine_command_line_mistakes(tmp_path: Path):
     assert (
         "--num_imgs 0" in tool("combine_A_and_B", *fold(tmp_path), "--num_imgs", "0", code=2).stderr
     )
+    (tmp_path / "AB").touch()
+    assert "AB' is a file" in tool("combine_A_and_B", *fold(tmp_path), code=1).stderr
+    (tmp_path / "AB").unlink()
     old = picture(tmp_path / "AB/train/old.png", RED)
     assert "is already there" in tool("combine_A_and_B", *fold(tmp_path), code=1).stderr
     assert everything(tmp_path / "AB") == ["train", f"train/{old.name}"]

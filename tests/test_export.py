@@ -381,6 +381,17 @@ def test_the_folder_to_read_is_never_written_to(negative, tmp_path):
     assert files_below(folder) == ["a.png", "b.gif", "out/a.png"]
 
 
+def test_an_image_to_read_is_never_replaced(negative, tmp_path, monkeypatch):
+    one = picture(tmp_path / "photos" / "x.png").read_bytes()
+    picture(tmp_path / "photos" / "photos" / "x.png", 8, 8)
+    monkeypatch.chdir(tmp_path)
+    result = run("scripts/run_onnx.py", negative, "photos", ".")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "would replace the image photos/x.png" in result.err
+    assert (tmp_path / "photos" / "x.png").read_bytes() == one
+    assert files_below(tmp_path) == ["photos/photos/x.png", "photos/x.png"]
+
+
 def test_names_of_any_length(negative, tmp_path):
     name = "x" * 251 + ".png"
     picture(tmp_path / "in" / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision import transforms
 
 from data.base_dataset import open_picture
 from data.image_folder import list_pictures
-from data.pictures.reading import Picture, read_picture
+from data.pictures.reading import Picture, from_pil, read_picture
 from data.pictures.values import denormalize, fit_channels, normalize
 from data.pictures.writing import write_bands, write_picture
 from models.inference.folder import FolderTranslation, Job
@@ -260,6 +261,20 @@ def test_decoded_tiff_is_read_by_value_or_refused(tmp_path):
             image.load()
             with pytest.raises(UserError, match=f"{kind} with wrong values: give the path"):
                 G(image)
+
+
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "16-bit TIFF"])
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_opened_image_whose_file_is_gone(tmp_path, kind, gone):
+    """Such as an upload; one from memory has no name either. It is read at its full depth."""
+    pixels = values(np.uint8 if kind == "8 bits" else np.uint16, 3)
+    path = tmp_path / ("a.tif" if "TIFF" in kind else "a.png")
+    write_picture(path, pixels)
+    image = Image.open(path if gone else io.BytesIO(path.read_bytes()))
+    path.unlink()
+    read = from_pil(image)
+    np.testing.assert_array_equal(read.pixels, pixels)
+    assert image.convert("RGB").size == (pixels.shape[1], pixels.shape[0])  # still usable
 
 
 @pytest.mark.parametrize("kind", ["unspecified", "assocalpha", "unassalpha"])

@@ -67,6 +67,9 @@ def test_it_goes_on_where_it_was_ended(tmp_path, monkeypatch, capsys):
     assert done == [(r1, 1, 0), (ema, 2, 7), (r1, 2, 7)]
     recipes.main()
     assert len(done) == 3
+    results.write_text("# Results\n")
+    with pytest.raises(UserError, match=r"--results .*results\.jsonl holds other lines"):
+        recipes.main()
 
 
 def test_epochs_are_as_long_as_the_larger_side_and_at_most_four_are_scored(tmp_path, monkeypatch):

@@ -151,6 +151,7 @@ def test_a_program_that_computes_otherwise_changes_nothing(cycle):
         torch.set_default_dtype(torch.float64)
         G = load_generator(cycle, device="cpu", precision="fp32")
         assert np.array_equal(G(array), wanted)
+        assert np.abs(G(array, tile=32).astype(int) - wanted).max() <= 1
     finally:
         torch.set_default_dtype(before)
     with torch.autocast("cpu", torch.bfloat16):
@@ -706,6 +707,18 @@ def test_inputs_of_one_name_are_not_taken_for_each_other(cycle, tmp_path):
     assert "translating 0 of 3 images" in succeed("test.py", *arguments).out
 
 
+def test_the_last_of_four_channels_of_an_array_is_alpha(cycle, tmp_path):
+    """As for a generator in Python."""
+    array = np.dstack([pixels(40, 44), np.arange(40, dtype=np.uint8)[None].repeat(44, 0)])
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", array)
+    succeed("test.py", *test_program(cycle, tmp_path / "in", "--only_outputs"))
+    got = np.asarray(Image.open(results(cycle) / "a.png"))
+    wanted = load_generator(cycle, device="cpu")(array)
+    assert np.array_equal(got[..., 3], array[..., 3])
+    assert np.abs(got.astype(int) - wanted).max() <= 1  # computed in other threads
+
+
 @pytest.mark.parametrize("threads", ["0", "3"])
 @pytest.mark.parametrize("tile", [[], ["--tile", "32"]])
 def test_failures_are_listed_and_the_rest_is_done(cycle, tmp_path, threads, tile):
@@ -945,6 +958,12 @@ def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
     assert err.endswith("\ninterrupted\n")
     names = files_below(results)
     assert 4 <= len(names) < 300
+    if "--only_outputs" not in more:  # the page has what is done
+        (page,) = results.glob("**/index.html")
+        shown = re.findall(r'src="images/([^"]+)"', page.read_text())
+        assert len(shown) >= 2
+        assert all((page.parent / "images" / name).is_file() for name in shown)
+        assert f"{len(shown) // 2} of 300 images" in page.read_text()
     if "--only_outputs" in more:
         for name in names:
             with Image.open(results / name) as image:

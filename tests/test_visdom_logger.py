@@ -117,6 +117,15 @@ def test_healthy(server, monkeypatch):
     training.check_waits("healthy")
 
 
+def test_scores_of_an_earlier_training_are_gone(server):
+    scores = [{"epoch": 1, "images": 9, "progress": 1.0, "phase": "val", "scores": {"L1": 0.1}}]
+    for kept in (scores, []):
+        logger = make(server.port, scores=kept)
+        MadeUpTraining(logger).run(0.3)
+        close(logger)
+        assert sum("scores" in w["title"] for w in windows(server.port).values()) == 2 * len(kept)
+
+
 def test_away_and_killed_and_restarted(server, capfd):
     logger = make(server.port)
     training = MadeUpTraining(logger)

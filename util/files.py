@@ -72,6 +72,8 @@ def staged(parent: str | os.PathLike[str]) -> Iterator[Path]:
     a file or a folder with something in it: that raises UserError.
     """
     parent = Path(parent)
+    if parent.exists() and not parent.is_dir():
+        raise UserError(f"'{parent}' is a file, and a folder is to be written: choose another name")
     missing = [p for p in (parent, *parent.parents) if not p.exists()]
     parent.mkdir(parents=True, exist_ok=True)
     try:

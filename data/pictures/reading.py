@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -81,8 +81,15 @@ def from_pil(image: Image.Image, upright: bool = False) -> Picture:
 
     `upright` applies the EXIF orientation, as viewers do.
     """
-    decode = _deep_decoder(image)
-    picture = _from_pil(image) if decode is None else decode(image.filename)  # type: ignore
+    if (decode := _deep_decoder(image)) is None:
+        picture = _from_pil(image)
+    else:
+        # from the open file, which may have another name by now, or none
+        file = image.fp  # type: ignore[attr-defined]
+        position = file.tell()
+        file.seek(0)
+        picture = decode(file)
+        file.seek(position)
     picture.info, picture.frames = _info(image), frames(image)
     # read the orientation after decoding, in which Pillow itself turns TIFF
     return _turned(picture, orientation(image) if upright else 1)
@@ -96,19 +103,21 @@ def _turned(picture: Picture, orientation: int) -> Picture:
     return picture
 
 
-def _deep_decoder(image: Image.Image) -> Callable[[str], Picture] | None:
+def _deep_decoder(image: Image.Image) -> Callable[[IO[bytes]], Picture] | None:
     """A function that reads the file, if Pillow would lose bits or samples of it; else None."""
-    path = getattr(image, "filename", "")
+    file = getattr(image, "fp", None)
     misread = misread_tiff(image)
-    if not path or not getattr(image, "tile", None):
+    if file is None or not getattr(image, "tile", None):  # decoded already
         if misread and not (misread == SIGNED and image.mode == "I"):  # read correctly
             raise UserError(f"Pillow reads {misread} with wrong values: give the path of the file")
         return None
     if misread or (image.format == "TIFF" and _loses_samples(image)):
         return functools.partial(_read_tiff, page=image.tell())
     if image.format == "PNG" and not image.mode.startswith("I"):
-        with open(path, "rb") as file:
-            depth = file.read(25)[24]  # in the header, which always comes first
+        position = file.tell()
+        file.seek(24)
+        depth = file.read(1)[0]  # in the header, which always comes first
+        file.seek(position)
         return _read_png if depth == 16 else None
     return None
 
@@ -198,9 +207,9 @@ def package(name: str, what: str) -> Any:
         raise UserError(f"{what} needs the package {name}: pip install {name}") from None
 
 
-def _read_png(path: str | os.PathLike) -> Picture:
+def _read_png(file: IO[bytes]) -> Picture:
     codecs = package("imagecodecs", "PNG of 16 bits")
-    picture = _from_array(codecs.png_decode(Path(path).read_bytes()))
+    picture = _from_array(codecs.png_decode(file.read()))
     return _split_alpha(picture.pixels, picture.pixels.shape[2] in (2, 4))
 
 
@@ -213,9 +222,9 @@ def _foreign_tiff(path: str | os.PathLike, upright: bool) -> Picture:
         return _turned(picture, int(tags.valueof("Orientation", 1)) if upright else 1)
 
 
-def _read_tiff(path: str | os.PathLike, page: int = 0) -> Picture:
+def _read_tiff(source: str | os.PathLike | IO[bytes], page: int = 0) -> Picture:
     tifffile = package("tifffile", "TIFF of more than 8 bits")
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(source) as file:
         frame = file.pages[page]
         kinds = tifffile.PHOTOMETRIC
         if frame.photometric == kinds.SEPARATED:

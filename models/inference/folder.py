@@ -180,6 +180,7 @@ class FolderTranslation:
                 return Ready(job, Picture(pixels, info=info), x)
             picture = read_picture(job.source, self.upright)
             picture = fit_samples(picture, {self.translator.input_nc})
+            picture = self.translator.without_alpha(picture)
             if self.tiles is not None and max(picture.size) > self.tiles.size:
                 return Ready(job, picture, None)
             return Ready(job, picture, self.translator.normalize(picture))

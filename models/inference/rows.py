@@ -117,7 +117,7 @@ def extended(source: RowSource, multiple: int, least: int, device: torch.device)
 
     def rows(top: int, bottom: int) -> torch.Tensor:
         if device.type == "meta":
-            return torch.empty(1, c, bottom - top, w, device=device)
+            return torch.empty(1, c, bottom - top, w, dtype=torch.float32, device=device)
         return source.rows(top, bottom)[None].to(device)
 
     return padded(Rows((c, h, w), rows), (0, width - w, 0, height - h), mode)

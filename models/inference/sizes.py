@@ -32,7 +32,7 @@ def size_rule(net: nn.Module, input_nc: int, device: torch.device) -> tuple[int,
 
     def keeps(height: int, width: int) -> bool:
         nonlocal reason
-        x = torch.zeros(1, input_nc, height, width, device=device)
+        x = torch.zeros(1, input_nc, height, width, dtype=torch.float32, device=device)
         try:
             if one_tensor(net, x).shape[-2:] == x.shape[-2:]:
                 return True

@@ -230,7 +230,7 @@ class Translator:
                 raise UserError(f"{os.fspath(given)} is a folder: give a list of its images")
             picture = read_picture(given, upright=True)
             with prefix_errors(given):
-                return self._without_alpha(fit_samples(picture, {self.input_nc}))
+                return self.without_alpha(fit_samples(picture, {self.input_nc}))
         if isinstance(given, np.ndarray):
             array = given[..., None] if given.ndim == 2 else given
             if array.ndim != 3 or array.dtype.kind not in "uif" or 0 in array.shape:
@@ -238,13 +238,13 @@ class Translator:
                     f"an array of shape {given.shape} and type {given.dtype}: it must be "
                     "(H, W, C) of integers or floats"
                 )
-            return self._without_alpha(Picture(array))
+            return self.without_alpha(Picture(array))
         raise UserError(
             f"can't translate a {type(given).__name__}: give an image of Pillow, a path, "
             "an array (H, W, C), a tensor, or a list of these"
         )
 
-    def _without_alpha(self, picture: Picture) -> Picture:
+    def without_alpha(self, picture: Picture) -> Picture:
         """Take the last of 2 or 4 channels as alpha if the network takes one less."""
         channels = picture.pixels.shape[2]
         if picture.alpha is None and channels in (2, 4) and channels == self.input_nc + 1:

@@ -157,6 +157,9 @@ class VisdomLogger(BackgroundLogger):
         if self._server.connect():
             self._say(f"watch this run at {self.url}")
         self._connected = True
+        if not self._scores:  # those of an earlier training under this name
+            for window in ("scores", "score-curves"):
+                self._server.client.close(win=f"{self._prefix}-{window}")
         self._everything_is_stale()
 
     def _lost(self, why: str) -> float:
@@ -280,8 +283,10 @@ class VisdomLogger(BackgroundLogger):
             first = f"<b>{epoch}</b>" if epoch == best else f"{epoch}"
             rows.append("".join(f"{cell}{text}</td>" for text in [first, *texts]))
         table = "".join(f"<tr>{row}</tr>" for row in rows)
-        size = {"width": 90 + 90 * len(names), "height": 80 + 24 * len(rows)}
         title = f"{self.title}: scores on {phase}"
+        # wide enough for its title too
+        width = max(90 + 90 * len(names), 40 + 8 * len(title))
+        size = {"width": width, "height": 80 + 24 * len(rows)}
         self._show("text", "scores", title, (f"<table>{table}</table>",), **size)
 
     def _show_pictures(self) -> None:
