@@ -94,7 +94,7 @@ def main() -> None:
 def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     """Translate a dataset, and write a page with inputs and outputs.
 
-    After Ctrl-C the page has those that are done.
+    After Ctrl-C a new page has those that are done.
     """
     use_wandb = opt.use_wandb and distributed.is_main()
     if use_wandb:
@@ -125,7 +125,8 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
                 rows.append(row)
                 bar.update()
         except KeyboardInterrupt:
-            if not rows or distributed.world_size() > 1:
+            # a page of an earlier run may have more
+            if not rows or distributed.world_size() > 1 or (web_dir / "index.html").exists():
                 raise
             interrupted = True
     shown = [row for part in distributed.gather_object(rows) for row in part]
@@ -133,12 +134,12 @@ def write_page(opt, model, dataset, web_dir: Path, what: str) -> None:
     for _, name, files, labels in sorted(shown):
         webpage.add_header(name)
         webpage.add_images(files, labels, files, width=opt.display_winsize)
-        if use_wandb:
-            paths = [webpage.get_image_dir() / file for file in files]
-            wandb_logger.log_result(name, dict(zip(labels, paths, strict=True)))
     if distributed.is_main():
         webpage.save()
     print(f"results: {web_dir / 'index.html'}")
+    for _, name, files, labels in sorted(shown) if use_wandb else ():
+        paths = [webpage.get_image_dir() / file for file in files]
+        wandb_logger.log_result(name, dict(zip(labels, paths, strict=True)))
     if interrupted:
         raise KeyboardInterrupt
 

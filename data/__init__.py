@@ -29,6 +29,8 @@ from .loader import Batch, EpochLoader
 if TYPE_CHECKING:
     from .base_dataset import BaseDataset
 
+READ_AS_COLOUR = ("aligned", "unaligned", "single")  # --dataset_mode
+TAKE_WHAT_IS_READ = ("cycle_gan", "pix2pix", "cut", "dcl", "test")  # --model
 SCALING = ("resize_and_crop", "scale_width", "scale_width_and_crop")  # take --load_size
 
 
@@ -48,13 +50,28 @@ def get_option_setter(dataset_name: str) -> Callable:
     return find_dataset_using_name(dataset_name).modify_commandline_options
 
 
+def check_channels(opt: argparse.Namespace) -> None:
+    """Raise UserError for channels that images do not have; models of one's own may add some."""
+    model = getattr(opt, "model", "")
+    known = opt.dataset_mode in READ_AS_COLOUR and model in TAKE_WHAT_IS_READ
+    if not known or getattr(opt, "value_range", None):
+        return
+    for name in ("input_nc",) if model == "test" else ("input_nc", "output_nc"):
+        if (count := getattr(opt, name)) not in (1, 3):
+            raise UserError(
+                f"--{name} {count}: images are read with 1 or 3 channels; --value_range LOW HIGH "
+                "(0 255 for 8 bits) reads those with others"
+            )
+
+
 def create_dataset(
     opt: argparse.Namespace, batch_size: int | None = None
 ) -> CustomDatasetDataLoader:
     """Create the dataset of `opt.dataset_mode` with its loader.
 
-    Batches have `--batch_size` items unless `batch_size` is given.
+    Batches have `--batch_size` items unless `batch_size` is given. Raises UserError for mistakes.
     """
+    check_channels(opt)
     return CustomDatasetDataLoader(opt, batch_size)
 
 

@@ -25,8 +25,6 @@ class AlignedDataset(BaseDataset):
 
     def __init__(self, opt):
         super().__init__(opt)
-        if type(self) is AlignedDataset:  # others may read images in their own way
-            self.check_channels("input_nc", "output_nc")
         self.dir_AB = os.path.join(opt.dataroot, opt.phase)
         parts = parts_of_dataset(opt.dataroot)
         # folders of other phases count, so that errors are about this layout

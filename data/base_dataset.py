@@ -14,7 +14,6 @@ from typing import Any
 import torch.utils.data
 from PIL import Image
 
-from util.errors import UserError
 from util.light_torchvision import transforms
 
 from .cache import CachedImage, PictureCache
@@ -93,16 +92,6 @@ class BaseDataset(torch.utils.data.Dataset, ABC):
             quick_check(paths, _size_check(self.opt), columns)
         self.listed += len(paths) * columns
         return paths
-
-    def check_channels(self, *names: str) -> None:
-        """Raise UserError if these options ask for more channels than images are read with."""
-        deep = getattr(self.opt, "value_range", None)
-        for name in names:
-            if not deep and (count := getattr(self.opt, name)) not in (1, 3):
-                raise UserError(
-                    f"--{name} {count}: images are read with 1 or 3 channels; --value_range LOW "
-                    "HIGH (0 255 for 8 bits) reads those with others"
-                )
 
     def open(self, path: str) -> Any:
         """A Pillow image in RGB, or with `--value_range` a tensor (C, H, W) in [-1, 1]."""
@@ -237,11 +226,11 @@ def get_transform(
             steps.append(RandomCrop(opt.crop_size) if train else CropAt(None, opt.crop_size))
     if opt.preprocess == "none" and not getattr(opt, "keep_size", False):
         steps.append(MakeMultiple(4, method, getattr(opt, "min_size", 1)))
-    if train and not opt.no_flip:
-        if params is None:
-            steps.append(transforms.RandomHorizontalFlip())
-        elif params["flip"]:
+    if not opt.no_flip:
+        if params is not None and params["flip"]:
             steps.append(transforms.functional.hflip)
+        elif params is None and train:
+            steps.append(transforms.RandomHorizontalFlip())
     if convert and not deep:
         steps.append(ToNormalized())
     return transforms.Compose(steps)

@@ -25,7 +25,7 @@ from util.errors import UserError
 from util.picture_files import frames, is_image_file, opened, orientation
 from util.result_names import lists_of_files
 
-from . import find_dataset_using_name
+from . import check_channels, find_dataset_using_name
 from .base_dataset import open_picture
 from .loader import EpochLoader
 from .pictures.values import MAX_MAGNITUDE
@@ -65,6 +65,7 @@ def check(opt: argparse.Namespace) -> Findings:
         # in order, so that each file is loaded; all broken files are reported, not only the first
         own.phase, own.isTrain, own.serial_batches, own.skip_broken = phase, True, True, True
         try:
+            check_channels(own)
             dataset = find_dataset_using_name(opt.dataset_mode)(own)
         except UserError as e:
             found.problems["the dataset as a whole"][str(e)] = None

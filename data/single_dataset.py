@@ -14,8 +14,6 @@ class SingleDataset(BaseDataset):
 
     def __init__(self, opt):
         super().__init__(opt)
-        if type(self) is SingleDataset:  # others may read images in their own way
-            self.check_channels("input_nc")
         self.A_paths = self.list_images(opt.dataroot)
         self.transform_A = get_transform(opt, channels=opt.input_nc)
 

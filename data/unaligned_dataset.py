@@ -16,8 +16,6 @@ class UnalignedDataset(BaseDataset):
 
     def __init__(self, opt):
         super().__init__(opt)
-        if type(self) is UnalignedDataset:  # others may read images in their own way
-            self.check_channels("input_nc", "output_nc")
         self.dir_A = os.path.join(opt.dataroot, opt.phase + "A")
         self.dir_B = os.path.join(opt.dataroot, opt.phase + "B")
         self.A_paths = self.list_images(self.dir_A)

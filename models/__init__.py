@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from util.errors import UserError
+from util.files import TextPath
 from util.find_class import find_class
 
 from .base_model import BaseModel
-from .model_files import SaveFolder
 
 if TYPE_CHECKING:
     from .inference.loading import load_generator
@@ -55,7 +55,7 @@ def get_option_setter(model_name: str) -> Callable:
 def create_model(opt: argparse.Namespace) -> BaseModel:
     """Create the model of `opt.model`; call its `setup` before use."""
     model = find_model_using_name(opt.model)(opt)
-    model.save_dir = SaveFolder(model.save_dir)  # a model of the original code may set a string
+    model.save_dir = TextPath(model.save_dir)  # a model of the original code may set a string
     for name, value in vars(model).items():
         if callable(getattr(BaseModel, name, None)) and not callable(value):
             raise UserError(

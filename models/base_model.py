@@ -15,11 +15,12 @@ from torch import nn
 
 from util import distributed
 from util.errors import UserError, warn
+from util.files import TextPath
 from util.image_pool import ImagePool
 
 from . import discriminators, ema
 from .losses import GradientPenalty
-from .model_files import ModelFiles, SaveFolder
+from .model_files import ModelFiles
 from .schedulers import MeanLoss, get_scheduler
 from .speed import acceleration
 from .speed.gradient_scale import GradientScale
@@ -55,8 +56,10 @@ class BaseModel(ModelFiles, ABC):
         self.opt = opt
         self.gpu_ids: list[int] = opt.gpu_ids
         self.isTrain = opt.isTrain
-        self.device = opt.device
-        self.save_dir = SaveFolder(opt.checkpoints_dir, opt.name)
+        # a program may take the GPU away after parsing
+        on_cpu = opt.device.type == "cuda" and not opt.gpu_ids
+        self.device = torch.device("cpu") if on_cpu else opt.device
+        self.save_dir = TextPath(opt.checkpoints_dir, opt.name)
         fixed_size = opt.preprocess not in ("scale_width", "none")
         acceleration.set_backends(opt.precision, fixed_size, opt.deterministic)
         self.loss_names: list[str] = []

@@ -13,6 +13,7 @@ from torch import nn
 
 from util import distributed
 from util.errors import UserError, first_line, warn
+from util.files import TextPath
 from util.run import checkpoint, weight_files
 
 from . import attributes, ema, training_state
@@ -22,15 +23,6 @@ from .speed.steps import Steps, parameters_of
 from .weights import explain_mismatch, fit_state_dict, other_model, other_options
 
 T = TypeVar("T")
-
-_Path: Any = type(Path())
-
-
-class SaveFolder(_Path):
-    """A path to which a string can be added, since it is a string in the original code."""
-
-    def __add__(self, text: str) -> str:
-        return str(self) + text
 
 
 class ModelFiles:
@@ -42,7 +34,7 @@ class ModelFiles:
     opt: argparse.Namespace
     isTrain: bool
     device: torch.device
-    save_dir: SaveFolder
+    save_dir: TextPath
     model_names: list[str]
     optimizers: list[torch.optim.Optimizer]
     schedulers: list[Any]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from util.argument_types import count, number
+from util.argument_types import boolean, count, number
 from util.errors import UserError
 
 from .adversarial import add_options as add_discriminator_options
@@ -24,14 +24,6 @@ from .speed.inspection import independent_of_batch
 
 FEATURE_NETWORKS = ("sample", "mlp_sample")
 Features = list[torch.Tensor]
-
-
-def switch(text: str) -> bool:
-    """An argparse type: True or False."""
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
-    return values[text.lower()]
 
 
 def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> None:
@@ -46,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser, is_train: bool, title: str) -> 
     parser.set_defaults(n_epochs=200, n_epochs_decay=200)
 
     def add_switch(name: str, help: str, default: bool = False) -> None:
-        add(name, type=switch, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+        add(name, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
     add("--lambda_GAN", type=number(), default=1.0, help="weight of the adversarial loss")
     add("--lambda_NCE", type=number(), default=1.0, help="weight of the contrastive loss")

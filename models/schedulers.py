@@ -23,14 +23,14 @@ def factor(opt, epoch: int) -> float:
 
     - `linear`: the full rate for `opt.n_epochs` epochs, then linear decay over the next
       `opt.n_epochs_decay`, which would reach 0 one epoch after the last
-    - `step`: times 0.1 every `opt.lr_decay_iters` epochs
+    - `step`: times 0.1 every `opt.lr_decay_iters` epochs, counted from `opt.epoch_count`
     - `cosine`: half a cosine from the full rate to 0 over all the epochs (Loshchilov and Hutter,
       SGDR, 2017, eq. 5, without restarts)
     """
     if opt.lr_policy == "linear":
         return 1.0 - max(0, epoch - opt.n_epochs) / float(opt.n_epochs_decay + 1)
     if opt.lr_policy == "step":
-        return 0.1 ** ((epoch - 1) // opt.lr_decay_iters)
+        return 0.1 ** ((epoch - opt.epoch_count) // opt.lr_decay_iters)
     total = max(1, opt.n_epochs + opt.n_epochs_decay)
     return (1 + math.cos(math.pi * (epoch - 1) / total)) / 2
 

@@ -9,7 +9,7 @@ import importlib.util
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import data
@@ -50,7 +50,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} [%(default)s]"
 
 
-# option names in the original code of 2017 and 2018, and what they are called now
+# option names in the original code of 2017 and 2018, and what they are called now; for models that
+# do not have an option of the older name
 RENAMED = {
     "align_data": "dataset_mode aligned",
     "batchSize": "batch_size",
@@ -58,6 +59,7 @@ RENAMED = {
     "fineSize": "crop_size",
     "how_many": "num_test",
     "identity": "lambda_identity",
+    "lambda_A": "lambda_L1",  # of pix2pix
     "loadSize": "load_size",
     "nThreads": "num_threads",
     "niter": "n_epochs",
@@ -126,8 +128,10 @@ class BaseOptions:
         basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
         if RENAMED.keys() & {_name(word) for word in unknown}:
-            self.argv = _renamed(self._words(), unknown)
+            self.argv = _renamed(self._words(), unknown, parser._option_string_actions)
             opt, unknown = parser.parse_known_args(self.argv)
+        if unknown and not self.isTrain:
+            unknown = self._without_training_options(unknown, opt.model)
         if unknown and not unknown[0].startswith("-"):
             parser.error(
                 f"'{unknown[0]}' is no option and belongs to none: put a name with spaces in "
@@ -140,6 +144,24 @@ class BaseOptions:
             parser.error("the following arguments are required: --dataroot")
         opt.isTrain = self.isTrain
         return opt
+
+    def _without_training_options(self, unknown: list[str], model: str) -> list[str]:
+        """Leave out, and name, options that the model has in training only.
+
+        The published commands of CUT give some of them to test.py.
+        """
+        own = self.parser
+        training = self.initialize(self.PARSER(prog=own.prog, add_help=False))
+        self.parser = own  # some `initialize` sets it
+        try:
+            training = models.get_option_setter(model)(training, True)
+        except UserError:  # such as --model test, which can't be trained
+            return unknown
+        left = training.parse_known_args(unknown)[1]
+        ignored = [word for word in unknown if word.startswith("--") and word not in left]
+        if ignored:
+            print(f"without effect here, since only training uses it: {' '.join(ignored)}")
+        return left
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: the models that have it, or an option spelled like it."""
@@ -169,7 +191,8 @@ class BaseOptions:
             ) from e
         if not isinstance(extended, argparse.ArgumentParser):
             raise UserError(f"{where} returns {extended}: it must end with `return parser`")
-        for old in RENAMED.keys() & extended._defaults.keys():  # set for older code
+        known = {action.dest for action in extended._actions}
+        for old in RENAMED.keys() & extended._defaults.keys() - known:  # set for older code
             name, _, value = RENAMED[old].partition(" ")
             extended.set_defaults(**{name: value or extended._defaults[old]})
         return extended
@@ -338,15 +361,15 @@ def _name(word: str) -> str:
     return word.removeprefix("--").partition("=")[0] if word.startswith("--") else ""
 
 
-def _renamed(words: list[str], unknown: list[str]) -> list[str]:
+def _renamed(words: list[str], unknown: list[str], known: Container[str]) -> list[str]:
     """Replace the option names of 2017 and 2018 in a command line with the current ones."""
     found: list[str] = []
     for word in words:
-        new = RENAMED.get(_name(word)) if word in unknown else None
-        if new is None:
+        new = RENAMED.get(_name(word), "") if word in unknown else ""
+        name, *value = new.split(" ")
+        if f"--{name}" not in known:
             found.append(word)
         else:
             print(f"--{_name(word)} is an older name of --{new}")
-            name, *value = new.split(" ")
             found += [f"--{name}{word[2:].removeprefix(_name(word))}", *value]
     return found

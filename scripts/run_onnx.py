@@ -108,9 +108,9 @@ def name_results(root: Path, paths: list[Path], translated: Path) -> list[tuple[
         several = times[name.with_suffix("")] > 1
         name = name.with_name((name.name if several else name.stem) + ".png")
         jobs.append((path, translated / name))
-    images = {path.resolve() for path in paths}
+    images = set(map(os.path.realpath, paths))  # `resolve` fails for a link to itself
     for path, target in jobs:
-        if target.resolve() in images:
+        if os.path.realpath(target) in images:
             stop(f"the result of {path} would replace the image {target}: give another folder")
     return jobs
 
@@ -196,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
         (args.translated / NO_INPUT).touch()
     except OSError as e:
         stop(f"can't write to {args.translated}: {e.strerror}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes what is half-written
     failed: list[str] = []
     for path, target in jobs:
         try:
@@ -213,7 +214,6 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", module=r"PIL\.")  # oddities of an image
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes what is half-written
     try:
         main()
     except KeyboardInterrupt:

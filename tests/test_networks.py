@@ -345,16 +345,16 @@ def rates(policy: str, n_epochs: int, decay: int, start: int = 1, steps: int = 3
 
 CLOSED_FORMS = {
     # epoch e of 4 + 5, counted from 1, in steps of 3
-    "linear": lambda e: 1 - max(0, e - 4) / 6,
-    "step": lambda e: 0.1 ** ((e - 1) // 3),
-    "cosine": lambda e: (1 + math.cos(math.pi * (e - 1) / 9)) / 2,
+    "linear": lambda e, start=1: 1 - max(0, e - 4) / 6,
+    "step": lambda e, start=1: 0.1 ** ((e - start) // 3),
+    "cosine": lambda e, start=1: (1 + math.cos(math.pi * (e - 1) / 9)) / 2,
 }
 
 
 @pytest.mark.parametrize("start", [1, 2, 6, 9])
 @pytest.mark.parametrize("policy", ["linear", "step", "cosine"])
 def test_rate_of_each_epoch(policy, start):
-    expected = [CLOSED_FORMS[policy](epoch) for epoch in range(start, 10)]
+    expected = [CLOSED_FORMS[policy](epoch, start) for epoch in range(start, 10)]
     assert rates(policy, 4, 5, start) == pytest.approx(expected, rel=1e-6)
 
 
@@ -404,7 +404,7 @@ def test_rates_after_a_change_of_policy(change, start, tmp_path):
     new = template_model(tmp_path, *words, "--lr_policy", after)
     new.load_training_state(old.training_state(), vars(old.opt))
     for epoch in (start + 3, start + 4):
-        wanted = 1.0 if after == "plateau" else CLOSED_FORMS[after](epoch)
+        wanted = 1.0 if after == "plateau" else CLOSED_FORMS[after](epoch, start)
         assert new.learning_rate() == pytest.approx(wanted, rel=1e-6)
         new.update_learning_rate()
 

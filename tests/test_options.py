@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -84,6 +85,27 @@ ADVERSARIAL = {
 }
 PERCEPTUAL = {"--lambda_vgg": [0.0, "value"], "--vgg_weights": [None, "value"]}
 COMMANDS = [name for name in GOLDEN if not name.endswith("/file")]
+
+
+def test_options_of_the_model_that_only_training_uses(tmp_path, capsys):
+    """As in CUT's instructions."""
+    words = "--model cut --CUT_mode FastCUT --nce_layers=0,4 --num_test 3".split()
+    assert parse(tmp_path, *words, train=False).num_test == 3
+    said = "without effect here, since only training uses it: --CUT_mode --nce_layers=0,4\n"
+    assert said in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "--model", "cut", "--lamda_NCE", "1", train=False)
+    assert "unknown option '--lamda_NCE'" in capsys.readouterr().err
+
+
+def test_channels_of_ones_own(tmp_path):
+    """A model or a dataset of one's own may add channels to images."""
+    opt = argparse.Namespace(model="pix2pix", dataset_mode="aligned", value_range=None)
+    opt.input_nc, opt.output_nc = 4, 5
+    with pytest.raises(UserError, match="--input_nc 4"):
+        data.check_channels(opt)
+    for own in ({"model": "mine"}, {"dataset_mode": "mine"}, {"value_range": [0, 1]}):
+        data.check_channels(argparse.Namespace(**{**vars(opt), **own}))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -762,6 +784,10 @@ def test_command_lines_of_2017_and_2018(tmp_path, capsys):
     found, wanted = (vars(parse(tmp_path, *words.split(), "--seed", "1")) for words in (old, new))
     assert found == wanted
     assert "--niter is an older name of --n_epochs\n" in capsys.readouterr().out
+    old, new = (f"--model pix2pix --{name} 7" for name in ("lambda_A", "lambda_L1"))
+    found, wanted = (vars(parse(tmp_path, *words.split(), "--seed", "1")) for words in (old, new))
+    assert found == wanted
+    assert parse(tmp_path, "--lambda_A", "7").lambda_A == 7
     test = [("--how_many 7 --which_epoch 9", 7, "9"), ("--ntest 8", 8, "latest")]
     for words, num_test, epoch in test:
         opt = parse(tmp_path, *words.split(), train=False)

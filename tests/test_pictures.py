@@ -270,6 +270,10 @@ def test_an_opened_image_whose_file_is_gone(tmp_path, kind, gone):
     pixels = values(np.uint8 if kind == "8 bits" else np.uint16, 3)
     path = tmp_path / ("a.tif" if "TIFF" in kind else "a.png")
     write_picture(path, pixels)
+    if kind != "8 bits":  # a closed image is opened by its name
+        with Image.open(path) as image:
+            pass
+        np.testing.assert_array_equal(from_pil(image).pixels, pixels)
     image = Image.open(path if gone else io.BytesIO(path.read_bytes()))
     path.unlink()
     read = from_pil(image)

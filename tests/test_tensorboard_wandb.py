@@ -18,7 +18,7 @@ from tests.helpers import TINY, succeed, unaligned
 from tests.visdom_helpers import MadeUpTraining
 from util.display.base import BackgroundLogger
 from util.display.tensorboard_logger import TensorBoardLogger
-from util.display.wandb_logger import ID_FILE, WandbLogger
+from util.display.wandb_logger import ID_FILE, WandbLogger, log_result
 from util.errors import UserError
 from util.html import HTML
 from util.visualizer import save_images
@@ -103,6 +103,12 @@ def test_save_images_logs_to_the_run_of_a_loop_of_ones_own(wandb, tmp_path):
     save_images(page, PICTURES, ["a.png"], use_wandb=True)
     wandb.finish()
     assert images_in(tmp_path / "wandb") == sorted(x.tobytes() for x in PICTURES.values())
+
+
+def test_results_that_wandb_does_not_take_are_a_warning(wandb, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(wandb, "Image", lambda *a, **k: 1 / 0)
+    log_result("a", {"fake": tmp_path / "a.png"})
+    assert capsys.readouterr().err.startswith("warning: --use_wandb: the images of a are not log")
 
 
 def test_wandb_offline_and_resume(wandb, tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ from tests.helpers import (
     truncated,
     unaligned,
 )
+from util import visualizer
 from util.errors import UserError
 from util.util import tensor2im
 
@@ -968,6 +969,30 @@ def test_an_interrupt_leaves_whole_pictures(cycle, tmp_path, more):
         for name in names:
             with Image.open(results / name) as image:
                 image.load()
+
+
+def test_an_interrupt_keeps_a_page_that_is_there(cycle, tmp_path, monkeypatch):
+    for i in range(3):
+        picture(tmp_path / "in" / f"{i}.png", k=i)
+    words = [*translate_words(cycle, tmp_path / "in", tmp_path), "--num_test", "all"]
+    real, done = visualizer.write_visuals, []
+
+    def write(*args):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(args)
+        return real(*args)
+
+    def interrupted() -> str:
+        done.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(visualizer, "write_visuals", write)
+            assert run("test.py", *words).code == 130
+        return next((tmp_path / "results").glob("**/index.html")).read_text()
+
+    assert "2 of 3 images" in interrupted()
+    succeed("test.py", *words)
+    assert "3 of 3 images" in interrupted()
 
 
 @pytest.mark.parametrize("threads", [False, True])

@@ -57,6 +57,15 @@ def numbers(what: str) -> Callable[[str], list[int]]:
     return parse
 
 
+def boolean(text: str) -> bool:
+    """True or False, also as other words for yes and no."""
+    words = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+    words |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+    return words[text.lower()]
+
+
 def experiment_name(text: str) -> str:
     """A relative path, without `..`, of a folder in `--checkpoints_dir`."""
     outside = os.path.isabs(text) or os.pardir in Path(text).parts

@@ -10,11 +10,22 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
 NO_INPUT = ".no_input"  # a file of this name marks a folder of results
 STARTED = time.strftime("%Y%m%d-%H%M%S")  # one time in the names of all that a run sets aside
+
+
+_Path: Any = type(Path())
+
+
+class TextPath(_Path):
+    """A path to which a string can be added, for attributes that the original has as strings."""
+
+    def __add__(self, text: str) -> str:
+        return str(self) + text
 
 
 def sha256(path: str | os.PathLike) -> str:

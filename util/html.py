@@ -25,7 +25,7 @@ from dominate.tags import (
 )
 from dominate.util import raw
 
-from .files import mark_as_results, write_whole
+from .files import TextPath, mark_as_results, write_whole
 
 
 class picture(html_tag):  # dominate takes the name of the tag from the class
@@ -81,8 +81,8 @@ class HTML:
 
     def __init__(self, web_dir: str | os.PathLike, title: str, refresh: int = 0):
         self.title = title
-        self.web_dir = Path(web_dir)
-        self.img_dir = self.web_dir / "images"
+        self.web_dir = TextPath(web_dir)
+        self.img_dir = TextPath(self.web_dir, "images")
         self.img_dir.mkdir(parents=True, exist_ok=True)
         mark_as_results(self.web_dir)
         self.shapes: set[tuple[int, int]] = set()  # images in a row, and their width

@@ -84,12 +84,8 @@ def from_pil(image: Image.Image, upright: bool = False) -> Picture:
     if (decode := _deep_decoder(image)) is None:
         picture = _from_pil(image)
     else:
-        # from the open file, which may have another name by now, or none
-        file = image.fp  # type: ignore[attr-defined]
-        position = file.tell()
-        file.seek(0)
-        picture = decode(file)
-        file.seek(position)
+        with _file_of(image) as file:
+            picture = decode(file)
     picture.info, picture.frames = _info(image), frames(image)
     # read the orientation after decoding, in which Pillow itself turns TIFF
     return _turned(picture, orientation(image) if upright else 1)
@@ -105,21 +101,41 @@ def _turned(picture: Picture, orientation: int) -> Picture:
 
 def _deep_decoder(image: Image.Image) -> Callable[[IO[bytes]], Picture] | None:
     """A function that reads the file, if Pillow would lose bits or samples of it; else None."""
-    file = getattr(image, "fp", None)
     misread = misread_tiff(image)
-    if file is None or not getattr(image, "tile", None):  # decoded already
+    if not getattr(image, "tile", None):  # decoded already
         if misread and not (misread == SIGNED and image.mode == "I"):  # read correctly
             raise UserError(f"Pillow reads {misread} with wrong values: give the path of the file")
         return None
     if misread or (image.format == "TIFF" and _loses_samples(image)):
         return functools.partial(_read_tiff, page=image.tell())
     if image.format == "PNG" and not image.mode.startswith("I"):
-        position = file.tell()
-        file.seek(24)
-        depth = file.read(1)[0]  # in the header, which always comes first
-        file.seek(position)
+        with _file_of(image) as file:
+            depth = file.read(25)[24]  # in the header, which always comes first
         return _read_png if depth == 16 else None
     return None
+
+
+@contextlib.contextmanager
+def _file_of(image: Image.Image) -> Iterator[IO[bytes]]:
+    """The file of an image that is not decoded yet, from its beginning.
+
+    It is opened by its name, if that is still the name of the file that Pillow has open. Else, as
+    for an upload or an image in memory, Pillow's own file is used, and put back where it was.
+    """
+    own, path = getattr(image, "fp", None), getattr(image, "filename", "")
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or no number
+        if own is not None and not os.path.samestat(os.stat(path), os.fstat(own.fileno())):
+            path = ""
+    if own is None or (path and os.path.exists(path)):
+        with open(path, "rb") as file:
+            yield file
+        return
+    position = own.tell()
+    own.seek(0)
+    try:
+        yield own
+    finally:
+        own.seek(position)
 
 
 def _loses_samples(image: Image.Image) -> bool:

@@ -81,6 +81,7 @@ class VisdomLogger(BackgroundLogger):
         self._stale: set[str] = set()  # of "losses", "scores", "pictures": what the server lacks
         self._shown: set[str] = set()  # ids of windows that the server has taken
         self._connected = False
+        self._cleared = False  # whether windows that this run does not have are closed
         self._failures = 0  # since the server last took something
         self._outages = 0  # reported to the user
         self._reported = False  # that the server is down now
@@ -157,9 +158,6 @@ class VisdomLogger(BackgroundLogger):
         if self._server.connect():
             self._say(f"watch this run at {self.url}")
         self._connected = True
-        if not self._scores:  # those of an earlier training under this name
-            for window in ("scores", "score-curves"):
-                self._server.client.close(win=f"{self._prefix}-{window}")
         self._everything_is_stale()
 
     def _lost(self, why: str) -> float:
@@ -185,6 +183,10 @@ class VisdomLogger(BackgroundLogger):
             if part in self._stale:
                 getattr(self, f"_show_{part}")()
                 self._stale.discard(part)
+        if not (self._scores or self._cleared):  # those of an earlier training under this name
+            for window in ("scores", "score-curves"):
+                self._server.client.close(win=f"{self._prefix}-{window}")
+            self._cleared = True
         self._failures = 0
         if self._reported:
             self._reported = False

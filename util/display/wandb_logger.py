@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from util.errors import UserError, in_one_line
+from util.errors import UserError, in_one_line, warn
 from util.files import write_whole
 
 from .base import BackgroundLogger, scalars_of
@@ -89,10 +89,16 @@ def start_run(opt: argparse.Namespace, dir: Path, **more: Any) -> Any:
 
 
 def log_result(name: str, files: Mapping[str, Path]) -> None:
-    """Log the images of one input, by label, to the W&B run that this process has started."""
+    """Log the images of one input, by label, to the W&B run that this process has started.
+
+    Only warns if W&B fails.
+    """
     import wandb
 
-    wandb.log({label: wandb.Image(str(file), caption=name) for label, file in files.items()})
+    try:
+        wandb.log({label: wandb.Image(str(file), caption=name) for label, file in files.items()})
+    except Exception as e:
+        warn(f"--use_wandb: the images of {name} are not logged ({in_one_line(e, 200)})")
 
 
 def _run_id(path: Path, resumed: bool) -> str:

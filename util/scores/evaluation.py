@@ -122,9 +122,9 @@ class Evaluator:
             start, goal = ("A", "B") if opt.direction == "AtoB" else ("B", "A")
             if opt.model == "test" and goal in data:
                 # --model test takes A, whatever the direction
-                of_goal = data.get(goal + "_paths", data[start + "_paths"])
-                data = {"A": data[start], "A_paths": data[start + "_paths"], "B": data[goal]}
-                data["B_paths"] = of_goal
+                paths = [data.get(side + "_paths") for side in (start, goal)]
+                data = {"A": data[start], "A_paths": paths[0] or paths[1], "B": data[goal]}
+                data["B_paths"] = paths[1] or paths[0]
                 start, goal = "A", "B"
             model.set_input(data)
             model.test()

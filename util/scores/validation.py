@@ -86,9 +86,9 @@ class Validation:
         data = f"{self.count} images of {opt.val_phase} of {Path(opt.dataroot).resolve().name}"
         size = self.opt.load_size if opt.preprocess == "scale_width" else opt.crop_size
         self.validated_on = f"{data} ({opt.preprocess}, {size}, {opt.direction})"
+        # of FID, KID or LPIPS: other weights give other scores
         net = self.evaluator.lpips if self.by == "LPIPS" else self.evaluator.inception
-        if needs_network and net is not None:  # other weights give other scores
-            self.validated_on += f" with {net.weights.report()['sha256'][:8]}"
+        self.extractor = net.weights.report() if needs_network and net is not None else None
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -112,7 +112,7 @@ class Validation:
         try:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
-            of = best["of"]
+            of, extractors = best["of"], best["extractors"].values()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
@@ -124,7 +124,11 @@ class Validation:
         if of != self.validated_on:
             warn(f"the best so far is of {of}: with {self.validated_on}, it is reset")
             return None
-        if not any(self.folder.glob("best_*.pth")):  # a model may name its files in its own way
+        if self.extractor and self.extractor not in extractors:
+            warn(f"the best so far is by other weights for {self.by}: it is reset")
+            return None
+        # a model may name its files in its own way
+        if not {path.name for path in self.folder.glob("best_*")} - {BEST}:
             warn(f"the weights of {self.folder / BEST} are gone: the best score is reset")
             return None
         return kept
