@@ -75,6 +75,15 @@ RENAMED = {
 }
 
 
+# between ranks: places and resources of a machine, what only rank 0 does, what it tells the others
+MAY_DIFFER = set(
+    "dataroot checkpoints_dir results_dir tile_scratch gpu_ids num_threads cache_images "
+    "max_dataset_size display_id display_server display_port display_env display_ncols "
+    "display_winsize use_wandb wandb_project_name use_tensorboard inception_weights lpips_weights "
+    "seed".split()
+)
+
+
 class BaseOptions:
     """Defines the options that training and testing share, and parses a command line.
 
@@ -262,6 +271,7 @@ class BaseOptions:
         """
         distributed.init_process_group()  # for programs that do not use `process_group`
         opt = self.gather_options()
+        self.check_same_on_all_ranks(opt)
         explicit = self.explicit_options()
         opt.name = self.name_with_suffix(opt)
         self.saved = read_saved_options(experiment_folder(opt))
@@ -286,6 +296,20 @@ class BaseOptions:
         if save:
             self.save(opt)
         return opt
+
+    def check_same_on_all_ranks(self, opt: argparse.Namespace) -> None:
+        """Raise UserError if this rank has other options than rank 0.
+
+        Before anything else is exchanged: what, and when, depends on the options.
+        """
+        own = {name: value for name, value in vars(opt).items() if name not in MAY_DIFFER}
+        wanted = distributed.broadcast_object(own)
+        for name in sorted(own.keys() | wanted.keys()):
+            if own.get(name) != wanted.get(name):
+                raise UserError(
+                    f"--{name}: {own.get(name)} here, {wanted.get(name)} in the first process: all "
+                    "machines need the same options"
+                )
 
     def name_with_suffix(self, opt: argparse.Namespace) -> str:
         """`--name`, with `--suffix` filled in."""

@@ -504,6 +504,19 @@ def test_machines_with_different_pictures(pictures, tmp_path):
     assert "[rank 1] error: images: 8 here, 7 in the first process" in group.text()
 
 
+@pytest.mark.parametrize("word", ["--continue_train", "--serial_batches"])
+def test_machines_with_different_flags(word, pictures, tmp_path):
+    """They would wait for each other, or train on with other images than in one process."""
+
+    def argv(rank: int) -> list[str]:
+        return command(pictures, tmp_path, *[word] * rank, "--num_threads", str(rank))
+
+    group = Group(tmp_path / "log", 2, ranks.train, argv)
+    assert group.wait(30) == 1
+    said = f"[rank 1] error: {word}: True here, False in the first process: all machines need the"
+    assert group.text().count("error: ") == group.text().count(said) == 1
+
+
 def fail_in_iteration(number: int) -> None:
     from models.cycle_gan_model import CycleGANModel
 

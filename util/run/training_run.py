@@ -24,14 +24,6 @@ from .position import Position
 from .saved_options import experiment_folder, write_saved_options
 from .stopping import ExperimentLock, StopRequest
 
-# options that decide what the ranks compute and exchange, and when
-SAME_ON_ALL_RANKS = (
-    "batch_size accumulate model netG netD ngf ndf n_layers_D num_D norm normD "
-    "spectral_norm gan_mode gp gp_every lambda_gp lambda_feat lambda_identity print_freq "
-    "display_freq save_latest_freq save_epoch_freq val_freq max_hours on_nan lr_policy ema "
-    "lr beta1 direction dataset_mode preprocess load_size crop_size no_flip"
-).split()
-
 
 class TrainingRun:
     """Resumes and saves a run, holds its lock, and knows whether it should stop.
@@ -76,9 +68,9 @@ class TrainingRun:
     def resume(self) -> Position:
         """Restore a checkpoint with `--continue_train`; returns and prints the position.
 
-        Raises UserError if the ranks have different options, or the state does not fit.
+        Raises UserError if the ranks have different images, or the state does not fit.
         """
-        self._check_same_options()
+        self._check_same_images()
         self._check_setup()
         self.model.watch_attributes()
         self.optimized = self._optimized()
@@ -106,18 +98,13 @@ class TrainingRun:
             self.save(*state["suffixes"], position=position)
         return position
 
-    def _check_same_options(self) -> None:
-        """Raise UserError if this rank has another dataset or other such options than rank 0."""
-        opt = self.opt
-        own = {"images": len(self.dataset), "epochs": opt.n_epochs + opt.n_epochs_decay}
-        own |= {f"--{name}": getattr(opt, name, None) for name in SAME_ON_ALL_RANKS}
-        wanted = distributed.broadcast_object(own)
-        for name in own:
-            if own[name] != wanted[name]:
-                raise UserError(
-                    f"{name}: {own[name]} here, {wanted[name]} in the first process: all machines "
-                    "need the same images and the same options"
-                )
+    def _check_same_images(self) -> None:
+        """Raise UserError if this rank has another number of images than rank 0."""
+        own = len(self.dataset)
+        if own != (wanted := distributed.broadcast_object(own)):
+            raise UserError(
+                f"images: {own} here, {wanted} in the first process: all machines need the same"
+            )
 
     def _check_setup(self) -> None:
         """Warn of what does not work if the model's `setup` does not call that of BaseModel.
