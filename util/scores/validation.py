@@ -112,7 +112,7 @@ class Validation:
         try:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             kept = {key: best[key] for key in ("by", "value", "epoch", "images")}
-            of, extractors = best["of"], best["extractors"].values()
+            of, extractors = best["of"], best.get("extractors", {}).values()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as e:
