@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import importlib.util
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Container, Sequence
@@ -17,7 +18,7 @@ import models
 from util import distributed, find_class
 from util.argument_types import experiment_name
 from util.distributed import select_device
-from util.errors import OneLineParser, UserError
+from util.errors import OneLineParser, RaisingParser, UserError
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import (
     GENERATOR_OPTIONS,
@@ -50,8 +51,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} [%(default)s]"
 
 
-# option names in the original code of 2017 and 2018, and what they are called now; for models that
-# do not have an option of the older name
+# option names in the original code of 2017 and 2018, and what they are called now
 RENAMED = {
     "align_data": "dataset_mode aligned",
     "batchSize": "batch_size",
@@ -59,7 +59,6 @@ RENAMED = {
     "fineSize": "crop_size",
     "how_many": "num_test",
     "identity": "lambda_identity",
-    "lambda_A": "lambda_L1",  # of pix2pix
     "loadSize": "load_size",
     "nThreads": "num_threads",
     "niter": "n_epochs",
@@ -77,10 +76,10 @@ RENAMED = {
 
 # between ranks: places and resources of a machine, what only rank 0 does, what it tells the others
 MAY_DIFFER = set(
-    "dataroot checkpoints_dir results_dir tile_scratch gpu_ids num_threads cache_images "
-    "max_dataset_size display_id display_server display_port display_env display_ncols "
-    "display_winsize use_wandb wandb_project_name use_tensorboard inception_weights lpips_weights "
-    "seed".split()
+    "dataroot checkpoints_dir gpu_ids local_rank num_threads cache_images max_dataset_size "
+    "display_id display_server display_port display_env display_ncols display_winsize use_wandb "
+    "wandb_project_name use_tensorboard inception_weights lpips_weights keep_states verbose "
+    "no_html update_html_freq seed".split()
 )
 
 
@@ -136,7 +135,7 @@ class BaseOptions:
         basic = shared_options.group(parser, "basic")
         basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
-        if RENAMED.keys() & {_name(word) for word in unknown}:
+        if {"lambda_A", *RENAMED} & {_name(word) for word in unknown}:
             self.argv = _renamed(self._words(), unknown, parser._option_string_actions)
             opt, unknown = parser.parse_known_args(self.argv)
         if unknown and not self.isTrain:
@@ -160,13 +159,16 @@ class BaseOptions:
         The published commands of CUT give some of them to test.py.
         """
         own = self.parser
-        training = self.initialize(self.PARSER(prog=own.prog, add_help=False))
-        self.parser = own  # some `initialize` sets it
         try:
+            training = self.initialize(RaisingParser(add_help=False, allow_abbrev=False))
             training = models.get_option_setter(model)(training, True)
-        except UserError:  # such as --model test, which can't be trained
+            for action in training._actions:
+                action.required = False
+            left = training.parse_known_args(unknown)[1]
+        except Exception:  # a model that can't be trained here, or whatever its code raises
             return unknown
-        left = training.parse_known_args(unknown)[1]
+        finally:
+            self.parser = own  # some `initialize` sets it
         ignored = [word for word in unknown if word.startswith("--") and word not in left]
         if ignored:
             print(f"without effect here, since only training uses it: {' '.join(ignored)}")
@@ -200,8 +202,7 @@ class BaseOptions:
             ) from e
         if not isinstance(extended, argparse.ArgumentParser):
             raise UserError(f"{where} returns {extended}: it must end with `return parser`")
-        known = {action.dest for action in extended._actions}
-        for old in RENAMED.keys() & extended._defaults.keys() - known:  # set for older code
+        for old in RENAMED.keys() & extended._defaults.keys():  # set for older code
             name, _, value = RENAMED[old].partition(" ")
             extended.set_defaults(**{name: value or extended._defaults[old]})
         return extended
@@ -271,7 +272,8 @@ class BaseOptions:
         """
         distributed.init_process_group()  # for programs that do not use `process_group`
         opt = self.gather_options()
-        self.check_same_on_all_ranks(opt)
+        if self.isTrain and distributed.world_size() > 1:
+            self.check_same_on_all_ranks(opt)
         explicit = self.explicit_options()
         opt.name = self.name_with_suffix(opt)
         self.saved = read_saved_options(experiment_folder(opt))
@@ -302,13 +304,19 @@ class BaseOptions:
 
         Before anything else is exchanged: what, and when, depends on the options.
         """
-        own = {name: value for name, value in vars(opt).items() if name not in MAY_DIFFER}
+        own: dict[str, str] = {}
+        for action in self.parser._actions:
+            value = getattr(opt, action.dest, None)
+            is_path = isinstance(value, str) and os.sep in value
+            plain = value is None or isinstance(value, (bool, int, float, str, list))
+            if plain and not is_path and action.dest not in MAY_DIFFER:
+                own[action.dest] = str(value)
         wanted = distributed.broadcast_object(own)
-        for name in sorted(own.keys() | wanted.keys()):
-            if own.get(name) != wanted.get(name):
+        for name, value in own.items():
+            if value != wanted.get(name, value):
                 raise UserError(
-                    f"--{name}: {own.get(name)} here, {wanted.get(name)} in the first process: all "
-                    "machines need the same options"
+                    f"--{name}: {value} here, {wanted[name]} in the first process: all machines "
+                    "need the same options"
                 )
 
     def name_with_suffix(self, opt: argparse.Namespace) -> str:
@@ -389,7 +397,9 @@ def _renamed(words: list[str], unknown: list[str], known: Container[str]) -> lis
     """Replace the option names of 2017 and 2018 in a command line with the current ones."""
     found: list[str] = []
     for word in words:
-        new = RENAMED.get(_name(word), "") if word in unknown else ""
+        # the second of pix2pix, which other models have under this name
+        names = {**RENAMED, "lambda_A": "lambda_L1"}
+        new = names.get(_name(word), "") if word in unknown else ""
         name, *value = new.split(" ")
         if f"--{name}" not in known:
             found.append(word)

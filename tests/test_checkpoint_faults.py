@@ -1163,7 +1163,7 @@ def test_the_best_of_the_save_itself_counts_after_a_resume(images, kept, tmp_pat
     """That of a later epoch is given up with it."""
     validation: Any = Validation.__new__(Validation)
     validation.folder, validation.every, validation.by, validation.best = tmp_path, 1, "L1", None
-    validation.validated_on, validation.extractor = "val, 2 of its images", None
+    validation.validated_on, validation.extractor = "val, 2 of its images", ""
     (tmp_path / "best_net_G.pth").touch()
     best = {"by": "L1", "value": 0.5, "epoch": 1, "images": images}
     written = json.dumps({**best, "of": validation.validated_on})

@@ -93,9 +93,31 @@ def test_options_of_the_model_that_only_training_uses(tmp_path, capsys):
     assert parse(tmp_path, *words, train=False).num_test == 3
     said = "without effect here, since only training uses it: --CUT_mode --nce_layers=0,4\n"
     assert said in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        parse(tmp_path, "--model", "cut", "--lamda_NCE", "1", train=False)
-    assert "unknown option '--lamda_NCE'" in capsys.readouterr().err
+    for words in ("--lamda_NCE 1", "--CUT_mode None", "--lambda_NC 1"):
+        with pytest.raises(SystemExit):
+            parse(tmp_path, "--model", "cut", *words.split(), train=False)
+        assert f"unknown option '{words.split()[0]}'" in capsys.readouterr().err
+
+
+def test_options_that_ranks_may_not_have_alike(tmp_path, monkeypatch):
+    """Values that are not equal to themselves, or can't be sent, are no reason to stop."""
+    options = TrainOptions(["--dataroot", str(tmp_path)])
+    options.gather_options()
+    options.parser.add_argument("--thresh", type=float, default=float("nan"))
+    options.parser.add_argument("--warm", default=lambda: 1)
+    options.parser.add_argument("--local_rank", type=int, default=0)
+    options.parser.add_argument("--teacher", default="a/b.pth")
+    options.parser.set_defaults(started=1.5, table=torch.zeros(2))
+    opt = options.parser.parse_args(["--dataroot", str(tmp_path)])
+    first: dict = {}
+    monkeypatch.setattr("util.distributed.broadcast_object", lambda own: first.update(own) or own)
+    options.check_same_on_all_ranks(opt)
+    monkeypatch.setattr("util.distributed.broadcast_object", lambda own: first)
+    opt.local_rank, opt.teacher, opt.started, opt.warm = 1, "c/d.pth", 2.5, lambda: 2
+    options.check_same_on_all_ranks(opt)
+    opt.lambda_A = 3.0
+    with pytest.raises(UserError, match=r"--lambda_A: 3\.0 here, 10\.0 in the first process"):
+        options.check_same_on_all_ranks(opt)
 
 
 def test_channels_of_ones_own(tmp_path):
@@ -788,6 +810,7 @@ def test_command_lines_of_2017_and_2018(tmp_path, capsys):
     found, wanted = (vars(parse(tmp_path, *words.split(), "--seed", "1")) for words in (old, new))
     assert found == wanted
     assert parse(tmp_path, "--lambda_A", "7").lambda_A == 7
+    assert not hasattr(parse(tmp_path), "lambda_L1")  # cycle_gan
     test = [("--how_many 7 --which_epoch 9", 7, "9"), ("--ntest 8", 8, "latest")]
     for words, num_test, epoch in test:
         opt = parse(tmp_path, *words.split(), train=False)

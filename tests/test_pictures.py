@@ -263,6 +263,11 @@ def test_decoded_tiff_is_read_by_value_or_refused(tmp_path):
                 G(image)
 
 
+def write_other(path: Path) -> Path:
+    write_picture(path, np.zeros((4, 4, 3), np.uint16))
+    return path
+
+
 @pytest.mark.parametrize("kind", ["8 bits", "16 bits", "16-bit TIFF"])
 @pytest.mark.parametrize("gone", [True, False])
 def test_an_opened_image_whose_file_is_gone(tmp_path, kind, gone):
@@ -276,6 +281,8 @@ def test_an_opened_image_whose_file_is_gone(tmp_path, kind, gone):
         np.testing.assert_array_equal(from_pil(image).pixels, pixels)
     image = Image.open(path if gone else io.BytesIO(path.read_bytes()))
     path.unlink()
+    if not gone:  # a name that somebody gave it is not opened
+        image.filename = str(write_other(tmp_path / "b.png"))
     read = from_pil(image)
     np.testing.assert_array_equal(read.pixels, pixels)
     assert image.convert("RGB").size == (pixels.shape[1], pixels.shape[0])  # still usable

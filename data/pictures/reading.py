@@ -122,11 +122,12 @@ def _file_of(image: Image.Image) -> Iterator[IO[bytes]]:
     It is opened by its name, if that is still the name of the file that Pillow has open. Else, as
     for an upload or an image in memory, Pillow's own file is used, and put back where it was.
     """
-    own, path = getattr(image, "fp", None), getattr(image, "filename", "")
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or no number
-        if own is not None and not os.path.samestat(os.stat(path), os.fstat(own.fileno())):
-            path = ""
-    if own is None or (path and os.path.exists(path)):
+    own: Any = getattr(image, "fp", None)
+    path = getattr(image, "filename", "")
+    named = own is None  # closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # gone, or in memory
+        named = named or os.path.samestat(os.stat(path), os.fstat(own.fileno()))
+    if named:
         with open(path, "rb") as file:
             yield file
         return

@@ -88,7 +88,7 @@ class Validation:
         self.validated_on = f"{data} ({opt.preprocess}, {size}, {opt.direction})"
         # of FID, KID or LPIPS: other weights give other scores
         net = self.evaluator.lpips if self.by == "LPIPS" else self.evaluator.inception
-        self.extractor = net.weights.report() if needs_network and net is not None else None
+        self.extractor = net.weights.sha256 if needs_network and net is not None else ""
         self.best: dict[str, Any] | None = None
 
     def resume(self, position: Position) -> None:
@@ -124,7 +124,7 @@ class Validation:
         if of != self.validated_on:
             warn(f"the best so far is of {of}: with {self.validated_on}, it is reset")
             return None
-        if self.extractor and self.extractor not in extractors:
+        if self.extractor and self.extractor not in {x.get("sha256") for x in extractors}:
             warn(f"the best so far is by other weights for {self.by}: it is reset")
             return None
         # a model may name its files in its own way
