@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import importlib.util
 import math
-import os
 import shlex
 import sys
 from collections.abc import Callable, Container, Sequence
@@ -18,7 +17,7 @@ import models
 from util import distributed, find_class
 from util.argument_types import experiment_name
 from util.distributed import select_device
-from util.errors import OneLineParser, RaisingParser, UserError
+from util.errors import OneLineParser, UserError
 from util.randomness import new_seed, seed_everything
 from util.run.saved_options import (
     GENERATOR_OPTIONS,
@@ -72,15 +71,8 @@ RENAMED = {
     "which_model_netD": "netD",
     "which_model_netG": "netG",
 }
-
-
-# between ranks: places and resources of a machine, what only rank 0 does, what it tells the others
-MAY_DIFFER = set(
-    "dataroot checkpoints_dir gpu_ids local_rank num_threads cache_images max_dataset_size "
-    "display_id display_server display_port display_env display_ncols display_winsize use_wandb "
-    "wandb_project_name use_tensorboard inception_weights lpips_weights keep_states verbose "
-    "no_html update_html_freq seed".split()
-)
+# on command lines also one of pix2pix, which other models have under this name
+OLDER_FLAGS = {**RENAMED, "lambda_A": "lambda_L1"}
 
 
 class BaseOptions:
@@ -135,11 +127,10 @@ class BaseOptions:
         basic = shared_options.group(parser, "basic")
         basic.add_argument("-h", "--help", action="help", help="show this and exit")
         opt, unknown = parser.parse_known_args(self.argv)
-        if {"lambda_A", *RENAMED} & {_name(word) for word in unknown}:
+        if OLDER_FLAGS.keys() & {_name(word) for word in unknown}:
             self.argv = _renamed(self._words(), unknown, parser._option_string_actions)
             opt, unknown = parser.parse_known_args(self.argv)
-        if unknown and not self.isTrain:
-            unknown = self._without_training_options(unknown, opt.model)
+        unknown = self.without_effect(unknown, opt.model) if unknown else []
         if unknown and not unknown[0].startswith("-"):
             parser.error(
                 f"'{unknown[0]}' is no option and belongs to none: put a name with spaces in "
@@ -153,26 +144,9 @@ class BaseOptions:
         opt.isTrain = self.isTrain
         return opt
 
-    def _without_training_options(self, unknown: list[str], model: str) -> list[str]:
-        """Leave out, and name, options that the model has in training only.
-
-        The published commands of CUT give some of them to test.py.
-        """
-        own = self.parser
-        try:
-            training = self.initialize(RaisingParser(add_help=False, allow_abbrev=False))
-            training = models.get_option_setter(model)(training, True)
-            for action in training._actions:
-                action.required = False
-            left = training.parse_known_args(unknown)[1]
-        except Exception:  # a model that can't be trained here, or whatever its code raises
-            return unknown
-        finally:
-            self.parser = own  # some `initialize` sets it
-        ignored = [word for word in unknown if word.startswith("--") and word not in left]
-        if ignored:
-            print(f"without effect here, since only training uses it: {' '.join(ignored)}")
-        return left
+    def without_effect(self, unknown: list[str], model: str) -> list[str]:
+        """Leave out, and name, unknown options that are harmless here."""
+        return unknown
 
     def _meant(self, option: str, parser: argparse.ArgumentParser, model: str) -> str:
         """A hint for an unknown option: the models that have it, or an option spelled like it."""
@@ -272,8 +246,6 @@ class BaseOptions:
         """
         distributed.init_process_group()  # for programs that do not use `process_group`
         opt = self.gather_options()
-        if self.isTrain and distributed.world_size() > 1:
-            self.check_same_on_all_ranks(opt)
         explicit = self.explicit_options()
         opt.name = self.name_with_suffix(opt)
         self.saved = read_saved_options(experiment_folder(opt))
@@ -298,26 +270,6 @@ class BaseOptions:
         if save:
             self.save(opt)
         return opt
-
-    def check_same_on_all_ranks(self, opt: argparse.Namespace) -> None:
-        """Raise UserError if this rank has other options than rank 0.
-
-        Before anything else is exchanged: what, and when, depends on the options.
-        """
-        own: dict[str, str] = {}
-        for action in self.parser._actions:
-            value = getattr(opt, action.dest, None)
-            is_path = isinstance(value, str) and os.sep in value
-            plain = value is None or isinstance(value, (bool, int, float, str, list))
-            if plain and not is_path and action.dest not in MAY_DIFFER:
-                own[action.dest] = str(value)
-        wanted = distributed.broadcast_object(own)
-        for name, value in own.items():
-            if value != wanted.get(name, value):
-                raise UserError(
-                    f"--{name}: {value} here, {wanted[name]} in the first process: all machines "
-                    "need the same options"
-                )
 
     def name_with_suffix(self, opt: argparse.Namespace) -> str:
         """`--name`, with `--suffix` filled in."""
@@ -397,9 +349,7 @@ def _renamed(words: list[str], unknown: list[str], known: Container[str]) -> lis
     """Replace the option names of 2017 and 2018 in a command line with the current ones."""
     found: list[str] = []
     for word in words:
-        # the second of pix2pix, which other models have under this name
-        names = {**RENAMED, "lambda_A": "lambda_L1"}
-        new = names.get(_name(word), "") if word in unknown else ""
+        new = OLDER_FLAGS.get(_name(word), "") if word in unknown else ""
         name, *value = new.split(" ")
         if f"--{name}" not in known:
             found.append(word)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+import models
 from data.image_folder import parts_of_dataset
 from data.pictures.writing import FORMATS
 from models.ema import WEIGHTS
 from models.inference.tiles import MODES
 from util import distributed
 from util.argument_types import number, whole, whole_number
+from util.errors import RaisingParser
 from util.run.saved_options import experiment_folder, read_saved_options
 
 from .base_options import BaseOptions
@@ -118,6 +120,27 @@ options of another model: python test.py --model pix2pix --help"""
                 f"images are scaled to {opt.crop_size}x{opt.crop_size}, unlike in the training, "
                 f"which had {flags}"
             )
+
+    def without_effect(self, unknown: list[str], model: str) -> list[str]:
+        """Leave out, and name, options that the model has in training only.
+
+        The published commands of CUT give some of them to test.py.
+        """
+        own = self.parser
+        try:
+            training = self.initialize(RaisingParser(add_help=False, allow_abbrev=False))
+            training = models.get_option_setter(model)(training, True)
+            for action in training._actions:
+                action.required = False
+            left = training.parse_known_args(unknown)[1]
+        except Exception:  # a model that can't be trained here, or whatever its code raises
+            return unknown
+        finally:
+            self.parser = own  # some `initialize` sets it
+        ignored = [word for word in unknown if word.startswith("--") and word not in left]
+        if ignored:
+            print(f"without effect here, since only training uses it: {' '.join(ignored)}")
+        return left
 
     def choose_speed(self, opt: argparse.Namespace, explicit: set[str]) -> None:
         super().choose_speed(opt, explicit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 
 from data.cache import MEMORY_FRACTION
 from models import diffaug
@@ -11,7 +12,7 @@ from models.losses import GAN_MODES
 from models.schedulers import LR_POLICIES
 from util import distributed
 from util.argument_types import count, number, renamed, whole, whole_number
-from util.errors import warn
+from util.errors import UserError, warn
 from util.run import checkpoint, weight_files
 from util.run.saved_options import DISCRIMINATOR_OPTIONS, GENERATOR_OPTIONS, experiment_folder
 from util.scores.evaluation import SCORES
@@ -21,6 +22,14 @@ from .evaluate_options import add_weights
 from .restoring import warn_of_dropped
 from .shared_options import group
 from .test_options import picture_count
+
+# between ranks: places and resources of a machine, what only rank 0 does, what it tells the others
+MAY_DIFFER = set(
+    "dataroot checkpoints_dir gpu_ids local_rank num_threads cache_images max_dataset_size "
+    "display_id display_server display_port display_env display_ncols display_winsize use_wandb "
+    "wandb_project_name use_tensorboard inception_weights lpips_weights keep_states verbose "
+    "no_html update_html_freq seed".split()
+)
 
 
 class TrainOptions(BaseOptions):
@@ -138,6 +147,7 @@ options of another model: python train.py --model pix2pix --help"""
         return (*GENERATOR_OPTIONS, *DISCRIMINATOR_OPTIONS, "seed", "ema")
 
     def restore_saved(self, opt: argparse.Namespace, explicit: set[str]) -> None:
+        self.check_same_on_all_ranks(opt)
         self.resume_after_restart(opt)
         super().restore_saved(opt, explicit)
         if not opt.continue_train:
@@ -148,6 +158,26 @@ options of another model: python train.py --model pix2pix --help"""
         names |= {"val_freq", "on_nan", "precision", "deterministic"}
         warn_of_dropped(opt, names - explicit - {"phase", "epoch_count"}, self.saved)
         self.begin_if_nothing_is_saved(opt)
+
+    def check_same_on_all_ranks(self, opt: argparse.Namespace) -> None:
+        """Raise UserError if this rank has other options than rank 0.
+
+        Before anything else is exchanged: what, and when, depends on the options.
+        """
+        own: dict[str, str] = {}
+        for action in self.parser._actions:
+            value = getattr(opt, action.dest, None)
+            is_path = isinstance(value, str) and os.sep in value
+            plain = value is None or isinstance(value, (bool, int, float, str, list))
+            if plain and not is_path and action.dest not in MAY_DIFFER:
+                own[action.dest] = str(value)
+        wanted = distributed.broadcast_object(own)
+        for name, value in own.items():
+            if value != wanted.get(name, value):
+                raise UserError(
+                    f"--{name}: {value} here, {wanted[name]} in the first process: all machines "
+                    "need the same options"
+                )
 
     def begin_if_nothing_is_saved(self, opt: argparse.Namespace) -> None:
         """Unset --continue_train if there is nothing to resume, for models that read it."""

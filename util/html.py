@@ -82,7 +82,7 @@ class HTML:
     def __init__(self, web_dir: str | os.PathLike, title: str, refresh: int = 0):
         self.title = title
         self.web_dir = TextPath(web_dir)
-        self.img_dir = TextPath(self.web_dir, "images")
+        self.img_dir = self.web_dir / "images"
         self.img_dir.mkdir(parents=True, exist_ok=True)
         mark_as_results(self.web_dir)
         self.shapes: set[tuple[int, int]] = set()  # images in a row, and their width

@@ -249,10 +249,9 @@ class _Collected:
             if (distance := labels[visual].distance()) > NOT_LABELS:
                 why = f"real images are {distance:.0f} levels off the colours of classes"
                 self._leave_out("cityscapes", f"{why}, so they are no label images")
-                labels = {}
-        if labels:
-            for name, value in labels[visual].scores().items():
-                scores[visual][name] = Score(value, None, self.pictures)
+            else:
+                for name, value in labels[visual].scores().items():
+                    scores[visual][name] = Score(value, None, self.pictures)
         for visual in list(self.features):
             if visual.startswith("fake"):
                 self._score_set(visual, scores[visual])
